@@ -1,0 +1,75 @@
+# gcond: the two commands are `make reproduce-table2` and `make test`; `make help` lists the rest.
+# Supported: Linux x86-64, Python 3.11 or later, make, git. CUDA is used where there is a GPU, else the CPU.
+
+PYTHON   ?= python3
+SCALE    ?= mini
+SEEDS    ?= 11,42,2025
+CT       ?= data/ct
+IMAGENET ?=
+DEVICE   ?= auto
+JOBS     ?= $(if $(filter cuda%,$(DEVICE)),1,$(shell nproc 2>/dev/null || echo 1))
+OUT      ?= results
+
+VENV     := .venv
+BIN      := $(VENV)/bin
+READY    := $(VENV)/.ready
+NEEDS_GB := 8
+PHOTOS   := $(if $(IMAGENET),imagenet256,photos)
+DATASETS := $(PHOTOS),ct
+SWEEP    := experiment=table2 scale=$(SCALE) dataset=$(DATASETS) seed=$(SEEDS) device=$(DEVICE) paths.ct=$(CT) \
+            $(if $(IMAGENET),paths.imagenet=$(IMAGENET))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup data reproduce-table2 plan table2 test test-slow lint format
+
+help: ## this list
+	@echo "Targets:"
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | while IFS="$$(printf '\t')" read -r name words; do printf '  %-18s %s\n' "$$name" "$$words"; done
+	@echo "Variables (make TARGET NAME=value):"
+	@echo "  SCALE=mini|sample|paper   how large a study; mini takes minutes, sample hours on two cores, paper needs a GPU"
+	@echo "  SEEDS=11,42,2025          one run per seed"
+	@echo "  CT=DIR                    a CT store (default data/ct: public samples, fetched on first use)"
+	@echo "  IMAGENET=DIR              a copy of ImageNet-256 or a folder of JPEG files (default: the photos of scikit-image)"
+	@echo "  DEVICE=auto|cpu|cuda      JOBS=N runs side by side (default: the number of cores, 1 on CUDA)"
+	@echo "  OUT=DIR                   where tables go (default results)"
+
+setup: $(READY) ## make the virtual environment (once; about 8 GB of disk, 2 to 10 minutes)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "expected Python 3.11 or later, found $$($(PYTHON) --version); set PYTHON=..."; exit 1; }
+	@test "$$(uname -sm)" = "Linux x86_64" || { echo "requirements.lock is for Linux x86-64, found $$(uname -sm): install with 'pip install -e .[study,dev]' in an environment of your own"; exit 1; }
+	@free=$$(df -Pk . | awk 'NR == 2 { print int($$4 / 1048576) }'); echo "The environment takes about $(NEEDS_GB) GB (PyTorch with CUDA); $$free GB are free here."; \
+	  test -d $(VENV) || test "$$free" -ge $(NEEDS_GB) || { echo "expected at least $(NEEDS_GB) GB of free disk, found $$free GB"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+data: $(READY) ## fetch the public CT samples (about 130 MB, licences printed) into data/ct
+	@test -e data/ct/facts.json || $(BIN)/python data_prep/samples.py --out data/ct
+
+reproduce-table2: $(READY) $(if $(filter data/ct,$(CT)),data) ## train everything of Table 2 that is not finished yet, and print it
+	@$(if $(filter paper,$(SCALE)),$(if $(IMAGENET),,echo "SCALE=paper needs IMAGENET=DIR (and CT=DIR, a store of the CT archives)"; exit 1;))true
+	@status=0; $(BIN)/python -m gcond.sweep --jobs $(JOBS) $(SWEEP) || status=$$?; \
+	  $(BIN)/python -m gcond.report table2 --scale $(SCALE) --datasets $(DATASETS) --seeds $(SEEDS) --results $(OUT) || status=$$?; exit $$status
+
+plan: $(READY) ## say what reproduce-table2 would run, and for how long
+	@$(BIN)/python -m gcond.sweep --plan-only --jobs $(JOBS) $(SWEEP)
+
+table2: $(READY) ## print the recorded Table 2 again, from results/ alone
+	@$(BIN)/python -m gcond.report table2 --recorded --scale $(SCALE) --datasets $(DATASETS) --seeds $(SEEDS) --results $(OUT)
+
+test: $(READY) ## the fast tests (under 5 minutes on two cores)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: $(READY) ## the slow tests as well
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
+lint: $(READY) ## style, format and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(READY) ## format the code and mend what ruff can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .

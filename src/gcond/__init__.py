@@ -1,0 +1,1 @@
+"""Gradient conflict in multi-task learning: GCond and its peers."""
