@@ -1,0 +1,57 @@
+"""What is logged about a conflict and its resolution: all of it from m x m matrices, so it costs nothing of size P."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gcond.strategy.conflict import Conflict, Resolution
+
+
+def describe(conflict: Conflict, resolution: Resolution) -> dict[str, float]:
+    """Norms, true minimum cosines before and after, implied weights, and the size of the correction.
+
+    `correction` is ||d - s|| / ||s|| for the update d and the plain sum s of the task gradients, over the shared
+    parameters. A minimum cosine is nan where no two gradients are nonzero.
+    """
+    weights = resolution.weights
+    metrics: dict[str, float] = {}
+    for index, task in enumerate(conflict.tasks):
+        metrics[f"loss/{task}"] = float(conflict.losses[index])
+        metrics[f"grad_norm/{task}"] = math.sqrt(max(0.0, float(conflict.gram[index, index])))
+        metrics[f"weight/{task}"] = float(weights[index])
+    if len(conflict.tasks) > 1:
+        change = weights - 1
+        total = float(conflict.gram.sum())
+        metrics["correction"] = (
+            math.sqrt(max(0.0, float(change @ conflict.gram @ change)) / total) if total > 0 else math.nan
+        )
+        for name, gram in {"all": conflict.gram, **conflict.group_grams}.items():
+            metrics[f"cosine/{name}"] = minimum_cosine(gram)
+            metrics[f"cosine_resolved/{name}"] = minimum_cosine(
+                resolution.coefficients @ gram @ resolution.coefficients.T
+            )
+    return metrics | resolution.metrics
+
+
+def minimum_cosine(gram: Tensor) -> float:
+    """The smallest cosine between two different rows with the Gram matrix `gram` [m, m]; nan without a nonzero pair."""
+    norms = gram.diagonal().clamp(min=0).sqrt()
+    pairs = torch.triu(torch.outer(norms, norms) > 0, diagonal=1)
+    if not bool(pairs.any()):
+        return math.nan
+    return float((gram / torch.outer(norms, norms))[pairs].min())
+
+
+def average(resolutions: list[dict[str, float]]) -> dict[str, float]:
+    """One record for several resolutions of a step: means, but the minimum of cosines. nan is left out of both."""
+    merged = {}
+    for key in resolutions[0]:
+        values = [metrics[key] for metrics in resolutions if not math.isnan(metrics[key])]
+        if not values:
+            merged[key] = math.nan
+        else:
+            merged[key] = min(values) if key.startswith("cosine") else sum(values) / len(values)
+    return merged

@@ -1,0 +1,206 @@
+"""How task gradients are gathered over a window of K micro-batches (GCond, equations 1 to 3).
+
+Letters: m tasks, K micro-batches. An estimator fills the rows of `TaskGradients` and yields the mean losses [m] each
+time the rows are ready to be resolved. Each row is the mean over its own micro-batches, lambda applied, so that its
+scale does not depend on the estimator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from gcond.strategy.gradients import TaskGradients
+
+Losses = Callable[[Any, Sequence[str]], Mapping[str, Tensor]]
+
+
+class Estimator(Protocol):
+    @property
+    def accumulation_steps(self) -> int:
+        """K, the micro-batches of a window."""
+
+    @property
+    def resolves_micro_batches(self) -> bool:
+        """Whether rows are resolved after every micro-batch and the results averaged."""
+
+    def rows(self, tasks: Sequence[str]) -> int:
+        """The rows that `gather` fills; ValueError where the estimator cannot serve these tasks."""
+
+    def gather(
+        self, gradients: TaskGradients, batches: Sequence[Any], losses: Losses, tasks: Mapping[str, float]
+    ) -> Iterator[Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Joint:
+    """One forward and one backward pass per micro-batch for the lambda-weighted sum of all losses: a single row."""
+
+    accumulation_steps: int = 24
+    resolves_micro_batches = False
+
+    def __post_init__(self) -> None:
+        _check_steps(self.accumulation_steps)
+
+    def rows(self, tasks: Sequence[str]) -> int:
+        return 1
+
+    def gather(
+        self, gradients: TaskGradients, batches: Sequence[Any], losses: Losses, tasks: Mapping[str, float]
+    ) -> Iterator[Tensor]:
+        gradients.zero()
+        total = _Mean(len(tasks))
+        with gradients.collecting():
+            gradients.select(0)
+            for batch in batches:
+                values = _ask(losses, batch, list(tasks))
+                total.add(values, tasks)
+                _backward(sum(tasks[name] * values[name] for name in tasks) / len(batches))
+        yield total.mean()
+
+
+@dataclass(frozen=True)
+class Sequential:
+    """Every micro-batch serves every task: m backward passes each.
+
+    Args:
+        accumulation_steps: K.
+        forward: "shared" asks for all losses of a micro-batch at once and keeps the graph until the last task's
+            backward pass; "per_task" asks for one at a time, so that one graph is alive at a time (as published). In
+            train mode BatchNorm's running statistics then take m updates per micro-batch.
+        resolve_every: "window" resolves the K-step means (GCond); "micro_batch" resolves every micro-batch and averages
+            the results (the peers, as published).
+    """
+
+    accumulation_steps: int = 24
+    forward: str = "shared"
+    resolve_every: str = "window"
+
+    def __post_init__(self) -> None:
+        _check_steps(self.accumulation_steps)
+        if self.forward not in ("shared", "per_task"):
+            raise ValueError(f'`forward`: expected "shared" or "per_task", found {self.forward!r}')
+        if self.resolve_every not in ("window", "micro_batch"):
+            raise ValueError(f'`resolve_every`: expected "window" or "micro_batch", found {self.resolve_every!r}')
+
+    @property
+    def resolves_micro_batches(self) -> bool:
+        return self.resolve_every == "micro_batch"
+
+    def rows(self, tasks: Sequence[str]) -> int:
+        return len(tasks)
+
+    def gather(
+        self, gradients: TaskGradients, batches: Sequence[Any], losses: Losses, tasks: Mapping[str, float]
+    ) -> Iterator[Tensor]:
+        windows = [[batch] for batch in batches] if self.resolves_micro_batches else [batches]
+        for window in windows:
+            gradients.zero()
+            total = _Mean(len(tasks))
+            with gradients.collecting():
+                for batch in window:
+                    self._backward_all(gradients, batch, losses, tasks, len(window), total)
+            yield total.mean()
+
+    def _backward_all(
+        self,
+        gradients: TaskGradients,
+        batch: Any,
+        losses: Losses,
+        tasks: Mapping[str, float],
+        micro_batches: int,
+        total: _Mean,
+    ) -> None:
+        names = list(tasks)
+        values = _ask(losses, batch, names) if self.forward == "shared" else {}
+        for row, name in enumerate(names):
+            loss = values[name] if values else _ask(losses, batch, [name])[name]
+            total.add({name: loss}, tasks)
+            gradients.select(row)
+            _backward(loss * (tasks[name] / micro_batches), retain_graph=bool(values) and row < len(names) - 1)
+
+
+@dataclass(frozen=True)
+class Stochastic:
+    """K micro-batches in m consecutive blocks; block i serves task i only: K forward and K backward passes.
+
+    Args:
+        accumulation_steps: K, divisible by the number of tasks.
+        resolve_every: "window" is the only choice, since a micro-batch holds one task's gradient.
+    """
+
+    accumulation_steps: int = 24
+    resolve_every: str = "window"
+    resolves_micro_batches = False
+
+    def __post_init__(self) -> None:
+        _check_steps(self.accumulation_steps)
+        if self.resolve_every != "window":
+            raise ValueError(
+                f'`resolve_every`: expected "window", found {self.resolve_every!r}; a stochastic micro-batch holds the '
+                "gradient of one task, so there is nothing to resolve in it: use the sequential estimator"
+            )
+
+    def rows(self, tasks: Sequence[str]) -> int:
+        if self.accumulation_steps % len(tasks):
+            raise ValueError(
+                f"`accumulation_steps`: the stochastic estimator expects a multiple of the number of tasks "
+                f"({len(tasks)}: {', '.join(tasks)}), found {self.accumulation_steps}"
+            )
+        return len(tasks)
+
+    def gather(
+        self, gradients: TaskGradients, batches: Sequence[Any], losses: Losses, tasks: Mapping[str, float]
+    ) -> Iterator[Tensor]:
+        gradients.zero()
+        total = _Mean(len(tasks))
+        block = len(batches) // len(tasks)
+        with gradients.collecting():
+            for row, name in enumerate(tasks):
+                gradients.select(row)
+                for batch in batches[row * block : (row + 1) * block]:
+                    loss = _ask(losses, batch, [name])[name]
+                    total.add({name: loss}, tasks)
+                    _backward(loss * (tasks[name] / block))
+        yield total.mean()
+
+
+class _Mean:
+    """Sums of detached losses per task, on their device: no synchronisation per micro-batch."""
+
+    def __init__(self, tasks: int) -> None:
+        self._values: list[list[Tensor]] = [[] for _ in range(tasks)]
+
+    def add(self, values: Mapping[str, Tensor], tasks: Mapping[str, float]) -> None:
+        for index, name in enumerate(tasks):
+            if name in values:
+                self._values[index].append(values[name].detach())
+
+    def mean(self) -> Tensor:
+        return torch.stack([torch.stack(values).double().mean() for values in self._values])
+
+
+def _ask(losses: Losses, batch: Any, names: list[str]) -> Mapping[str, Tensor]:
+    values = losses(batch, names)
+    if set(values) != set(names):
+        raise ValueError(f"`losses`: asked for {names}, expected exactly these keys, found {list(values)}")
+    for name, value in values.items():
+        if value.numel() != 1 or not value.requires_grad:
+            raise ValueError(
+                f"`losses`: expected a scalar that requires a gradient for task {name!r}, found shape "
+                f"{tuple(value.shape)}, requires_grad={value.requires_grad}"
+            )
+    return values
+
+
+def _backward(loss: Any, retain_graph: bool = False) -> None:
+    loss.backward(retain_graph=retain_graph)
+
+
+def _check_steps(accumulation_steps: int) -> None:
+    if not isinstance(accumulation_steps, int) or accumulation_steps < 1:
+        raise ValueError(f"`accumulation_steps`: expected an integer >= 1, found {accumulation_steps!r}")

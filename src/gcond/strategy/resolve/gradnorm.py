@@ -1,0 +1,101 @@
+"""GradNorm: Chen et al. 2018, Algorithm 1 (https://arxiv.org/abs/1711.02257)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gcond.strategy.conflict import Conflict, Resolution
+
+MIN_WEIGHT = 1e-3  # the paper does not keep weights positive; a weight that falls below is counted and lifted to this
+
+
+class GradNorm:
+    """Loss weights w that equalise the gradient norms on one shared layer, faster for tasks that train slowly.
+
+    With G_i = w_i ||grad_W L_i||, its mean over tasks G, and the relative inverse training rate
+    r_i = (L_i / L_i(0)) / mean_j(L_j / L_j(0)), one Adam step is taken on sum_i |G_i - G r_i^alpha| (the target held
+    constant; the derivative by w_i is sign(G_i - G r_i^alpha) ||grad_W L_i||, so no double backward pass is needed),
+    then w is renormalised to sum m. The network's own update uses the weights from before that step. w starts at 1 and
+    replaces the lambdas ("Dynamic" in the GCond paper's Table 5), on the parameters of a single task too.
+
+    Args:
+        alpha: strength of the pull towards a common training rate; 1.5 in both papers.
+        lr: of Adam on w; 1e-3 in the GCond paper, 0.025 in GradNorm's.
+        group: the parameter group that is W, the last layer that all tasks share.
+    """
+
+    uses_history = False
+    needs_task_gradients = True
+
+    def __init__(self, alpha: float = 1.5, lr: float = 1e-3, group: str = "head") -> None:
+        if alpha < 0:
+            raise ValueError(f"`alpha`: expected a number >= 0, found {alpha}")
+        if lr <= 0:
+            raise ValueError(f"`lr`: expected a number > 0, found {lr}")
+        self.alpha, self.lr, self.group = alpha, lr, group
+        self._weights: Tensor | None = None
+        self._adam: torch.optim.Adam | None = None
+        self._first_losses: Tensor | None = None
+
+    def check(self, tasks: dict[str, float], groups: tuple[str, ...]) -> None:
+        zero = [name for name, value in tasks.items() if value == 0]
+        if zero:
+            raise ValueError(
+                f"`tasks`: GradNorm needs every lambda above 0 to recover the loss's own gradient, found 0 for {zero}"
+            )
+        if self.group not in groups:
+            raise ValueError(
+                f"`group`: GradNorm needs the parameter group {self.group!r} (the last shared layer), "
+                f"found {list(groups)}; pass the parameters as a mapping from group name to parameters"
+            )
+
+    def resolve(self, conflict: Conflict) -> Resolution:
+        if self._weights is None:
+            self._start(conflict.losses)
+        assert self._weights is not None
+        assert self._adam is not None
+        weights = self._weights.detach().clone()
+        norms = conflict.group_grams[self.group].diagonal().sqrt() / conflict.lambdas
+        assert self._first_losses is not None
+        pace = conflict.losses / self._first_losses
+        pace = pace / pace.mean()
+        target = (weights * norms).mean() * pace**self.alpha
+        self._weights.grad = torch.sign(weights * norms - target) * norms
+        self._adam.step()
+        with torch.no_grad():
+            lifted = int((self._weights < MIN_WEIGHT).sum())
+            self._weights.clamp_(min=MIN_WEIGHT)
+            self._weights.mul_(len(weights) / self._weights.sum())
+        effective = weights / conflict.lambdas
+        metrics = {f"gradnorm/weight/{task}": float(w) for task, w in zip(conflict.tasks, weights, strict=True)}
+        return Resolution(torch.diag(effective), metrics | {"gradnorm/lifted": float(lifted)}, effective)
+
+    def _start(self, losses: Tensor) -> None:
+        if bool((losses <= 0).any()):
+            raise ValueError(f"GradNorm divides by the first losses: expected them above 0, found {losses.tolist()}")
+        self._first_losses = losses.clone()
+        self._weights = torch.ones_like(losses).requires_grad_()
+        self._adam = torch.optim.Adam([self._weights], lr=self.lr)
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._weights is None or self._adam is None:
+            return {}
+        return {
+            "weights": self._weights.detach().clone(),
+            "first_losses": self._first_losses,
+            "adam": self._adam.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if not state:
+            self._weights = self._adam = self._first_losses = None
+            return
+        self._start(state["first_losses"])
+        assert self._weights is not None
+        assert self._adam is not None
+        with torch.no_grad():
+            self._weights.copy_(state["weights"])
+        self._adam.load_state_dict(state["adam"])

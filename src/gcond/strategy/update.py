@@ -1,0 +1,100 @@
+"""From the resolved gradient to what stands in `p.grad`.
+
+Letters: P parameters; d [P] the resolved gradient, overwritten with what is to be written.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from gcond.strategy.gradients import TaskGradients
+
+
+class Update(Protocol):
+    def apply(self, direction: Tensor, gradients: TaskGradients) -> None:
+        """Overwrite `direction` [P] with what `p.grad` is to hold."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Raw:
+    """The resolved gradient as it is (GCond "pure"; every peer). The outer optimizer has its own momentum."""
+
+    def apply(self, direction: Tensor, gradients: TaskGradients) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class EMA:
+    """Bias-corrected moving average of the resolved gradient (GCond "integrated"; equation 10).
+
+    The outer AdamW then runs with beta1 = 0, else the gradient would be smoothed twice. At the same learning rate this
+    takes larger steps than AdamW with beta1 = 0.9: the control `baseline_integrated` shows what that alone does.
+
+    Args:
+        beta: in [0, 1); 0.9 in the paper.
+    """
+
+    def __init__(self, beta: float = 0.9) -> None:
+        if not 0 <= beta < 1:
+            raise ValueError(f"`beta`: expected a number in [0, 1), found {beta}")
+        self.beta = beta
+        self._steps = 0
+        self._momentum: Tensor | None = None
+
+    def apply(self, direction: Tensor, gradients: TaskGradients) -> None:
+        if self._momentum is None:
+            self._momentum = torch.zeros_like(direction)
+        self._steps += 1
+        self._momentum.mul_(self.beta).add_(direction, alpha=1 - self.beta)
+        torch.div(self._momentum, 1 - self.beta**self._steps, out=direction)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self._steps, "momentum": self._momentum}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._steps = state["steps"]
+        self._momentum = None if state["momentum"] is None else state["momentum"].clone()
+
+
+class LionLARS(EMA):
+    """sign(m_hat) * min(|p| / |m_hat|, clip) * coefficient, per parameter tensor (GCond "lion").
+
+    m_hat is the bias-corrected average of `EMA`, |.| the Euclidean norm of a tensor. The ratio is 1 where either norm
+    is below 1e-8, so that tensors that start at zero move. The outer optimizer is SGD without momentum or weight decay
+    and carries the learning rate.
+
+    Args:
+        beta: of the average; 0.9 in the paper.
+        clip: largest trust ratio; 50 in the paper.
+        coefficient: factor on the result. 1 leaves the learning rate to the outer SGD; the published code runs that at
+            1 and passes the scheduled learning rate here.
+    """
+
+    def __init__(self, beta: float = 0.9, clip: float = 50.0, coefficient: float = 1.0) -> None:
+        super().__init__(beta)
+        if clip <= 0:
+            raise ValueError(f"`clip`: expected a number > 0, found {clip}")
+        if coefficient <= 0:
+            raise ValueError(f"`coefficient`: expected a number > 0, found {coefficient}")
+        self.clip, self.coefficient = clip, coefficient
+
+    def apply(self, direction: Tensor, gradients: TaskGradients) -> None:
+        super().apply(direction, gradients)
+        views = gradients.views(direction)
+        momentum_norms = torch.stack(torch._foreach_norm(views)).double()
+        parameter_norms = torch.stack(torch._foreach_norm([p.detach() for p in gradients.parameters])).double()
+        ratios = (parameter_norms / momentum_norms).clamp(max=self.clip)
+        ratios = torch.where((parameter_norms < 1e-8) | (momentum_norms < 1e-8), 1.0, ratios) * self.coefficient
+        direction.sign_()
+        torch._foreach_mul_(views, list(ratios.to(direction.dtype).unbind()))
