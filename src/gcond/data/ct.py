@@ -1,0 +1,98 @@
+"""Axial CT slices from a store (gcond.data.store), windowed by an Intensity."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset
+from PIL import Image
+from torch import Tensor
+
+from gcond.data import store, windows
+from gcond.data.images import STORED_SIZE, check_size, hold_in_memory
+from gcond.data.intensity import Intensity
+from gcond.data.splits import Splits
+
+PAPER_MEAN, PAPER_STD = 0.107961, 0.173622
+
+
+class StoreSlices:
+    """Slices of one split as int16 [1, S, S], HU + 1024."""
+
+    def __init__(self, dataset: Dataset, size: int) -> None:
+        self.dataset = dataset
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Tensor:
+        pixels = np.frombuffer(self.dataset[index]["pixels"], store.DTYPE)
+        stored = pixels.reshape(STORED_SIZE, STORED_SIZE)
+        return torch.from_numpy(resize(stored, self.size)).unsqueeze(0)
+
+
+def resize(stored: np.ndarray, size: int) -> np.ndarray:
+    """HU + 1024 [256, 256] -> int16 [size, size]: antialiased in float32, rounded back. Before any window."""
+    if size == len(stored):
+        return stored.astype(np.int16)
+    picture = Image.fromarray(stored.astype(np.float32)).resize((size, size), Image.Resampling.BILINEAR)
+    return np.rint(np.asarray(picture)).astype(np.int16)
+
+
+def load(
+    root: str | Path, image_size: int, window: str | Sequence[float] = "c600w2800", statistics: str = "store"
+) -> Splits:
+    """The three splits of the store at `root`.
+
+    `window` is a name in windows.PRESETS or [hu_min, hu_max]. `statistics`: "store" takes mean and standard deviation
+    of the training split in that window, at the stored 256 pixels; "paper" takes the paper's constants, whose window is
+    unknown. Raises ValueError for an unknown window or statistics and for a store that is absent, of another format,
+    incomplete, or with a patient in two splits.
+    """
+    check_size(image_size)
+    hu_min, hu_max = windows.resolve(window)
+    if statistics not in ("store", "paper"):
+        raise ValueError(f"`statistics` must be store or paper, found {statistics!r}")
+    root = Path(root)
+    facts = store.read_facts(root)
+    datasets = {split: store.open_split(root, split, facts) for split in store.SPLITS}
+    store.check_disjoint(
+        {split: set(pc.unique(data.data.column("patient")).to_pylist()) for split, data in datasets.items()}
+    )
+
+    measured = _measured(facts, datasets["train"], window, hu_min, hu_max)
+    mean, std = measured if statistics == "store" else (PAPER_MEAN, PAPER_STD)
+    images = {split: hold_in_memory(StoreSlices(data, image_size), f"CT {split}") for split, data in datasets.items()}
+    return Splits(
+        train=images["train"],
+        val=images["validation"],
+        test=images["test"],
+        intensity=Intensity.of_hu_window(hu_min, hu_max, mean, std),
+        title=facts["title"],
+        facts={
+            "version": facts["format_version"],
+            "counts": {"train": len(images["train"]), "val": len(images["validation"]), "test": len(images["test"])},
+            "checksum": facts["checksum"],
+            "missing_packages": facts["missing_packages"],
+            "patients": {name: patient["split"] for name, patient in facts["patients"].items()},
+            "window_hu": [hu_min, hu_max],
+            "statistics": statistics,
+            "mean": [mean],
+            "std": [std],
+            "distance_from_paper": math.dist(measured, (PAPER_MEAN, PAPER_STD)),
+        },
+    )
+
+
+def _measured(
+    facts: dict, train: Dataset, window: str | Sequence[float], hu_min: float, hu_max: float
+) -> tuple[float, float]:
+    """Mean and standard deviation of the training split, from the facts where they name the window."""
+    known = facts["train_statistics"].get(window) if isinstance(window, str) else None
+    if known is not None:
+        return known["mean"], known["std"]
+    return windows.statistics(store.histogram(train), hu_min, hu_max)

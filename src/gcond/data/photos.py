@@ -1,0 +1,87 @@
+"""Crops of the colour photographs that the scikit-image wheel carries: real pictures that need no download.
+
+Few scenes, so their crops are alike within a split: enough to see an optimiser at work, not to rank anything.
+"""
+
+import hashlib
+import math
+from importlib.metadata import version
+from importlib.resources import files
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gcond.data.images import STORED_SIZE, TensorImages, check_size, square_rgb
+from gcond.data.intensity import Intensity
+from gcond.data.splits import Splits
+
+PHOTOGRAPHS: dict[str, tuple[str, ...]] = {
+    "train": (
+        "astronaut.png",
+        "hubble_deep_field.jpg",
+        "ihc.png",
+        "motorcycle_left.png",  # the two views of one scene stay in one split
+        "motorcycle_right.png",
+        "retina.jpg",
+        "rocket.jpg",
+    ),
+    "val": ("chelsea.png",),
+    "test": ("coffee.png",),
+}
+CROP_SIDES = (1.0, 0.75, 0.5)
+"""Sides of the square crops as shares of the photograph's short side."""
+STRIDE = 1 / 6
+"""Largest step between neighbouring crops as a share of their side."""
+
+
+def load(image_size: int) -> Splits:
+    """Train, val and test from different photographs, in a fixed order of crops. Raises ValueError for a bad size."""
+    check_size(image_size)
+    crops = {split: torch.cat([_crops(name, image_size) for name in names]) for split, names in PHOTOGRAPHS.items()}
+    intensity = Intensity.of_photographs()
+    return Splits(
+        train=TensorImages(crops["train"]),
+        val=TensorImages(crops["val"]),
+        test=TensorImages(crops["test"]),
+        intensity=intensity,
+        title="photos (scikit-image)",
+        facts={
+            "version": f"scikit-image {version('scikit-image')}",
+            "counts": {split: len(images) for split, images in crops.items()},
+            "checksum": {
+                split: hashlib.sha256(images.numpy().tobytes()).hexdigest() for split, images in crops.items()
+            },
+            "missing_packages": [],
+            "photographs": {split: list(names) for split, names in PHOTOGRAPHS.items()},
+            "mean": list(intensity.mean),
+            "std": list(intensity.std),
+        },
+    )
+
+
+def boxes(width: int, height: int) -> list[tuple[int, int, int, int]]:
+    """(left, top, right, bottom) of every square crop, from edge to edge, coarse scale first, row-major."""
+    found = []
+    for share in CROP_SIDES:
+        side = round(min(width, height) * share)
+        for top in _starts(height, side):
+            found += [(left, top, left + side, top + side) for left in _starts(width, side)]
+    return found
+
+
+def _starts(length: int, side: int) -> list[int]:
+    steps = math.ceil((length - side) / (side * STRIDE))
+    return [round(i * (length - side) / steps) for i in range(steps + 1)] if steps else [0]
+
+
+def _crops(name: str, image_size: int) -> Tensor:
+    """uint8 [n, 3, S, S]. A crop first becomes 256 pixels, as in the other datasets, then `image_size`."""
+    with files("skimage.data").joinpath(name).open("rb") as file, Image.open(file) as photo:
+        photo.load()
+        return torch.stack([_crop(photo, box, image_size) for box in boxes(*photo.size)])
+
+
+def _crop(photo: Image.Image, box: tuple[int, int, int, int], image_size: int) -> Tensor:
+    stored = photo.crop(box).resize((STORED_SIZE, STORED_SIZE), Image.Resampling.BILINEAR)
+    return square_rgb(stored, image_size)

@@ -1,0 +1,32 @@
+"""What every dataset hands to the engine."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from gcond.data.intensity import Intensity
+
+
+class ImageSet(Protocol):
+    """Raw images of one split: [C, S, S] of an integer dtype (uint8 photographs, int16 CT as HU + 1024)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Three disjoint sets of raw images and the one way to normalise them.
+
+    `title` is what a table calls the dataset. `facts` is JSON-able and holds at least `version`, `counts` (images per
+    split), `checksum`, `missing_packages`, `mean` and `std` (the ones that `intensity` uses).
+    """
+
+    train: ImageSet
+    val: ImageSet
+    test: ImageSet
+    intensity: Intensity
+    title: str
+    facts: dict[str, object]

@@ -1,0 +1,138 @@
+"""dataset=imagenet256: Parquet and JPEG folders made here."""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from gcond.data import imagenet256, images
+
+
+def jpeg(grey, size=(256, 256), mode="RGB"):
+    file = io.BytesIO()
+    Image.new(mode, size, (grey,) * 3 if mode == "RGB" else grey).save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+def write_parquet(root, name, greys):
+    """With the `huggingface` schema metadata of the original, which `datasets` puts there."""
+    (root / "data").mkdir(exist_ok=True)
+    features = Features({"image": ImageFeature(), "label": Value("int64")})
+    rows = {"image": [{"bytes": jpeg(grey), "path": None} for grey in greys], "label": [0] * len(greys)}
+    Dataset.from_dict(rows, features=features).to_parquet(root / "data" / name)
+
+
+def greys(split):
+    return [round(float(image.float().mean())) for image in split]
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    write_parquet(tmp_path, "train-00000-of-00002.parquet", [10, 20])
+    write_parquet(tmp_path, "train-00001-of-00002.parquet", [30])
+    write_parquet(tmp_path, "validation-00000-of-00001.parquet", [40, 50, 60, 70, 80])
+    write_parquet(tmp_path, "test-00000-of-00001.parquet", [90])
+    return tmp_path
+
+
+def test_parquet(parquet):
+    splits = imagenet256.load(parquet, 32)
+    assert greys(splits.train) == [10, 20, 30]
+    assert greys(splits.val) == [40, 60, 80]
+    assert greys(splits.test) == [50, 70]
+    assert splits.train[0].shape == (3, 32, 32)
+    assert splits.train[0].dtype == torch.uint8
+    assert splits.title == "ImageNet-256 (8 images)"
+    assert splits.intensity.channels == 3
+
+
+def test_large_parquet_is_decoded_on_demand_with_the_same_result(parquet, tmp_path_factory, monkeypatch):
+    held = imagenet256.load(parquet, 32)
+    monkeypatch.setattr(images, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(imagenet256, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("arrow"))
+    on_demand = imagenet256.load(parquet, 32)
+    assert isinstance(held.test, images.TensorImages)
+    assert isinstance(on_demand.test, imagenet256.ParquetPhotos)
+    assert torch.equal(held.test[1], on_demand.test[1])
+    assert held.facts == on_demand.facts
+
+
+def test_full_scale_alone_is_called_imagenet256(parquet, monkeypatch):
+    monkeypatch.setattr(imagenet256, "FULL_TRAIN", 3)
+    assert imagenet256.load(parquet, 32).title == "ImageNet-256"
+
+
+def test_parquet_without_validation_is_refused(tmp_path):
+    write_parquet(tmp_path, "train-00000-of-00001.parquet", [10])
+    with pytest.raises(ValueError, match=r"`root`: no validation-\*.parquet"):
+        imagenet256.load(tmp_path, 32)
+
+
+def write_jpegs(root, names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(jpeg(int(name.split(".")[0][-2:])))
+
+
+def test_jpeg_folders(tmp_path):
+    write_jpegs(tmp_path, ["train/a/10.jpg", "train/b/20.JPEG", "val/30.jpg", "val/40.jpg", "val/50.jpg"])
+    splits = imagenet256.load(tmp_path, 32)
+    assert greys(splits.train) == [10, 20]
+    assert (greys(splits.val), greys(splits.test)) == ([30, 50], [40])
+    write_jpegs(tmp_path, ["test/60.jpg"])
+    splits = imagenet256.load(tmp_path, 32)
+    assert (greys(splits.val), greys(splits.test)) == ([30, 40, 50], [60])
+    write_jpegs(tmp_path, ["70.jpg"])
+    with pytest.raises(ValueError, match=r"1 JPEG files .* outside"):
+        imagenet256.load(tmp_path, 32)
+
+
+def test_flat_jpeg_folder_is_split_by_path_whatever_else_is_there(tmp_path):
+    names = [f"{i // 10}/{i:02}.jpg" for i in range(100)]
+    write_jpegs(tmp_path, names)
+    whole = imagenet256.load(tmp_path, 16)
+    assert sum(whole.facts["counts"].values()) == 100
+    assert 70 <= len(whole.train) <= 95
+    for name in names[::2]:
+        (tmp_path / name).unlink()
+    half = imagenet256.load(tmp_path, 16)
+    assert set(greys(half.val)) <= set(greys(whole.val))
+    assert set(greys(half.test)) <= set(greys(whole.test))
+
+
+def test_grey_and_oblong_photographs_become_square_rgb():
+    oblong = np.zeros((40, 80), np.uint8)
+    oblong[:, 20:60] = 200  # the centre square
+    square = images.square_rgb(Image.fromarray(oblong), 16)
+    assert square.shape == (3, 16, 16)
+    assert (square == 200).all()
+
+
+@pytest.mark.parametrize("root", [None, "nowhere"])
+def test_missing_root_says_how_to_name_one(root):
+    with pytest.raises(ValueError, match=r"`IMAGENET=DIR`.*`dataset.root=DIR`"):
+        imagenet256.load(root, 32)
+
+
+def test_folder_without_images_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"neither data/.*parquet nor a JPEG"):
+        imagenet256.load(tmp_path, 32)
+
+
+def test_table_without_images_is_refused(tmp_path):
+    (tmp_path / "data").mkdir()
+    for split in ("train", "validation"):
+        pq.write_table(pa.table({"image": pa.array([], imagenet_struct())}), tmp_path / "data" / f"{split}-0.parquet")
+    with pytest.raises(ValueError, match="no image in ImageNet train"):
+        imagenet256.load(tmp_path, 32)
+
+
+def imagenet_struct():
+    return pa.struct({"bytes": pa.binary(), "path": pa.string()})
