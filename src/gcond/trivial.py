@@ -1,0 +1,93 @@
+"""Scores of predictors that look at nothing or at almost nothing: what a model must beat before its numbers mean much.
+
+B batch, C channels, S image size, N patches, H hidden patches, n images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from gcond.loss import TASKS, ReconstructionLoss
+from gcond.model.patches import hidden_mask, patchify, select
+
+if TYPE_CHECKING:
+    from gcond.data import ImageSet, Intensity
+
+BATCH = 64
+
+
+def score_trivial(
+    train: ImageSet,
+    evaluate: ImageSet,
+    hidden: Tensor,
+    loss: ReconstructionLoss,
+    intensity: Intensity,
+    max_train_images: int = 4096,
+) -> dict[str, dict[str, float]]:
+    """`{"dataset_mean": {"l1": ..., "ssim": ...}, "global_median": ..., "pixel_median": ..., "visible_mean": ...}`.
+
+    All four are per channel: the mean of the data set (0 in z-space), the median of all pixels of the training set,
+    its median at each position, and the mean of the image's own visible pixels. Medians come from
+    min(len(train), max_train_images) evenly spaced images of `train`.
+
+    `hidden` [n, H] are the hidden patches of the n images of `evaluate`, the same for a model to be compared; the
+    scores are computed on its device. "ssim" is 1 - SSIM. ValueError when n or the training set does not fit.
+    """
+    if len(hidden) != len(evaluate):
+        raise ValueError(f"`hidden` must have one row per image, found {len(hidden)} rows and {len(evaluate)} images")
+    global_median, pixel_median = _training_medians(train, intensity, max_train_images)
+    constants = {
+        "dataset_mean": torch.zeros_like(global_median),
+        "global_median": global_median,
+        "pixel_median": pixel_median,
+    }
+    constants = {name: image.to(hidden.device) for name, image in constants.items()}
+
+    sums: dict[str, dict[str, float]] = {}
+    for start in range(0, len(evaluate), BATCH):
+        rows = hidden[start : start + BATCH]
+        raw = _stack(evaluate, range(start, start + len(rows)))
+        images = intensity.normalise(raw.to(hidden.device))
+        predicted = constants | {"visible_mean": _visible_mean(images, rows, loss.patch_size)}
+        for name, image in predicted.items():
+            patches = select(patchify(image.expand_as(images), loss.patch_size), rows)
+            for task, value in loss(patches, images, rows, TASKS).items():
+                scores = sums.setdefault(name, {})
+                scores[task] = scores.get(task, 0.0) + value.item() * len(rows)
+    return {name: {task: value / len(evaluate) for task, value in scores.items()} for name, scores in sums.items()}
+
+
+def _training_medians(train: ImageSet, intensity: Intensity, max_images: int) -> tuple[Tensor, Tensor]:
+    """Median per channel, spread over an image, and median per pixel: both [1, C, S, S] in z-space.
+
+    Taken on the raw integers, which hold a quarter of the memory; normalising is monotone, so it makes no difference.
+    """
+    raw = _stack(train, _evenly_spaced(len(train), max_images))
+    per_pixel = raw.median(dim=0).values
+    per_channel = torch.stack([raw[:, c].median() for c in range(raw.shape[1])])
+    spread = per_channel[:, None, None].expand_as(per_pixel)
+    return intensity.normalise(spread[None]), intensity.normalise(per_pixel[None])
+
+
+def _visible_mean(images: Tensor, hidden: Tensor, patch_size: int) -> Tensor:
+    """Mean over the visible patches of images [B, C, S, S] -> [B, C, 1, 1]."""
+    patches = patchify(images, patch_size)
+    visible = ~hidden_mask(hidden, patches.shape[1])
+    patch_means = patches.mean(dim=(-2, -1))
+    sums = (patch_means * visible[..., None]).sum(dim=1)
+    return (sums / visible.sum(dim=1, keepdim=True))[..., None, None]
+
+
+def _evenly_spaced(length: int, at_most: int) -> list[int]:
+    if length == 0 or at_most < 1:
+        raise ValueError(f"medians need a training image, found {length} images and `max_train_images` = {at_most}")
+    count = min(length, at_most)
+    return [i * length // count for i in range(count)]
+
+
+def _stack(images: ImageSet, indices: Sequence[int]) -> Tensor:
+    return torch.stack([images[i] for i in indices])

@@ -1,0 +1,39 @@
+import torch
+
+from gcond.model.patches import blank, hidden_mask, patchify, select, unpatchify
+
+
+def test_patches_are_row_major() -> None:
+    images = torch.arange(2 * 3 * 6 * 6).view(2, 3, 6, 6)
+    patches = patchify(images, 2)
+    assert patches.shape == (2, 9, 3, 2, 2)
+    for row in range(3):
+        for column in range(3):
+            expected = images[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+            torch.testing.assert_close(patches[:, 3 * row + column], expected)
+
+
+def test_unpatchify_inverts_patchify_for_any_memory_layout() -> None:
+    images = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
+    torch.testing.assert_close(unpatchify(patchify(images, 4)), images)
+
+
+def test_select_takes_each_row_s_own_items_in_the_order_asked_for() -> None:
+    items = torch.tensor([[[1.0], [2.0], [3.0]], [[4.0], [5.0], [6.0]]])
+    picked = select(items, torch.tensor([[2, 0], [1, 1]]))
+    assert picked.squeeze(-1).tolist() == [[3.0, 1.0], [5.0, 5.0]]
+
+
+def test_blank_zeroes_the_hidden_patches_and_nothing_else() -> None:
+    images = torch.rand(2, 3, 6, 6) + 1
+    hidden = torch.tensor([[0, 4], [8, 2]])
+    mask = hidden_mask(hidden, 9)
+    assert mask.nonzero().tolist() == [[0, 0], [0, 4], [1, 2], [1, 8]]
+    patches, original = patchify(blank(images, mask, 2), 2), patchify(images, 2)
+    assert (patches[mask] == 0).all()
+    torch.testing.assert_close(patches[~mask], original[~mask])
+
+
+def test_blank_removes_values_that_are_not_finite() -> None:
+    images = torch.full((1, 1, 4, 4), torch.nan)
+    assert (blank(images, torch.ones(1, 4, dtype=torch.bool), 2) == 0).all()

@@ -1,0 +1,200 @@
+"""L1 and 1 - SSIM against scikit-image, torchmetrics and loops written here."""
+
+import numpy as np
+import pytest
+import skimage.metrics
+import torch
+import torchmetrics.functional.image
+from torch import Tensor
+
+from gcond.data import Intensity
+from gcond.loss import ReconstructionLoss, outside_unit_share
+from gcond.model.masking import draw_hidden
+from gcond.model.patches import patchify, select
+
+PHOTOS = Intensity.of_photographs()
+CT = Intensity.of_hu_window(-800, 2000, mean=0.16, std=0.16)
+UNIT = Intensity(0, 255, mean=(0.0,), std=(1.0,))  # z-space = [0, 1]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def example(
+    intensity: Intensity, patch_size: int = 16, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Images in z-space with structure at several scales, hidden indices, and noisy predictions of them."""
+    generator = torch.Generator().manual_seed(seed)
+    size, channels = 4 * patch_size, intensity.channels
+    unit = sum(
+        torch.nn.functional.interpolate(
+            torch.rand(3, channels, cells, cells, generator=generator), size, mode="bicubic"
+        )
+        for cells in (4, 16)
+    )
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (intensity.mean, intensity.std))
+    images = ((unit / 2 - mean) / std).to(dtype)
+    hidden = draw_hidden(3, 16, 0.5, generator)
+    targets = select(patchify(images, patch_size), hidden)
+    noise = torch.randn(targets.shape, generator=generator, dtype=torch.float64).to(dtype)
+    return targets * 0.8 + 0.3 * noise, images, hidden
+
+
+def skimage_ssim(x: np.ndarray, y: np.ndarray) -> float:
+    return skimage.metrics.structural_similarity(
+        x, y, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1
+    )  # window 11; its mean leaves out the border of 5 pixels, where the window does not fit
+
+
+@pytest.mark.parametrize("intensity", [CT, PHOTOS], ids=["ct", "photos"])
+@pytest.mark.parametrize("patch_size", [16, 32])
+def test_both_losses_are_the_mean_over_hidden_patches(intensity: Intensity, patch_size: int) -> None:
+    predictions, images, hidden = example(intensity, patch_size)
+    losses = ReconstructionLoss(patch_size, intensity)(predictions, images, hidden, ("l1", "ssim"))
+    l1, ssim = [], []
+    for b, row in enumerate(hidden.tolist()):
+        for h, patch in enumerate(row):
+            top, left = patch // 4 * patch_size, patch % 4 * patch_size
+            for c in range(intensity.channels):
+                target = images[b, c, top : top + patch_size, left : left + patch_size].numpy()
+                prediction = predictions[b, h, c].numpy()
+                l1.append(np.abs(prediction - target).mean())
+                unit = [v * intensity.std[c] + intensity.mean[c] for v in (prediction, target)]
+                ssim.append(skimage_ssim(*unit))
+    assert losses["l1"].item() == pytest.approx(np.mean(l1), abs=1e-10)
+    assert losses["ssim"].item() == pytest.approx(1 - np.mean(ssim), abs=1e-10)
+    assert 0.1 < losses["ssim"] < 0.9
+
+
+def test_ssim_is_the_inner_part_of_torchmetrics_map() -> None:
+    # its scalar averages the reflect-padded map: another definition
+    predictions, images, hidden = example(UNIT)
+    targets = select(patchify(images, 16), hidden)
+    _, full = torchmetrics.functional.image.structural_similarity_index_measure(
+        predictions.flatten(0, 1), targets.flatten(0, 1), sigma=1.5, data_range=1.0, return_full_image=True
+    )
+    loss = ReconstructionLoss(16, UNIT)(predictions, images, hidden, ["ssim"])["ssim"]
+    assert loss.item() == pytest.approx(1 - full[..., 5:-5, 5:-5].mean().item(), abs=1e-10)
+
+
+def test_float32_agrees_with_float64() -> None:
+    predictions, images, hidden = example(CT)
+    loss = ReconstructionLoss(16, CT)
+    exact = loss(predictions, images, hidden, ("l1", "ssim"))
+    single = loss(predictions.float(), images.float(), hidden, ("l1", "ssim"))
+    for task in exact:
+        assert exact[task].dtype == torch.float64
+        assert single[task].dtype == torch.float32
+        assert single[task].item() == pytest.approx(exact[task].item(), abs=1e-4)
+
+
+def test_autocast_does_not_reach_the_losses() -> None:
+    predictions, images, hidden = example(CT, dtype=torch.float32)
+    loss = ReconstructionLoss(16, CT)
+    expected = loss(predictions, images, hidden, ("l1", "ssim"))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = loss(predictions, images, hidden, ("l1", "ssim"))
+    assert actual == expected  # to the last bit
+
+
+def test_bfloat16_predictions_are_compared_in_float32() -> None:
+    predictions, images, hidden = example(CT, dtype=torch.float32)
+    coarse = predictions.bfloat16()
+    loss = ReconstructionLoss(16, CT)
+    assert loss(coarse, images, hidden, ["ssim"]) == loss(coarse.float(), images, hidden, ["ssim"])
+
+
+def test_gradients_agree_with_finite_differences() -> None:
+    predictions, images, hidden = example(CT, patch_size=4)
+    loss = ReconstructionLoss(4, CT, ssim_window=3)
+    predictions = predictions[:1, :2].clone().requires_grad_()
+    for task in ("l1", "ssim"):
+        assert torch.autograd.gradcheck(lambda p, t=task: loss(p, images[:1], hidden[:1, :2], [t])[t], predictions)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("target", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("prediction", [0.0, 0.7, -3.0, 1e4])
+def test_constant_patches_have_finite_losses_and_gradients(
+    prediction: float, target: float, dtype: torch.dtype
+) -> None:
+    images = torch.full((1, 1, 64, 64), target, dtype=dtype)
+    predictions = torch.full((1, 2, 1, 16, 16), prediction, dtype=dtype, requires_grad=True)
+    loss = ReconstructionLoss(16, UNIT)(predictions, images, torch.tensor([[0, 5]]), ["ssim"])["ssim"]
+    loss.backward()
+    assert -1e-5 <= loss <= 2
+    assert predictions.grad.isfinite().all()
+
+
+def test_a_perfect_prediction_costs_nothing() -> None:
+    _, images, hidden = example(PHOTOS)
+    perfect = select(patchify(images, 16), hidden)
+    losses = ReconstructionLoss(16, PHOTOS)(perfect, images, hidden, ("l1", "ssim"))
+    assert losses["l1"] == 0
+    assert abs(losses["ssim"]) < 1e-12
+
+
+def test_visible_pixels_do_not_count_and_every_hidden_pixel_does() -> None:
+    predictions, images, hidden = example(CT)
+    loss = ReconstructionLoss(16, CT)
+    images.requires_grad_()
+    for task in ("l1", "ssim"):
+        (gradient,) = torch.autograd.grad(loss(predictions, images, hidden, [task])[task], images)
+        reached = patchify(gradient, 16).flatten(2)
+        is_hidden = torch.zeros(3, 16, dtype=torch.bool).scatter_(1, hidden, True)
+        assert (reached[~is_hidden] == 0).all()
+        assert (reached[is_hidden] != 0).float().mean() > 0.99
+
+
+def test_predictions_in_any_memory_layout() -> None:
+    predictions, images, hidden = example(PHOTOS, dtype=torch.float32)
+    loss = ReconstructionLoss(16, PHOTOS)
+    expected = loss(predictions, images, hidden, ("l1", "ssim"))
+    strange = predictions.permute(4, 2, 0, 1, 3).contiguous().permute(2, 3, 1, 4, 0)
+    assert not strange.is_contiguous()
+    actual = loss(strange, images.to(memory_format=torch.channels_last), hidden, ("l1", "ssim"))
+    torch.testing.assert_close(actual, expected)
+
+
+def test_only_the_tasks_asked_for_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictions, images, hidden = example(CT)
+    loss = ReconstructionLoss(16, CT)
+    assert set(loss(predictions, images, hidden, ["ssim"])) == {"ssim"}
+    monkeypatch.setattr("gcond.loss.ssim_map", None)
+    assert set(loss(predictions, images, hidden, ["l1"])) == {"l1"}
+
+
+def test_a_validation_before_training_leaves_nothing_behind_that_breaks_it() -> None:
+    predictions, images, hidden = example(CT, dtype=torch.float32)
+    loss = ReconstructionLoss(16, CT, ssim_sigma=1.25)  # no other test has made this window
+    with torch.inference_mode():
+        loss(predictions, images, hidden, ["ssim"])
+    loss(predictions.requires_grad_(), images, hidden, ["ssim"])["ssim"].backward()
+    assert predictions.grad.any()
+
+
+def test_share_outside_the_unit_range() -> None:
+    predictions = torch.tensor([-0.1, 0.0, 0.5, 1.0, 1.1, 7.0, 0.2, 0.3]).view(1, 2, 1, 2, 2)
+    assert outside_unit_share(predictions, UNIT) == pytest.approx(3 / 8)
+    lows, highs = ((0 - 0.16) / 0.16, (1 - 0.16) / 0.16)
+    predictions = torch.tensor([lows - 0.01, lows + 0.01, highs - 0.01, highs + 0.01]).view(1, 1, 1, 2, 2)
+    assert outside_unit_share(predictions, CT) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("window", [17, 10, 0, -1])
+def test_a_window_that_cannot_work_is_refused(window: int) -> None:
+    with pytest.raises(ValueError, match=rf"`ssim_window` .* 16, found {window}"):
+        ReconstructionLoss(16, CT, ssim_window=window)
+
+
+def test_wrong_calls_are_refused() -> None:
+    predictions, images, hidden = example(PHOTOS)
+    loss = ReconstructionLoss(16, PHOTOS)
+    with pytest.raises(ValueError, match="`tasks` may hold l1, ssim; found mse"):
+        loss(predictions, images, hidden, ["l1", "mse"])
+    with pytest.raises(ValueError, match="`predictions` must have the shape"):
+        loss(predictions[:, :, :1], images, hidden, ["l1"])  # would broadcast over the channels
+    with pytest.raises(ValueError, match="`ssim_sigma` must be positive"):
+        ReconstructionLoss(16, PHOTOS, ssim_sigma=0)

@@ -1,0 +1,98 @@
+"""The four trivial predictors against loops in NumPy."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import gcond.trivial
+from gcond.data import Intensity
+from gcond.loss import ReconstructionLoss
+from gcond.model.masking import fixed_hidden
+from gcond.trivial import score_trivial
+
+CT = Intensity.of_hu_window(-800, 2000, mean=0.3, std=0.2)
+PHOTOS = Intensity.of_photographs()
+
+
+class Images:
+    """A split in memory that counts what is read."""
+
+    def __init__(self, raw: Tensor):
+        self.raw = raw
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def __getitem__(self, index: int) -> Tensor:
+        self.read.append(index)
+        return self.raw[index]
+
+
+def images(count: int, intensity: Intensity, seed: int) -> Images:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (count, intensity.channels, 32, 32)
+    if intensity is PHOTOS:
+        levels = torch.randint(0, 256, shape, generator=generator).to(torch.uint8)
+        return Images(levels // torch.tensor([1, 2, 4], dtype=torch.uint8).view(3, 1, 1))  # channels differ
+    return Images(torch.randint(0, 4096, shape, generator=generator).to(torch.int16))
+
+
+@pytest.mark.parametrize("intensity", [CT, PHOTOS], ids=["ct", "photos"])
+def test_scores_are_those_of_the_four_predictors(intensity: Intensity, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gcond.trivial, "BATCH", 2)  # 5 images: batches of 2, 2 and 1
+    train, evaluate = images(7, intensity, seed=1), images(5, intensity, seed=2)
+    hidden = fixed_hidden(range(5), 4, 0.5, seed=0)
+    loss = ReconstructionLoss(16, intensity)
+    scores = score_trivial(train, evaluate, hidden, loss, intensity)
+
+    z_train, z = (intensity.normalise(split.raw).double().numpy() for split in (train, evaluate))
+    channels = z.shape[1]
+    predicted = {name: np.zeros_like(z) for name in ("dataset_mean", "global_median", "pixel_median", "visible_mean")}
+    for c in range(channels):
+        ordered = np.sort(z_train[:, c], axis=None)
+        predicted["global_median"][:, c] = ordered[(ordered.size - 1) // 2]
+        predicted["pixel_median"][:, c] = np.median(z_train[:, c], axis=0)
+    for i, row in enumerate(hidden.tolist()):
+        corners = [(16 * (n // 2), 16 * (n % 2)) for n in range(4) if n not in row]
+        for c in range(channels):
+            predicted["visible_mean"][i, c] = np.mean([z[i, c, y : y + 16, x : x + 16] for y, x in corners])
+
+    assert list(scores) == list(predicted)
+    for name, whole in predicted.items():
+        values = []
+        for i, row in enumerate(hidden.tolist()):
+            patches = [whole[i, :, 16 * (n // 2) :, 16 * (n % 2) :][:, :16, :16] for n in row]
+            target = torch.from_numpy(z[i : i + 1])
+            values.append(loss(torch.from_numpy(np.stack(patches))[None], target, hidden[i : i + 1], ("l1", "ssim")))
+        for task in ("l1", "ssim"):
+            expected = np.mean([value[task].item() for value in values])
+            assert scores[name][task] == pytest.approx(expected, abs=1e-5), (name, task)
+
+
+def test_constant_images_are_predicted_exactly_by_what_knows_them() -> None:
+    train = Images(torch.full((3, 1, 32, 32), 1024, dtype=torch.int16))
+    evaluate = Images(torch.full((2, 1, 32, 32), 1500, dtype=torch.int16))
+    scores = score_trivial(train, evaluate, fixed_hidden(range(2), 4, 0.5, seed=0), ReconstructionLoss(16, CT), CT)
+    assert scores["visible_mean"] == pytest.approx({"l1": 0, "ssim": 0}, abs=1e-5)
+    difference = 476 / 2800 / 0.2  # HU, window width, std
+    assert scores["global_median"]["l1"] == pytest.approx(difference, abs=1e-5)
+    assert scores["pixel_median"]["l1"] == pytest.approx(difference, abs=1e-5)
+    assert scores["dataset_mean"]["l1"] == pytest.approx(abs((1500 - 224) / 2800 - 0.3) / 0.2, abs=1e-5)
+
+
+def test_large_training_sets_are_sampled_evenly() -> None:
+    train, evaluate = images(10, CT, seed=1), images(2, CT, seed=2)
+    hidden = fixed_hidden(range(2), 4, 0.5, seed=0)
+    score_trivial(train, evaluate, hidden, ReconstructionLoss(16, CT), CT, max_train_images=4)
+    assert train.read == [0, 2, 5, 7]
+    assert evaluate.read == [0, 1]
+
+
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    train, evaluate, loss = images(3, CT, seed=1), images(2, CT, seed=2), ReconstructionLoss(16, CT)
+    with pytest.raises(ValueError, match="`hidden` must have one row per image, found 3 rows and 2 images"):
+        score_trivial(train, evaluate, fixed_hidden(range(3), 4, 0.5, seed=0), loss, CT)
+    with pytest.raises(ValueError, match="found 0 images"):
+        score_trivial(Images(train.raw[:0]), evaluate, fixed_hidden(range(2), 4, 0.5, seed=0), loss, CT)
