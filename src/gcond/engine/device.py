@@ -1,0 +1,67 @@
+"""The device of a run, and what it is called in a table."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+
+def pick(name: str, threads: int) -> torch.device:
+    """`auto` takes CUDA where there is one. On the CPU a run uses `threads` threads.
+
+    Raises ValueError for CUDA on a machine without it.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"`device`: found {name!r}, but PyTorch sees no CUDA device here; expected cpu or auto")
+    if device.type == "cpu":
+        torch.set_num_threads(threads)
+    return device
+
+
+def describe(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {_cpu_model()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s) a run"
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """CUDA: the most that tensors held. CPU: the most that the process held, libraries and earlier runs included."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def commit() -> tuple[str, bool]:
+    """The checkout's commit and whether tracked source files differ from it; ("unknown", False) outside a checkout."""
+    root = Path(__file__).resolve().parents[3]
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(
+            git("status", "--porcelain", "--untracked-files=no", "--", "src", "conf", "data_prep")
+        )
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        return "unknown", False

@@ -1,0 +1,48 @@
+"""metrics.jsonl, the truth about a run: one JSON object a line, appended."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+class Logbook:
+    """Appends records to `path`; `size` is what a checkpoint remembers, so that a resumed run drops what came after."""
+
+    def __init__(self, path: Path, size: int = 0) -> None:
+        path.touch()
+        found = path.stat().st_size
+        if found < size:
+            raise ValueError(f"{path}: expected at least the {size} bytes that the checkpoint remembers, found {found}")
+        self._file = path.open("r+")
+        self._file.truncate(size)
+        self._file.seek(size)
+
+    @property
+    def size(self) -> int:
+        return self._file.tell()
+
+    def write(self, record: dict[str, Any]) -> None:
+        clean = {key: _json_number(value) for key, value in record.items()}
+        self._file.write(json.dumps(clean, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def __enter__(self) -> Logbook:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _json_number(value: Any) -> Any:
+    """JSON has no nan: an undefined number is null."""
+    return None if isinstance(value, float) and math.isnan(value) else value

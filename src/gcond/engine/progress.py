@@ -1,0 +1,52 @@
+"""What a person sees while a run is under way."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+
+class Progress:
+    """A bar with ETA and current losses (`bar`), a line per epoch (`lines`), or a line at start and end (`quiet`).
+
+    `auto` is a bar on a terminal, else lines.
+    """
+
+    def __init__(self, name: str, kind: str, start: int, total: int) -> None:
+        if kind not in ("auto", "bar", "lines", "quiet"):
+            raise ValueError(f"`progress`: expected auto, bar, lines or quiet, found {kind!r}")
+        if kind == "auto":
+            kind = "bar" if sys.stderr.isatty() else "lines"
+        self._name, self._kind = name, kind
+        self._bar = tqdm(total=total, initial=start, unit="step", desc=name, disable=kind != "bar", dynamic_ncols=True)
+        origin = f"from step {start}" if start else "from the start"
+        self._say(f"{name}: {total} steps, {origin}")
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def step(self, record: dict[str, Any]) -> None:
+        losses = {key.removeprefix("loss/"): f"{value:.3f}" for key, value in record.items() if key.startswith("loss/")}
+        self._bar.set_postfix(losses, refresh=False)
+        self._bar.update()
+
+    def epoch(self, scores: dict[str, Any], last: bool) -> None:
+        if self._kind != "quiet" or last:
+            self._say(
+                f"{self._name}: epoch {scores['epoch']}, step {scores['step']}: "
+                f"validation L1 {scores['val_l1']:.4f}, 1-SSIM {scores['val_ssim']:.4f}"
+            )
+
+    def _say(self, line: str) -> None:
+        if self._kind == "bar":
+            self._bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,81 @@
+"""What a config means, checked before any data is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from gcond.engine.schedule import WarmupCosine
+from gcond.loss import TASKS
+from gcond.model.masking import hidden_count
+from gcond.strategy import GradientConductor
+
+GROUPS = ("encoder", "body", "head")  # of MaskedAutoencoder.parameter_groups
+
+
+class Settings:
+    """Raises ValueError that names the key where a setting is out of range or contradicts another."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self._cfg = cfg
+        scale = cfg.scale
+        for key in ("micro_batch", "accumulation_steps", "epochs", "diagnose_every", "image_size", "patch_size"):
+            _expect(isinstance(scale[key], int) and scale[key] >= 1, f"scale.{key}", "an integer >= 1", scale[key])
+        for key in ("steps_per_epoch", "eval_images"):
+            _expect(scale[key] is None or scale[key] >= 1, f"scale.{key}", "null or an integer >= 1", scale[key])
+        _expect(
+            scale.image_size % scale.patch_size == 0,
+            "scale.image_size",
+            f"a multiple of {scale.patch_size}",
+            scale.image_size,
+        )
+        _expect(cfg.optimizer.lr > 0, "optimizer.lr", "a number > 0", cfg.optimizer.lr)
+        _expect(cfg.strategy.lr_scale > 0, "strategy.lr_scale", "a number > 0", cfg.strategy.lr_scale)
+        _expect(
+            cfg.strategy.model_mode in ("train", "eval"),
+            "strategy.model_mode",
+            "train or eval",
+            cfg.strategy.model_mode,
+        )
+        unknown = sorted(set(cfg.loss.tasks) - set(TASKS))
+        _expect(not unknown, "loss.tasks", f"lambdas for {', '.join(TASKS)}", ", ".join(unknown))
+        self.patches = (scale.image_size // scale.patch_size) ** 2
+        hidden_count(self.patches, scale.mask_ratio)
+        self._build_conductor = instantiate(cfg.strategy.conductor)
+        self.conductor({name: [torch.nn.Parameter(torch.zeros(1))] for name in GROUPS}, seed=0)
+        if scale.steps_per_epoch is not None:
+            self.schedule(scale.steps_per_epoch)
+
+    def conductor(self, groups: dict[str, Any], seed: int) -> GradientConductor:
+        return self._build_conductor(groups, OmegaConf.to_container(self._cfg.loss.tasks), seed=seed)
+
+    def steps_per_epoch(self, train_images: int) -> int:
+        """As the scale says, or one pass over the training split, the incomplete last window left out."""
+        scale = self._cfg.scale
+        if scale.steps_per_epoch is not None:
+            return int(scale.steps_per_epoch)
+        window = scale.micro_batch * scale.accumulation_steps
+        _expect(
+            train_images >= window,
+            "scale.steps_per_epoch",
+            f"a number, since {train_images} images do not fill a window of {window}",
+            None,
+        )
+        return train_images // window
+
+    def schedule(self, steps_per_epoch: int) -> WarmupCosine:
+        scale = self._cfg.scale
+        return WarmupCosine(
+            peak=self._cfg.optimizer.lr * self._cfg.strategy.lr_scale,
+            final=scale.final_lr,
+            warmup_steps=round(scale.warmup_epochs * steps_per_epoch),
+            total_steps=scale.epochs * steps_per_epoch,
+        )
+
+
+def _expect(condition: bool, key: str, expected: str, found: Any) -> None:
+    if not condition:
+        raise ValueError(f"`{key}`: expected {expected}, found {found}")

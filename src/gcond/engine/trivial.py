@@ -1,0 +1,36 @@
+"""The trivial predictors' scores, computed once per data set and scale and kept beside the runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from gcond.data import Splits
+from gcond.engine.evaluate import EvaluationSet
+from gcond.files import write_json
+from gcond.loss import ReconstructionLoss
+from gcond.trivial import score_trivial
+
+Scores = dict[str, dict[str, float]]
+
+
+def trivial_scores(
+    cfg: DictConfig, data: Splits, val: EvaluationSet, test: EvaluationSet, loss: ReconstructionLoss
+) -> Scores:
+    """predictor -> {"val_l1", "val_ssim", "test_l1", "test_ssim"}."""
+    key = [OmegaConf.to_container(cfg[part], resolve=True) for part in ("dataset", "loss", "scale")]
+    digest = hashlib.sha256(json.dumps([*key, data.facts["checksum"]], sort_keys=True).encode()).hexdigest()[:10]
+    path = Path(cfg.runs) / cfg.scale.name / f"trivial-{cfg.dataset.name}-{digest}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    scores: Scores = {}
+    for split, evaluation in (("val", val), ("test", test)):
+        for name, values in score_trivial(
+            data.train, evaluation.images, evaluation.hidden, loss, data.intensity
+        ).items():
+            scores.setdefault(name, {}).update({f"{split}_{task}": value for task, value in values.items()})
+    write_json(path, scores)
+    return scores
