@@ -1,0 +1,123 @@
+"""Command line of the report: `python -m gcond.report table2 --scale mini`.
+
+Exit code 0: complete; 1: a cell is missing or failed; 2: bad input.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from gcond.files import write_text
+from gcond.report import curves, lineup, render, table2
+from gcond.report.collect import collect
+from gcond.report.notes import write_notes
+from gcond.report.records import CURVE_COLUMNS, CURVE_KEY, read_csv
+
+SEEDS = (11, 42, 2025)  # the paper's
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        return report_table2(
+            options.scale,
+            options.runs,
+            options.results,
+            recorded_only=options.recorded,
+            seeds=options.seeds,
+            datasets=options.datasets,
+            model=options.model,
+        )
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def report_table2(
+    scale: str,
+    runs: Path,
+    results: Path,
+    *,
+    recorded_only: bool = False,
+    seeds: tuple[int, ...] = SEEDS,
+    datasets: tuple[str, ...] | None = None,
+    model: str | None = None,
+) -> int:
+    """Collect local runs (unless `recorded_only`), then write table and figure of `scale`; returns the exit code."""
+    datasets = datasets or lineup.default_datasets(scale)
+    folder = results / scale
+    if not recorded_only:
+        for remark in collect(runs / scale, folder, datasets, model):
+            print(remark)
+    if not (folder / "runs.csv").exists():
+        raise ValueError(f"nothing to report: neither runs in {runs / scale} nor {folder / 'runs.csv'}")
+
+    command = f"python -m gcond.report table2 --recorded --scale {scale} --datasets {','.join(datasets)}"
+    command += f" --seeds {','.join(map(str, seeds))}" + (f" --model {model}" if model else "")
+
+    # Numbers: always from the recorded file, so that recorded and fresh tables are the same bytes.
+    recorded = read_csv(folder / "runs.csv")
+    model = model or lineup.choose_model(recorded, datasets)
+    rows = table2.select(recorded, datasets, model, seeds)
+    table = table2.build(rows, datasets, len(seeds))
+    notes = write_notes(scale, rows, table, model, seeds)
+
+    # Files.
+    markdown = render.markdown(table, notes, command)
+    base = folder / "tables" / "table2"
+    write_text(base.with_suffix(".md"), markdown)
+    write_text(base.with_suffix(".tex"), render.latex(table, notes, command))
+    write_text(base.with_suffix(".csv"), render.tidy_csv(table, scale))
+    print(markdown)
+    print(f"written: {base}.{{md,tex,csv}}")
+    _draw_curves(folder, rows, datasets, seeds, notes.title.replace("Table 2", "Validation during training", 1))
+    if not table.complete:
+        print("incomplete: a cell above is not run or failed", file=sys.stderr)
+    return 0 if table.complete else 1
+
+
+def _draw_curves(
+    folder: Path, rows: pd.DataFrame, datasets: tuple[str, ...], seeds: tuple[int, ...], title: str
+) -> None:
+    path = folder / "curves.csv"
+    if not path.exists():
+        print(f"no figure: {path} does not exist")
+        return
+    recorded = read_csv(path, CURVE_COLUMNS, CURVE_KEY)
+    figure = folder / "figures" / "table2_curves.png"
+    curves.draw(recorded[recorded.seed.isin(seeds)], rows, datasets, title, figure)
+    print(f"written: {figure}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m gcond.report", description=__doc__.splitlines()[0])
+    tables = parser.add_subparsers(dest="table", required=True)
+    table = tables.add_parser("table2", help="Table 2 of the paper, and the validation curves behind it")
+    table.add_argument("--scale", default="mini", help="folder below --runs and --results (default: mini)")
+    table.add_argument("--runs", type=Path, default=Path("runs"), help="folder of local runs")
+    table.add_argument("--results", type=Path, default=Path("results"), help="folder of recorded results")
+    table.add_argument("--recorded", action="store_true", help="use only what is recorded, collect nothing")
+    table.add_argument("--seeds", type=_seed_list, default=SEEDS, help="comma-separated (default: 11,42,2025)")
+    table.add_argument("--datasets", type=_name_list, help="comma-separated, in the order of the columns")
+    table.add_argument("--model", help="needed only where Table 2 was run with several")
+    return parser
+
+
+def _seed_list(text: str) -> tuple[int, ...]:
+    seeds = tuple(int(part) for part in _name_list(text))
+    if len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(f"a seed is named twice in {text!r}")
+    return seeds
+
+
+def _name_list(text: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(","))
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"empty entry in {text!r}")
+    return names
+
+
+if __name__ == "__main__":
+    sys.exit(main())

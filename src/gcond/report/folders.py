@@ -1,0 +1,99 @@
+"""One run's folder -> one row of runs.csv, its trivial predictors and its validation curve."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from gcond.report.records import COLUMNS
+
+METRICS = ("val_l1", "val_ssim", "test_l1", "test_ssim")  # "ssim" is 1 - SSIM throughout
+L1_WEIGHT, SSIM_WEIGHT = 0.85, 0.15  # the paper's, used to choose the epoch of every method
+
+
+@dataclass(frozen=True)
+class Run:
+    folder: str
+    row: dict[str, object]
+    trivial: dict[str, dict[str, float]]  # predictor -> METRICS
+    curve: list[dict[str, float]]  # one dict per epoch: epoch, step and METRICS
+
+
+@dataclass(frozen=True)
+class Collected:
+    runs: list[Run]
+    superseded: list[str]  # folders of runs that were repeated later under another hash
+    unfinished: list[str]  # folders with neither a report nor a failure
+    nameless: dict[str, str]  # folder -> error, of runs that failed before they could write a report
+
+
+def read_folders(scale_folder: Path) -> Collected:
+    """Read every run below `scale_folder`; of runs with the same name the one started last counts."""
+    runs: dict[tuple[object, ...], Run] = {}
+    superseded, unfinished, nameless = [], [], {}
+    for folder in sorted(path for path in scale_folder.glob("*") if path.is_dir()):
+        if not any((folder / name).exists() for name in ("config.yaml", "report.json", "FAILED")):
+            continue  # not a run: the engine keeps shared scores beside them
+        if not (folder / "report.json").exists():
+            failure = folder / "FAILED"
+            if failure.exists():
+                nameless[folder.name] = failure.read_text(encoding="utf-8").strip()
+            else:
+                unfinished.append(folder.name)
+            continue
+        run = read_run(folder)
+        key = tuple(run.row[name] for name in ("dataset", "model", "strategy", "seed", "variant"))
+        older, newer = sorted([runs.get(key, run), run], key=lambda candidate: str(candidate.row["started"]))
+        if older is not newer:
+            superseded.append(older.folder)
+        runs[key] = newer
+    return Collected(list(runs.values()), superseded, unfinished, nameless)
+
+
+def read_run(folder: Path) -> Run:
+    """Read one finished or failed run. Raises ValueError that names the file and the key if it is malformed."""
+    path = folder / "report.json"
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        if report["schema"] != 1:
+            raise ValueError(f"{path}: `schema` is {report['schema']!r}, this version reads 1")
+        row = {name: report.get(name) for name in COLUMNS}
+        for name in ("dataset", "model", "strategy", "seed", "variant", "status"):
+            row[name] = report[name]
+        row["missing_packages"] = ";".join(report.get("missing_packages") or [])
+        error = _error(folder, report)
+        if error:
+            return Run(folder.name, row | {"status": "failed", "error": " ".join(error.split())}, {}, [])
+        curve = [{name: epoch[name] for name in ("epoch", "step", *METRICS)} for epoch in report["validation"]]
+        trivial = {name: {metric: values[metric] for metric in METRICS} for name, values in report["trivial"].items()}
+    except KeyError as missing:
+        raise ValueError(f"{path} lacks the key `{missing.args[0]}`") from None
+    except json.JSONDecodeError as broken:
+        raise ValueError(f"{path} is not JSON: {broken}") from None
+    return Run(folder.name, row | {"error": ""} | _summary(curve), trivial, curve)
+
+
+def _error(folder: Path, report: dict) -> str:
+    """Why this run yields no numbers; empty for a good one."""
+    if report["status"] not in ("done", "failed"):
+        raise ValueError(f"{folder / 'report.json'}: `status` is {report['status']!r}, allowed: done, failed")
+    if (folder / "FAILED").exists() and not (folder / "DONE").exists():
+        return (folder / "FAILED").read_text(encoding="utf-8").strip() or report.get("error") or "unknown error"
+    if report["status"] == "failed":
+        return report.get("error") or "unknown error"
+    if not report["validation"]:
+        return "no validation was recorded"
+    for epoch in report["validation"]:
+        for metric in METRICS:
+            if epoch[metric] is None or not math.isfinite(epoch[metric]):
+                return f"`{metric}` is {epoch[metric]}, not a finite number, at epoch {epoch['epoch']}"
+    return ""
+
+
+def _summary(curve: list[dict[str, float]]) -> dict[str, float]:
+    """The best epoch (smallest weighted validation loss, the first on ties), its four metrics and the last epoch's."""
+    best = min(curve, key=lambda epoch: L1_WEIGHT * epoch["val_l1"] + SSIM_WEIGHT * epoch["val_ssim"])
+    summary = {"best_epoch": best["epoch"]}
+    for metric in METRICS:
+        summary |= {f"best_{metric}": best[metric], f"last_{metric}": curve[-1][metric]}
+    return summary

@@ -1,0 +1,63 @@
+"""runs.csv and curves.csv: one row per run and one row per epoch, as committed under results/<scale>/.
+
+Numbers are written with 8 significant digits (a float32 metric has about 7), "" means not known. Trivial
+predictors are rows too: strategy "trivial:<name>", no model and no seed, the same numbers at every epoch.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from gcond.files import write_atomically
+
+_TEXT, _WHOLE, _TRUTH, _REAL = str, "Int64", "boolean", "float64"
+
+COLUMNS = {
+    **dict.fromkeys(["dataset", "dataset_title", "model", "strategy"], _TEXT),
+    "seed": _WHOLE,
+    **dict.fromkeys(["variant", "status", "error", "hash", "commit"], _TEXT),
+    "dirty": _TRUTH,
+    **dict.fromkeys(["device", "torch", "python", "started"], _TEXT),
+    **dict.fromkeys(["seconds", "peak_memory_mb"], _REAL),
+    **dict.fromkeys(["steps", "epochs", "best_epoch"], _WHOLE),
+    **dict.fromkeys(["best_val_l1", "best_val_ssim", "best_test_l1", "best_test_ssim"], _REAL),
+    **dict.fromkeys(["last_val_l1", "last_val_ssim", "last_test_l1", "last_test_ssim"], _REAL),
+    **dict.fromkeys(["train_l1_first", "train_l1_tail", "train_ssim_first", "train_ssim_tail"], _REAL),
+    "missing_packages": _TEXT,
+}
+KEY = ["dataset", "model", "strategy", "seed", "variant"]
+
+CURVE_COLUMNS = {
+    **dict.fromkeys(["dataset", "strategy"], _TEXT),
+    **dict.fromkeys(["seed", "epoch", "step"], _WHOLE),
+    **dict.fromkeys(["val_l1", "val_ssim", "test_l1", "test_ssim"], _REAL),
+}
+CURVE_KEY = ["dataset", "strategy", "seed", "epoch"]
+
+
+def frame(rows: list[dict[str, object]], columns: dict[str, object] = COLUMNS) -> pd.DataFrame:
+    """Typed table of `rows`; a missing or None entry becomes "" in a text column and NA elsewhere."""
+    table = pd.DataFrame(rows, columns=list(columns), dtype=object)
+    table = table.where(table.notna(), None)
+    for name, kind in columns.items():
+        if kind is _TEXT:
+            table[name] = [("" if value is None else str(value)) for value in table[name]]
+    return table.astype(columns)
+
+
+def write_csv(path: Path, table: pd.DataFrame, key: list[str]) -> None:
+    """Write `table` sorted by `key`, so that the same runs always give the same bytes."""
+    ordered = table.sort_values(key, kind="stable", na_position="first")
+    write_atomically(path, lambda to: ordered.to_csv(to, index=False, float_format="%.8g", lineterminator="\n"))
+
+
+def read_csv(path: Path, columns: dict[str, object] = COLUMNS, key: list[str] = KEY) -> pd.DataFrame:
+    """Read what `write_csv` wrote. Raises ValueError for other columns or two rows of the same name."""
+    numbers = {name: [""] for name, kind in columns.items() if kind is not _TEXT}
+    header = list(pd.read_csv(path, nrows=0).columns)
+    if header != list(columns):
+        raise ValueError(f"{path} has columns {sorted(set(header) ^ set(columns))} too many or too few (or misplaced)")
+    table = pd.read_csv(path, dtype=columns, keep_default_na=False, na_values=numbers)
+    if table.duplicated(key).any():
+        raise ValueError(f"{path} names a run twice: {table[table.duplicated(key)][key].iloc[0].to_dict()}")
+    return table

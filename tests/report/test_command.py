@@ -1,0 +1,176 @@
+"""`python -m gcond.report table2`: files, exit codes, and that recorded results reproduce their tables."""
+
+import ast
+import csv
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+import gcond.report
+from gcond.report.__main__ import main
+from gcond.report.render import escape_latex
+
+ROOT = Path(__file__).parents[2]
+TABLES = ["table2.md", "table2.csv", "table2.tex"]
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Run the command in tmp_path; returns the exit code."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: main(["table2", *arguments])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "results" / "mini"
+
+
+def test_complete_table_exits_zero_and_writes_everything(all_runs, command, folder, capsys):
+    all_runs()
+    assert command() == 0
+    markdown = (folder / "tables" / "table2.md").read_text()
+    assert markdown in capsys.readouterr().out
+    assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == sorted(
+        ["runs.csv", "curves.csv", "table2_curves.png", *TABLES]
+    )
+    assert (folder / "figures" / "table2_curves.png").read_bytes().startswith(b"\x89PNG")
+
+    # levels .72 - .03 rank + (0, .01, .02): PCGrad .63, .64, .65; best of the paper's six is not best of all
+    assert re.search(r"\| PCGrad +\| 0.6400 ± 0.0100 +\| \*\*0.4000 ± 0.0000\*\*", markdown)
+    assert re.search(r"\| Baseline +\| 0.7300 ± 0.0100† ", markdown)
+    assert re.search(r"\| Baseline integrated .*\| \*\*0.4900 ± 0.0100\*\* ", markdown)
+    assert "photos (scikit-image): L1" in markdown
+    assert "ImageNet: L1" not in markdown.split("## Orderings")[0]
+
+
+def test_one_missing_run_exits_one(all_runs, command, folder, capsys):
+    all_runs(skip=(("ct", "pcgrad", 42),))
+    assert command() == 1
+    assert "(n = 2 of 3)" in (folder / "tables" / "table2.md").read_text()
+    assert "incomplete" in capsys.readouterr().err
+
+
+def test_fewer_seeds_asked_for_make_a_complete_table(all_runs, command, folder):
+    all_runs(skip=(("ct", "pcgrad", 42),))
+    assert command("--seeds", "11,2025") == 0
+    assert command("--seeds", "11") == 0
+    assert "One seed (11), so no standard deviation" in (folder / "tables" / "table2.md").read_text()
+
+
+def test_recorded_runs_give_the_same_bytes(all_runs, command, folder, tmp_path, capsys):
+    all_runs(skip=(("ct", "pcgrad", 42),))
+    command()
+    fresh = {name: (folder / "tables" / name).read_bytes() for name in TABLES}
+    records = (folder / "runs.csv").read_bytes()
+    for arguments in (["--recorded"], []):  # with local runs at hand, and without
+        shutil.rmtree(folder / "tables")
+        assert command(*arguments) == 1
+        assert {name: (folder / "tables" / name).read_bytes() for name in TABLES} == fresh
+        assert (folder / "runs.csv").read_bytes() == records
+        shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+    assert "using the recorded" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to report: neither runs in runs/mini nor results/mini/runs.csv"),
+        (["--recorded"], "nothing to report"),
+        (["--scale", "huge"], "`--datasets` has no default at scale 'huge'"),
+    ],
+)
+def test_bad_input_is_one_clear_line(command, capsys, arguments, message):
+    assert command(*arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["table3"], ["table2", "--seeds", "11,11"], ["table2", "--datasets", "ct,"]])
+def test_unknown_arguments_are_refused(arguments):
+    with pytest.raises(SystemExit) as exit_info:
+        main(arguments)
+    assert exit_info.value.code == 2
+
+
+def test_latex_is_balanced_and_escaped(all_runs, write_run, command, folder):
+    all_runs(skip=(("ct", "pcgrad", 42),))
+    write_run("ct", "pcgrad", 42, [], status="failed", error=r"50% of a_b & c#d {x} ~ ^ \alpha $1")
+    command()
+    text = (folder / "tables" / "table2.tex").read_text()
+    assert r"50\% of a\_b \& c\#d \{x\} \textasciitilde{} \textasciicircum{} \textbackslash{}alpha \$1" in text
+    assert re.findall(r"\\begin\{(\w+)\}", text) == ["table", "tabular"]
+    assert re.findall(r"\\end\{(\w+)\}", text) == ["tabular", "table"]
+    depth = 0
+    for sign in re.sub(r"\\[{}]", "", text):
+        depth += {"{": 1, "}": -1}.get(sign, 0)
+        assert depth >= 0
+    assert depth == 0
+    body = text.split(r"\toprule")[1].split(r"\bottomrule")[0]
+    rows = [row for row in body.replace(r"\&", "").split(r"\\") if "multicolumn{5}" not in row and row.strip()]
+    assert len(rows) == 2 + 3 * 13
+    assert {row.count("&") for row in rows[1:]} == {4}
+    assert r"\textbf{0.4900 $\pm$ 0.0100}" in text
+    assert r"0.7300 $\pm$ 0.0100$^\dagger$" in text
+
+
+def test_escaping_leaves_plain_text_alone():
+    assert escape_latex("CT (public samples, 10 patients)") == "CT (public samples, 10 patients)"
+
+
+def test_csv_has_one_row_per_cell(all_runs, command, folder):
+    all_runs()
+    command()
+    rows = list(csv.DictReader((folder / "tables" / "table2.csv").open()))
+    assert len(rows) == 3 * 13 * 4
+    found = next(
+        row
+        for row in rows
+        if (row["block"], row["strategy"], row["dataset"], row["metric"]) == ("last_val", "pcgrad", "ct", "l1")
+    )
+    assert (float(found["mean"]), float(found["sample_sd"])) == pytest.approx((0.64, 0.01))
+    assert (found["n"], found["failed"], found["asked"], found["scale"]) == ("3", "0", "3", "mini")
+
+
+def recorded_command(markdown: Path) -> list[str]:
+    """The arguments that a table says it was generated with."""
+    return re.search(r"Generated by `python -m gcond.report table2 ([^`]*)`", markdown.read_text())[1].split()
+
+
+def test_a_table_says_how_to_make_it_again(all_runs, command, folder):
+    all_runs()
+    command("--datasets", "ct,photos", "--seeds", "42,11", "--model", "mobilenetv3_small")
+    before = (folder / "tables" / "table2.md").read_text()
+    arguments = recorded_command(folder / "tables" / "table2.md")
+    assert arguments[:3] == ["--recorded", "--scale", "mini"]
+    shutil.rmtree(folder / "tables")
+    command(*arguments)
+    assert (folder / "tables" / "table2.md").read_text() == before
+
+
+def committed_scales() -> list[Path]:
+    return sorted(path.parent for path in (ROOT / "results").glob("*/runs.csv"))
+
+
+@pytest.mark.parametrize("scale", committed_scales() or [None], ids=lambda path: path.name if path else "none")
+def test_committed_tables_follow_from_committed_runs(scale, command, folder):
+    if scale is None:
+        pytest.skip("no results are committed yet: there is no results/<scale>/runs.csv")
+    target = folder.parent / scale.name
+    target.mkdir(parents=True)
+    shutil.copy(scale / "runs.csv", target)
+    assert command(*recorded_command(scale / "tables" / "table2.md")) in (0, 1)
+    for name in TABLES:
+        assert (target / "tables" / name).read_text() == (scale / "tables" / name).read_text(), f"make {name} again"
+
+
+def test_report_imports_neither_torch_nor_the_rest_of_the_project():
+    for path in Path(gcond.report.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            foreign = [name for name in names if re.match(r"torch|hydra|omegaconf|gcond(?!\.report|\.files$)", name)]
+            assert not foreign, f"{path.name} imports {foreign}"
