@@ -43,10 +43,11 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
         ValueError: a setting that is unknown, out of range or at odds with another, before any data is read.
         FloatingPointError: a loss or a gradient that is not finite.
     """
-    settings = Settings(cfg)
-    device = devices.pick(cfg.device, cfg.threads)
-    record = Record(cfg, folder, device)
-    with folder.open(cfg), record:
+    with folder.open(cfg), Record(cfg, folder) as record:
+        settings = Settings(cfg)
+        device = devices.pick(cfg.device, cfg.threads)
+        record.device = device
+
         # Read the data, and score what predicts without looking.
         data = build(cfg.dataset)
         val = EvaluationSet.of(data.val, cfg.scale.eval_images, settings.patches, cfg.scale.mask_ratio)

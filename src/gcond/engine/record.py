@@ -40,8 +40,9 @@ EDGE = 0.1  # share of the steps that "first" and "tail" average over
 class Record:
     """Writes report.json when the run ends, with status "done" or, on an exception, "failed"."""
 
-    def __init__(self, cfg: DictConfig, folder: RunFolder, device: torch.device) -> None:
-        self._folder, self._device = folder, device
+    def __init__(self, cfg: DictConfig, folder: RunFolder) -> None:
+        self._folder = folder
+        self.device = torch.device("cpu")  # until the run has picked its own
         self._content: dict[str, Any] = {
             "schema": SCHEMA,
             "name": folder.name,
@@ -63,7 +64,6 @@ class Record:
         self._content |= {
             "commit": commit,
             "dirty": dirty,
-            "device": devices.describe(self._device),
             "torch": torch.__version__,
             "python": platform.python_version(),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -106,8 +106,9 @@ class Record:
 
     def _write(self, **results: Any) -> None:
         measured = {
+            "device": devices.describe(self.device),
             "seconds": round(self.elapsed(), 3),
-            "peak_memory_mb": round(devices.peak_memory_mb(self._device), 1),
+            "peak_memory_mb": round(devices.peak_memory_mb(self.device), 1),
         }
         write_json(self._folder.report, self._content | measured | results)
 

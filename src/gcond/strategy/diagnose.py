@@ -13,6 +13,7 @@ from gcond.strategy.conflict import Conflict, Resolution
 def describe(conflict: Conflict, resolution: Resolution) -> dict[str, float]:
     """Norms, true minimum cosines before and after, implied weights, and the size of the correction.
 
+    `resolved` is 1 where the update is not the plain sum of the task gradients: always, for methods that weight tasks.
     `correction` is ||d - s|| / ||s|| for the update d and the plain sum s of the task gradients, over the shared
     parameters. A minimum cosine is nan where no two gradients are nonzero.
     """
@@ -22,6 +23,8 @@ def describe(conflict: Conflict, resolution: Resolution) -> dict[str, float]:
         metrics[f"loss/{task}"] = float(conflict.losses[index])
         metrics[f"grad_norm/{task}"] = math.sqrt(max(0.0, float(conflict.gram[index, index])))
         metrics[f"weight/{task}"] = float(weights[index])
+    identity = torch.eye(len(weights), dtype=torch.float64)
+    metrics["resolved"] = float(not torch.equal(resolution.coefficients, identity))
     if len(conflict.tasks) > 1:
         change = weights - 1
         total = float(conflict.gram.sum())
