@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gcond.strategy.conflict import Conflict, Resolution, Resolver
+from gcond.strategy.conflict import Conflict, LossWeighting, Resolution, Resolver
 from gcond.strategy.diagnose import average, describe
 from gcond.strategy.estimate import Estimator, Losses, Sequential, Stochastic
 from gcond.strategy.gradients import TaskGradients
@@ -66,6 +66,11 @@ class GradientConductor:
             {k: list(v) for k, v in parameters.items()} if isinstance(parameters, Mapping) else list(parameters)
         )
         groups = tuple(parameters) if isinstance(parameters, Mapping) else ("all",)
+        if self.resolver.weighs_losses and rows == len(self.tasks) > 1:
+            raise ValueError(
+                f"`estimator`: {type(self.resolver).__name__} weights losses before one joint backward pass, so task "
+                f"gradients would be wasted; expected Joint, found {type(self.estimator).__name__}"
+            )
         self.resolver.check(self.tasks, groups)
         self._parameters = parameters
         self._dtype = buffer_dtype
@@ -98,21 +103,25 @@ class GradientConductor:
         window = _take(batches, self.estimator.accumulation_steps)
         estimator: Estimator = self.estimator
         gradients = self.gradients
-        if diagnose and len(gradients.rows) < len(self.tasks):
+        if diagnose and len(gradients.rows) < len(self.tasks) and not self.resolver.weighs_losses:
             estimator, gradients = Sequential(estimator.accumulation_steps), self._allocate(len(self.tasks))
 
         resolutions: list[dict[str, float]] = []
         parts = len(window) if estimator.resolves_micro_batches else 1
         out = self._output(gradients, parts)
-        for mean_losses in estimator.gather(gradients, window, losses, self.tasks):
+        weigh = self.resolver.weigh if isinstance(self.resolver, LossWeighting) else None
+        for mean_losses in estimator.gather(gradients, window, losses, self.tasks, weigh):
             resolution, metrics = self._resolve(gradients, mean_losses)
-            exclusive = torch.ones_like(resolution.weights) if resolution.exclusive is None else resolution.exclusive
-            gradients.combine(resolution.weights, exclusive, out, scale=1 / parts, add=bool(resolutions))
+            exclusive = torch.ones(len(gradients.rows)) if resolution.exclusive is None else resolution.exclusive
+            if resolution.blockwise is not None:
+                gradients.combine_blocks(resolution.blockwise, exclusive, out, 1 / parts, bool(resolutions))
+            else:
+                gradients.combine(resolution.weights, exclusive, out, 1 / parts, bool(resolutions))
             self._keep_history(gradients)
             resolutions.append(metrics)
 
         metrics = average(resolutions)
-        if parts > 1:
+        if "resolved_norm" not in metrics or parts > 1:
             metrics["resolved_norm"] = math.sqrt(float(gradients.dot(out, out)))
         metrics["clipped"] = float(self._clip(out, metrics["resolved_norm"]))
         self.resolved_gradient = out.clone() if diagnose else None
@@ -141,6 +150,10 @@ class GradientConductor:
         self._resolutions += 1
         metrics = describe(conflict, resolution)
         metrics |= {f"loss/{task}": value for task, value in zip(self.tasks, values.tolist(), strict=True)}
+        if isinstance(self.resolver, LossWeighting):
+            metrics |= self.resolver.after_window(values)
+        if resolution.coefficients is None:
+            return resolution, metrics
         weights, exclusive = resolution.weights, resolution.exclusive
         alone = statistics.exclusive if exclusive is None else exclusive**2 * statistics.exclusive
         square = float(weights @ statistics.gram @ weights + alone.sum())

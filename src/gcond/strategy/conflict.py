@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -23,21 +24,29 @@ class Conflict:
     generator: torch.Generator  # the resolver's own randomness
 
 
+Blockwise = Callable[[Tensor, int], Tensor]  # rows [m, c] of coordinates start … start + c -> the update there [c]
+
+
 @dataclass(frozen=True)
 class Resolution:
     """`coefficients` C [m, m]: the resolved g_i is sum_j C_ij g_j and the update is C.sum(0) @ J.
 
     `exclusive` [m] weights each task's gradient on the parameters that it alone reaches; they meet no other task's
     gradient there, so the default is 1.
+
+    A method that works on coordinates has no coefficients (None) and gives `blockwise` instead, which is called once
+    for every block of shared parameters, in order.
     """
 
-    coefficients: Tensor
+    coefficients: Tensor | None
     metrics: dict[str, float] = field(default_factory=dict)
     exclusive: Tensor | None = None
+    blockwise: Blockwise | None = None
 
     @property
     def weights(self) -> Tensor:
-        """[m], what each task gradient counts in the update."""
+        """[m], what each task gradient counts in the update; nan where that has no meaning."""
+        assert self.coefficients is not None
         return self.coefficients.sum(0)
 
 
@@ -46,10 +55,12 @@ class Resolver(Protocol):
 
     `uses_history`: whether it reads `Conflict.cross`; if not, no reference rows are held.
     `needs_task_gradients`: whether it needs a row per task; if not, one joint backward pass serves all tasks.
+    `weighs_losses`: whether it weights the losses before a joint backward pass (see `LossWeighting`).
     """
 
     uses_history: bool
     needs_task_gradients: bool
+    weighs_losses: bool
 
     def check(self, tasks: dict[str, float], groups: tuple[str, ...]) -> None:
         """Raise ValueError where the resolver cannot serve these tasks (name -> lambda) or parameter groups."""
@@ -66,6 +77,7 @@ class StatelessResolver:
 
     uses_history = False
     needs_task_gradients = True
+    weighs_losses = False
 
     def check(self, tasks: dict[str, float], groups: tuple[str, ...]) -> None:
         pass
@@ -76,3 +88,21 @@ class StatelessResolver:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state:
             raise ValueError(f"{type(self).__name__} keeps no state, found {sorted(state)}")
+
+
+class LossWeighting(StatelessResolver):
+    """A method that only weights losses: one joint backward pass, no task gradients. Its weights replace lambdas."""
+
+    needs_task_gradients = False
+    weighs_losses = True
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        """Weights [m] for one micro-batch's losses [m], detached, on their device; no synchronisation."""
+        raise NotImplementedError
+
+    def after_window(self, losses: Tensor) -> dict[str, float]:
+        """Learn from the window's mean losses [m], float64 on the CPU; returns what to log."""
+        raise NotImplementedError
+
+    def resolve(self, conflict: Conflict) -> Resolution:
+        return Resolution(torch.eye(len(conflict.tasks), dtype=torch.float64))

@@ -15,28 +15,33 @@ def describe(conflict: Conflict, resolution: Resolution) -> dict[str, float]:
 
     `resolved` is 1 where the update is not the plain sum of the task gradients: always, for methods that weight tasks.
     `correction` is ||d - s|| / ||s|| for the update d and the plain sum s of the task gradients, over the shared
-    parameters. A minimum cosine is nan where no two gradients are nonzero.
+    parameters. A minimum cosine is nan where no two gradients are nonzero. A method that works
+    on coordinates has no coefficients, hence no weights, correction or resolved cosines.
     """
-    weights = resolution.weights
     metrics: dict[str, float] = {}
     for index, task in enumerate(conflict.tasks):
         metrics[f"loss/{task}"] = float(conflict.losses[index])
         metrics[f"grad_norm/{task}"] = math.sqrt(max(0.0, float(conflict.gram[index, index])))
-        metrics[f"weight/{task}"] = float(weights[index])
-    identity = torch.eye(len(weights), dtype=torch.float64)
-    metrics["resolved"] = float(not torch.equal(resolution.coefficients, identity))
+    if len(conflict.tasks) > 1:
+        for name, gram in {"all": conflict.gram, **conflict.group_grams}.items():
+            metrics[f"cosine/{name}"] = minimum_cosine(gram)
+    if resolution.coefficients is not None:
+        metrics |= _describe_coefficients(conflict, resolution.coefficients)
+    return metrics | resolution.metrics
+
+
+def _describe_coefficients(conflict: Conflict, coefficients: Tensor) -> dict[str, float]:
+    weights = coefficients.sum(0)
+    metrics = {f"weight/{task}": float(weight) for task, weight in zip(conflict.tasks, weights, strict=True)}
+    metrics["resolved"] = float(not torch.equal(coefficients, torch.eye(len(weights), dtype=torch.float64)))
     if len(conflict.tasks) > 1:
         change = weights - 1
         total = float(conflict.gram.sum())
-        metrics["correction"] = (
-            math.sqrt(max(0.0, float(change @ conflict.gram @ change)) / total) if total > 0 else math.nan
-        )
+        square = max(0.0, float(change @ conflict.gram @ change))
+        metrics["correction"] = math.sqrt(square / total) if total > 0 else math.nan
         for name, gram in {"all": conflict.gram, **conflict.group_grams}.items():
-            metrics[f"cosine/{name}"] = minimum_cosine(gram)
-            metrics[f"cosine_resolved/{name}"] = minimum_cosine(
-                resolution.coefficients @ gram @ resolution.coefficients.T
-            )
-    return metrics | resolution.metrics
+            metrics[f"cosine_resolved/{name}"] = minimum_cosine(coefficients @ gram @ coefficients.T)
+    return metrics
 
 
 def minimum_cosine(gram: Tensor) -> float:

@@ -17,6 +17,7 @@ from torch import Tensor
 from gcond.strategy.gradients import TaskGradients
 
 Losses = Callable[[Any, Sequence[str]], Mapping[str, Tensor]]
+Weigh = Callable[[Tensor], Tensor]  # losses [m] of a micro-batch, detached -> weights [m] in place of the lambdas
 
 
 class Estimator(Protocol):
@@ -32,7 +33,12 @@ class Estimator(Protocol):
         """The rows that `gather` fills; ValueError where the estimator cannot serve these tasks."""
 
     def gather(
-        self, gradients: TaskGradients, batches: Sequence[Any], losses: Losses, tasks: Mapping[str, float]
+        self,
+        gradients: TaskGradients,
+        batches: Sequence[Any],
+        losses: Losses,
+        tasks: Mapping[str, float],
+        weigh: Weigh | None = None,
     ) -> Iterator[Tensor]: ...
 
 
@@ -50,7 +56,12 @@ class Joint:
         return 1
 
     def gather(
-        self, gradients: TaskGradients, batches: Sequence[Any], losses: Losses, tasks: Mapping[str, float]
+        self,
+        gradients: TaskGradients,
+        batches: Sequence[Any],
+        losses: Losses,
+        tasks: Mapping[str, float],
+        weigh: Weigh | None = None,
     ) -> Iterator[Tensor]:
         gradients.zero()
         total = _Mean(len(tasks))
@@ -59,7 +70,11 @@ class Joint:
             for batch in batches:
                 values = _ask(losses, batch, list(tasks))
                 total.add(values, tasks)
-                _backward(sum(tasks[name] * values[name] for name in tasks) / len(batches))
+                if weigh is None:
+                    _backward(sum(tasks[name] * values[name] for name in tasks) / len(batches))
+                else:
+                    stacked = torch.stack([values[name].reshape(()) for name in tasks])
+                    _backward((weigh(stacked.detach()) * stacked).sum() / len(batches))
         yield total.mean()
 
 
@@ -95,7 +110,12 @@ class Sequential:
         return len(tasks)
 
     def gather(
-        self, gradients: TaskGradients, batches: Sequence[Any], losses: Losses, tasks: Mapping[str, float]
+        self,
+        gradients: TaskGradients,
+        batches: Sequence[Any],
+        losses: Losses,
+        tasks: Mapping[str, float],
+        weigh: Weigh | None = None,
     ) -> Iterator[Tensor]:
         windows = [[batch] for batch in batches] if self.resolves_micro_batches else [batches]
         for window in windows:
@@ -154,7 +174,12 @@ class Stochastic:
         return len(tasks)
 
     def gather(
-        self, gradients: TaskGradients, batches: Sequence[Any], losses: Losses, tasks: Mapping[str, float]
+        self,
+        gradients: TaskGradients,
+        batches: Sequence[Any],
+        losses: Losses,
+        tasks: Mapping[str, float],
+        weigh: Weigh | None = None,
     ) -> Iterator[Tensor]:
         gradients.zero()
         total = _Mean(len(tasks))

@@ -7,7 +7,7 @@ of a channels_last weight makes a fused optimizer update the wrong elements with
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -220,6 +220,19 @@ class TaskGradients:
                 else:
                     target.add_(row, alpha=weight)
 
+    def combine_blocks(
+        self, blockwise: Callable[[Tensor, int], Tensor], exclusive: Tensor, out: Tensor, scale: float, add: bool
+    ) -> None:
+        """As `combine`, with `blockwise(rows [m, c], start)` in place of weights where several tasks meet."""
+        for segment in self.segments:
+            if not segment.shared:
+                alone = (exclusive * scale).to(out).unsqueeze(1) * self.rows[:, segment.start : segment.stop]
+                block = alone.sum(0)
+                _put(out[segment.start : segment.stop], block, add)
+                continue
+            for start, stop in _chunks(segment.start, segment.stop, self.device):
+                _put(out[start:stop], blockwise(self.rows[:, start:stop], start).mul_(scale), add)
+
     def write(self, flat: Tensor) -> None:
         """Make every `p.grad` a view into `flat` [P]; `None` where no backward pass has reached the parameter."""
         reached = self.reached.any(0).tolist()
@@ -240,6 +253,13 @@ class TaskGradients:
         for start, stop in _chunks(0, self.size, self.device):
             total += flat[start:stop].double() @ other[start:stop].double()
         return total
+
+
+def _put(target: Tensor, block: Tensor, add: bool) -> None:
+    if add:
+        target.add_(block)
+    else:
+        target.copy_(block)
 
 
 def _is_dense(parameter: Tensor) -> bool:

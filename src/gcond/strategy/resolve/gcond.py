@@ -48,6 +48,7 @@ class GCond:
 
     uses_history = True
     needs_task_gradients = True
+    weighs_losses = False
 
     def __init__(
         self,
