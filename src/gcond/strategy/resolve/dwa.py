@@ -1,0 +1,73 @@
+"""DWA: Liu et al. 2019, End-to-End Multi-Task Learning with Attention (https://arxiv.org/abs/1803.10704)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gcond.strategy.conflict import LossWeighting
+
+
+class DWA(LossWeighting):
+    """Weigh a task by how slowly its loss has been falling.
+
+    Loss weights, in place of the lambdas, are m softmax(r / temperature), r_i = L_i(t - 1) / L_i(t - 2), L(t) the mean
+    losses of consecutive periods; they are 1 during the first two.
+
+    Args:
+        temperature: larger is more uniform; 2 in the paper.
+        period: windows per period. An epoch in the paper; 25 iterations in Nash-MTL's code (there a sliding mean).
+
+    Raises:
+        ValueError: a setting out of range; a period's mean loss that is not above 0.
+    """
+
+    def __init__(self, temperature: float = 2.0, period: int = 25) -> None:
+        if temperature <= 0:
+            raise ValueError(f"`temperature`: expected a number > 0, found {temperature}")
+        if period < 1:
+            raise ValueError(f"`period`: expected an integer >= 1, found {period}")
+        self.temperature, self.period = temperature, period
+
+    def check(self, tasks: dict[str, float], groups: tuple[str, ...]) -> None:
+        self._tasks = tuple(tasks)
+        self._windows = 0  # of the current period
+        self._sums = torch.zeros(len(tasks), dtype=torch.float64)  # of the current period
+        self._means: list[Tensor] = []  # [m] of the last two periods
+        self._weights: Tensor | None = None  # on the losses' device, for this period
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        if self._weights is None:
+            self._weights = self._current_weights().to(losses)
+        return self._weights
+
+    def after_window(self, losses: Tensor) -> dict[str, float]:
+        weights = self._current_weights().tolist()
+        self._sums += losses
+        self._windows += 1
+        if self._windows == self.period:
+            means = self._sums / self.period
+            for task, mean in zip(self._tasks, means.tolist(), strict=True):
+                if mean <= 0:
+                    raise ValueError(f"DWA: expected losses above 0, found a mean of {mean} for task {task!r}")
+            self._means = [*self._means, means][-2:]
+            self._sums = torch.zeros_like(self._sums)
+            self._windows = 0
+            self._weights = None
+        return {f"dwa/weight/{task}": weight for task, weight in zip(self._tasks, weights, strict=True)}
+
+    def _current_weights(self) -> Tensor:
+        if len(self._means) < 2:
+            return torch.ones(len(self._tasks), dtype=torch.float64)
+        older, newer = self._means
+        return len(self._tasks) * torch.softmax(newer / older / self.temperature, 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"windows": self._windows, "sums": self._sums.clone(), "means": list(self._means)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._windows, self._means = state["windows"], list(state["means"])
+        self._sums = state["sums"].clone()
+        self._weights = None

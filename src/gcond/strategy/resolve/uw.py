@@ -1,0 +1,59 @@
+"""UW: Kendall et al. 2018, Multi-Task Learning Using Uncertainty to Weigh Losses (https://arxiv.org/abs/1705.07115)."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gcond.strategy.conflict import LossWeighting
+
+
+class UW(LossWeighting):
+    """Minimise sum_i (exp(-s_i) L_i + s_i) / 2 over the network and the log variances s_i = log sigma_i^2 together.
+
+    The network sees loss weights exp(-s_i) / 2, in place of the lambdas; s takes one Adam step per window, with the
+    gradient (1 - exp(-s_i) L_i) / 2 at the window's mean losses. Its fixed point is s_i = log L_i. s starts at 0.
+
+    Args:
+        lr: of Adam on s, without weight decay; 0.025 in Nash-MTL's code.
+
+    Raises:
+        ValueError: `lr`; a window's mean loss that is not above 0: its s would fall without bound.
+    """
+
+    def __init__(self, lr: float = 0.025) -> None:
+        if lr <= 0:
+            raise ValueError(f"`lr`: expected a number > 0, found {lr}")
+        self.lr = lr
+
+    def check(self, tasks: dict[str, float], groups: tuple[str, ...]) -> None:
+        self._tasks = tuple(tasks)
+        self._log_variances = torch.zeros(len(tasks), dtype=torch.float64)
+        self._adam = torch.optim.Adam([self._log_variances], lr=self.lr)
+        self._weights: Tensor | None = None  # exp(-s) / 2 on the losses' device, for this window
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        if self._weights is None:
+            self._weights = (torch.exp(-self._log_variances) / 2).to(losses)
+        return self._weights
+
+    def after_window(self, losses: Tensor) -> dict[str, float]:
+        for task, loss in zip(self._tasks, losses.tolist(), strict=True):
+            if loss <= 0:
+                raise ValueError(f"UW: expected losses above 0, found {loss} for task {task!r}")
+        weights = torch.exp(-self._log_variances) / 2
+        self._log_variances.grad = 0.5 - weights * losses
+        self._adam.step()
+        self._weights = None
+        return {f"uw/weight/{task}": weight for task, weight in zip(self._tasks, weights.tolist(), strict=True)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"log_variances": self._log_variances.clone(), "adam": deepcopy(self._adam.state_dict())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._log_variances.copy_(state["log_variances"])
+        self._adam.load_state_dict(state["adam"])
+        self._weights = None

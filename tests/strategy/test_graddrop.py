@@ -1,0 +1,139 @@
+"""GradDrop against TorchJD with the same draws, by hand, by its properties, and for any cut into blocks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from strategy.problems import conflict, flat_grad, prescribed
+from torchjd import aggregation
+
+from gcond.strategy import GradientConductor, Raw, Sequential, gradients
+from gcond.strategy.resolve.graddrop import GradDrop
+
+
+def update(rows, seed=0, resolver=None, sizes=None):
+    """The update [P] between the rows of a float32 matrix, in blocks of `sizes`."""
+    blockwise = (resolver or GradDrop()).resolve(conflict(rows, seed=seed)).blockwise
+    parts, start = [], 0
+    for size in sizes or [rows.shape[1]]:
+        parts.append(blockwise(rows[:, start : start + size], start))
+        start += size
+    return torch.cat(parts)
+
+
+def random_rows(m, size, seed=0):
+    return torch.randn(m, size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("leak", [None, [0.5, 0.0, 0.2, 1.0]])
+def test_is_torchjd_s_with_the_same_draws(monkeypatch, leak):
+    rows = random_rows(4, 1000).double()
+    draws = torch.rand(1000)
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: draws.clone())
+    resolver = GradDrop() if leak is None else GradDrop(dict(zip(["t0", "t1", "t2", "t3"], leak, strict=True)))
+    expected = aggregation.GradDrop(leak=None if leak is None else torch.tensor(leak).double())(rows)
+    torch.testing.assert_close(update(rows, resolver=resolver), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_by_hand(monkeypatch):
+    """P = (3/4, 3/4, 1/4, 1, 0, undefined) against U."""
+    rows = torch.tensor([[3.0, 3.0, -3.0, 1.0, -1.0, 0.0], [-1.0, -1.0, 1.0, 2.0, -2.0, 0.0]])
+    draws = torch.tensor([0.7, 0.8, 0.2, 1 - 2**-24, 0.0, 0.5])
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: draws)
+    assert update(rows).tolist() == [3, -1, 1, 3, -3, 0]
+    leaky = update(rows, resolver=GradDrop({"t1": 0.25}))
+    assert leaky.tolist() == [2.75, -1, 0.25 + 0.75, 3, -3, 0]
+    assert torch.equal(update(rows, resolver=GradDrop(1.0)), rows.sum(0))
+
+
+@pytest.mark.parametrize("m", [1, 2, 5])
+def test_each_coordinate_is_the_sum_of_one_sign(m):
+    rows = random_rows(m, 3000)
+    rows[:, :1000] = rows[:, :1000].abs()
+    rows[:, 1000:1500] *= -rows[:, 1000:1500].sign()
+    rows[:, 1500:1600] = 0
+    found, positive, negative = update(rows), rows.clamp(min=0).sum(0), rows.clamp(max=0).sum(0)
+    assert bool(((found == positive) | (found == negative)).all())
+    torch.testing.assert_close(found[:1600], rows[:, :1600].sum(0))
+    if m > 1:
+        kept = found[1600:] == positive[1600:]
+        assert 0.4 < float(kept.float().mean()) < 0.6
+
+
+def test_probability_of_a_sign_is_its_share():
+    """(3, -1) gives 3 three times out of four; so the mean is the sum, 2. Four standard errors of 40,000 draws."""
+    found = update(torch.tensor([[3.0], [-1.0]]).expand(2, 40_000))
+    assert float((found == 3).float().mean()) == pytest.approx(0.75, abs=0.009)
+    assert set(found.unique().tolist()) == {3.0, -1.0}
+
+
+@pytest.mark.parametrize("sizes", [[1] * 100, [7, 93], [50, 50], [16, 16, 68]])
+def test_draws_do_not_depend_on_the_blocks(sizes):
+    rows = random_rows(3, 100)
+    assert torch.equal(update(rows, sizes=sizes), update(rows))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 16, 1000])
+def test_gradient_does_not_depend_on_the_blocks(monkeypatch, chunk):
+    """Through the conductor, with a parameter in the middle that one task alone reaches."""
+
+    def run(size):
+        monkeypatch.setitem(gradients.CHUNK_ELEMENTS, "cpu", size)
+        parameters = [torch.nn.Parameter(torch.ones(n)) for n in (20, 5, 30)]
+        shared = prescribed([parameters[0], parameters[2]], random_rows(2, 50))
+
+        def losses(batch, names):
+            values = shared(batch, names)
+            return {name: value + parameters[1].sum() * 2 if name == "t0" else value for name, value in values.items()}
+
+        conductor = GradientConductor(
+            parameters,
+            {"t0": 1.0, "t1": 1.0},
+            Sequential(3, resolve_every="micro_batch"),
+            GradDrop(),
+            Raw(),
+            clip_norm=None,
+        )
+        conductor.step([None] * 3, losses)
+        return flat_grad(parameters)
+
+    expected = run(1 << 16)
+    assert torch.equal(run(chunk), expected)
+    assert torch.equal(expected[20:25], torch.full((5,), 2.0))
+
+
+def test_draws_belong_to_the_resolver_s_generator():
+    rows = random_rows(2, 200)
+    assert torch.equal(update(rows, seed=3), update(rows, seed=3))
+    assert not torch.equal(update(rows, seed=3), update(rows, seed=4))
+    resolver, seen = GradDrop(), conflict(rows)
+    first, second = (resolver.resolve(seen).blockwise(rows, 0) for _ in range(2))
+    assert not torch.equal(first, second)
+    state = torch.random.get_rng_state()
+    update(rows)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_draws_do_not_depend_on_the_precision():
+    rows = random_rows(2, 200).bfloat16()
+    expected = update(rows.float())
+    assert torch.equal(update(rows).float(), expected)
+    assert torch.equal(update(rows.double()).float(), expected)
+
+
+def test_rows_are_left_as_they_were():
+    rows = random_rows(2, 50)
+    before = rows.clone()
+    update(rows).mul_(0)
+    assert torch.equal(rows, before)
+
+
+@pytest.mark.parametrize("leak", [-0.1, 1.1, {"t0": 2.0}, float("nan")])
+def test_leak_out_of_range_is_named(leak):
+    with pytest.raises(ValueError, match=r"`leak`: expected numbers in \[0, 1\], found"):
+        GradDrop(leak)
+
+
+def test_leak_of_an_unknown_task_is_named():
+    with pytest.raises(ValueError, match=r"`leak`: expected tasks among .*'t0'.*, found \['t9'\]"):
+        GradientConductor([torch.nn.Parameter(torch.ones(2))], {"t0": 1.0}, Sequential(1), GradDrop({"t9": 0.1}))

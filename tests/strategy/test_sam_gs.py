@@ -1,0 +1,144 @@
+"""SAM-GS against its formulas written out coordinate by coordinate, by hand, for any blocks, and across a restart."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from strategy.problems import conflict, matrix
+
+from gcond.strategy.resolve.sam_gs import SAMGS
+
+
+class BySteps:
+    """The method as METHODS and the authors' code give it, NumPy, whole vectors; `psi` and `gamma` as for SAMGS."""
+
+    def __init__(self, psi, beta1=0.9, beta2=0.99, gamma=0.1):
+        self.psi, self.beta1, self.beta2, self.gamma = psi, beta1, beta2, gamma
+        self.moment, self.h, self.t = 0.0, 0.0, 0
+
+    def similarity(self, rows):
+        norms = [float(np.linalg.norm(row)) for row in rows]
+        m = len(norms)
+        pairs = {(i, j): 2 * norms[i] * norms[j] / (norms[i] ** 2 + norms[j] ** 2) for i in range(m) for j in range(m)}
+        if self.psi == "paper":
+            return sum(pairs.values()) / m**2
+        upper = [value for (i, j), value in pairs.items() if i < j]
+        return sum(upper) / len(upper)
+
+    def step(self, rows):
+        self.t += 1
+        similarity = self.similarity(rows)
+        self.moment = self.beta1 * self.moment + (1 - self.beta1) * rows
+        self.h = self.beta2 * self.h + (1 - self.beta2) * (1 - similarity) ** 2 + 1e-8
+        if similarity < self.gamma:
+            norms = np.linalg.norm(rows, axis=1)
+            return sum(norms.mean() / norm * row for norm, row in zip(norms, rows, strict=True))
+        moment = self.moment / (1 - self.beta1**self.t)
+        spread = np.sqrt(self.h / (1 - self.beta2**self.t)) + 1e-8
+        return sum(np.abs(moment) / spread * rows)
+
+
+def update(resolver, rows, sizes=None):
+    rows = torch.as_tensor(rows)
+    blockwise = resolver.resolve(conflict(rows)).blockwise
+    parts, start = [], 0
+    for size in sizes or [rows.shape[1]]:
+        parts.append(blockwise(rows[:, start : start + size], start))
+        start += size
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("psi", ["paper", "code"])
+@pytest.mark.parametrize("settings", [{}, {"beta1": 0.5, "beta2": 0.9, "gamma": 0.9}], ids=str)
+@pytest.mark.parametrize("m", [2, 3])
+def test_is_its_formulas(psi, settings, m):
+    random = np.random.default_rng(m)
+    fast, slow = SAMGS(psi, **settings), BySteps(psi, **settings)
+    equalised = []
+    for step in range(30):
+        spread = 2.5 if step % 3 else 0.1
+        rows = random.standard_normal((m, 7)) * 10 ** random.uniform(-spread, spread, (m, 1))
+        equalised.append(slow.similarity(rows) < slow.gamma)
+        np.testing.assert_allclose(update(fast, rows), slow.step(rows), rtol=1e-9)
+    assert any(equalised) == (psi == "code" or settings != {})
+    assert not all(equalised)
+
+
+def test_similarity_by_hand():
+    """Norms 3 and 4: psi = 24 / 25; the paper also counts the two self-similarities of 1."""
+    rows = [[3.0, 0.0], [0.0, 4.0]]
+    metrics = {psi: SAMGS(psi).resolve(conflict(rows)).metrics for psi in ("paper", "code")}
+    assert metrics["code"]["sam_gs/similarity"] == pytest.approx(24 / 25)
+    assert metrics["paper"]["sam_gs/similarity"] == pytest.approx((24 / 25 + 1) / 2)
+
+
+def test_two_unlike_gradients_are_equalised_by_the_code_s_psi_only():
+    """Norms 1 and 99: psi = .0198. Equalised, both have norm 50. The paper's Psi is .51: modulated instead."""
+    rows = matrix([[1, 0], [0, 99]])
+    resolution = SAMGS("code").resolve(conflict(rows))
+    assert resolution.metrics["sam_gs/equalised"] == 1
+    torch.testing.assert_close(resolution.blockwise(rows, 0), matrix([50, 50]))
+    resolution = SAMGS("paper").resolve(conflict(rows))
+    assert resolution.metrics["sam_gs/equalised"] == 0
+    spread = ((1 - resolution.metrics["sam_gs/similarity"]) ** 2 + 1e-6) ** 0.5  # bias-corrected: 1e-8 / (1 - .99)
+    torch.testing.assert_close(resolution.blockwise(rows, 0), matrix([1, 99**2]) / (spread + 1e-8))
+
+
+@pytest.mark.parametrize("sizes", [[1] * 40, [7, 33], [39, 1]])
+@pytest.mark.parametrize("gamma", [0.1, 1.0])
+def test_update_does_not_depend_on_the_blocks(sizes, gamma):
+    random = np.random.default_rng(0)
+    whole, parts = SAMGS(gamma=gamma), SAMGS(gamma=gamma)
+    for _ in range(4):
+        rows = random.standard_normal((3, 40))
+        assert torch.equal(update(parts, rows, sizes), update(whole, rows))
+
+
+@pytest.mark.parametrize("psi", ["paper", "code"])
+def test_restarts_bit_identically_and_with_other_blocks(psi):
+    random = np.random.default_rng(1)
+    steps = [(random.standard_normal((2, 20)) * [[1], [30]]).astype(np.float32) for _ in range(8)]
+    whole = SAMGS(psi)
+    for rows in steps[:4]:
+        update(whole, rows, [11, 9])
+    kept, file = whole.state_dict(), BytesIO()
+    torch.save(kept, file)
+    assert kept["momentum"].shape == (2, 20)
+    expected = [update(whole, rows, [11, 9]) for rows in steps[4:]]
+    for state in (torch.load(BytesIO(file.getvalue()), weights_only=True), kept):
+        continued = SAMGS(psi)
+        continued.load_state_dict(state)
+        for rows, wanted in zip(steps[4:], expected, strict=True):
+            assert torch.equal(update(continued, rows, [3, 17]), wanted)
+
+
+def test_fresh_state_can_be_restored():
+    resolver = SAMGS()
+    resolver.load_state_dict(SAMGS().state_dict())
+    rows = matrix([[1, 2], [3, 4]])
+    assert torch.equal(update(resolver, rows), update(SAMGS(), rows))
+
+
+@pytest.mark.parametrize("psi", ["paper", "code"])
+@pytest.mark.parametrize("rows", [np.zeros((2, 3)), [[0.0, 0.0], [1.0, 2.0]], [[3.0, -4.0]]], ids=str)
+def test_zeros_and_one_task_are_finite(psi, rows):
+    for gamma in (0.1, 1.0):
+        assert bool(update(SAMGS(psi, gamma=gamma), matrix(rows)).isfinite().all())
+
+
+def test_momentum_of_low_precision_rows_is_kept_in_float32():
+    resolver = SAMGS()
+    update(resolver, torch.ones(2, 3, dtype=torch.bfloat16))
+    assert resolver.state_dict()["momentum"].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("settings", "argument"),
+    [({"psi": "mean"}, "psi"), ({"beta1": 1.0}, "beta1"), ({"beta2": -0.1}, "beta2"), ({"gamma": 1.5}, "gamma")],
+)
+def test_setting_out_of_range_is_named(settings, argument):
+    with pytest.raises(ValueError, match=f"`{argument}`: expected .*, found "):
+        SAMGS(**settings)
