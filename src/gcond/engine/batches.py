@@ -74,6 +74,8 @@ class Order:
 
     def __init__(self, images: int, size: int, seed: int, position: int) -> None:
         self._images, self._size, self._seed, self._position = images, size, seed, position
+        self._epoch = -1  # the pass that `_permutation` belongs to
+        self._permutation: list[int] = []
 
     def __iter__(self) -> Iterator[list[int]]:
         position = self._position
@@ -84,7 +86,7 @@ class Order:
 
     def _index(self, number: int) -> int:
         epoch, place = divmod(number, self._images)
-        if getattr(self, "_epoch", None) != epoch:
+        if self._epoch != epoch:
             self._epoch = epoch
             self._permutation = torch.randperm(self._images, generator=generator(self._seed, "order", epoch)).tolist()
         return self._permutation[place]

@@ -8,6 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+KINDS = ("auto", "bar", "lines", "quiet")
+
 
 class Progress:
     """A bar with ETA and current losses (`bar`), a line per epoch (`lines`), or a line at start and end (`quiet`).
@@ -16,7 +18,7 @@ class Progress:
     """
 
     def __init__(self, name: str, kind: str, start: int, total: int) -> None:
-        if kind not in ("auto", "bar", "lines", "quiet"):
+        if kind not in KINDS:
             raise ValueError(f"`progress`: expected auto, bar, lines or quiet, found {kind!r}")
         if kind == "auto":
             kind = "bar" if sys.stderr.isatty() else "lines"

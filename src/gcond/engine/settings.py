@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from gcond.engine.progress import KINDS
 from gcond.engine.schedule import WarmupCosine
 from gcond.loss import TASKS
 from gcond.model.masking import hidden_count
@@ -44,10 +46,11 @@ class Settings:
         _expect(not unknown, "loss.tasks", f"lambdas for {', '.join(TASKS)}", ", ".join(unknown))
         self.patches = (scale.image_size // scale.patch_size) ** 2
         hidden_count(self.patches, scale.mask_ratio)
-        self._build_conductor = instantiate(cfg.strategy.conductor)
+        _expect(cfg.progress in KINDS, "progress", f"one of {', '.join(KINDS)}", repr(cfg.progress))
+        instantiate(cfg.loss.reconstruction)(patch_size=scale.patch_size, intensity=None)
+        self._build_conductor = _instantiate(cfg.strategy.conductor)
         self.conductor({name: [torch.nn.Parameter(torch.zeros(1))] for name in GROUPS}, seed=0)
-        if scale.steps_per_epoch is not None:
-            self.schedule(scale.steps_per_epoch)
+        self.schedule(scale.steps_per_epoch or 1000)  # 1000: any number, to check what does not depend on it
 
     def conductor(self, groups: dict[str, Any], seed: int) -> GradientConductor:
         return self._build_conductor(groups, OmegaConf.to_container(self._cfg.loss.tasks), seed=seed)
@@ -74,6 +77,16 @@ class Settings:
             warmup_steps=round(scale.warmup_epochs * steps_per_epoch),
             total_steps=scale.epochs * steps_per_epoch,
         )
+
+
+def _instantiate(group: DictConfig) -> Any:
+    """As Hydra does it, but what a constructor refuses is its own ValueError, which names the key."""
+    try:
+        return instantiate(group)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError):
+            raise error.__cause__ from None
+        raise
 
 
 def _expect(condition: bool, key: str, expected: str, found: Any) -> None:

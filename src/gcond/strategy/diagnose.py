@@ -9,6 +9,8 @@ from torch import Tensor
 
 from gcond.strategy.conflict import Conflict, Resolution
 
+CANCELLED = 1e-12  # of the squared norms that went into a row: what float64 leaves of an exact cancellation
+
 
 def describe(conflict: Conflict, resolution: Resolution) -> dict[str, float]:
     """Norms, true minimum cosines before and after, implied weights, and the size of the correction.
@@ -40,17 +42,27 @@ def _describe_coefficients(conflict: Conflict, coefficients: Tensor) -> dict[str
         square = max(0.0, float(change @ conflict.gram @ change))
         metrics["correction"] = math.sqrt(square / total) if total > 0 else math.nan
         for name, gram in {"all": conflict.gram, **conflict.group_grams}.items():
-            metrics[f"cosine_resolved/{name}"] = minimum_cosine(coefficients @ gram @ coefficients.T)
+            metrics[f"cosine_resolved/{name}"] = resolved_minimum_cosine(gram, coefficients)
     return metrics
 
 
-def minimum_cosine(gram: Tensor) -> float:
-    """The smallest cosine between two different rows with the Gram matrix `gram` [m, m]; nan without a nonzero pair."""
-    norms = gram.diagonal().clamp(min=0).sqrt()
+def minimum_cosine(gram: Tensor, floors: Tensor | float = 0.0) -> float:
+    """The smallest cosine between two different rows with the Gram matrix `gram` [m, m].
+
+    Rows whose squared norm is not above its floor do not count; nan without a pair.
+    """
+    squares = gram.diagonal()
+    norms = torch.where(squares > floors, squares, 0.0).sqrt()
     pairs = torch.triu(torch.outer(norms, norms) > 0, diagonal=1)
     if not bool(pairs.any()):
         return math.nan
     return float((gram / torch.outer(norms, norms))[pairs].min())
+
+
+def resolved_minimum_cosine(gram: Tensor, coefficients: Tensor) -> float:
+    """The same between the rows of `coefficients` [m, m] @ J. A row that cancelled to rounding noise does not count."""
+    terms = coefficients.square() @ gram.diagonal()
+    return minimum_cosine(coefficients @ gram @ coefficients.T, CANCELLED * terms)
 
 
 def average(resolutions: list[dict[str, float]]) -> dict[str, float]:

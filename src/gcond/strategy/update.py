@@ -55,6 +55,7 @@ class EMA:
     def apply(self, direction: Tensor, gradients: TaskGradients) -> None:
         if self._momentum is None:
             self._momentum = torch.zeros_like(direction)
+        self._momentum = self._momentum.to(direction.device)  # a checkpoint may have been read on the CPU
         self._steps += 1
         self._momentum.mul_(self.beta).add_(direction, alpha=1 - self.beta)
         torch.div(self._momentum, 1 - self.beta**self._steps, out=direction)

@@ -31,7 +31,7 @@ class GCond:
         norm_ema_beta: of the average of ||g_i|| that strength is measured against.
         dominance_window: a task that won this many times in a row, whatever the pair, loses the next conflict; 0 is
         off.
-        norm_cap: clip each task gradient to this norm first; None is off.
+        norm_cap: clip each task gradient to this norm first; None is off, and so is a single task.
         smooth: False takes the step logic: critical, the loser vanishes; main, the loser is projected on the winner's
             orthogonal complement; weak, both are projected on each other's and nobody wins.
         stability_reference: stability is the cosine with the previous step's "resolved" gradients (what the published
@@ -115,7 +115,7 @@ class GCond:
         average_norms = self._average_norms(norms)
         reference, reference_norms = self._reference(conflict.cross.numpy())
         coefficients = np.eye(len(gram))
-        if self.norm_cap is not None:
+        if self.norm_cap is not None and len(gram) > 1:
             np.fill_diagonal(coefficients, self.norm_cap / np.maximum(norms, self.norm_cap))
         current = coefficients @ gram @ coefficients.T
         floor = 1e-8 if self.vanishing == "absolute" else 1e-12 * float(np.diag(current).max())

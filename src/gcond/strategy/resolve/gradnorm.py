@@ -54,6 +54,8 @@ class GradNorm:
             )
 
     def resolve(self, conflict: Conflict) -> Resolution:
+        if self.group not in conflict.group_grams:
+            raise ValueError(f"`group`: expected a layer that more than one task reaches, found {self.group!r}")
         if self._weights is None:
             self._start(conflict.losses)
         assert self._weights is not None

@@ -1,0 +1,45 @@
+"""Runs of the whole program on `engine.tiny`, about half a second each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from gcond.engine.folder import RunFolder
+from gcond.train import CONFIG, train
+
+# Two epochs of two optimizer steps of two micro-batches of two images.
+TINY = (
+    "scale=smoke",
+    "dataset=photos",
+    "dataset._target_=engine.tiny.load",
+    "model=mobilenetv3_small_050",
+    "model.width=32",
+    "model.depth=1",
+    "device=cpu",
+    "progress=quiet",
+)
+
+
+def config(*overrides: str) -> DictConfig:
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG)):
+        return compose("train", list(overrides))
+
+
+def tiny_config(runs: Path, *overrides: str) -> DictConfig:
+    return config(f"runs={runs}", *TINY, *overrides)
+
+
+def run(cfg: DictConfig) -> RunFolder:
+    folder = RunFolder(cfg)
+    train(cfg, folder)
+    return folder
+
+
+def parts(folder: RunFolder) -> dict[str, Any]:
+    """State of model, optimizer and conductor at the end."""
+    return torch.load(folder.checkpoint, weights_only=True)["parts"]

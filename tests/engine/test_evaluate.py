@@ -1,0 +1,62 @@
+import pytest
+import torch
+from engine import tiny
+from torch import Tensor, nn
+
+from gcond.engine import evaluate as module
+from gcond.engine.evaluate import MASK_SEED, EvaluationSet, evaluate
+from gcond.loss import ReconstructionLoss
+from gcond.model.masking import fixed_hidden
+from gcond.model.patches import patchify, select
+
+CPU = torch.device("cpu")
+DATA = tiny.load(64, val=7)
+LOSS = ReconstructionLoss(16, DATA.intensity)
+TASKS = ("l1", "ssim")
+
+
+class Normalised(nn.Module):
+    """Predicts the hidden patches from themselves, batch-normalised: every image of a batch matters in train mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.norm.running_mean += torch.tensor([0.1, 0.2, 0.3])
+
+    def forward(self, images: Tensor, hidden: Tensor) -> Tensor:
+        return select(patchify(self.norm(images), 16), hidden) * 0.5
+
+
+def score(model: nn.Module, count: int | None = None) -> dict[str, float]:
+    return evaluate(model, LOSS, DATA.intensity, EvaluationSet.of(DATA.val, count, 16, 0.75), TASKS, CPU)
+
+
+def score_by_hand(indices: list[int]) -> dict[str, float]:
+    model = Normalised().eval()
+    sums = dict.fromkeys(TASKS, 0.0)
+    for index in indices:
+        image, hidden = DATA.intensity.normalise(DATA.val[index][None]), fixed_hidden([index], 16, 0.75, MASK_SEED)
+        with torch.no_grad():
+            values = LOSS(model(image, hidden), image, hidden, TASKS)
+        sums = {task: sums[task] + float(values[task]) / len(indices) for task in TASKS}
+    return sums
+
+
+@pytest.mark.parametrize("batch", [1, 4, 32])  # 4: batches of 4 and 3 images
+def test_the_score_is_the_mean_over_images_whatever_the_batch(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BATCH", batch)
+    assert score(Normalised()) == pytest.approx(score_by_hand(list(range(7))), rel=1e-6)
+
+
+def test_a_thinned_set_takes_evenly_spaced_images_with_the_masks_they_have_in_the_whole() -> None:
+    assert score(Normalised(), count=3) == pytest.approx(score_by_hand([0, 3, 6]), rel=1e-6)
+    assert score(Normalised(), count=1) == pytest.approx(score_by_hand([0]), rel=1e-6)
+    assert score(Normalised(), count=100) == score(Normalised())
+
+
+def test_looking_changes_nothing() -> None:
+    model = Normalised().train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    score(model)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())

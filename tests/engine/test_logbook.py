@@ -1,0 +1,42 @@
+import math
+from pathlib import Path
+
+import pytest
+
+from gcond.engine.logbook import Logbook, read
+
+
+def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with Logbook(path) as book:
+        book.write({"step": 0})
+        remembered = book.size
+        book.write({"step": 1, "of": "the attempt that died"})
+    with Logbook(path, remembered) as book:
+        assert book.size == remembered
+        book.write({"step": 1})
+        assert read(path) == [{"step": 0}, {"step": 1}]  # on disk at once, not only when closed
+    assert read(path) == [{"step": 0}, {"step": 1}]
+
+
+def test_a_run_that_starts_anew_starts_an_empty_file(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 0}\n')
+    with Logbook(path):
+        assert path.read_text() == ""
+
+
+def test_an_undefined_number_is_null_and_an_infinite_one_is_refused(tmp_path: Path) -> None:
+    with Logbook(tmp_path / "metrics.jsonl") as book:
+        book.write({"cosine": math.nan, "loss": 0.5, "name": "nan"})
+        with pytest.raises(ValueError, match="JSON"):
+            book.write({"loss": math.inf})
+    assert read(tmp_path / "metrics.jsonl") == [{"cosine": None, "loss": 0.5, "name": "nan"}]
+
+
+def test_a_file_shorter_than_the_checkpoint_remembers_is_refused_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 0}\n')
+    with pytest.raises(ValueError, match=r"at least the 13 bytes .* found 12"):
+        Logbook(path, 13)
+    assert path.read_text() == '{"step": 0}\n'

@@ -1,0 +1,100 @@
+"""Task gradients that a test prescribes, as the resolver and as the conductor meet them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gcond.strategy import Conflict
+from gcond.strategy.estimate import Losses
+
+
+def matrix(rows: object) -> Tensor:
+    """`rows` as a float64 matrix [m, P]."""
+    return torch.as_tensor(rows, dtype=torch.float64)
+
+
+def conflict(
+    rows: object,
+    previous: object | None = None,
+    losses: Sequence[float] | None = None,
+    lambdas: Sequence[float] | None = None,
+    group: object | None = None,
+    seed: int = 0,
+) -> Conflict:
+    """The conflict between the rows of a matrix [m, P]; `group` [m, Q] is their part in the group "head"."""
+    rows = matrix(rows)
+    m = len(rows)
+    head = rows if group is None else matrix(group)
+    return Conflict(
+        tasks=task_names(m),
+        gram=rows @ rows.T,
+        cross=torch.zeros(m, m, dtype=torch.float64) if previous is None else rows @ matrix(previous).T,
+        group_grams={"head": head @ head.T},
+        losses=matrix([1.0] * m if losses is None else losses),
+        lambdas=matrix([1.0] * m if lambdas is None else lambdas),
+        step=0,
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def task_names(m: int) -> tuple[str, ...]:
+    return tuple(f"t{i}" for i in range(m))
+
+
+def prescribed(parameters: Sequence[Tensor], rows: object) -> Losses:
+    """losses(batch, names) under which task "t<i>" has the gradient rows[i], flat in the order of `parameters`."""
+    rows = matrix(rows)
+
+    def losses(batch: object, names: Sequence[str]) -> dict[str, Tensor]:
+        flat = torch.cat([p.reshape(-1) for p in parameters])
+        return {name: flat @ rows[int(name[1:])].to(flat) for name in names}
+
+    return losses
+
+
+def flat_grad(parameters: Sequence[Tensor]) -> Tensor:
+    """The gradients of all parameters, flat in logical (row-major) order; zero where there is none."""
+    return torch.cat([torch.zeros_like(p).reshape(-1) if p.grad is None else p.grad.reshape(-1) for p in parameters])
+
+
+class ConvNet(nn.Module):
+    """Small, with BatchNorm, a 1 x 1 and a depthwise convolution; input [B, 3, 8, 8], output [B, 2]."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.encoder = nn.Sequential(
+                nn.Conv2d(3, 8, 3, padding=1, bias=False),
+                nn.BatchNorm2d(8),
+                nn.SiLU(),
+                nn.Conv2d(8, 8, 3, padding=1, groups=8),
+                nn.Conv2d(8, 4, 1),
+            )
+            self.body = nn.Linear(4 * 64, 6)
+            self.head = nn.Linear(6, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.body(self.encoder(images).flatten(1))))
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {name: list(getattr(self, name).parameters()) for name in ("encoder", "body", "head")}
+
+
+def opposed_losses(model: nn.Module) -> Losses:
+    """Two tasks, "l1" and "ssim", that pull the same outputs to different places."""
+
+    def losses(batch: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        outputs = model(batch)
+        values = {"l1": (outputs - 1).abs().mean(), "ssim": ((outputs + 2) ** 2).mean()}
+        return {name: values[name] for name in names}
+
+    return losses
+
+
+def image_batches(count: int, seed: int = 0, size: int = 4) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(size, 3, 8, 8, generator=generator) for _ in range(count)]

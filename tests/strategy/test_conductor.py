@@ -1,0 +1,486 @@
+"""The whole step: what it logs, what it refuses, and that it continues where it stopped."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from math import isnan, nan, sqrt
+
+import pytest
+import torch
+from strategy.problems import ConvNet, flat_grad, image_batches, opposed_losses, prescribed, task_names
+from torch import nn
+
+from gcond.strategy import (
+    EMA,
+    CAGrad,
+    GCond,
+    GradientConductor,
+    GradNorm,
+    Joint,
+    Linear,
+    LionLARS,
+    PCGrad,
+    Raw,
+    Resolution,
+    Sequential,
+    Stochastic,
+)
+from gcond.strategy.conflict import StatelessResolver
+
+TASKS = {"l1": 0.85, "ssim": 0.15}
+
+
+def vector(*values):
+    return nn.Parameter(torch.tensor(values, dtype=torch.float64))
+
+
+def one_step(rows, resolver, update=None, clip_norm=None, tasks=None):
+    """One step on a single parameter with the gradients `rows` [m, P], and what it logged."""
+    parameter = vector(*[1.0] * len(rows[0]))
+    tasks = tasks or dict.fromkeys(task_names(len(rows)), 1.0)
+    conductor = GradientConductor([parameter], tasks, Sequential(1), resolver, update or Raw(), clip_norm)
+    metrics = conductor.step([None], prescribed([parameter], rows))
+    return parameter.grad, metrics
+
+
+# What is logged
+
+
+def test_metrics_by_hand():
+    """(3, 4) and, lambda applied, (-2.5, 0): PCGrad makes them (0, 4) and (-1.6, 1.2)."""
+    grad, metrics = one_step([[3, 4], [-5, 0]], PCGrad(), tasks={"t0": 1.0, "t1": 0.5})
+    torch.testing.assert_close(grad, torch.tensor([-1.6, 5.2], dtype=torch.float64))
+    expected = {
+        "loss/t0": 7.0,
+        "loss/t1": -5.0,
+        "grad_norm/t0": 5.0,
+        "grad_norm/t1": 2.5,
+        "cosine/all": -0.6,
+        "cosine_resolved/all": 4 * 1.2 / (4 * 2),
+        "weight/t0": 1 + 7.5 / 25,
+        "weight/t1": 1 + 7.5 / 6.25,
+        "resolved_norm": sqrt(1.6**2 + 5.2**2),
+        "correction": sqrt(2.1**2 + 1.2**2) / sqrt(0.5**2 + 4**2),  # from the sum (.5, 4) to (-1.6, 5.2)
+        "clipped": 0.0,
+        "resolved": 1.0,
+    }
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected)
+
+
+def test_minimum_cosine_is_logged_whether_or_not_there_is_a_conflict():
+    """Where the published code logs 1.0, the cosine .6 is kept apart from `min_cosine_as_published`."""
+    _, metrics = one_step([[3, 4], [2, 0]], GCond())
+    assert metrics["cosine/all"] == pytest.approx(0.6)
+    assert metrics["cosine_resolved/all"] == pytest.approx(0.6)
+    assert metrics["gcond/min_cosine_as_published"] == 1.0
+    assert metrics["correction"] == pytest.approx(0.0)
+    assert metrics["resolved"] == 0.0
+    assert sum(metrics[f"zone/{zone}"] for zone in ("weak", "main", "critical")) == 0
+
+
+def test_gcond_by_hand():
+    """Cosine -.6, a third of the way from main to critical: at p = 1 an angle of 120 degrees, whose sine is sqrt(.75).
+
+    The longer first task wins and keeps (0, 4) + sqrt(.75) 1.2 (-1.6, -1.2); the loser becomes (-1.6, 0).
+    """
+    grad, metrics = one_step([[0, 4], [-1.6, -1.2]], GCond(remap_power=1.0, tie_breaking_weights=(0.0, 1.0)))
+    share = sqrt(0.75) * 1.2
+    torch.testing.assert_close(grad, torch.tensor([-1.6 * share - 1.6, 4 - 1.2 * share], dtype=torch.float64))
+    assert (metrics["wins/t0"], metrics["wins/t1"], metrics["zone/main"]) == (1, 0, 1)
+    assert metrics["gcond/min_cosine_as_published"] == pytest.approx(-0.6)
+
+
+def test_conflicts_are_reported_per_group():
+    groups = {"encoder": [vector(1.0, 1.0)], "head": [vector(1.0)], "untouched": [vector(2.0)]}
+    parameters = [p for group in groups.values() for p in group]
+    conductor = GradientConductor(groups, {"t0": 1, "t1": 1}, Sequential(1), Linear(), Raw())
+    metrics = conductor.step([None], prescribed(parameters, [[1, 0, 1, 0], [1, 1, -1, 0]]))
+    assert metrics["cosine/encoder"] == pytest.approx(sqrt(0.5))
+    assert metrics["cosine/head"] == pytest.approx(-1.0)
+    assert metrics["cosine/all"] == pytest.approx(0.0)
+    assert isnan(metrics["cosine/untouched"])
+
+
+@pytest.mark.parametrize("resolver", [PCGrad, GCond])
+def test_cosine_of_what_a_resolution_cancelled_is_not_rounding_noise(resolver):
+    """Anti-parallel gradients cancel: PCGrad leaves neither, GCond only the winner, so that no cosine is defined."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(40):
+        row = torch.randn(3, generator=generator, dtype=torch.float64)
+        factor = -float(torch.rand(1, generator=generator)) * 3
+        _, metrics = one_step(torch.stack([row, factor * row]), resolver())
+        assert isnan(metrics["cosine_resolved/all"])
+
+
+class Witness(StatelessResolver):
+    """Resolves nothing and keeps what it saw."""
+
+    uses_history = True
+
+    def __init__(self):
+        self.seen = []
+
+    def resolve(self, conflict):
+        self.seen.append(conflict)
+        return Resolution(torch.eye(len(conflict.tasks), dtype=torch.float64))
+
+
+def test_what_a_resolver_sees():
+    """Two steps of two micro-batches; lambdas are in the gradients and not in the losses."""
+    parameter, witness = vector(1.0, 1.0), Witness()
+    estimator = Sequential(2, resolve_every="micro_batch")
+    conductor = GradientConductor({"head": [parameter]}, {"a": 2.0, "b": 0.5}, estimator, witness, Raw())
+
+    def losses(batch, names):
+        return {name: value for name, value in (("a", batch * parameter[0]), ("b", parameter.sum())) if name in names}
+
+    for window in ([1.0, 3.0], [-1.0, 5.0]):
+        conductor.step(window, losses)
+    assert [c.step for c in witness.seen] == [0, 1, 2, 3]
+    for c, batch, previous in zip(witness.seen, [1.0, 3.0, -1.0, 5.0], [0.0, 1.0, 3.0, -1.0], strict=True):
+        rows = torch.tensor([[2 * batch, 0.0], [0.5, 0.5]], dtype=torch.float64)
+        before = torch.tensor([[2 * previous, 0.0], [0.5, 0.5]], dtype=torch.float64) * (c.step > 0)
+        torch.testing.assert_close(c.gram, rows @ rows.T)
+        torch.testing.assert_close(c.group_grams["head"], rows @ rows.T)
+        torch.testing.assert_close(c.cross, rows @ before.T)
+        assert (c.tasks, c.losses.tolist(), c.lambdas.tolist()) == (("a", "b"), [batch, 2.0], [2.0, 0.5])
+
+
+def test_what_a_resolver_without_task_gradients_sees():
+    """One row, the weighted sum, under one joint name."""
+    parameter, witness = vector(1.0), Witness()
+    witness.needs_task_gradients = False
+    conductor = GradientConductor([parameter], {"a": 2.0, "b": 0.5}, Joint(2), witness, Raw())
+    conductor.step([1.0, 3.0], lambda batch, names: {"a": batch * parameter.sum(), "b": parameter.sum()})
+    (c,) = witness.seen
+    assert (c.tasks, c.losses.tolist(), c.lambdas.tolist()) == (("a+b",), [2 * 2.0 + 0.5], [1.0])
+    assert c.gram.tolist() == [[4.5**2]]
+
+
+def test_resume_counts_resolutions_on():
+    parameter, witness = vector(1.0), Witness()
+
+    def start():
+        return GradientConductor([parameter], {"a": 1.0}, Sequential(1), witness, Raw())
+
+    first, second = start(), start()
+    first.step([0], lambda batch, names: {"a": parameter.sum()})
+    second.load_state_dict(first.state_dict())
+    second.step([0], lambda batch, names: {"a": parameter.sum()})
+    assert [c.step for c in witness.seen] == [0, 1]
+
+
+# The order of clipping and update
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0, 6.0])
+def test_clip_acts_on_the_resolved_gradient_before_the_update(clip_norm):
+    """A gradient (3, 4) a first time, (.3, .4) a second time; only the first is clipped, and the EMA never is."""
+    parameter = vector(1.0, 1.0)
+    conductor = GradientConductor([parameter], {"t0": 1.0}, Sequential(1), Linear(), EMA(0.5), clip_norm)
+    first = torch.tensor([0.6, 0.8] if clip_norm == 1.0 else [3.0, 4.0], dtype=torch.float64)
+    second = torch.tensor([0.3, 0.4], dtype=torch.float64)
+    metrics = conductor.step([None], prescribed([parameter], [[3, 4]]), diagnose=True)
+    assert (metrics["clipped"], metrics["resolved_norm"]) == (float(clip_norm == 1.0), pytest.approx(5.0))
+    torch.testing.assert_close(conductor.resolved_gradient, first)
+    torch.testing.assert_close(parameter.grad, first)
+    metrics = conductor.step([None], prescribed([parameter], [[0.3, 0.4]]))
+    assert metrics["clipped"] == 0.0
+    torch.testing.assert_close(parameter.grad, (0.25 * first + 0.5 * second) / 0.75)
+    assert conductor.resolved_gradient is None
+
+
+def test_clip_does_not_act_on_the_written_step():
+    """Lion's step is longer than the clip, which has seen the gradient only."""
+    grad, _ = one_step([[1e-3, -1e-3]], Linear(), LionLARS(coefficient=1.0), clip_norm=1.0)
+    assert float(grad.norm()) == pytest.approx(50 * sqrt(2))
+
+
+def test_clip_of_averaged_micro_batches_acts_on_their_average():
+    parameter = vector(1.0, 1.0)
+    conductor = GradientConductor(
+        [parameter], {"t0": 1.0}, Sequential(2, resolve_every="micro_batch"), Linear(), Raw(), 1.0
+    )
+    losses = lambda batch, names: {"t0": (parameter * torch.tensor(batch)).sum()}  # noqa: E731
+    metrics = conductor.step([[6.0, 0.0], [0.0, 8.0]], losses)
+    torch.testing.assert_close(parameter.grad, torch.tensor([0.6, 0.8], dtype=torch.float64))
+    assert (metrics["resolved_norm"], metrics["clipped"]) == (pytest.approx(5.0), 1.0)
+
+
+# Values that are not finite
+
+
+def poisoned(parameter, value, in_gradient):
+    """Task "b" has a loss, or only a gradient, of `value`."""
+
+    class Poison(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * value
+
+    def losses(batch, names):
+        bad = Poison.apply(parameter).sum() if in_gradient else parameter.sum() * value
+        return {name: bad if name == "b" else parameter.sum() for name in names}
+
+    return losses
+
+
+@pytest.mark.parametrize("value", [nan, float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    ("estimator", "resolver", "culprit"),
+    [
+        (Joint(2), Linear, "'a\\+b'"),
+        (Sequential(2), GCond, "'b'"),
+        (Sequential(2, "per_task", "micro_batch"), CAGrad, "'b'"),
+        (Stochastic(2), PCGrad, "'b'"),
+    ],
+)
+def test_values_that_are_not_finite_stop_the_step_and_name_the_task(estimator, resolver, culprit, value):
+    parameter = vector(1.0, -2.5)
+    conductor = GradientConductor([parameter], {"a": 1.0, "b": 0.5}, estimator, resolver(), Raw())
+    for finite in (1.0, 1e30):
+        conductor.step([0, 1], poisoned(parameter, finite, in_gradient=True))
+        conductor.step([0, 1], poisoned(parameter, finite, in_gradient=False))
+    with pytest.raises(FloatingPointError, match=r"step 4: the loss of task 'b' is (nan|inf|-inf)"):
+        conductor.step([0, 1], poisoned(parameter, value, in_gradient=False))
+    with pytest.raises(FloatingPointError, match=f"step 4: the gradient of task {culprit} is not finite"):
+        conductor.step([0, 1], poisoned(parameter, value, in_gradient=True))
+
+
+# What is refused
+
+
+def refused(tasks=TASKS, parameters=None, **options):
+    return lambda: GradientConductor(parameters or [vector(1.0)], tasks, **options)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (refused({}), "`tasks`: expected at least one"),
+        (refused({"l1": -0.1, "ssim": 1.0}), "`tasks`: .* found {'l1': -0.1}"),
+        (refused({"l1": nan, "ssim": 1.0}), "`tasks`: .* found {'l1': nan}"),
+        (refused({"l1": 0.0, "ssim": 0.0}), "`tasks`: .* not all 0"),
+        (refused(clip_norm=0.0), "`clip_norm`: expected None or a number > 0, found 0.0"),
+        (refused(estimator=Joint(2), resolver=PCGrad()), "`estimator`: PCGrad needs a gradient per task, Joint gives"),
+        (refused(estimator=Joint(2), resolver=GCond()), "`estimator`: GCond needs a gradient per task, Joint gives"),
+        (refused(estimator=Stochastic(3)), "`accumulation_steps`: .*multiple of the number of tasks"),
+        (refused(estimator=Sequential(2), resolver=GradNorm()), r"`group`: .*'head'.* found \['all'\]"),
+        (
+            refused({"l1": 1.0, "ssim": 0.0}, {"head": [vector(1.0)]}, estimator=Sequential(2), resolver=GradNorm()),
+            r"`tasks`: GradNorm needs every lambda above 0 .* \['ssim'\]",
+        ),
+    ],
+)
+def test_contradictions_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_defaults_are_the_paper_s_gcond_stochastic():
+    conductor = GradientConductor([vector(1.0)], TASKS)
+    assert conductor.estimator == Stochastic(24)
+    assert (type(conductor.resolver), type(conductor.update), conductor.clip_norm) == (GCond, EMA, 50.0)
+    gcond = conductor.resolver
+    assert (gcond.critical, gcond.main, gcond.weak, gcond.remap_power) == (-0.8, -0.5, 0.0, 2.0)
+    assert (gcond.projection_max_iters, gcond.norm_ema_beta, gcond.norm_cap, gcond.smooth) == (3, 0.95, None, True)
+    assert (gcond.stability_weight, gcond.strength_weight, conductor.update.beta) == (0.8, 0.2, 0.9)
+
+
+def test_task_with_lambda_zero_counts_for_nothing():
+    grad, metrics = one_step([[1, 2], [-5, -5]], GCond(), tasks={"t0": 1.0, "t1": 0.0})
+    torch.testing.assert_close(grad, torch.tensor([1.0, 2.0], dtype=torch.float64))
+    assert metrics["grad_norm/t1"] == 0
+
+
+# Diagnosing
+
+
+@pytest.mark.parametrize("update", [Raw, EMA, LionLARS])
+def test_diagnosing_a_joint_strategy_changes_nothing_but_rounding(update):
+    """Every second step is diagnosed in one of two equal trainings; float64, so that Adam amplifies little."""
+
+    def train(diagnosed):
+        model = ConvNet().double()
+        conductor = GradientConductor(model.parameter_groups(), TASKS, Joint(2), Linear(), update())
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-4)
+        logged = []
+        for step in range(6):
+            diagnose = diagnosed and step % 2 == 1
+            batches = [b.double() for b in image_batches(2, seed=step)]
+            logged.append(conductor.step(batches, opposed_losses(model), diagnose))
+            optimizer.step()
+        return flat_grad(list(model.parameters())), logged
+
+    (grad, plain), (expected, diagnosed) = train(False), train(True)
+    torch.testing.assert_close(grad, expected, rtol=1e-7, atol=1e-10)
+    for step, (without, with_it) in enumerate(zip(plain, diagnosed, strict=True)):
+        common = {"loss/l1", "loss/ssim", "resolved_norm", "clipped"}
+        assert {k: without[k] for k in common} == pytest.approx({k: with_it[k] for k in common}, rel=1e-7)
+        assert ("cosine/head" in with_it) == (step % 2 == 1)
+
+
+def test_diagnosing_gcond_changes_nothing_at_all():
+    def train(diagnose):
+        model = ConvNet()
+        conductor = GradientConductor(model.parameters(), TASKS, Stochastic(2), GCond(), EMA())
+        logged = [conductor.step(image_batches(2, seed), opposed_losses(model), diagnose) for seed in range(3)]
+        return flat_grad(list(model.parameters())), logged
+
+    assert torch.equal(train(True)[0], train(False)[0])
+    assert train(True)[1] == train(False)[1]
+
+
+# Resuming
+
+STRATEGIES = {
+    "gcond, every piece of its state": lambda: {
+        "estimator": Stochastic(2),
+        "resolver": GCond(dominance_window=2, norm_ema_bias_correction=True, tie_breaking_weights=(0.2, 0.8)),
+        "update": EMA(0.9),
+    },
+    "gcond, accumulated reference": lambda: {
+        "estimator": Sequential(2, resolve_every="micro_batch"),
+        "resolver": GCond(stability_reference="accumulated"),
+        "update": LionLARS(0.9),
+    },
+    "bfloat16": lambda: {
+        "estimator": Sequential(2),
+        "resolver": GCond(),
+        "update": EMA(0.9),
+        "buffer_dtype": torch.bfloat16,
+    },
+    "pcgrad of three tasks": lambda: {"estimator": Sequential(2), "resolver": PCGrad(), "update": EMA(0.5), "seed": 3},
+    "gradnorm": lambda: {"estimator": Sequential(2), "resolver": GradNorm(lr=0.05), "update": Raw()},
+}
+
+
+def three_losses(model):
+    """A third task that does not reach the head's bias."""
+    two = opposed_losses(model)
+
+    def losses(batch, names):
+        hidden = torch.tanh(model.body(model.encoder(batch).flatten(1)))
+        values = two(batch, ["l1", "ssim"]) | {"third": (hidden @ model.head.weight.T).square().mean()}
+        return {name: values[name] for name in names}
+
+    return losses
+
+
+def train_on(model, conductor, optimizer, losses, steps):
+    logged = []
+    for step in steps:
+        count = conductor.estimator.accumulation_steps
+        logged.append(conductor.step(image_batches(count, seed=step), losses(model)))
+        optimizer.step()
+    return logged
+
+
+@pytest.mark.parametrize("options", STRATEGIES.values(), ids=STRATEGIES)
+def test_resume_is_bit_identical(options):
+    tasks = {"l1": 0.6, "ssim": 0.2, "third": 0.2} if "seed" in options() else TASKS
+    losses = three_losses if "third" in tasks else opposed_losses
+
+    def start(seed=0):
+        model = ConvNet(seed)
+        conductor = GradientConductor(model.parameter_groups(), tasks, **options())
+        return model, conductor, torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+    whole = start()
+    first = train_on(*whole, losses, range(4))
+    checkpoint = BytesIO()
+    torch.save([part.state_dict() for part in whole], checkpoint)
+    rest = train_on(*whole, losses, range(4, 9))
+
+    continued = start(seed=1)
+    for part, state in zip(continued, torch.load(BytesIO(checkpoint.getvalue()), weights_only=True), strict=True):
+        part.load_state_dict(state)
+    assert first != rest
+    assert train_on(*continued, losses, range(4, 9)) == rest
+    for found, expected in zip(continued[0].parameters(), whole[0].parameters(), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tie_breaking_weights": (0.95, 0.05), "stability_reference": "resolved"},
+        {"tie_breaking_weights": (0.95, 0.05), "stability_reference": "accumulated"},
+        {"tie_breaking_weights": (0.0, 1.0), "norm_ema_bias_correction": True},
+    ],
+)
+def test_resume_keeps_the_history_that_decides_winners(options):
+    """Stopped after any step, where winners hang on the previous gradients or on the norm averages."""
+    random = torch.Generator().manual_seed(0)
+    base = torch.randn(3, 6, generator=random, dtype=torch.float64)
+    rows = [base + torch.randn(3, 6, generator=random, dtype=torch.float64) for _ in range(10)]
+
+    def start():
+        parameter = vector(*[1.0] * 6)
+        tasks = dict.fromkeys(task_names(3), 1.0)
+        return parameter, GradientConductor([parameter], tasks, Sequential(1), GCond(**options), Raw())
+
+    def gradients(parameter, conductor, steps):
+        found = []
+        for step in steps:
+            conductor.step([None], prescribed([parameter], rows[step]))
+            found.append(parameter.grad.clone())
+        return torch.stack(found)
+
+    whole, conductor = start()
+    expected = gradients(whole, conductor, range(10))
+    for stop in range(1, 10):
+        parameter, stopped = start()
+        gradients(parameter, stopped, range(stop))
+        parameter, resumed = start()
+        resumed.load_state_dict(stopped.state_dict())
+        assert torch.equal(gradients(parameter, resumed, range(stop, 10)), expected[stop:])
+        assert repr(resumed.resolver.state_dict()) == repr(conductor.resolver.state_dict())
+
+
+def test_resume_remembers_which_parameters_were_reached():
+    """A head that no longer receives a gradient after the resume is still left to the one task that reached it."""
+
+    def start():
+        trunk, head = vector(1.0, 1.0), vector(3.0)
+        return trunk, head, GradientConductor([trunk, head], {"a": 1, "b": 1}, Sequential(1), PCGrad(), Raw())
+
+    def losses(trunk, head, with_head):
+        def both(batch, names):
+            extra = head.sum() if with_head else 0.0
+            return {"a": trunk[0] + extra, "b": trunk[1] - trunk[0]}
+
+        return both
+
+    trunk, head, conductor = start()
+    conductor.step([0], losses(trunk, head, with_head=True))
+    trunk, head, resumed = start()
+    resumed.load_state_dict(conductor.state_dict())
+    resumed.step([0], losses(trunk, head, with_head=False))
+    assert torch.equal(head.grad, torch.zeros(1, dtype=torch.float64))
+    assert resumed.steps == 2
+
+
+def test_state_of_another_model_is_refused():
+    first = GradientConductor([vector(1.0)], TASKS, Sequential(1), PCGrad(), Raw())
+    second = GradientConductor([vector(1.0), vector(1.0)], TASKS, Sequential(1), PCGrad(), Raw())
+    with pytest.raises(ValueError, match="`reached`: expected"):
+        second.load_state_dict(first.state_dict())
+
+
+@pytest.mark.parametrize("device", ["meta", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_momentum_from_a_checkpoint_on_the_cpu_follows_the_gradient(device):
+    """A checkpoint is read to the CPU; the state must join the parameters where they are."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    parameter = nn.Parameter(torch.ones(3, device=device))
+    conductor = GradientConductor([parameter], TASKS, Sequential(1), Linear(), EMA(0.9))
+    state = conductor.state_dict() | {"update": {"steps": 1, "momentum": torch.ones(3)}}
+    conductor.load_state_dict(state)
+    direction = torch.ones(3, device=device)
+    conductor.update.apply(direction, conductor.gradients)
+    assert conductor.update.state_dict()["momentum"].device.type == device

@@ -1,0 +1,255 @@
+"""How task gradients are gathered, against plain autograd on each micro-batch."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from strategy.problems import flat_grad, matrix
+from strategy.reference import reference_pcgrad
+from torch import nn
+
+from gcond.strategy import GCond, GradientConductor, Joint, Linear, PCGrad, Raw, Sequential, Stochastic
+
+TASKS = {"a": 0.85, "b": 0.15}
+
+
+class Problem:
+    """A small network in float64 and two losses per micro-batch; counts forward passes."""
+
+    def __init__(self, tasks=("a", "b")):
+        torch.manual_seed(3)
+        self.model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+        self.parameters = list(self.model.parameters())
+        self.tasks = tasks
+        self.asked = []
+
+    def losses(self, batch, names):
+        self.asked.append(tuple(names))
+        outputs = self.model(batch)
+        shifts = {"a": 1.0, "b": -3.0, "c": 0.2}
+        return {name: ((outputs - shifts[name]) ** 2).mean() * (1 + shifts[name] ** 2) for name in names}
+
+    def gradient(self, batch, task):
+        """The gradient [P] of one task's loss on one micro-batch, lambda not applied, by plain autograd."""
+        loss = self.losses(batch, [task])[task]
+        return torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, self.parameters)])
+
+    def step(self, estimator, batches, resolver=None, tasks=TASKS):
+        self.asked.clear()
+        conductor = GradientConductor(self.parameters, tasks, estimator, resolver or Linear(), Raw(), clip_norm=None)
+        metrics = conductor.step(batches, self.losses)
+        return flat_grad(self.parameters), metrics
+
+
+def windows(count, size=6):
+    generator = torch.Generator().manual_seed(8)
+    return list(torch.randn(count, size, 4, generator=generator, dtype=torch.float64))
+
+
+def mean(vectors):
+    return torch.stack(vectors).mean(0)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "asked"),
+    [
+        (Joint(4), [("a", "b")] * 4),
+        (Sequential(4), [("a", "b")] * 4),
+        (Sequential(4, forward="per_task"), [("a",), ("b",)] * 4),
+        (Sequential(4, resolve_every="micro_batch"), [("a", "b")] * 4),
+        (Stochastic(4), [("a",)] * 2 + [("b",)] * 2),
+    ],
+)
+def test_which_losses_are_asked_for(estimator, asked):
+    problem = Problem()
+    problem.step(estimator, windows(4))
+    assert problem.asked == asked
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [Joint(4), Sequential(4), Sequential(4, "per_task"), Sequential(4, "shared", "micro_batch")],
+)
+def test_every_estimator_but_stochastic_is_plain_autograd_of_the_mean(estimator):
+    problem, batches = Problem(), windows(4)
+    found, metrics = problem.step(estimator, batches)
+    expected = mean([0.85 * problem.gradient(b, "a") + 0.15 * problem.gradient(b, "b") for b in batches])
+    torch.testing.assert_close(found, expected)
+    for task in TASKS:
+        value = mean([problem.losses(b, [task])[task].detach() for b in batches])
+        assert metrics[f"loss/{task}"] == pytest.approx(value.item())
+
+
+def test_shared_and_per_task_forward_agree_where_forward_passes_do():
+    problem, batches = Problem(), windows(4)
+    shared, per_task = (problem.step(Sequential(4, forward), batches, GCond()) for forward in ("shared", "per_task"))
+    torch.testing.assert_close(shared[0], per_task[0])
+    assert shared[1].keys() == per_task[1].keys()
+
+
+def test_stochastic_gives_each_task_the_mean_over_its_own_block():
+    problem, batches = Problem(), windows(6)
+    tasks = {"a": 0.5, "b": 2.0, "c": 3.0}
+    found, metrics = problem.step(Stochastic(6), batches, tasks=tasks)
+    parts = {
+        task: mean([problem.gradient(b, task) for b in batches[2 * i : 2 * i + 2]]) for i, task in enumerate(tasks)
+    }
+    torch.testing.assert_close(found, sum(weight * parts[task] for task, weight in tasks.items()))
+    for i, (task, weight) in enumerate(tasks.items()):
+        assert metrics[f"grad_norm/{task}"] == pytest.approx(weight * float(parts[task].norm()))
+        values = [problem.losses(b, [task])[task].item() for b in batches[2 * i : 2 * i + 2]]
+        assert metrics[f"loss/{task}"] == pytest.approx(sum(values) / 2)
+
+
+@pytest.mark.parametrize("estimator", [Joint, Sequential, Stochastic])
+def test_scale_does_not_depend_on_the_number_of_micro_batches(estimator):
+    """The same micro-batch again and again gives the same gradient for every K: a mean, not a sum."""
+    problem, batch = Problem(), windows(1)[0]
+    gradients = [problem.step(estimator(k), [batch] * k)[0] for k in (2, 4, 12)]
+    expected = 0.85 * problem.gradient(batch, "a") + 0.15 * problem.gradient(batch, "b")
+    for gradient in gradients:
+        torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("estimator", [Joint, Sequential])
+def test_window_may_be_cut_anyhow(estimator):
+    """Without batch statistics, 2 micro-batches of 12 are 8 of 3: also for what GCond makes of them."""
+    problem, samples = Problem(), torch.cat(windows(4))
+    resolver = Linear if estimator is Joint else GCond
+    coarse, fine = (problem.step(estimator(k), list(samples.chunk(k)), resolver())[0] for k in (2, 8))
+    torch.testing.assert_close(coarse, fine)
+
+
+def test_micro_batch_resolution_averages_the_resolved_gradients():
+    """PCGrad of two tasks by hand on every micro-batch; resolving their means would give something else."""
+    problem, batches = Problem(), windows(4)
+    found, metrics = problem.step(Sequential(4, resolve_every="micro_batch"), batches, PCGrad())
+    rows = [[weight * problem.gradient(b, task).numpy() for task, weight in TASKS.items()] for b in batches]
+    expected = mean([matrix(reference_pcgrad([[g] for g in pair], [[1], [0]])[0]) for pair in rows])
+    torch.testing.assert_close(found, expected)
+    assert metrics["resolved_norm"] == pytest.approx(float(expected.norm()))
+    cosines = [float(nn.functional.cosine_similarity(matrix(a), matrix(b), dim=0)) for a, b in rows]
+    assert metrics["cosine/all"] == pytest.approx(min(cosines))
+    at_once, _ = problem.step(Sequential(4), batches, PCGrad())
+    assert float((at_once - expected).norm() / expected.norm()) > 1e-3
+
+
+@pytest.mark.parametrize("resolver", [GCond, PCGrad])
+def test_history_moves_on_with_every_resolved_micro_batch(resolver):
+    """A window of micro-batches resolved one by one is that many steps of one micro-batch each."""
+    batches = windows(4)
+    whole, single = Problem(), Problem()
+    found, _ = whole.step(Sequential(4, resolve_every="micro_batch"), batches, resolver())
+    conductor = GradientConductor(single.parameters, TASKS, Sequential(1), resolver(), Raw(), clip_norm=None)
+    gradients = []
+    for batch in batches:
+        conductor.step([batch], single.losses)
+        gradients.append(flat_grad(single.parameters).clone())
+    torch.testing.assert_close(found, mean(gradients))
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [Joint(2), Sequential(2), Sequential(2, "per_task"), Sequential(2, "shared", "micro_batch"), Stochastic(2)],
+)
+def test_graphs_are_freed(estimator):
+    problem, kept, graphs = Problem(), [], []
+
+    def losses(batch, names):
+        values = problem.losses(batch, names)
+        kept.extend(values.values())
+        graphs.extend(weakref.ref(value) for value in values.values())
+        return values
+
+    conductor = GradientConductor(problem.parameters, TASKS, estimator, Linear(), Raw())
+    conductor.step(windows(2), losses)
+    for loss in kept:
+        with pytest.raises(RuntimeError, match="second time"):
+            loss.backward()
+    kept.clear()
+    del loss
+    gc.collect()
+    assert not any(graph() is not None for graph in graphs)
+
+
+class Saved:
+    """A tensor that a graph keeps for its backward pass."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+@pytest.mark.parametrize("estimator", [Joint(2), Sequential(2), Sequential(2, "per_task"), Stochastic(2)])
+def test_one_graph_at_a_time(estimator):
+    """When the next losses are asked for, no earlier graph holds anything."""
+    problem, saved = Problem(), weakref.WeakSet()
+
+    def pack(tensor):
+        saved.add(keep := Saved(tensor))
+        return keep
+
+    def losses(batch, names):
+        assert len(saved) == 0
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda keep: keep.tensor):
+            values = problem.losses(batch, names)
+        assert len(saved) > 0
+        return values
+
+    GradientConductor(problem.parameters, TASKS, estimator, Linear(), Raw()).step(windows(2), losses)
+    assert len(saved) == 0
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Joint(0), "`accumulation_steps`: expected an integer >= 1, found 0"),
+        (lambda: Sequential(-2), "`accumulation_steps`: expected an integer >= 1, found -2"),
+        (lambda: Stochastic(2.5), "`accumulation_steps`: expected an integer >= 1, found 2.5"),
+        (lambda: Sequential(2, forward="twice"), "`forward`: expected .* found 'twice'"),
+        (lambda: Sequential(2, resolve_every="epoch"), "`resolve_every`: expected .* found 'epoch'"),
+        (
+            lambda: Stochastic(2, resolve_every="micro_batch"),
+            "`resolve_every`: expected \"window\", found 'micro_batch'",
+        ),
+        (
+            lambda: Problem().step(Stochastic(5), windows(5)),
+            r"`accumulation_steps`: .* a multiple of the number of tasks \(2: a, b\), found 5",
+        ),
+        (lambda: Problem().step(Sequential(3), windows(2)), "`batches`: expected accumulation_steps = 3 .*, found 2"),
+        (lambda: Problem().step(Sequential(3), windows(4)), "`batches`: expected accumulation_steps = 3 .*, found 4"),
+        (lambda: Problem().step(Joint(3), iter(windows(2))), "`batches`: expected accumulation_steps = 3 .* only 2"),
+    ],
+)
+def test_wrong_settings_are_named(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_an_iterator_is_left_where_the_window_ends():
+    problem = Problem()
+    batches = iter(windows(5))
+    problem.step(Sequential(2), batches)
+    assert len(list(batches)) == 3
+
+
+@pytest.mark.parametrize("estimator", [Joint(2), Sequential(2), Sequential(2, "per_task"), Stochastic(2)])
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda values: values | {"extra": next(iter(values.values()))}, "expected exactly these keys"),
+        (lambda values: {}, "expected exactly these keys"),
+        (lambda values: {k: v.expand(2) for k, v in values.items()}, r"expected a scalar .* found shape \(2,\)"),
+        (lambda values: {k: v.detach() for k, v in values.items()}, "requires_grad=False"),
+    ],
+)
+def test_wrong_losses_are_refused(estimator, answer, message):
+    problem = Problem()
+    conductor = GradientConductor(problem.parameters, TASKS, estimator, Linear(), Raw())
+    with pytest.raises(ValueError, match=f"`losses`: .*{message}"):
+        conductor.step(windows(2), lambda batch, names: answer(problem.losses(batch, names)))

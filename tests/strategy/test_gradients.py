@@ -1,0 +1,331 @@
+"""The flat buffer: views that autograd and optimizers understand, and inner products that are exact enough."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from strategy.problems import ConvNet, flat_grad, image_batches, opposed_losses, prescribed
+from torch import nn
+
+from gcond.strategy import (
+    EMA,
+    CAGrad,
+    GCond,
+    GradientConductor,
+    GradNorm,
+    Joint,
+    Linear,
+    PCGrad,
+    Raw,
+    Sequential,
+    Stochastic,
+)
+from gcond.strategy import gradients as module
+from gcond.strategy.gradients import TaskGradients
+
+TASKS = {"l1": 0.85, "ssim": 0.15}
+ADAMW = {"fused": {"fused": True}, "foreach": {"foreach": True}, "single": {"foreach": False, "fused": False}}
+each_adamw = pytest.mark.parametrize("options", ADAMW.values(), ids=ADAMW)
+
+
+def linear(parameters, estimator, tasks=TASKS):
+    return GradientConductor(parameters, tasks, estimator, Linear(), Raw(), clip_norm=None)
+
+
+def adamw(parameters, options=None):
+    return torch.optim.AdamW(parameters, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.05, **(options or {}))
+
+
+def train(model, optimizer, gather, batches):
+    """Values of all parameters after one optimizer step per batch; `gather(batch)` fills `p.grad`."""
+    for batch in batches:
+        gather(batch)
+        optimizer.step()
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def plain(model, losses):
+    """Ordinary training: zero_grad, one backward pass of the weighted sum."""
+
+    def gather(batch):
+        model.zero_grad()
+        values = losses(batch, list(TASKS))
+        sum(weight * values[name] for name, weight in TASKS.items()).backward()
+
+    return gather
+
+
+def assert_equal(found, expected, tolerance=0.0):
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+# Views
+
+
+@each_adamw
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_training_is_plain_training(options, memory_format):
+    """Joint and linear is ordinary training, bit for bit; a task at a time it is, up to rounding."""
+    batches = [b.to(memory_format=memory_format) for b in image_batches(6)]
+
+    def trained(estimator):
+        model = ConvNet().to(memory_format=memory_format)
+        losses = opposed_losses(model)
+        gather = plain(model, losses)
+        if estimator is not None:
+            conductor = linear(model.parameters(), estimator)
+            gather = lambda batch: conductor.step([batch], losses)  # noqa: E731
+        return train(model, adamw(model.parameters(), options), gather, batches)
+
+    expected = trained(None)
+    assert not torch.equal(expected[0], ConvNet().encoder[0].weight)
+    assert_equal(trained(Joint(1)), expected)
+    assert_equal(trained(Sequential(1)), expected, tolerance=2e-4)
+
+
+@each_adamw
+def test_parameter_with_gaps_in_memory(options):
+    """A slice of a larger tensor: its strides cannot stand in the flat buffer."""
+
+    def trained(with_conductor):
+        model = nn.Linear(3, 4)
+        generator = torch.Generator().manual_seed(0)
+        model.weight = nn.Parameter(torch.randn(4, 6, generator=generator)[:, ::2])
+        model.bias = nn.Parameter(torch.empty_strided((4,), (3,)).normal_(generator=generator))
+        assert (model.weight.stride(), model.bias.stride()) == ((6, 2), (3,))
+        losses = opposed_losses(model)
+        gather = plain(model, losses)
+        if with_conductor:
+            conductor = linear(model.parameters(), Joint(1))
+            gather = lambda batch: conductor.step([batch], losses)  # noqa: E731
+        batches = torch.randn(5, 7, 3, generator=generator)
+        return train(model, adamw(model.parameters(), options), gather, batches)
+
+    assert_equal(trained(True), trained(False))
+
+
+def test_gradients_have_their_parameters_strides():
+    model = ConvNet().to(memory_format=torch.channels_last)
+    linear(model.parameters(), Joint(1)).step(image_batches(1), opposed_losses(model))
+    assert not model.encoder[0].weight.is_contiguous()
+    for parameter in model.parameters():
+        assert parameter.grad.stride() == parameter.stride()
+
+
+@pytest.mark.parametrize(
+    ("resolver", "update", "estimator"), [(Linear, Raw, Joint), (GCond, EMA, Stochastic), (PCGrad, Raw, Sequential)]
+)
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_zero_grad_changes_nothing(resolver, update, estimator, set_to_none):
+    def trained(zero):
+        model = ConvNet()
+        conductor = GradientConductor(model.parameters(), TASKS, estimator(2), resolver(), update())
+        optimizer = adamw(model.parameters())
+
+        def gather(batch):
+            if zero:
+                optimizer.zero_grad(set_to_none=set_to_none)
+            conductor.step(batch, opposed_losses(model))
+
+        return train(model, optimizer, gather, torch.stack(image_batches(8)).view(4, 2, 4, 3, 8, 8))
+
+    assert_equal(trained(zero=True), trained(zero=False))
+
+
+# Which parameters
+
+
+class Branches(nn.Module):
+    """A trunk for both tasks, a head for each, and a parameter that nothing reaches."""
+
+    def __init__(self, dtype=torch.float32):
+        super().__init__()
+        self.trunk = nn.Parameter(torch.tensor([1.0, -2.0, 0.5], dtype=dtype))
+        self.first = nn.Parameter(torch.tensor([2.0, 1.0], dtype=dtype))
+        self.unused = nn.Parameter(torch.tensor([7.0], dtype=dtype))
+        self.second = nn.Parameter(torch.tensor([-1.0], dtype=dtype))
+
+    def losses(self, batch, names):
+        """Trunk gradients (1, 0, 0) and (-4, 3, 0): cosine -.8, critical; each head's gradient is its own value."""
+        values = {
+            "l1": self.trunk[0] + 0.5 * (self.first**2).sum(),
+            "ssim": 20 - 4 * self.trunk[0] + 3 * self.trunk[1] + 0.5 * (self.second**2).sum(),
+        }
+        return {name: values[name] for name in names}
+
+
+@pytest.mark.parametrize("make", [Linear, PCGrad, CAGrad, GCond, lambda: GCond(smooth=False)])
+@pytest.mark.parametrize("estimator", [Sequential(2), Sequential(2, "per_task"), Stochastic(2)])
+def test_heads_of_one_task_take_no_part_in_the_conflict(make, estimator):
+    """They are updated by their own task's gradient; the trunk is resolved as if they did not exist."""
+    model = Branches(torch.float64)
+    conductor = GradientConductor(model.parameters(), TASKS, estimator, make(), Raw())
+    metrics = conductor.step([0, 1], model.losses)
+    torch.testing.assert_close(model.first.grad, 0.85 * model.first.detach())
+    torch.testing.assert_close(model.second.grad, 0.15 * model.second.detach())
+    assert metrics["cosine/all"] == pytest.approx(-0.8)
+    assert metrics["grad_norm/l1"] == pytest.approx(0.85)
+
+    trunk = nn.Parameter(model.trunk.detach().clone())
+    alone = GradientConductor([trunk], {"t0": 1.0, "t1": 1.0}, Sequential(1), make(), Raw())
+    alone.step([0], prescribed([trunk], [[0.85, 0, 0], [-0.6, 0.45, 0]]))
+    torch.testing.assert_close(model.trunk.grad, trunk.grad)
+    whole = torch.cat([model.trunk.grad, model.first.grad, model.second.grad])
+    assert metrics["resolved_norm"] == pytest.approx(float(whole.norm()))
+
+
+def test_gradnorm_weights_heads_of_one_task_too():
+    model = Branches(torch.float64)
+    groups = {"head": [model.trunk], "rest": [model.first, model.second]}
+    conductor = GradientConductor(groups, TASKS, Sequential(1), GradNorm(group="head", lr=0.1), Raw())
+    for weights in ((1.0, 1.0), (1.1, 0.9)):  # Adam's first step is lr in size; task 1's norm of 5 is the larger
+        conductor.step([0], model.losses)
+        torch.testing.assert_close(model.first.grad, weights[0] * model.first.detach())
+        torch.testing.assert_close(model.second.grad, weights[1] * model.second.detach())
+        torch.testing.assert_close(model.trunk.grad[1].item(), weights[1] * 3.0)
+
+
+@pytest.mark.parametrize("make", [Linear, GCond])
+def test_parameter_that_no_task_reaches_keeps_no_gradient(make):
+    """Nor is it decayed: an optimizer leaves out what has no gradient."""
+    model = Branches()
+    conductor = GradientConductor(model.parameters(), TASKS, Sequential(1), make(), Raw())
+    train(model, adamw(model.parameters()), lambda batch: conductor.step([batch], model.losses), range(3))
+    assert model.unused.grad is None
+    assert model.unused.item() == 7.0
+
+
+def test_frozen_tied_and_repeated_parameters():
+    """Frozen ones stay as they are; a tied or repeated one counts once, and its gradient is the whole one."""
+
+    def build():
+        model = ConvNet()
+        model.encoder[0].weight.requires_grad_(False)
+        model.body.bias = nn.Parameter(torch.zeros(6))
+        model.head.weight = nn.Parameter(model.body.weight.detach()[:2, :6].clone())
+        model.tied = nn.Linear(6, 2, bias=False)
+        model.tied.weight = model.head.weight
+        model.forward = lambda x: (
+            model.head(h := torch.tanh(model.body(model.encoder(x).flatten(1)))) + 2 * model.tied(h)
+        )
+        return model
+
+    expected_model = build()
+    batches = image_batches(3)
+    expected = train(
+        expected_model,
+        adamw(expected_model.parameters()),
+        plain(expected_model, opposed_losses(expected_model)),
+        batches,
+    )
+    model = build()
+    groups = {
+        "head": [model.head.weight, model.tied.weight, *model.head.parameters()],
+        "rest": list(model.parameters()),
+    }
+    conductor = linear(groups, Joint(1))
+    losses = opposed_losses(model)
+    found = train(model, adamw(model.parameters()), lambda batch: conductor.step([batch], losses), batches)
+    assert_equal(found, expected)
+    assert model.encoder[0].weight.grad is None
+    assert conductor.gradients.size == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ([], "at least one that requires a gradient"),
+        ([torch.zeros(2)], "at least one that requires a gradient"),
+        ([nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2, dtype=torch.float64))], "one device and one dtype"),
+    ],
+)
+def test_unusable_parameters_are_refused(parameters, message):
+    with pytest.raises(ValueError, match=f"`parameters`: expected {message}"):
+        TaskGradients(parameters, 2)
+
+
+# Inner products
+
+
+def filled(parameters, rows, values):
+    gradients = TaskGradients(parameters, rows)
+    gradients.rows.copy_(values)
+    return gradients
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 1000])
+def test_statistics_across_chunk_borders(monkeypatch, chunk):
+    """Against float64 `J @ J.T`, with groups that alternate in the buffer and parameters of one task alone."""
+    monkeypatch.setitem(module.CHUNK_ELEMENTS, "cpu", chunk)
+    torch.manual_seed(0)
+    sizes = {"encoder": (5, 8), "head": (7, 1)}
+    parameters = {name: [nn.Parameter(torch.zeros(n)) for n in counts] for name, counts in sizes.items()}
+    values, reference = torch.randn(3, 21), torch.randn(3, 21)
+    gradients = filled(parameters, 3, values)
+    reached = torch.ones(3, 4, dtype=torch.bool)
+    reached[:, 1] = torch.tensor([False, True, False])  # the second encoder parameter, entries 5 to 12, is task 1's
+    gradients.restore_reached(reached)
+    found = gradients.statistics(reference)
+
+    own, previous = values.double(), reference.double()
+    shared = torch.ones(21, dtype=torch.bool)
+    shared[5:13] = False
+    torch.testing.assert_close(found.gram, own[:, shared] @ own[:, shared].T, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.cross, own[:, shared] @ previous[:, shared].T, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.exclusive, (own[:, 5:13] ** 2).sum(1), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.group_grams["encoder"], own[:, :5] @ own[:, :5].T, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.group_grams["head"], own[:, 13:] @ own[:, 13:].T, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(sum(found.group_grams.values()), found.gram, rtol=1e-12, atol=1e-12)
+    assert found.gram.dtype == torch.float64
+    torch.testing.assert_close(gradients.dot(values[0], values[1]), own[0] @ own[1], rtol=1e-12, atol=1e-12)
+
+
+def test_inner_products_of_millions_are_accumulated_in_float64():
+    """A float32 `J @ J.T` of this size is wrong by far more than 1e-9, relative to the norms."""
+    torch.manual_seed(0)
+    values = torch.randn(2, 3_000_000) + 1
+    gram = filled([nn.Parameter(torch.empty(3_000_000))], 2, values).statistics(None).gram
+    exact = values.double() @ values.double().T
+    assert float((gram - exact).abs().max() / exact.max()) < 1e-12
+    assert float(((values @ values.T).double() - exact).abs().max() / exact.max()) > 1e-9
+
+
+def test_combine_may_overwrite_the_first_row():
+    torch.manual_seed(0)
+    values = torch.randn(3, 11, dtype=torch.float64)
+    parameters = [nn.Parameter(torch.zeros(n, dtype=torch.float64)) for n in (4, 2, 5)]
+    gradients = filled(parameters, 3, values)
+    reached = torch.ones(3, 3, dtype=torch.bool)
+    reached[:, 1] = torch.tensor([True, False, False])
+    gradients.restore_reached(reached)
+    shared, exclusive = torch.tensor([0.5, -2.0, 3.0]), torch.tensor([7.0, 8.0, 9.0])
+    expected = shared.double() @ values
+    expected[4:6] = exclusive.double() @ values[:, 4:6]
+    added = torch.ones(11, dtype=torch.float64)
+    gradients.combine(shared, exclusive, added, scale=0.5, add=True)
+    torch.testing.assert_close(added, 1 + 0.5 * expected)
+    gradients.combine(shared, exclusive, gradients.rows[0])
+    torch.testing.assert_close(gradients.rows[0], expected)
+    torch.testing.assert_close(gradients.rows[1:], values[1:])
+
+
+# Precision of the buffer
+
+
+@pytest.mark.parametrize("estimator", [Joint(4), Sequential(4), Sequential(4, "per_task"), Stochastic(4)])
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_bfloat16_buffer_is_close_to_float32(memory_format, estimator):
+    def gradient(dtype, resolver):
+        model = ConvNet().to(memory_format=memory_format)
+        conductor = GradientConductor(model.parameters(), TASKS, estimator, resolver, EMA(0.5), buffer_dtype=dtype)
+        for seed in range(2):
+            conductor.step(image_batches(4, seed), opposed_losses(model))
+        assert conductor.gradients.rows.dtype == (dtype or torch.float32)
+        assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
+        return flat_grad(list(model.parameters()))
+
+    for resolver in (Linear,) if isinstance(estimator, Joint) else (Linear, CAGrad):
+        exact = gradient(None, resolver())
+        error = float((gradient(torch.bfloat16, resolver()) - exact).norm() / exact.norm())
+        assert 1e-5 < error < 3e-2

@@ -1,0 +1,352 @@
+"""Whole runs on a tiny data set: common random numbers, resume, refusals, and what a run leaves behind."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from engine import tiny
+from engine.runs import TINY, config, parts, run, tiny_config
+from hydra.errors import ConfigCompositionException
+from torch import Tensor
+
+import gcond.train
+from gcond.engine.checkpoint import Checkpoint, State, Stateful
+from gcond.engine.folder import RunFolder
+from gcond.engine.loop import Trainer
+from gcond.model import MaskedAutoencoder
+from gcond.train import CONFIG, main
+
+ROOT = CONFIG.parent
+STRATEGIES = sorted(path.stem for path in (CONFIG / "strategy").glob("*.yaml"))
+FAST = ("baseline", "gcond_lion", "gcond_stochastic", "gradnorm", "pcgrad")  # every kind of memory that there is
+EACH_STRATEGY = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in STRATEGIES]
+STEPS = 4  # two epochs of two
+
+
+def conflicting(strategy: str) -> list[str]:
+    """Overrides under which GCond arbitrates in every step, so that all of its memory matters."""
+    resolver = "strategy.conductor.resolver"
+    gcond = [f"{resolver}.thresholds=[-0.8,0.5,0.999]", f"{resolver}.dominance_window=1"]
+    return [f"strategy={strategy}", *(gcond if strategy.startswith("gcond") else [])]
+
+
+@dataclass
+class Received:
+    """What the model was given whenever gradients were computed, and its weights at the first of it."""
+
+    batches: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+    def by(self, model: MaskedAutoencoder, images: Tensor, hidden: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            if not self.weights:
+                self.weights = {key: value.clone() for key, value in model.state_dict().items()}
+            self.batches.append((images.clone(), hidden.clone()))
+        return FORWARD(model, images, hidden)
+
+
+FORWARD = MaskedAutoencoder.forward
+Complete = Callable[..., tuple[RunFolder, Received]]
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Complete:
+    """strategy, overrides -> the folder of a run that nothing interrupted, and what its model received."""
+
+    @functools.cache
+    def of(strategy: str, *overrides: str) -> tuple[RunFolder, Received]:
+        received = Received()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(MaskedAutoencoder, "forward", lambda *arguments: received.by(*arguments))
+            cfg = tiny_config(tmp_path_factory.mktemp("runs"), *conflicting(strategy), *overrides)
+            return run(cfg), received
+
+    return of
+
+
+def step_records(folder: RunFolder) -> list[dict]:
+    records = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    return [record for record in records if record["kind"] == "step"]
+
+
+@dataclass
+class Loaded:
+    """What a run's parts hold right after its checkpoint was loaded."""
+
+    parts: dict[str, dict]
+
+    def checkpoint(self, path: Path, run_hash: str, checksum: str, parts: dict[str, Stateful]) -> Checkpoint:
+        checkpoint = Checkpoint(path, run_hash, checksum, parts)
+        load = checkpoint.load
+
+        def load_and_look() -> State:
+            state = load()
+            self.parts = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
+            return state
+
+        checkpoint.load = load_and_look
+        return checkpoint
+
+
+def same(left: object, right: object) -> bool:
+    """Bit-identical, however deeply tensors are nested."""
+    if isinstance(left, Tensor):
+        return isinstance(right, Tensor) and torch.equal(left, right)
+    if isinstance(left, dict):
+        return (
+            isinstance(right, dict) and list(left) == list(right) and all(same(left[key], right[key]) for key in left)
+        )
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(map(same, left, right))
+    return left == right
+
+
+# Common random numbers
+
+
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "baseline"])
+def test_strategies_of_one_seed_see_the_same_images_masks_and_first_weights(strategy: str, complete: Complete) -> None:
+    (_, expected), (_, received) = complete("baseline"), complete(strategy)
+    assert len(received.batches) == 2 * STEPS  # one forward pass per micro-batch, whatever the strategy
+    assert same(received.batches, expected.batches)
+    assert same(received.weights, expected.weights)
+
+
+def test_another_seed_sees_others(complete: Complete) -> None:
+    (_, one), (_, other) = complete("baseline"), complete("baseline", "seed=11")
+    (images, hidden), (other_images, other_hidden) = zip(*one.batches, strict=True), zip(*other.batches, strict=True)
+    assert not same(images, other_images)
+    assert not same(hidden, other_hidden)
+    assert not torch.equal(one.weights["head.weight"], other.weights["head.weight"])
+
+
+# Resume
+
+
+@pytest.mark.parametrize("strategy", EACH_STRATEGY)
+def test_an_interrupted_run_ends_bit_identical(
+    strategy: str, complete: Complete, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = tiny_config(tmp_path, *conflicting(strategy))
+    taken = []
+    take_step = Trainer.step
+
+    def step(trainer: Trainer, number: int) -> dict:
+        if number == 3 and len(taken) == 3:  # in the second epoch: step 2 is logged, but not in the checkpoint
+            raise KeyboardInterrupt
+        taken.append(number)
+        return take_step(trainer, number)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    with pytest.raises(KeyboardInterrupt):
+        run(cfg)
+    folder = RunFolder(cfg)
+    assert len(step_records(folder)) == 3
+    assert not folder.done
+    saved, loaded = parts(folder), Loaded({})
+    monkeypatch.setattr(gcond.train, "Checkpoint", loaded.checkpoint)
+    torch.manual_seed(12345)  # nobody's business
+    run(cfg)
+    assert taken == [0, 1, 2, 2, 3]
+    assert same(loaded.parts, saved)  # nothing is forgotten, whether or not these few steps would show it
+
+    whole, _ = complete(strategy)
+    assert folder.done
+    assert folder.name == whole.name
+    assert folder.metrics.read_bytes() == whole.metrics.read_bytes()
+    assert same(parts(folder), parts(whole))
+    reports = [json.loads(path.read_text()) for path in (folder.report, whole.report)]
+    for wall_clock in ("started", "seconds", "peak_memory_mb"):
+        assert all(report.pop(wall_clock) for report in reports)
+    assert reports[0] == reports[1]
+
+
+def test_the_resumed_runs_above_had_something_to_remember(complete: Complete) -> None:
+    """Where nothing is arbitrated, a resume that forgets the resolver is bit-identical too."""
+    for strategy in (name for name in STRATEGIES if name.startswith("gcond")):
+        steps = step_records(complete(strategy)[0])
+        assert all(step["wins/l1"] + step["wins/ssim"] > 0 for step in steps)
+        assert {step["wins/l1"] > step["wins/ssim"] for step in steps} == {True, False}
+
+
+def test_a_finished_run_is_not_repeated(complete: Complete, capsys: pytest.CaptureFixture) -> None:
+    folder, _ = complete("gcond_stochastic")
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.path.iterdir()}
+    runs = folder.path.parents[1]
+    main(tiny_config(runs, *conflicting("gcond_stochastic")))
+    assert f"{folder.name}: finished earlier" in capsys.readouterr().out
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.path.iterdir()} == before
+
+
+def test_changed_data_are_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = tiny_config(tmp_path)
+    monkeypatch.setattr(RunFolder, "finish", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(cfg)
+    monkeypatch.setattr(tiny, "gratings", lambda count, size: torch.zeros(count, 3, size, size, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="move the run's folder away"):
+        run(cfg)
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+# Refusals
+
+
+@pytest.fixture
+def no_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.mark.usefixtures("no_cuda")
+@pytest.mark.parametrize(
+    ("key", "overrides"),
+    [
+        ("accumulation_steps", ["scale.accumulation_steps=3"]),
+        ("scale.accumulation_steps", ["scale.accumulation_steps=0"]),
+        ("resolve_every", ["+strategy.conductor.estimator.resolve_every=micro_batch"]),
+        ("thresholds", ["strategy.conductor.resolver.thresholds=[-0.5,-0.8,0]"]),
+        ("beta", ["strategy.conductor.update.beta=1.0"]),
+        ("loss.tasks", ["+loss.tasks.depth=1"]),
+        ("tasks", ["loss.tasks.l1=-1"]),
+        ("strategy.model_mode", ["strategy.model_mode=foo"]),
+        ("device", ["device=cuda"]),
+        ("scale.final_lr", ["scale.final_lr=1"]),
+        ("scale.final_lr", ["scale.final_lr=1", "scale.steps_per_epoch=null"]),
+        ("scale.warmup_epochs", ["scale.warmup_epochs=2"]),
+        ("scale.image_size", ["scale.image_size=72"]),
+        ("ratio", ["scale.mask_ratio=1.0"]),
+        ("ssim_window", ["loss.reconstruction.ssim_window=17"]),
+        ("progress", ["progress=verbose"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_settings_that_cannot_be_meant_are_refused_before_any_data_is_read(
+    key: str, overrides: list[str], tmp_path: Path
+) -> None:
+    cfg = tiny_config(tmp_path, "dataset._target_=engine.tiny.never", "strategy=gcond_stochastic", *overrides)
+    with pytest.raises(ValueError, match=rf"`{re.escape(key)}`"):
+        run(cfg)
+    assert f"`{key}`" in str(RunFolder(cfg).error)  # for the end of a sweep
+    assert json.loads(RunFolder(cfg).report.read_text())["status"] == "failed"
+
+
+def test_without_a_contradiction_the_data_are_read(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="data was read"):
+        run(tiny_config(tmp_path, "dataset._target_=engine.tiny.never", "strategy=gcond_stochastic"))
+
+
+@pytest.mark.parametrize("misspelt", ["optimiser.lr=1", "strategy.conductor.resolver.treshold=1", "sede=1"])
+def test_a_misspelt_key_is_hydras_own_error(misspelt: str) -> None:
+    with pytest.raises(ConfigCompositionException, match=misspelt.split("=")[0].rsplit(".")[-1]):
+        config(misspelt)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = set()
+    monkeypatch.setattr(MaskedAutoencoder, "forward", lambda *given: models.add(given[0]) or FORWARD(*given))
+    cfg = tiny_config(tmp_path, "strategy=baseline", "loss.reconstruction._target_=engine.tiny.BreakingLoss")
+    message = "step 2: the loss of task 'ssim' is nan"
+    with pytest.raises(FloatingPointError, match=message):
+        run(cfg)
+    folder, (model,) = RunFolder(cfg), models
+    saved = parts(folder)["model"]  # after two steps, the last good ones
+    assert same({name: saved[name] for name, _ in model.named_parameters()}, dict(model.named_parameters()))
+    assert folder.error == f"FloatingPointError: {message}"
+    report = json.loads(folder.report.read_text())
+    assert (report["status"], report["error"]) == ("failed", folder.error)
+    assert not folder.done
+
+
+# What a run leaves behind
+
+
+TASK, GROUP = "(l1|ssim)", "(encoder|body|head)"
+
+
+def documented() -> list[str]:
+    """The keys of the table "What is logged", as regular expressions."""
+    section = (ROOT / "docs" / "strategies.md").read_text().split("## What is logged")[1]
+    keys = []
+    for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE):
+        names = re.findall(r"`([^`]+)`", row)
+        prefix = names[0].split("/")[0] + "/" if "/" in names[0] else ""
+        keys += [name if "/" in name else prefix + name for name in names]
+    assert len(keys) > 10
+    replaced = {"TASK": TASK, "GROUP": GROUP, "…": f"(all|{GROUP})"}
+    return [functools.reduce(lambda key, word: key.replace(word, replaced[word]), replaced, key) for key in keys]
+
+
+@pytest.fixture(scope="module")
+def logged(complete: Complete) -> dict[str, list[dict]]:
+    return {strategy: step_records(complete(strategy)[0]) for strategy in STRATEGIES}
+
+
+@pytest.mark.parametrize("key", documented())
+def test_every_documented_key_is_logged(key: str, logged: dict[str, list[dict]]) -> None:
+    prefix = key.split("/")[0]
+    owner = {"zone": "gcond", "wins": "gcond"}.get(prefix, prefix)
+    for strategy in [name for name in STRATEGIES if name.startswith(owner)] or STRATEGIES:
+        assert any(re.fullmatch(key, name) for name in logged[strategy][0]), strategy
+
+
+def test_every_logged_key_is_documented(logged: dict[str, list[dict]]) -> None:
+    page = (ROOT / "docs" / "strategies.md").read_text()
+    names = {name for records in logged.values() for record in records for name in record} - {"kind", "step", "lr"}
+    unknown = [name for name in names if not any(re.fullmatch(key, name) for key in documented())]
+    assert sorted(name for name in unknown if f"`{name}`" not in page) == []
+
+
+def test_costly_diagnoses_run_every_few_steps_only(logged: dict[str, list[dict]]) -> None:
+    for records in logged.values():  # scale=smoke: diagnose_every 2
+        assert [step["step"] for step in records] == [0, 1, 2, 3]
+        assert ["step_rms_over_lr" in step for step in records] == [True, False, True, False]
+        assert ["outside_unit_share" in step for step in records] == [True, False, True, False]
+
+
+@pytest.mark.parametrize("strategy", ["baseline", "gcond_stochastic"])
+def test_batch_statistics_move_in_train_mode_only(strategy: str, complete: Complete) -> None:
+    trained = parts(complete(strategy)[0])["model"]
+    frozen = parts(complete(strategy, "strategy.model_mode=eval")[0])["model"]
+    means = [name for name in trained if name.endswith("running_mean")]
+    assert means
+    for mean in means:
+        assert bool(trained[mean].any())
+        assert not bool(frozen[mean].any())  # 0 and 1, as they started
+        assert bool((frozen[mean.replace("mean", "var")] == 1).all())
+
+
+@pytest.mark.slow
+def test_the_command_works_as_typed(tmp_path: Path) -> None:
+    command = [
+        Path(sys.executable).with_name("gcond-train"),
+        *("--multirun", "strategy=baseline,gcond_stochastic", "seed=11,42", *TINY),
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=300, capture_output=True)
+    reports = [json.loads(path.read_text()) for path in tmp_path.glob("runs/smoke/*/report.json")]
+    assert sorted((report["strategy"], report["seed"]) for report in reports) == [
+        ("baseline", 11),
+        ("baseline", 42),
+        ("gcond_stochastic", 11),
+        ("gcond_stochastic", 42),
+    ]
+    assert all(report["status"] == "done" for report in reports)
+    variant = "dataset._target_=engine.tiny.load,model.depth=1,model.width=32"
+    assert {report["variant"] for report in reports} == {variant}
+    assert len(list(tmp_path.glob("runs/smoke/*/DONE"))) == 4
