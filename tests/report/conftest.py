@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 TRIVIAL_L1 = {"dataset_mean": 0.9, "global_median": 0.8, "pixel_median": 0.7, "visible_mean": 0.75}
-STRATEGIES = ["baseline", "cagrad", "gradnorm", "pcgrad", "gcond_sequential", "gcond_stochastic"]
+STRATEGIES = ["baseline", "cagrad", "graddrop", "gradnorm", "pcgrad", "gcond_sequential", "gcond_stochastic"]
 STRATEGIES += ["gcond_pure", "gcond_lion", "baseline_integrated"]
 
 
@@ -74,7 +74,7 @@ def all_runs(write_run) -> Callable[..., None]:
         for dataset in ("photos", "ct"):
             for rank, strategy in enumerate(STRATEGIES):
                 for offset, seed in enumerate((11, 42, 2025)):
-                    level = 0.72 - 0.03 * rank + 0.01 * offset
+                    level = 0.75 - 0.03 * rank + 0.01 * offset
                     if (dataset, strategy, seed) not in skip:
                         write_run(dataset, strategy, seed, [(level + 0.1, 0.5, 0.9, 0.5), (level, 0.4, level, 0.4)])
 

@@ -57,7 +57,7 @@ def test_rows_and_columns_stand_as_in_the_paper(all_runs, make_table):
         ("photos", "l1"), ("photos", "ssim"), ("ct", "l1"), ("ct", "ssim"),
     ]  # fmt: skip
     assert [line.label.split(" (")[0] for line in table.blocks[0].lines] == [
-        "Baseline", "CAGrad", "GradNorm", "PCGrad", "GCond sequential", "GCond stochastic",
+        "Baseline", "CAGrad", "GradDrop", "GradNorm", "PCGrad", "GCond sequential", "GCond stochastic",
         "GCond pure", "GCond lion", "Baseline integrated",
         "Dataset mean", "Global median of the training set", "Per-pixel median of the training set",
         "Mean of the image's visible pixels",
@@ -84,7 +84,7 @@ def test_missing_and_failed_runs_show_in_the_cell(write_run, make_table):
     assert cell_number(shown["cagrad"]) == "0.5000"  # one value has no deviation
     assert not table.complete
     assert "Failed: pcgrad on ct, seed 11: boom" in notes.origin
-    assert "3 of 54 runs done" in notes.title
+    assert "3 of 60 runs done" in notes.title
 
 
 def test_variants_other_seeds_and_other_datasets_stay_out(write_run, make_table):
@@ -150,7 +150,7 @@ def test_several_commits_dirty_trees_and_missing_packages_are_told(write_run, ma
     assert "0.03 hours" in origin  # 3 x 36 s
     assert notes.title == (
         "Table 2 at scale mini (mini, not evidence): a test device and another device, "
-        "2025-03-04 to 2025-03-06, 3 of 54 runs done"
+        "2025-03-04 to 2025-03-06, 3 of 60 runs done"
     )
     assert "not comparable with the paper's" in notes.reading[0]
 
@@ -187,7 +187,7 @@ def test_orderings_of_a_tiny_example():
 def test_the_papers_own_numbers_show_all_its_orderings():
     for dataset, metric in (("photos", "l1"), ("imagenet256", "ssim"), ("ct", "l1"), ("ct", "ssim")):
         column = table2_column(dataset, metric)
-        assert (compare(column, column).compared, compare(column, column).missed) == (15, ())
+        assert (compare(column, column).compared, compare(column, column).missed) == (21, ())
 
 
 def test_columns_of_the_papers_table():
@@ -205,7 +205,7 @@ def test_columns_of_the_papers_table():
     }
     assert table2_column("photos", "ssim")["gradnorm"] == 0.31818
     assert table2_column("ct", "ssim")["cagrad"] == 0.16096
-    assert len(TABLE2_MEANS) == 6
+    assert len(TABLE2_MEANS) == 7
 
 
 def test_orderings_are_described_per_dataset(all_runs, make_table):
@@ -213,15 +213,18 @@ def test_orderings_are_described_per_dataset(all_runs, make_table):
     all_runs(skip=(("photos", "cagrad", 42),))
     table, _ = make_table()
     photos, ct = describe(table)
-    # ImageNet L1, paper: Seq < Sto < Baseline < GradNorm < (CAGrad) < PCGrad
+    # ImageNet L1, paper: Seq < Sto < Base < GradNorm < GradDrop < (CAGrad) < PCGrad
+    # ours: Sto < Seq < PCGrad < GradNorm < GradDrop < (CAGrad) < Base
     assert photos.startswith(
-        "photos (scikit-image), against the paper's ImageNet: L1: 6 of 10 comparable orderings (the paper has 15), not "
-        "GCond sequential < GCond stochastic, Baseline < {GradNorm, PCGrad}, GradNorm < PCGrad; 1 - SSIM: 0 of 10 "
+        "photos (scikit-image), against the paper's ImageNet: L1: 9 of 15 comparable orderings (the paper has 21), not "
+        "GCond sequential < GCond stochastic, Baseline < {GradNorm, GradDrop, PCGrad}, GradNorm < PCGrad, "
+        "GradDrop < PCGrad; 1 - SSIM: 0 of 15 "
     )
-    # CT L1, paper: Sto < Seq < Base < GradNorm < PCGrad < CAGrad; ours: Sto < Seq < PCGrad < GradNorm < CAGrad < Base
+    # CT L1, paper: Sto < Seq < Base < GradNorm < PCGrad < CAGrad < GradDrop
     assert ct.startswith(
-        "CT (2 patients), against the paper's CT: L1: 11 of the paper's 15 orderings, not "
-        "Baseline < {GradNorm, PCGrad, CAGrad}, GradNorm < PCGrad; 1 - SSIM: 0 of the paper's 15 orderings, not "
+        "CT (2 patients), against the paper's CT: L1: 15 of the paper's 21 orderings, not "
+        "Baseline < {GradNorm, PCGrad, CAGrad, GradDrop}, GradNorm < PCGrad, CAGrad < GradDrop; "
+        "1 - SSIM: 0 of the paper's 21 orderings, not "
     )
 
 

@@ -16,6 +16,7 @@ LOOKS = {
     "baseline": ("#000000", "-", "o"),
     "baseline_integrated": ("#000000", "--", "o"),
     "cagrad": ("#E69F00", "-", "s"),
+    "graddrop": ("#999999", "-", "s"),
     "gradnorm": ("#CC79A7", "-", "s"),
     "pcgrad": ("#7A7A1E", "-", "s"),
     "gcond_sequential": ("#0072B2", "-", "^"),

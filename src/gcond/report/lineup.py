@@ -5,6 +5,7 @@ import pandas as pd
 PAPER_METHODS = {
     "baseline": "Baseline",
     "cagrad": "CAGrad",
+    "graddrop": "GradDrop",
     "gradnorm": "GradNorm",
     "pcgrad": "PCGrad",
     "gcond_sequential": "GCond sequential",
