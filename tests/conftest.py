@@ -3,15 +3,44 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+OUTCOMES = pytest.StashKey[dict[tuple[str, str], bool]]()
 DEFAULT_GOLDEN = Path(__file__).parent / "golden" / "arbitration.json"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", type=Path, default=DEFAULT_GOLDEN, help="file of arbitration reference numbers")
+    parser.addoption("--methods-table", type=Path, help="write the table of methods, as measured by this run")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[OUTCOMES] = {}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
+    """Note what each marked test says about a method: {(method, oracle or property): passed}."""
+    report = yield
+    outcomes = item.config.stash[OUTCOMES]
+    for marker in (*item.iter_markers("oracle"), *item.iter_markers("measures")):
+        for name in marker.args[0].split():
+            key = (name, marker.args[1])
+            if report.when == "call" or report.failed:
+                outcomes[key] = outcomes.get(key, True) and report.passed
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    path = session.config.getoption("--methods-table")
+    if path is not None:
+        from methods.table import render
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(render(session.config.stash[OUTCOMES]))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -36,6 +36,7 @@ def test_two_tasks_are_pcgrad_exactly():
         assert torch.equal(GCondAsPCGrad().resolve(seen).coefficients, PCGrad().resolve(seen).coefficients)
 
 
+@pytest.mark.oracle("gcond_as_pcgrad", "vector-space twin")
 @pytest.mark.parametrize("iterations", [1, 2, 3, 10])
 @pytest.mark.parametrize("m", [3, 5])
 def test_more_tasks_are_the_loop_in_vector_space(m, iterations):
@@ -51,6 +52,7 @@ def test_more_tasks_are_the_loop_in_vector_space(m, iterations):
     assert several > 5 or iterations == 1
 
 
+@pytest.mark.oracle("gcond_as_pcgrad", "three tasks by hand")
 def test_three_tasks_by_hand():
     """Cosines: (0, 1) -.707, (1, 2) -.707, (0, 2) 0. The first pair of equals: g_0 -> (.5, .5), g_1 -> (0, 1). Then
     (1, 2), cosine -1: both vanish, up to rounding."""

@@ -25,6 +25,7 @@ def random_rows(m, size, seed=0):
     return torch.randn(m, size, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.oracle("graddrop", "TorchJD with the same draws")
 @pytest.mark.parametrize("leak", [None, [0.5, 0.0, 0.2, 1.0]])
 def test_is_torchjd_s_with_the_same_draws(monkeypatch, leak):
     rows = random_rows(4, 1000).double()
@@ -35,6 +36,7 @@ def test_is_torchjd_s_with_the_same_draws(monkeypatch, leak):
     torch.testing.assert_close(update(rows, resolver=resolver), expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.oracle("graddrop", "by hand")
 def test_by_hand(monkeypatch):
     """P = (3/4, 3/4, 1/4, 1, 0, undefined) against U."""
     rows = torch.tensor([[3.0, 3.0, -3.0, 1.0, -1.0, 0.0], [-1.0, -1.0, 1.0, 2.0, -2.0, 0.0]])
@@ -60,6 +62,7 @@ def test_each_coordinate_is_the_sum_of_one_sign(m):
         assert 0.4 < float(kept.float().mean()) < 0.6
 
 
+@pytest.mark.oracle("graddrop", "frequencies of the signs")
 def test_probability_of_a_sign_is_its_share():
     """(3, -1) gives 3 three times out of four; so the mean is the sum, 2. Four standard errors of 40,000 draws."""
     found = update(torch.tensor([[3.0], [-1.0]]).expand(2, 40_000))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import cos, pi
+
 import pytest
 import torch
 from strategy.problems import ConvNet, flat_grad, image_batches, opposed_losses, prescribed
@@ -184,6 +186,25 @@ def test_gradnorm_weights_heads_of_one_task_too():
         torch.testing.assert_close(model.first.grad, weights[0] * model.first.detach())
         torch.testing.assert_close(model.second.grad, weights[1] * model.second.detach())
         torch.testing.assert_close(model.trunk.grad[1].item(), weights[1] * 3.0)
+
+
+@pytest.mark.parametrize(("resolver", "share"), [(PCGrad, 1.0), (GCond, cos(pi / 18))])
+def test_conflict_is_settled_over_all_tensors_at_once(resolver, share):
+    """By hand: the gradients of the first tensor are opposed, those of the second agree, and either may be longer.
+
+    First <g_0, g_1> = -1 + 4: no conflict. Then -4 + 1, a cosine of -.6: g_1 loses its part along g_0, and g_0 a share
+    of its part along g_1, which under GCond is the sine of an angle a ninth of the way from 90 to 180 degrees.
+    """
+
+    def resolved(rows):
+        first, second = (nn.Parameter(torch.ones(n, dtype=torch.float64)) for n in (2, 1))
+        groups = {"body": [first], "head": [second]}
+        conductor = GradientConductor(groups, {"t0": 1.0, "t1": 1.0}, Sequential(1), resolver(), Raw())
+        conductor.step([None], prescribed([first, second], rows))
+        return flat_grad([first, second]).tolist()
+
+    assert resolved([[1, 0, 2], [-1, 1, 2]]) == [0, 1, 4]
+    assert resolved([[2, 0, 1], [-2, 0, 1]]) == pytest.approx([1.2 - 1.2 * share, 0, 2.6 + 0.6 * share])
 
 
 @pytest.mark.parametrize("make", [Linear, GCond])

@@ -42,6 +42,7 @@ def random_problems():
     return problems
 
 
+@pytest.mark.oracle("gradops", "least squares on 2000 matrices")
 @pytest.mark.filterwarnings("ignore:GradOPS")
 def test_modified_gradients_are_projections_and_no_combination_conflicts(random_problems):
     """2,000 random matrices, a third of them with more tasks than parameters, norms from 1e-3 to 1e3."""
@@ -57,6 +58,7 @@ def test_modified_gradients_are_projections_and_no_combination_conflicts(random_
     assert more_tasks > 300
 
 
+@pytest.mark.oracle("gradops", "closed form by the inverse Gram matrix")
 def test_result_is_orthogonal_to_the_others_and_is_given_by_the_inverse_gram_matrix():
     """g_i' = sum_j (G^-1)_ij g_j / (G^-1)_ii and ||g_i'||^2 = 1 / (G^-1)_ii, where every task conflicts."""
     random = np.random.default_rng(2)
@@ -75,6 +77,7 @@ def test_result_is_orthogonal_to_the_others_and_is_given_by_the_inverse_gram_mat
         np.testing.assert_allclose(np.diag(coefficients @ gram @ coefficients.T), 1 / np.diag(inverse))
 
 
+@pytest.mark.oracle("gradops", "published values")
 def test_values():
     """J_BASE as TorchJD's PCGrad; J3 by hand."""
     torch.testing.assert_close(resolved(GradOPS(), J_BASE), matrix([100 / 171, 650 / 171, 650 / 171]))
@@ -96,6 +99,7 @@ def test_only_a_task_in_conflict_is_projected():
     assert resolution.metrics["gradops/projected"] == 2
 
 
+@pytest.mark.oracle("gradops gradops_alpha", "PCGrad for two tasks, alpha 0")
 @pytest.mark.parametrize("make", [GradOPS, lambda: GradOPS("unverified_r_alpha", 0.0)])
 def test_two_tasks_are_pcgrad(make):
     random = np.random.default_rng(3)
@@ -157,6 +161,7 @@ def test_one_task_and_zeros(make, rows):
 # the weights that are not confirmed by the paper
 
 
+@pytest.mark.oracle("gradops_alpha", "weights by hand")
 def test_unverified_weights_by_hand():
     """J3: R = (4/9, 1/4, 4/9), so r is (48, 27, 48) / 41 and w is 3 r^-3 over the sum of r^-3."""
     resolution = GradOPS("unverified_r_alpha", -3.0).resolve(conflict(J3))

@@ -62,6 +62,7 @@ def train(method, steps, problem=None, conductor=None):
 # UW
 
 
+@pytest.mark.oracle("uw", "stationary point s = log L")
 def test_uw_settles_where_s_is_log_loss():
     """Constant losses: exp(-s) L = 1, so the weights become 1 / (2 L)."""
     method = started(UW(lr=0.1))
@@ -73,6 +74,7 @@ def test_uw_settles_where_s_is_log_loss():
     )
 
 
+@pytest.mark.oracle("uw", "finite differences of the objective")
 def test_uw_follows_the_objective_s_gradient():
     """Finite differences of sum (exp(-s) L + s) / 2 give Adam the same steps."""
 
@@ -95,6 +97,7 @@ def test_uw_follows_the_objective_s_gradient():
     assert float(s.abs().min()) > 0.01
 
 
+@pytest.mark.oracle("uw", "TorchJD in a training loop")
 def test_uw_trains_network_and_variances_as_torchjd_does():
     path, _, _ = train(UW(), range(12))
     problem, twin = Problem(), scalarization.UW(2).double()
@@ -114,6 +117,7 @@ def test_uw_trains_network_and_variances_as_torchjd_does():
 # FAMO
 
 
+@pytest.mark.oracle("famo", "autograd twin of the objective")
 @pytest.mark.parametrize("min_losses", [{}, {"far": -3.0, "near": 0.05}], ids=str)
 @pytest.mark.parametrize("decay", [0.0, 1e-3])
 def test_famo_is_its_objective_by_autograd(min_losses, decay):
@@ -144,6 +148,7 @@ def test_famo_is_its_objective_by_autograd(min_losses, decay):
     assert farthest > 0.02
 
 
+@pytest.mark.oracle("famo", "TorchJD's logits")
 def test_famo_logits_move_as_torchjd_s():
     """TorchJD's `update` after its forward pass is one of our windows; ours keeps the first window's losses."""
     method, twin = started(FAMO()), scalarization.FAMO(2).double()
@@ -181,6 +186,7 @@ def test_famo_refuses_a_loss_at_its_bound_even_if_the_mean_is_above():
 # DWA
 
 
+@pytest.mark.oracle("dwa", "weights by hand")
 def test_dwa_by_hand():
     """Periods of two windows; means (2, 2), then (1, 2): r = (.5, 1), weights 2 softmax(r / 2)."""
     method = started(DWA(temperature=2.0, period=2))
@@ -197,6 +203,7 @@ def test_dwa_by_hand():
     torch.testing.assert_close(weights, torch.tensor([slower, faster]).double() * 2 / (faster + slower))
 
 
+@pytest.mark.oracle("dwa", "TorchJD")
 @pytest.mark.parametrize("period", [1, 3])
 def test_dwa_is_torchjd_s(period):
     method, twin = started(DWA(temperature=0.7, period=period), "abc"), scalarization.DWA(temperature=0.7)

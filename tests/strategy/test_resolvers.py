@@ -117,6 +117,7 @@ def test_update_does_not_depend_on_the_order_of_tasks_nor_on_the_unit(make):
 # PCGrad
 
 
+@pytest.mark.oracle("pcgrad", "TorchJD for two tasks")
 @pytest.mark.parametrize("seed", range(20))
 def test_pcgrad_of_two_tasks_is_torchjd_s(seed):
     rows = random_rows(seed, 2, 5)
@@ -129,6 +130,7 @@ def test_pcgrad_published_value():
     assert_close(resolved(PCGrad(), J_BASE), [0.5848, 3.8012, 3.8012], tolerance=1e-4)
 
 
+@pytest.mark.oracle("pcgrad", "vector-space twin in every order")
 def test_pcgrad_takes_every_order_and_no_other():
     """Three tasks: each meets the other two in one of two orders, so there are eight results."""
     rows = np.array([[1, 0, 0.2], [-1, 1, 0.1], [1, -2, -0.5]])
@@ -213,6 +215,7 @@ def test_cagrad_adds_no_rounding_noise_where_the_worst_direction_vanishes(seed):
 # GradNorm
 
 
+@pytest.mark.oracle("gradnorm", "vector-space twin")
 @pytest.mark.parametrize("restore", [False, True])
 def test_gradnorm_is_the_twin(restore):
     random = np.random.default_rng(0)

@@ -51,6 +51,7 @@ def update(resolver, rows, sizes=None):
     return torch.cat(parts)
 
 
+@pytest.mark.oracle("sam_gs", "NumPy twin over 30 steps")
 @pytest.mark.parametrize("psi", ["paper", "code"])
 @pytest.mark.parametrize("settings", [{}, {"beta1": 0.5, "beta2": 0.9, "gamma": 0.9}], ids=str)
 @pytest.mark.parametrize("m", [2, 3])
@@ -67,6 +68,7 @@ def test_is_its_formulas(psi, settings, m):
     assert not all(equalised)
 
 
+@pytest.mark.oracle("sam_gs", "similarity by hand")
 def test_similarity_by_hand():
     """Norms 3 and 4: psi = 24 / 25; the paper also counts the two self-similarities of 1."""
     rows = [[3.0, 0.0], [0.0, 4.0]]

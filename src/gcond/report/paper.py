@@ -1,5 +1,5 @@
-"""Table 2 of the paper as data. Source: arXiv 2509.07252, Table 2, best validation, means over three seeds; GradDrop from
-Table 2 of the journal edition (DOI 10.1109/ACCESS.2026.3673372), which agrees in all other rows.
+"""Table 2 of the paper as data. Source: arXiv 2509.07252, Table 2, best validation, means over three seeds;
+GradDrop from Table 2 of the journal edition (DOI 10.1109/ACCESS.2026.3673372), whose other rows are the same.
 
 The paper's column "SSIM" is 1 - SSIM, as its values and its loss show; lower is better in every column.
 """

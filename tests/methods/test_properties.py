@@ -1,0 +1,40 @@
+"""Every property of every method in conf/strategy: shown to hold on many matrices, or shown to fail on one."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+from methods.declarations import DECLARED, SHOWN_TO_FAIL, declared, expectations
+from methods.methods import families
+from methods.properties import PROPERTIES
+
+MATRICES = 16
+SLOW = {"nash_mtl": 2, "mgda": 4, "fairgrad": 4}  # a solve takes up to 0.15 s
+
+
+def test_every_strategy_is_declared_and_every_declaration_is_of_a_strategy():
+    undeclared = [names for name, names in families().items() if declared(name) is None]
+    assert not undeclared, f"say in tests/methods/declarations.py what is expected of {undeclared}"
+    assert set(DECLARED) == {declared(name) for name in families()}
+    assert all(set(found) <= set(PROPERTIES) for found in DECLARED.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "prop"),
+    [
+        pytest.param(name, prop, marks=pytest.mark.measures(name, prop), id=f"{name}-{prop}")
+        for (name, prop), expected in expectations().items()
+        if expected.verdict != "not promised"
+    ],
+)
+def test_property_is_as_declared(name, prop):
+    expected = expectations()[name, prop]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "GradOPS")
+        violation = PROPERTIES[prop].check(name, SLOW.get(name, MATRICES))
+    if expected.verdict == "holds":
+        assert violation <= expected.tolerance
+    else:
+        assert expected.reason
+        assert violation > SHOWN_TO_FAIL

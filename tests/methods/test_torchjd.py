@@ -1,0 +1,179 @@
+"""The adapter around TorchJD: what it hands over, what it refuses, and that no failure stays silent."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from methods.methods import UGLY, build, conflict, matrix, random_cases
+from torchjd import aggregation
+
+from gcond.strategy import PCGrad
+from gcond.strategy.resolve import torchjd as module
+from gcond.strategy.resolve.torchjd import TorchJD
+
+J_BASE = [[-4, 1, 1], [6, 1, 1]]
+UNSOLVABLE = {"one zero row", "anti-parallel", "sum is zero", "more tasks than parameters", "rank one"}
+TOO_HARD = {("fairgrad", "unlike norms")}  # twelve decades apart
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::UserWarning:torchjd")
+
+
+def weights(method, rows, seed=0, **settings):
+    return TorchJD(method, **settings).resolve(conflict(rows, seed=seed, step=7)).weights
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        aggregation.UPGrad,
+        aggregation.UPGradWeighting,
+        aggregation.ConFIG,
+        aggregation.IMTLG,
+        aggregation.AlignedMTL,
+        lambda: aggregation.CAGrad(c=0.5),
+        lambda: aggregation.NashMTL(n_tasks=2),
+    ],
+)
+def test_instance_gives_what_torchjd_gives_for_the_jacobian(make):
+    """Directly on J [2, 3] where there is an aggregator, which the adapter only ever sees as a 2 x 2 matrix."""
+    given = make()
+    direct = (
+        given(matrix(J_BASE)) if isinstance(given, aggregation.Aggregator) else aggregation.UPGrad()(matrix(J_BASE))
+    )
+    torch.testing.assert_close(weights(make(), J_BASE) @ matrix(J_BASE), direct, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["aligned_mtl", "config", "imtl_g", "upgrad", "mgda"])
+@pytest.mark.parametrize("rows", UGLY.values(), ids=UGLY)
+def test_ugly_matrices_give_torchjd_s_update(name, rows):
+    """Where TorchJD, given J itself, has a finite update; except zeros, where any weights give it."""
+    settings = {"max_iters": 250, "epsilon": 1e-5} if name == "mgda" else {}
+    names = {"aligned_mtl": "AlignedMTL", "config": "ConFIG", "imtl_g": "IMTLG", "upgrad": "UPGrad", "mgda": "MGDA"}
+    rows = matrix(rows) / max(float(matrix(rows).norm(dim=1).max()), 1e-300)
+    direct = getattr(aggregation, names[name])(**settings)(rows)
+    found = build(name).resolve(conflict(rows)).weights @ rows
+    torch.testing.assert_close(found, direct, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["nash_mtl", "fairgrad"])
+@pytest.mark.parametrize("ugly", UGLY)
+@pytest.mark.parametrize("scale", [1e-10, 1e15])
+def test_a_problem_without_solution_raises_and_any_other_is_solved(name, ugly, scale):
+    """sum_i w_i g_i = 0 for some w >= 0, not all 0: nothing fulfils G w = w^(-1/alpha)."""
+    rows = scale * matrix(UGLY[ugly])
+    if ugly in UNSOLVABLE or (name, ugly) in TOO_HARD:
+        with pytest.raises(RuntimeError, match=r"(NashMTL|FairGrad), resolution 3: .*; Gram \[\["):
+            build(name).resolve(conflict(rows, step=3))
+    else:
+        found = build(name).resolve(conflict(rows)).weights
+        assert bool(found.isfinite().all())
+        assert float((found @ rows).norm()) > 0 or ugly == "zero"
+
+
+def test_nash_is_solved_where_torchjd_s_own_start_leads_astray():
+    """TorchJD's stops without a word at weights that do not fulfil its equation; at least one of these, so."""
+    astray = 0
+    for case in random_cases(3, tasks=(3,)):
+        rows = matrix(case.rows)
+        gram = rows @ rows.T
+        found = weights("NashMTL", 1e-3 * rows, max_norm=0.0)
+        torch.testing.assert_close(1e-6 * gram @ found, 1 / found, rtol=1e-4, atol=0)
+        own = aggregation.NashMTL(n_tasks=3, max_norm=0.0)
+        alone = own.weighting(1e-3 * rows)
+        product = alone * (1e-6 * gram @ alone)
+        astray += float((product / product.mean() - 1).abs().max()) > 0.05
+    assert astray > 0
+
+
+def test_an_unfinished_solve_raises():
+    rows = random_cases(4, tasks=(5,))[1].rows
+    with pytest.raises(RuntimeError, match=r"MGDA, resolution 7: not solved, weights .* residual .* Gram"):
+        weights("MGDA", rows, max_iters=1)
+    assert bool(weights("MGDA", rows, max_iters=1, tolerance=100.0).isfinite().all())
+
+
+class Broken(aggregation.Weighting):
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, gramian):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return torch.full((len(gramian),), self.answer, dtype=gramian.dtype)
+
+
+@pytest.mark.parametrize("answer", [float("nan"), float("inf"), ValueError("the solver gave up")])
+def test_failure_of_a_solver_names_method_step_and_gram_matrix(answer):
+    with pytest.raises(RuntimeError, match=r"Broken, resolution 7: .*; Gram \[\[18.0, -22.0\], \[-22.0, 38.0\]\]"):
+        weights(Broken(answer), J_BASE)
+
+
+def test_randomness_comes_from_the_resolver_s_generator_and_leaves_the_global_one_alone():
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    drawn = [weights("Random", J_BASE, seed=seed) for seed in (0, 0, 1)]
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert torch.equal(drawn[0], weights("Random", J_BASE, seed=0))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_random_order_of_pcgrad_is_drawn_per_resolution():
+    """TorchJD's PCGrad over many draws of one generator: the same set of results as ours."""
+    rows = np.array([[1, 0, 0.2], [-1, 1, 0.1], [1, -2, -0.5]])
+
+    def results(resolver):
+        seen = conflict(rows)
+        return {tuple((resolver.resolve(seen).weights @ matrix(rows)).numpy().round(9)) for _ in range(80)}
+
+    assert results(TorchJD("PCGrad")) == results(PCGrad())
+
+
+@pytest.mark.parametrize("name", ["nash_mtl", "fairgrad", "mgda", "upgrad", "config"])
+def test_nothing_depends_on_what_was_resolved_before(name):
+    """So there is no state: a restored resolver goes on bit for bit."""
+    cases = random_cases(3, tasks=(2,))
+    resolver = build(name)
+    states = []
+    for case in cases:
+        found = resolver.resolve(conflict(case.rows)).weights
+        states.append(resolver.state_dict())
+    fresh = build(name)
+    fresh.load_state_dict(states[-1])
+    assert torch.equal(fresh.resolve(conflict(cases[-1].rows)).weights, found)
+    assert states == [{}, {}, {}]
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        ("UpGrad", {}, "`method`: expected a name in torchjd.aggregation, found 'UpGrad'"),
+        ("GradDrop", {}, "`method`: GradDrop works on coordinates"),
+        ("TrimmedMean", {"trim_number": 1}, "`method`: TrimmedMean works on coordinates"),
+        ("GradVac", {}, "`method`: the memory of GradVac is not saved"),
+        ("NashMTL", {"update_weights_every": 2}, "`update_weights_every`: expected 1, found 2"),
+        ("UPGrad", {"tolerance": 0.0}, "`tolerance`: expected a number > 0, found 0.0"),
+    ],
+)
+def test_what_does_not_fit_is_refused_at_once(method, settings, message):
+    with pytest.raises(ValueError, match=message):
+        TorchJD(method, **settings).check({"a": 1.0, "b": 1.0}, ("all",))
+
+
+def test_zero_lambda_is_refused_where_it_has_no_solution():
+    for name in ("nash_mtl", "fairgrad"):
+        with pytest.raises(ValueError, match=r"`tasks`: .* needs every lambda above 0, found 0 for \['b'\]"):
+            build(name).check({"a": 1.0, "b": 0.0}, ("all",))
+    build("mgda").check({"a": 1.0, "b": 0.0}, ("all",))
+
+
+def test_torchjd_is_imported_when_it_is_used_only():
+    """So that `gcond.strategy` works where TorchJD is not installed."""
+    for path in Path(module.__file__).parents[1].rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            assert "torchjd" not in ast.unparse(node).split() or not isinstance(node, ast.Import | ast.ImportFrom), path
