@@ -20,7 +20,7 @@ SWEEP    := experiment=table2 scale=$(SCALE) dataset=$(DATASETS) seed=$(SEEDS) d
             $(if $(IMAGENET),paths.imagenet=$(IMAGENET))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data reproduce-table2 plan table2 test test-slow lint format
+.PHONY: help setup data reproduce-table2 plan table2 methods mutants reproduce-toy test test-slow lint format
 
 help: ## this list
 	@echo "Targets:"
@@ -37,7 +37,7 @@ setup: $(READY) ## make the virtual environment (once; about 8 GB of disk, 2 to 
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "expected Python 3.11 or later, found $$($(PYTHON) --version); set PYTHON=..."; exit 1; }
-	@test "$$(uname -sm)" = "Linux x86_64" || { echo "requirements.lock is for Linux x86-64, found $$(uname -sm): install with 'pip install -e .[study,dev]' in an environment of your own"; exit 1; }
+	@test "$$(uname -sm)" = "Linux x86_64" || { echo "requirements.lock is for Linux x86-64, found $$(uname -sm): install with 'pip install -e .[study,torchjd,dev]' in an environment of your own"; exit 1; }
 	@free=$$(df -Pk . | awk 'NR == 2 { print int($$4 / 1048576) }'); echo "The environment takes about $(NEEDS_GB) GB (PyTorch with CUDA); $$free GB are free here."; \
 	  test -d $(VENV) || test "$$free" -ge $(NEEDS_GB) || { echo "expected at least $(NEEDS_GB) GB of free disk, found $$free GB"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -58,6 +58,15 @@ plan: $(READY) ## say what reproduce-table2 would run, and for how long
 
 table2: $(READY) ## print the recorded Table 2 again, from results/ alone
 	@$(BIN)/python -m gcond.report table2 --recorded --scale $(SCALE) --datasets $(DATASETS) --seeds $(SEEDS) --results $(OUT)
+
+methods: $(READY) ## measure which method has which property, and write results/methods.md
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/methods tests/strategy -q -m "oracle or measures" --methods-table results/methods.md
+
+mutants: $(READY) ## show that the tests catch realistic mistakes in the strategy package (about 10 minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/mutants.py --jobs $(JOBS)
+
+reproduce-toy: $(READY) ## all methods on the two-dimensional conflict problem, the noisy quadratic and GradOPS's trade-off
+	@OMP_NUM_THREADS=1 $(BIN)/python -m gcond.toy --jobs $(JOBS) && $(BIN)/python -m gcond.report.toy
 
 test: $(READY) ## the fast tests (under 5 minutes on two cores)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow"
