@@ -34,7 +34,8 @@ ALLOWED = {
         "gcond.trivial",
         "gcond.files",
     },
-    "gcond.report": {"gcond.files"},
+    "gcond.toy": {"gcond.strategy", "gcond.files"},
+    "gcond.report": {"gcond.files", "gcond.toy.problem"},  # the surface to draw; no torch in it
 }
 STRATEGY = {
     "gcond.strategy.gradients": set(),

@@ -1,0 +1,53 @@
+"""results/toy/*.csv -> figures, endpoints.md and toy.md: python -m gcond.report.toy [--results results/toy]
+
+Exit code 0: complete; 1: a descent is missing; 2: bad input.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from gcond.files import write_text
+from gcond.report import toy_figures, toy_tables
+
+MADE_BY = "python -m gcond.toy"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m gcond.report.toy", description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=Path("results/toy"), help="default: results/toy")
+    folder = parser.parse_args(arguments).results
+    try:
+        ends, noise, tradeoff = (_read(folder / name) for name in ("endpoints.csv", "noise.csv", "tradeoff.csv"))
+        paths = {name: _read(folder / "trajectories" / f"{name}.csv") for name in ends.method.unique()}
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+    # Figures.
+    figures = folder / "figures"
+    toy_figures.draw_trajectories(ends, paths, figures / "trajectories.png")
+    toy_figures.draw_noise(noise, figures / "noise.png")
+    toy_figures.draw_tradeoff(tradeoff, figures / "tradeoff.png")
+
+    # Tables.
+    missing = toy_tables.missing(ends)
+    write_text(folder / "endpoints.md", toy_tables.endpoints(ends))
+    write_text(folder / "toy.md", toy_tables.overview(ends, noise, tradeoff))
+    print(toy_tables.endpoints(ends))
+    print(f"written: {folder}/{{toy.md,endpoints.md,figures/*.png}}")
+    for line in missing:
+        print(f"incomplete: {line}", file=sys.stderr)
+    return 1 if missing else 0
+
+
+def _read(path: Path) -> pd.DataFrame:
+    if not path.exists():
+        raise ValueError(f"expected {path}, which does not exist; `{MADE_BY}` makes it")
+    return pd.read_csv(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""Two quadratic tasks with known conflict and known noise: how far accumulation makes conflict signs reliable.
+
+Letters: K micro-batches in a window, n of them for each task, d dimensions, R trials.
+Task i's loss on micro-batch b is (theta - u_i)^T A_i (theta - u_i) / 2 + sigma xi_ib . theta, hence its gradient
+A_i (theta - u_i) + sigma xi_ib. With N(0, 1) draws that are all independent
+
+    xi_ib = sqrt(rho) (sqrt(tau) s + sqrt(1 - tau) s_i) + sqrt(1 - rho) (sqrt(tau) z_b + sqrt(1 - tau) z_ib)
+
+so rho is the correlation between micro-batches, and tau the correlation of the two tasks on the same samples.
+Sequential: both tasks see all K micro-batches, n = K. Stochastic: task 1 sees the first half, task 2 the second,
+n = K / 2.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+ESTIMATORS = ("sequential", "stochastic")
+
+
+@dataclass(frozen=True)
+class NoisyQuadratic:
+    """Both tasks at theta = 0, where their gradients have norm 1 and the given cosine.
+
+    Args:
+        cosine: between the true gradients; negative is a conflict.
+        snr: squared norm of a true gradient over that of a micro-batch's noise, 1 / (sigma^2 d).
+        rho, tau: as above, in [0, 1].
+        dimensions: d.
+    """
+
+    cosine: float
+    snr: float
+    rho: float
+    tau: float
+    dimensions: int = 64
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.cosine <= 1 or self.cosine == 0:
+            raise ValueError(f"`cosine`: expected a number in [-1, 1] that is not 0, found {self.cosine}")
+        if self.snr <= 0:
+            raise ValueError(f"`snr`: expected a number > 0, found {self.snr}")
+        for name in ("rho", "tau"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}`: expected a number in [0, 1], found {getattr(self, name)}")
+        if self.dimensions < 2:
+            raise ValueError(f"`dimensions`: expected an integer >= 2, found {self.dimensions}")
+
+    @property
+    def sigma(self) -> float:
+        return 1 / math.sqrt(self.snr * self.dimensions)
+
+    @property
+    def curvatures(self) -> Array:
+        """Diagonals of A_1 and A_2 [2, d]; the two tasks disagree on which directions are steep."""
+        rising = np.linspace(0.5, 2.0, self.dimensions)
+        return np.stack([rising, rising[::-1]])
+
+    @property
+    def optima(self) -> Array:
+        """u_1 and u_2 [2, d], so that the gradients at theta = 0 have norm 1 and the wanted cosine."""
+        wanted = np.zeros((2, self.dimensions))
+        wanted[0, 0] = 1.0
+        wanted[1, :2] = self.cosine, math.sqrt(1 - self.cosine**2)
+        return -wanted / self.curvatures
+
+    def true_gradients(self) -> Array:
+        """[2, d] at theta = 0."""
+        return -self.curvatures * self.optima
+
+    def noise(self, micro_batches: int, random: np.random.Generator) -> Array:
+        """sigma xi for one window [K, 2, d]."""
+        return self._mix(
+            *(self._draw(random, shape) for shape in ((1, 1), (1, 2), (micro_batches, 1), (micro_batches, 2)))
+        )
+
+    def accumulated_noise(self, estimator: str, micro_batches: int, trials: int, random: np.random.Generator) -> Array:
+        """The error of both accumulated gradients in R windows [R, 2, d]."""
+        return np.stack([mean_noise(self.noise(micro_batches, random), estimator) for _ in range(trials)])
+
+    def variance(self, estimator: str, micro_batches: int) -> float:
+        """Of a coordinate of an accumulated gradient: sigma^2 (1 + (n - 1) rho) / n."""
+        n = micro_batches if estimator == "sequential" else micro_batches // 2
+        return self.sigma**2 * (1 + (n - 1) * self.rho) / n
+
+    def covariance(self, estimator: str, micro_batches: int) -> float:
+        """Between the two accumulated gradients, per coordinate: what they share of their samples."""
+        if estimator == "sequential":
+            return self.tau * self.variance(estimator, micro_batches)
+        return self.tau * self.rho * self.sigma**2
+
+    def wrong_sign_probability(self, estimator: str, micro_batches: int) -> float:
+        """That the accumulated gradients' inner product has the wrong sign, by normal approximation.
+
+        With errors of variance v and covariance w per coordinate, the product has mean cos + d w and variance
+        2 v + 2 w cos + d (v^2 + w^2).
+        """
+        v, w = self.variance(estimator, micro_batches), self.covariance(estimator, micro_batches)
+        mean = self.cosine + self.dimensions * w
+        spread = math.sqrt(2 * v + 2 * w * self.cosine + self.dimensions * (v**2 + w**2))
+        return NormalDist().cdf(-math.copysign(1, self.cosine) * mean / spread)
+
+    def _draw(self, random: np.random.Generator, shape: tuple[int, int]) -> Array:
+        return random.standard_normal((*shape, self.dimensions))
+
+    def _mix(self, window: Array, window_task: Array, batch: Array, batch_task: Array) -> Array:
+        own, common = math.sqrt(1 - self.tau), math.sqrt(self.tau)
+        shared = math.sqrt(self.rho) * (common * window + own * window_task)
+        return self.sigma * (shared + math.sqrt(1 - self.rho) * (common * batch + own * batch_task))
+
+
+def mean_noise(noise: Array, estimator: str) -> Array:
+    """Each task's mean [2, d] over the micro-batches that serve it, of [K, 2, d].
+
+    Raises:
+        ValueError: an unknown estimator, or an odd K for the stochastic one.
+    """
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"`estimator`: expected one of {ESTIMATORS}, found {estimator!r}")
+    if estimator == "sequential":
+        return noise.mean(0)
+    if len(noise) % 2:
+        raise ValueError(f"`micro_batches`: the stochastic estimator expects an even number, found {len(noise)}")
+    half = len(noise) // 2
+    return np.stack([noise[:half, 0].mean(0), noise[half:, 1].mean(0)])

@@ -1,0 +1,111 @@
+"""The noisy quadratic: its gradients by autograd and by the package's own estimators, its predictions by simulation."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from gcond.strategy import Sequential, Stochastic
+from gcond.strategy.gradients import TaskGradients
+from gcond.toy import noise_study
+from gcond.toy.noisy_quadratic import NoisyQuadratic, mean_noise
+
+
+def problem(**changes):
+    return NoisyQuadratic(**{"cosine": -0.4, "snr": 0.1, "rho": 0.1, "tau": 0.3, "dimensions": 16, **changes})
+
+
+def test_true_gradients_have_unit_norm_and_the_cosine():
+    gradients = problem().true_gradients()
+    np.testing.assert_allclose(gradients @ gradients.T, [[1, -0.4], [-0.4, 1]], atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "estimator"), [("sequential", Sequential(6)), ("stochastic", Stochastic(6))])
+def test_the_estimators_of_the_package_accumulate_the_same_gradients(name, estimator):
+    """(theta - u_i)^T A_i (theta - u_i) / 2 + sigma xi . theta, differentiated by autograd, window of 6."""
+    quadratic = problem()
+    noise = quadratic.noise(6, np.random.default_rng(0))
+    theta = torch.zeros(16, dtype=torch.float64, requires_grad=True)
+    curvatures, optima = torch.from_numpy(quadratic.curvatures), torch.from_numpy(quadratic.optima)
+
+    def losses(batch, names):
+        found = {}
+        for task in names:
+            i = int(task)
+            away = theta - optima[i]
+            found[task] = 0.5 * away @ (curvatures[i] * away) + torch.from_numpy(batch[i]) @ theta
+        return found
+
+    gradients = TaskGradients([theta], 2)
+    list(estimator.gather(gradients, list(noise), losses, {"0": 1.0, "1": 1.0}))
+    expected = quadratic.true_gradients() + mean_noise(noise, name)
+    np.testing.assert_allclose(gradients.rows.numpy(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("estimator", ["sequential", "stochastic"])
+@pytest.mark.parametrize(("rho", "tau"), [(0.0, 0.0), (0.0, 0.5), (0.2, 0.0), (0.2, 0.5)])
+def test_variance_and_covariance_are_as_predicted(estimator, rho, tau):
+    """20 standard errors would be a bug; 4 are allowed. By hand, K = 8: (1 + 7 rho) / 8, or (1 + 3 rho) / 4."""
+    quadratic = problem(rho=rho, tau=tau)
+    errors = quadratic.accumulated_noise(estimator, 8, 3000, np.random.default_rng(1)) / quadratic.sigma
+    by_hand = (1 + 7 * rho) / 8 if estimator == "sequential" else (1 + 3 * rho) / 4
+    assert quadratic.variance(estimator, 8) / quadratic.sigma**2 == pytest.approx(by_hand)
+    squares = (errors**2).mean((1, 2))
+    products = (errors[:, 0] * errors[:, 1]).mean(1)
+    for samples, expected in ((squares, by_hand), (products, quadratic.covariance(estimator, 8) / quadratic.sigma**2)):
+        assert abs(samples.mean() - expected) < 4 * samples.std() / math.sqrt(len(samples))
+
+
+def test_shared_samples_bias_the_sign_and_disjoint_ones_do_not():
+    """Without correlation between micro-batches: at K = 2 a weak conflict is nearly always read as agreement."""
+    quadratic = problem(rho=0.0, tau=0.5, dimensions=64)
+    assert quadratic.wrong_sign_probability("sequential", 2) > 0.9
+    assert quadratic.wrong_sign_probability("stochastic", 4) < 0.5
+    assert quadratic.covariance("stochastic", 4) == 0
+
+
+@pytest.mark.parametrize("estimator", ["sequential", "stochastic"])
+def test_more_micro_batches_settle_the_sign(estimator):
+    quadratic = problem(rho=0.0)
+    chances = [quadratic.wrong_sign_probability(estimator, k) for k in (8, 64, 4096)]
+    assert chances[0] > chances[1] > chances[2]
+    assert chances[2] < 1e-6
+
+
+def test_rows_of_the_study_agree_with_their_predictions():
+    rows = [dict(zip(noise_study.COLUMNS, row, strict=True)) for row in noise_study.measure(300, (2, 8))]
+    assert len(rows) == 3 * 2 * 2 * len(noise_study.COSINES)
+    for row in rows:
+        assert float(row["variance"]) == pytest.approx(float(row["variance_theory"]), rel=0.06)
+        assert float(row["variance_low"]) < float(row["variance"]) < float(row["variance_high"])
+        assert abs(float(row["wrong"]) - float(row["wrong_theory"])) < 0.12
+
+
+def test_wilson_interval():
+    """By hand from the formula: 8 of 10 -> (0.490, 0.943), the value in most textbooks; it never leaves [0, 1]."""
+    assert noise_study.wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert noise_study.wilson(0, 50)[0] == 0
+    assert noise_study.wilson(0, 50)[1] == pytest.approx(0.0713, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"cosine": 0.0}, "cosine"),
+        ({"snr": 0.0}, "snr"),
+        ({"rho": 1.5}, "rho"),
+        ({"tau": -0.1}, "tau"),
+        ({"dimensions": 1}, "dimensions"),
+    ],
+)
+def test_bad_settings_are_named(changes, key):
+    with pytest.raises(ValueError, match=f"`{key}`"):
+        problem(**changes)
+
+
+def test_an_odd_window_is_refused_by_the_stochastic_mean():
+    with pytest.raises(ValueError, match="`micro_batches`"):
+        mean_noise(np.zeros((3, 2, 4)), "stochastic")
+    with pytest.raises(ValueError, match="`estimator`"):
+        mean_noise(np.zeros((4, 2, 4)), "joint")

@@ -1,0 +1,59 @@
+"""The two-dimensional problem against the authors' formulas in torch, and its Pareto front against known optima."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from toy.authors import authors_losses
+
+from gcond.toy.problem import STARTS, distance_to_front, evaluate, front
+
+
+def points() -> list[tuple[float, float]]:
+    random = np.random.default_rng(0)
+    return [*STARTS, (-7.0, 1e-9), (-5.0, 8.0), *map(tuple, random.uniform(-10, 10, (200, 2)).tolist())]
+
+
+@pytest.mark.parametrize("point", points())
+def test_losses_and_gradients_are_those_of_autograd(point):
+    x = torch.tensor(point, dtype=torch.float64, requires_grad=True)
+    expected = authors_losses(x)
+    jacobian = torch.stack([torch.autograd.grad(f, x, retain_graph=True)[0] for f in expected])
+    values, rows = evaluate(*point)
+    np.testing.assert_allclose(values, expected.detach().numpy(), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(rows, jacobian.numpy(), rtol=1e-10, atol=1e-12)
+
+
+def test_both_branches_pass_a_gradient_on_at_zero():
+    """By hand: a_i / 2 - q_i (0) / 2 along x_2, a_i = log |u_i| + 6."""
+    _, rows = evaluate(0.0, 0.0)
+    bowl = (49 + 6.4) / 10 - 20
+    expected = [(np.log(u) + 6) / 2 - bowl / 2 for u in (3.5, 3.5)]
+    np.testing.assert_allclose([row[1] for row in rows], expected, rtol=1e-12)
+
+
+def test_front_holds_the_optima_of_every_weighted_sum():
+    """Independent: scipy's minimiser of w f_1 + (1 - w) f_2, without gradients."""
+    for weight in (0.05, 0.3, 0.5, 0.8):
+        found = minimize(
+            lambda x, w=weight: np.dot((w, 1 - w), evaluate(*x)[0]),
+            (0.0, -7.0),
+            method="Nelder-Mead",
+            options={"xatol": 1e-9, "fatol": 1e-12},
+        )
+        assert found.x[0] == pytest.approx(7 * (2 * weight - 1), abs=1e-4)
+        assert distance_to_front(*found.x) < 1e-4
+
+
+def test_ends_and_middle_of_the_front_are_the_published_optima():
+    curve = front(3)
+    np.testing.assert_allclose(curve, [(-7, -8.43446), (0, -8.35511), (7, -8.43446)], atol=1e-5)
+    np.testing.assert_allclose(evaluate(*curve[2])[0], (-19.98943, -0.39794), atol=1e-5)
+    np.testing.assert_allclose(evaluate(*curve[1])[0], (-15.09164, -15.09164), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("point", "distance"), [((7.0, -8.43446 + 1), 1.0), ((10.0, -8.43446), 3.0), ((0.0, -8.35511), 0.0)]
+)
+def test_distance_to_front(point, distance):
+    assert distance_to_front(*point) == pytest.approx(distance, abs=2e-3)

@@ -1,0 +1,140 @@
+"""The commands: what is kept, what is repeated, what is said; and the regressions that GradOPS trades off."""
+
+import csv
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from gcond.report import toy, toy_figures, toy_tables
+from gcond.strategy import Linear
+from gcond.toy import descents, noise_study, tradeoff
+from gcond.toy.descents import descend, end_point, record
+from gcond.toy.lineup import lineup
+from gcond.toy.problem import STARTS
+
+
+@pytest.fixture(scope="module")
+def short():
+    """Two methods of 5 steps."""
+    return [replace(lineup()[name], steps=5) for name in ("baseline", "pcgrad")]
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """A pool without processes, which take seconds to start."""
+    import concurrent.futures
+
+    class Pool(concurrent.futures.ThreadPoolExecutor):
+        def __init__(self, jobs, mp_context=None):
+            super().__init__(1)
+
+    monkeypatch.setattr(descents, "ProcessPoolExecutor", Pool)
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_finished_descent_is_not_repeated(short, tmp_path, in_this_process, monkeypatch):
+    assert descend(short, tmp_path, 1) == []
+    parts = sorted(tmp_path.glob("*.csv"))
+    assert len(parts) == 2 * len(STARTS)
+    parts[0].unlink()
+    done = []
+    run = descents._run
+    monkeypatch.setattr(descents, "_run", lambda *arguments: (done.append(arguments[:2]), run(*arguments)))
+    assert descend(short, tmp_path, 1) == []
+    assert done == [(short[0], 0)]
+
+
+def test_other_settings_are_another_part(short, tmp_path, in_this_process):
+    descend(short[:1], tmp_path, 1)
+    assert end_point(short[0], 0, tmp_path) is not None
+    assert end_point(replace(short[0], clip_norm=1.0), 0, tmp_path) is None
+    assert short[0].settings == replace(short[0], label="another").settings
+
+
+def test_a_failure_is_reported_and_the_rest_is_done(short, tmp_path, in_this_process):
+    broken = replace(short[0], resolver={"_target_": "gcond.strategy.CAGrad", "c": -1.0})
+    failures = descend([broken, short[1]], tmp_path, 1)
+    assert len(failures) == len(STARTS)
+    assert all("`c`" in line for line in failures)
+    assert len(list(tmp_path.glob("pcgrad-*.csv"))) == len(STARTS)
+
+
+def test_recorded_methods_stay_until_their_settings_change(short, tmp_path, in_this_process):
+    parts, out = tmp_path / "parts", tmp_path / "out"
+    descend(short, parts, 1)
+    record(short, ["baseline", "pcgrad"], parts, out)
+    before = read(out / "endpoints.csv")
+    assert [row["method"] for row in before] == ["baseline"] * 5 + ["pcgrad"] * 5
+    record(short, ["pcgrad"], parts, out)
+    assert read(out / "endpoints.csv") == before
+    record([replace(short[0], steps=6), short[1]], ["pcgrad"], parts, out)
+    assert {row["method"] for row in read(out / "endpoints.csv")} == {"pcgrad"}
+
+
+@pytest.mark.slow
+def test_a_descent_in_its_own_process(short, tmp_path):
+    """The real pool: what is sent to a worker can be sent."""
+    assert descend([replace(short[0], steps=1)], tmp_path, 1) == []
+    assert len(list(tmp_path.glob("*.csv"))) == len(STARTS)
+
+
+def test_the_plain_sum_gives_up_the_shortest_target():
+    """By hand: two features explain the two longest of three orthogonal targets, and sum to the front's 1."""
+    shares = tradeoff.train(Linear(), 150, seed=0)
+    assert shares == pytest.approx([0, 0, 1], abs=0.05)
+
+
+def test_gradops_follows_alpha():
+    """Over alpha the best and the worst served task change, and no point is below the front."""
+    shares = {
+        alpha: tradeoff.train(tradeoff.GradOPS("unverified_r_alpha", alpha), 100, seed=0) for alpha in (-3.0, 3.0)
+    }
+    assert all(sum(values) >= 1 - 1e-6 for values in shares.values())
+    assert max(abs(a - b) for a, b in zip(shares[-3.0], shares[3.0], strict=True)) > 0.05
+
+
+def test_the_report_is_made_from_the_recorded_files_alone(short, tmp_path, in_this_process, capsys, monkeypatch):
+    parts, out = tmp_path / "parts", tmp_path / "out"
+    descend(short, parts, 1)
+    record(short, ["baseline", "pcgrad"], parts, out)
+    descents.write_csv(out / "noise.csv", noise_study.COLUMNS, noise_study.measure(20, (2, 8)))
+    shares = [["regressions", a, 0, 1, t, 0.3] for a in (-1.0, 0.0) for t in tradeoff.TASKS]
+    values = (("f1", -1), ("f2", -9))
+    plane = [["two-dimensional", a, s, 1, f, v] for a in (-1.0, 0.0) for s in (0, 1) for f, v in values]
+    descents.write_csv(out / "tradeoff.csv", tradeoff.COLUMNS, [*plane, *shares])
+    assert toy.main(["--results", str(out)]) == 0
+    written = {path.name for path in out.rglob("*.*") if path.suffix != ".csv"}
+    assert written == {"toy.md", "endpoints.md", "trajectories.png", "noise.png", "tradeoff.png"}
+
+    for draw in ("draw_trajectories", "draw_noise", "draw_tradeoff"):
+        monkeypatch.setattr(toy_figures, draw, lambda *_: None)
+    rows = read(out / "endpoints.csv")
+    descents.write_csv(out / "endpoints.csv", descents.COLUMNS, [row.values() for row in rows[:-1]])
+    assert toy.main(["--results", str(out)]) == 1
+    assert "pcgrad has no end point from start 4" in capsys.readouterr().err
+    (out / "noise.csv").unlink()
+    assert toy.main(["--results", str(out)]) == 2
+
+
+def ends(method, places):
+    rows = [(method, start, *STARTS[start], x1, x2, to_front) for start, (x1, x2, to_front) in enumerate(places)]
+    return pd.DataFrame(rows, columns=["method", "start", "start_x1", "start_x2", "x1", "x2", "to_front"])
+
+
+def test_verdicts():
+    """PCGrad's references: on the front but from (9, 9)."""
+    good = [(-4.379, -8.387, 0.0), (-3.349, -8.374, 0.0), (6.3, 0.1, 8.0), (-3.817, -8.38, 0.0), (5.038, -8.398, 0.0)]
+    assert toy_tables.verdict("pcgrad", ends("pcgrad", good)).startswith("agrees")
+    bad = [(-4.309, -8.387, 0.0), good[1], (5.0, -8.4, 0.0), *good[3:]]
+    words = toy_tables.verdict("pcgrad", ends("pcgrad", bad))
+    assert words == "(-8.5, 7.5): 0.07 away; (9, 9): on the front, unlike the reference"
+    assert toy_tables.verdict("uw", ends("uw", good)) == "no reference"
+
+
+def test_every_kind_of_the_noise_study_has_a_look():
+    assert set(toy_figures.KINDS) == set(noise_study.KINDS)

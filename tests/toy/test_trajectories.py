@@ -1,0 +1,174 @@
+"""Descents against a twin that shares no code with the package: autograd, closed forms for two tasks, torch's Adam."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from toy.authors import authors_losses
+
+from gcond.report.toy_references import REFERENCES
+from gcond.strategy import GradientConductor, Raw, Sequential
+from gcond.strategy.conflict import Conflict, Resolution, StatelessResolver
+from gcond.toy.lineup import CONFIG, LEFT_OUT, lineup
+from gcond.toy.problem import STARTS, distance_to_front
+from gcond.toy.trajectories import TASKS, Adam, Descent, follow
+
+METHODS = lineup()
+
+
+def plain_sum(g1, g2):
+    return g1 + g2
+
+
+def pcgrad(g1, g2):
+    dot = g1 @ g2
+    if dot >= 0:
+        return g1 + g2
+    return g1 - dot / (g2 @ g2) * g2 + g2 - dot / (g1 @ g1) * g1
+
+
+def bisector_imtl(g1, g2):
+    """Equal projections on both unit gradients, weights of sum 1: w_i is proportional to 1 / |g_i|."""
+    w1, w2 = 1 / g1.norm(), 1 / g2.norm()
+    return (w1 * g1 + w2 * g2) / (w1 + w2)
+
+
+def cagrad(g1, g2, c=0.4):
+    """By brute force over w: the authors' dual, scaled by 1 / (1 + c^2)."""
+    g0 = (g1 + g2) / 2
+    radius = c * g0.norm()
+    w = torch.linspace(0, 1, 20001, dtype=torch.float64).unsqueeze(1)
+    mixes = w * g1 + (1 - w) * g2
+    best = mixes[torch.argmin(mixes @ g0 + radius * mixes.norm(dim=1))]
+    return (g0 + radius / best.norm() * best) / (1 + c**2)
+
+
+TWINS = {
+    "baseline": plain_sum,
+    "pcgrad": pcgrad,
+    "gradops": pcgrad,
+    "gcond_as_pcgrad": pcgrad,
+    "imtl_g": bisector_imtl,
+    "cagrad": cagrad,
+}
+
+
+def twin_path(resolve, start, steps):
+    x = torch.tensor(start, dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([x], lr=1e-3)
+    for _ in range(steps):
+        f1, f2 = authors_losses(x)
+        g1 = 0.1 * torch.autograd.grad(f1, x, retain_graph=True)[0]
+        g2 = torch.autograd.grad(f2, x)[0]
+        x.grad = resolve(g1, g2)
+        adam.step()
+    return x.detach().numpy()
+
+
+# At (0, 0) both gradients point the same way, where IMTL-G's weights are not unique.
+@pytest.mark.parametrize(("name", "start"), [(n, s) for n in TWINS for s in (0, 1, 4) if (n, s) != ("imtl_g", 1)])
+def test_a_few_hundred_steps_are_those_of_the_twin(name, start):
+    steps = 40 if name == "cagrad" else 150
+    *_, (last, x1, x2) = follow(METHODS[name].descent(), STARTS[start], steps)
+    assert last == steps
+    tolerance = 2e-4 if name == "cagrad" else 1e-9  # the twin's grid over w
+    np.testing.assert_allclose((x1, x2), twin_path(TWINS[name], STARTS[start], steps), atol=tolerance)
+
+
+class Remembering(StatelessResolver):
+    """Weights that depend on everything in a Conflict that a descent has to keep up to date."""
+
+    uses_history = True
+
+    def resolve(self, conflict: Conflict) -> Resolution:
+        ahead, behind = conflict.cross[0, 1].item(), conflict.cross[1, 0].item()
+        drawn = torch.rand((), generator=conflict.generator, dtype=torch.float64).item()
+        weights = [1 + math.tanh(ahead) + 0.1 * math.tanh(conflict.losses[0].item()), 1 + 2 * math.tanh(behind)]
+        return Resolution(torch.diag(torch.tensor(weights, dtype=torch.float64)) * (1 + drawn + conflict.step % 2))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [Remembering, METHODS["gcond_pure"].build, METHODS["graddrop"].build, METHODS["pcgrad"].build],
+    ids=["remembering", "gcond_pure", "graddrop", "pcgrad"],
+)
+def test_a_descent_is_what_the_conductor_does(build):
+    """History, random numbers and all: the same steps through GradientConductor and autograd."""
+    x = torch.tensor(STARTS[4], dtype=torch.float64, requires_grad=True)
+    conductor = GradientConductor([x], dict.fromkeys(TASKS, 1.0), Sequential(1), build(), Raw(), clip_norm=None, seed=0)
+    adam = torch.optim.Adam([x], lr=1e-3)
+
+    def losses(_, names):
+        f1, f2 = authors_losses(x)
+        return {"f1": 0.1 * f1, "f2": f2}
+
+    for _ in range(60):
+        conductor.step([None], losses)
+        adam.step()
+    *_, (_, x1, x2) = follow(Descent(build()), STARTS[4], 60)
+    np.testing.assert_allclose((x1, x2), x.detach().numpy(), atol=1e-9)
+
+
+def test_adam_is_torchs():
+    random = np.random.default_rng(0)
+    parameter = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    theirs, ours, value = torch.optim.Adam([parameter], lr=0.01), Adam(lr=0.01), 0.0
+    for gradient in random.normal(size=50).tolist():
+        parameter.grad = torch.tensor([gradient], dtype=torch.float64)
+        theirs.step()
+        value -= ours.step(gradient)
+    assert value == pytest.approx(parameter.item(), abs=1e-14)
+
+
+def test_the_update_is_clipped():
+    plain, clipped = Descent(METHODS["baseline"].build()), Descent(METHODS["baseline"].build(), clip_norm=0.1)
+    full, short = plain.direction(9.0, 9.0), clipped.direction(9.0, 9.0)
+    assert math.hypot(*short) == pytest.approx(0.1)
+    np.testing.assert_allclose(np.divide(short, 0.1), np.divide(full, math.hypot(*full)))
+
+
+def test_points_are_kept_by_distance_and_at_both_ends():
+    kept = follow(METHODS["baseline"].descent(), STARTS[1], 350)
+    assert kept[0] == (0, *STARTS[1])
+    assert kept[-1][0] == 350
+    gaps = [max(abs(a[1] - b[1]), abs(a[2] - b[2])) for a, b in pairwise(kept[:-1])]
+    assert gaps
+    assert all(0.1 <= gap < 0.102 for gap in gaps)
+
+
+def test_every_strategy_is_shown_or_left_out_for_a_reason():
+    files = {path.stem for path in CONFIG.glob("*.yaml")}
+    assert files <= set(METHODS) | set(LEFT_OUT)
+    assert set(LEFT_OUT) <= files
+    assert not set(METHODS) & set(LEFT_OUT)
+    assert set(REFERENCES) <= set(METHODS)
+
+
+def test_methods_that_weigh_losses_learn_from_losses_above_zero():
+    """FAMO from (0, 0) for 300 steps: its weights leave the even start, and it does not refuse the negative losses."""
+    descent = METHODS["famo"].descent()
+    first = descent.direction(*STARTS[1])
+    kept = follow(METHODS["famo"].descent(), STARTS[1], 300)
+    assert math.hypot(*first) <= 1.0 + 1e-12  # clipped at 1, as its authors do
+    assert abs(kept[-1][1] - STARTS[1][0]) + abs(kept[-1][2] - STARTS[1][1]) > 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [("pcgrad", 1), ("pcgrad", 4), ("gradops", 3), ("gcond_accumulated", 1), ("gcond_accumulated", 4), ("imtl_g", 0)],
+)
+def test_ends_where_the_reference_does(name, start):
+    *_, (_, x1, x2) = follow(METHODS[name].descent(), STARTS[start], METHODS[name].steps)
+    expected_x1, expected_x2, on_front = REFERENCES[name][start]
+    assert on_front
+    assert math.hypot(x1 - expected_x1, x2 - expected_x2) <= 0.02
+
+
+@pytest.mark.slow
+def test_the_plain_sum_stalls_off_the_front():
+    """From (9, 9); where in the valley is chaotic in detail."""
+    *_, (_, x1, x2) = follow(METHODS["baseline"].descent(), STARTS[2], METHODS["baseline"].steps)
+    assert distance_to_front(x1, x2) > 1
