@@ -36,7 +36,8 @@ class GCond:
             orthogonal complement; weak, both are projected on each other's and nobody wins.
         stability_reference: stability is the cosine with the previous step's "resolved" gradients (what the published
             code does) or with its "accumulated" ones (what the text says).
-        norm_ema_bias_correction: False starts the average at 1, as published; True starts at 0 and corrects.
+        norm_ema_bias_correction: False starts the average at 1, as published; True starts at 0. (The
+            correction itself is the same factor for all tasks and cancels in the score.)
         conflict_margin: a conflict needs c < weak - margin, so that a pair that was just made orthogonal is not
             arbitrated again on its rounding error; 0 as published.
         vanishing: gradients too small to take part: "relative", a squared norm below 1e-12 of the step's largest; or

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -89,7 +90,7 @@ class GradNorm:
         return {
             "weights": self._weights.detach().clone(),
             "first_losses": self._first_losses,
-            "adam": self._adam.state_dict(),
+            "adam": deepcopy(self._adam.state_dict()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

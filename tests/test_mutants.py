@@ -1,0 +1,77 @@
+"""`make mutants`: that every declared mistake can still be made, and that a mistake which no test notices is told."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+spec = importlib.util.spec_from_file_location("mutants_script", ROOT / "scripts" / "mutants.py")
+script = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(script)
+MUTANTS = script.declared(script.DECLARATIONS)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_mutant_applies_and_compiles(mutant):
+    assert script.does_not_apply(mutant) == ""
+    assert mutant.new != mutant.old
+    assert mutant.imitates
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_its_tests_exist(mutant):
+    assert mutant.tests
+    for test in mutant.tests:
+        path, _, function = test.partition("::")
+        source = (ROOT / path).read_text()
+        assert not function or re.search(rf"^def {function}\(", source, re.MULTILINE)
+
+
+def test_there_are_enough():
+    assert len(MUTANTS) >= 24
+
+
+UNNOTICED = {"file": "update.py", "old": '"""The resolved gradient as it', "new": '"""The gradient as it'}
+NOTICED = {"file": "update.py", "old": "add_(direction, alpha=1 - self.beta)", "new": "add_(direction)"}
+UNUSABLE = {"file": "update.py", "old": "class Raw:", "new": "class Crude:"}
+REST = {"imitates": "see above", "tests": ["tests/strategy/test_update.py::test_ema_by_hand"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"old": "not in the file"}, "mutant 'm': expected `old` exactly once in update.py, found it 0 times"),
+        ({"old": "return"}, "mutant 'm': expected `old` exactly once in update.py, found it \\d+ times"),
+        ({"new": "class Raw("}, "mutant 'm': .*update.py"),
+        ({"file": "gone.py"}, "mutant 'm': .*No such file"),
+    ],
+)
+def test_mutant_that_no_longer_applies_is_named(changes, reason):
+    mutant = script.Mutant(**{"name": "m", "imitates": "nothing", "tests": (), **UNNOTICED, **changes})
+    assert re.match(reason, script.does_not_apply(mutant))
+
+
+@pytest.mark.slow
+def test_survivors_and_mutants_that_do_not_run_fail_the_check(tmp_path):
+    def check(**mutants):
+        tables = [
+            f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in {**REST, **mutant}.items())
+            for name, mutant in mutants.items()
+        ]
+        (tmp_path / "declared.toml").write_text("\n".join(tables))
+        command = [sys.executable, ROOT / "scripts" / "mutants.py", "--declarations", tmp_path]
+        done = subprocess.run(command, capture_output=True, text=True)
+        rows = re.findall(r"^(\w+) .*  (\S*test_ema_by_hand|NOT \w+)", done.stdout, re.MULTILINE)
+        return done.returncode, dict(rows)
+
+    before = (ROOT / "src/gcond/strategy/update.py").read_text()
+    assert check(noticed=NOTICED) == (0, {"noticed": "strategy/test_update.py::test_ema_by_hand"})
+    assert check(unnoticed=UNNOTICED, unusable=UNUSABLE) == (1, {"unnoticed": "NOT CAUGHT", "unusable": "NOT RUN"})
+    assert (ROOT / "src/gcond/strategy/update.py").read_text() == before
