@@ -158,7 +158,7 @@ def test_methods_that_weigh_losses_learn_from_losses_above_zero():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "start"),
-    [("pcgrad", 1), ("pcgrad", 4), ("gradops", 3), ("gcond_accumulated", 1), ("gcond_accumulated", 4), ("imtl_g", 0)],
+    [("pcgrad", 1), ("pcgrad", 4), ("gradops", 3), ("gcond_accumulated", 1), ("gcond_accumulated", 4), ("sam_gs", 0)],
 )
 def test_ends_where_the_reference_does(name, start):
     *_, (_, x1, x2) = follow(METHODS[name].descent(), STARTS[start], METHODS[name].steps)

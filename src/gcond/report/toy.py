@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Tables.
     missing = toy_tables.missing(ends)
     write_text(folder / "endpoints.md", toy_tables.endpoints(ends))
-    write_text(folder / "toy.md", toy_tables.overview(ends, noise, tradeoff))
+    write_text(folder / "toy.md", toy_tables.overview(ends, paths, noise, tradeoff))
     print(toy_tables.endpoints(ends))
     print(f"written: {folder}/{{toy.md,endpoints.md,figures/*.png}}")
     for line in missing:

@@ -154,8 +154,8 @@ def _draw_front_by_alpha(axes: Axes, ends: pd.DataFrame) -> None:
         axes.plot(below.f1, below.f2, "o", color=colours[alpha], markersize=4 + 1.2 * index, fillstyle="none",
                   markeredgewidth=1.8, label=f"alpha = {alpha:g}")  # fmt: skip
     axes.set(xlabel="$0.1\\,f_1$ (lower is better)", ylabel="$f_2$ (lower is better)")
-    axes.set_title(f"Two-dimensional problem: ends from five starts\n({len(table) - len(on)} of {len(table)} stall "
-                   "outside and are not shown)", fontsize=10)  # fmt: skip
+    outside = f"{len(table) - len(on)} of {len(table)} ends lie outside the frame"
+    axes.set_title(f"Two-dimensional problem: ends from five starts\n({outside})", fontsize=10)
     axes.legend(fontsize=9, frameon=False)
 
 
