@@ -12,6 +12,7 @@ from gcond.toy import descents, noise_study, tradeoff
 from gcond.toy.descents import descend, end_point, record
 from gcond.toy.lineup import lineup
 from gcond.toy.problem import STARTS
+from gcond.toy.trajectories import follow
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,25 @@ def test_a_failure_is_reported_and_the_rest_is_done(short, tmp_path, in_this_pro
     assert len(failures) == len(STARTS)
     assert all("`c`" in line for line in failures)
     assert len(list(tmp_path.glob("pcgrad-*.csv"))) == len(STARTS)
+
+
+class GivesUp(Linear):
+    def resolve(self, conflict):
+        if conflict.step == 3:
+            raise RuntimeError("no weights; Gram matrix [[1.0]]")
+        return super().resolve(conflict)
+
+
+def test_a_solver_that_gives_up_ends_its_descent_and_is_named(short, tmp_path, in_this_process, monkeypatch):
+    """After 3 steps of 5; compared with the plain sum's own 3 steps."""
+    parts, out = tmp_path / "parts", tmp_path / "out"
+    monkeypatch.setattr(type(short[0]), "build", lambda self: GivesUp() if self.steps == 5 else Linear())
+    assert descend(short[:1], parts, 1) == []
+    record(short[:1], ["baseline"], parts, out)
+    row = read(out / "endpoints.csv")[0]
+    assert row["stopped"] == "step 3: no weights"
+    *_, (_, x1, x2) = follow(replace(short[0], steps=3).descent(), STARTS[0], 3)
+    assert (float(row["x1"]), float(row["x2"])) == pytest.approx((x1, x2), abs=1e-5)
 
 
 def test_recorded_methods_stay_until_their_settings_change(short, tmp_path, in_this_process):
@@ -122,8 +142,8 @@ def test_the_report_is_made_from_the_recorded_files_alone(short, tmp_path, in_th
 
 
 def ends(method, places):
-    rows = [(method, start, *STARTS[start], x1, x2, to_front) for start, (x1, x2, to_front) in enumerate(places)]
-    return pd.DataFrame(rows, columns=["method", "start", "start_x1", "start_x2", "x1", "x2", "to_front"])
+    rows = [(method, start, *STARTS[start], x1, x2, to_front, "") for start, (x1, x2, to_front) in enumerate(places)]
+    return pd.DataFrame(rows, columns=["method", "start", "start_x1", "start_x2", "x1", "x2", "to_front", "stopped"])
 
 
 def test_verdicts():
@@ -134,6 +154,9 @@ def test_verdicts():
     words = toy_tables.verdict("pcgrad", ends("pcgrad", bad))
     assert words == "(-8.5, 7.5): 0.07 away; (9, 9): on the front, unlike the reference"
     assert toy_tables.verdict("uw", ends("uw", good)) == "no reference"
+    halted = ends("uw", good)
+    halted.loc[1, "stopped"] = "step 7: no weights"
+    assert toy_tables.verdict("uw", halted) == "no reference; (0, 0): stopped at step 7: no weights"
 
 
 def test_every_kind_of_the_noise_study_has_a_look():

@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _read(path: Path) -> pd.DataFrame:
     if not path.exists():
         raise ValueError(f"expected {path}, which does not exist; `{MADE_BY}` makes it")
-    return pd.read_csv(path)
+    return pd.read_csv(path, na_filter=False)
 
 
 if __name__ == "__main__":

@@ -54,9 +54,11 @@ def endpoints(ends: pd.DataFrame) -> str:
 
 def verdict(method: str, ends: pd.DataFrame) -> str:
     """In words: agrees with the references, or how and where it does not."""
+    stops = ends[ends.stopped != ""]
+    remarks = [f"({end.start_x1:g}, {end.start_x2:g}): stopped at {end.stopped}" for end in stops.itertuples()]
     if method not in REFERENCES:
-        return "no reference"
-    remarks, largest = [], 0.0
+        return "; ".join(["no reference", *remarks])
+    largest = 0.0
     for end in ends.itertuples():
         x1, x2, on_front = REFERENCES[method][end.start]
         place = f"({end.start_x1:g}, {end.start_x2:g})"
@@ -115,9 +117,8 @@ def _creep_words(ends: pd.DataFrame, paths: dict[str, pd.DataFrame]) -> str:
         crept[own.label.iloc[0]] = max(moved, default=0.0)
     return (
         "On the front the two gradients are opposite and their Gram matrix is singular. Adam scales up whatever update "
-        "is left, so regularisation (UPGrad's) or a rank cut-off (IMTL-G's, Aligned-MTL's) decides where a descent "
-        "creeps to, which is why such ends differ from the references. Largest distance along x1 between reaching the "
-        "front and the end: "
+        "is left, so that details such as regularisation (UPGrad) or a rank cut-off (IMTL-G, Aligned-MTL) can decide "
+        "where a descent creeps to. Largest distance along x1 between reaching the front and the end: "
         + ", ".join(f"{label} {distance:.1f}" for label, distance in crept.items() if distance >= 0.1)
         + "; the others less than 0.1."
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 
 from gcond.strategy.conflict import Conflict, LossWeighting, Resolver
 from gcond.toy.problem import F1_SCALE, Row, evaluate
 
+Point = tuple[int, float, float]  # step, x_1, x_2
 TASKS = ("f1", "f2")
 LOWEST = torch.tensor(
     [-2.1, -21.0], dtype=torch.float64
@@ -89,14 +91,22 @@ class Adam:
         return self._lr / (1 - one**self._steps) * self._first / (root + self._eps)
 
 
-def follow(descent: Descent, start: Row, steps: int, spacing: float = 0.1) -> list[tuple[int, float, float]]:
-    """(step, x_1, x_2) wherever a coordinate is `spacing` away from where it was last kept, and at both ends."""
+def follow(descent: Descent, start: Row, steps: int, spacing: float = 0.1) -> Iterator[Point]:
+    """(step, x_1, x_2) wherever a coordinate is `spacing` away from where it was last given, and at both ends.
+
+    Where the resolver gives up (RuntimeError), the place where it did is given before the error is raised.
+    """
     adam1, adam2 = Adam(), Adam()
+    last = (0, *start)
+    yield last
     x1, x2 = start
-    kept = [(0, x1, x2)]
     for step in range(1, steps + 1):
-        first, second = descent.direction(x1, x2)
+        try:
+            first, second = descent.direction(x1, x2)
+        except RuntimeError:
+            yield (step - 1, x1, x2)
+            raise
         x1, x2 = x1 - adam1.step(first), x2 - adam2.step(second)
-        if step == steps or max(abs(x1 - kept[-1][1]), abs(x2 - kept[-1][2])) >= spacing:
-            kept.append((step, x1, x2))
-    return kept
+        if step == steps or max(abs(x1 - last[1]), abs(x2 - last[2])) >= spacing:
+            last = (step, x1, x2)
+            yield last
