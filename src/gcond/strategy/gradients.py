@@ -75,6 +75,7 @@ class TaskGradients:
             raise ValueError(f"`parameters`: expected one device and one dtype, found {found}")
         self.device, self.parameter_dtype = kinds.pop()
         self.dtype = dtype or self.parameter_dtype
+        self._direct = self.dtype == self.parameter_dtype  # autograd can write into the rows
         self._bounds = [0]
         for parameter in self.parameters:
             self._bounds.append(self._bounds[-1] + parameter.numel())
@@ -117,17 +118,16 @@ class TaskGradients:
         self._row = 0
         touched = torch.zeros_like(self.reached)
 
-        def hook(index: int, direct: bool) -> None:
+        def hook(index: int) -> None:
             touched[self._row, index] = True
-            if not direct:
+            if not self._direct:
                 parameter = self.parameters[index]
                 assert parameter.grad is not None
                 self._views[self._row][index].add_(parameter.grad)
                 parameter.grad = None
 
-        direct = self.dtype == self.parameter_dtype
         handles = [
-            parameter.register_post_accumulate_grad_hook(lambda _, index=index: hook(index, direct))  # type: ignore[no-untyped-call]
+            parameter.register_post_accumulate_grad_hook(lambda _, index=index: hook(index))  # type: ignore[no-untyped-call]
             for index, parameter in enumerate(self.parameters)
         ]
         try:
@@ -142,9 +142,8 @@ class TaskGradients:
     def select(self, row: int) -> None:
         """Let the next backward pass accumulate into `row`."""
         self._row = row
-        direct = self.dtype == self.parameter_dtype
         for parameter, view in zip(self.parameters, self._views[row], strict=True):
-            parameter.grad = view if direct else None
+            parameter.grad = view if self._direct else None
 
     def restore_reached(self, reached: Tensor) -> None:
         """Take over which parameters [rows, parameters] an earlier process saw reached."""
