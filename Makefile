@@ -32,6 +32,7 @@ help: ## this list
 	@echo "  IMAGENET=DIR              a copy of ImageNet-256 or a folder of JPEG files (default: the photos of scikit-image)"
 	@echo "  DEVICE=auto|cpu|cuda      JOBS=N runs side by side (default: the number of cores, 1 on CUDA)"
 	@echo "  OUT=DIR                   where tables go (default results)"
+	@echo "  ALL=1                     reproduce-toy: descend MGDA and Nash-MTL anew as well, not only from the record"
 
 setup: $(READY) ## make the virtual environment (once; about 8 GB of disk, 2 to 10 minutes)
 
@@ -65,8 +66,9 @@ methods: $(READY) ## measure which method has which property, and write results/
 mutants: $(READY) ## show that the tests catch realistic mistakes in the strategy package (about 10 minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python scripts/mutants.py --jobs $(JOBS)
 
-reproduce-toy: $(READY) ## all methods on the two-dimensional conflict problem, the noisy quadratic and GradOPS's trade-off
-	@OMP_NUM_THREADS=1 $(BIN)/python -m gcond.toy --jobs $(JOBS) && $(BIN)/python -m gcond.report.toy
+reproduce-toy: $(READY) ## all methods on the two-dimensional conflict problem, the noisy quadratic, GradOPS's trade-off (15 minutes; ALL=1: 45)
+	@status=0; OMP_NUM_THREADS=1 $(BIN)/python -m gcond.toy --jobs $(JOBS) --out $(OUT)/toy $(if $(ALL),--all) || status=$$?; \
+	  $(BIN)/python -m gcond.report.toy --results $(OUT)/toy || status=$$?; exit $$status
 
 test: $(READY) ## the fast tests (under 5 minutes on two cores)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow"

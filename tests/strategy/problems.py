@@ -85,11 +85,16 @@ class ConvNet(nn.Module):
 
 
 def opposed_losses(model: nn.Module) -> Losses:
-    """Two tasks, "l1" and "ssim", that pull the same outputs to different places."""
+    """Three tasks, "l1", "ssim" and "classify", that pull the same outputs to different places."""
+    target = torch.tensor([-2.0, 0.0])
 
     def losses(batch: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         outputs = model(batch)
-        values = {"l1": (outputs - 1).abs().mean(), "ssim": ((outputs + 2) ** 2).mean()}
+        values = {
+            "l1": (outputs - 1).abs().mean(),
+            "ssim": ((outputs - target) ** 2).mean(),
+            "classify": nn.functional.cross_entropy(outputs, torch.arange(len(outputs)) % 2),
+        }
         return {name: values[name] for name in names}
 
     return losses

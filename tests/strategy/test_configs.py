@@ -42,15 +42,16 @@ def test_every_strategy_composes_at_every_scale(composed, name):
         instantiate(cfg.optimizer.build)(ConvNet().parameters(), lr=cfg.optimizer.lr * cfg.strategy.lr_scale)
 
 
+@pytest.mark.parametrize("tasks", [2, 3])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_strategy_resumes_bit_identically(composed, name):
+def test_every_strategy_resumes_bit_identically(composed, name, tasks):
     cfg = composed[name, "smoke"]
+    lambdas = OmegaConf.to_container(cfg.loss.tasks) | ({"classify": 0.3} if tasks == 3 else {})
+    overrides = {"estimator": {"accumulation_steps": 3}} if tasks == 3 else {}  # stochastic: a micro-batch for each
 
     def start(seed):
         model = ConvNet(seed)
-        conductor = instantiate(cfg.strategy.conductor)(
-            model.parameter_groups(), OmegaConf.to_container(cfg.loss.tasks)
-        )
+        conductor = instantiate(cfg.strategy.conductor, **overrides)(model.parameter_groups(), lambdas)
         optimizer = instantiate(cfg.optimizer.build)(model.parameters(), lr=1e-2 * cfg.strategy.lr_scale)
         return model, conductor, optimizer
 
@@ -58,7 +59,7 @@ def test_every_strategy_resumes_bit_identically(composed, name):
         model, conductor, optimizer = parts
         logged = []
         for step in steps:
-            batches = image_batches(cfg.scale.accumulation_steps, seed=step)
+            batches = image_batches(conductor.estimator.accumulation_steps, seed=step)
             logged.append(conductor.step(batches, opposed_losses(model), diagnose=step % 3 == 0))
             optimizer.step()
         return repr(logged)  # nan equals nan

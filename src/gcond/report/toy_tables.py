@@ -9,7 +9,7 @@ from gcond.toy.problem import distance_to_front
 
 ON_FRONT = 0.05  # largest distance to the Pareto front of what counts as on it
 AGREES = 0.02  # largest distance to a reference on the front
-COMMAND = "python -m gcond.toy && python -m gcond.report.toy"
+COMMAND = "make reproduce-toy"
 
 
 def missing(ends: pd.DataFrame) -> list[str]:
@@ -141,7 +141,7 @@ def _gcond_words(ends: pd.DataFrame) -> list[str]:
 
 def _not_run(ends: pd.DataFrame) -> list[str]:
     absent = sorted(set(REFERENCES) - set(ends.method))
-    words = f"Not recorded yet: {', '.join(absent)} (`python -m gcond.toy --all`, about an hour more)."
+    words = f"Not recorded yet: {', '.join(absent)} (`make reproduce-toy ALL=1`)."
     return [words] if absent else []
 
 

@@ -26,6 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: `--methods`: expected some of {', '.join(methods)}, found {', '.join(unknown)}", file=sys.stderr)
         return 2
 
+    if kept := [name for name in methods if name not in asked]:
+        print(f"not descended anew, kept as recorded if they are: {', '.join(kept)}", file=sys.stderr)
+
     # All strategies on the two-dimensional problem.
     failures = descend([methods[name] for name in asked], options.parts, options.jobs)
     record(list(methods.values()), asked, options.parts, options.out)
@@ -56,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--parts", type=Path, default=Path("runs/toy"), help="finished descents (default: runs/toy)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     parser.add_argument("--methods", type=lambda text: text.split(","), help="only these, by strategy name")
-    parser.add_argument("--all", action="store_true", help=f"also those that take long: {', '.join(SLOW) or 'none'}")
+    parser.add_argument("--all", action="store_true", help=f"also those that take long: {', '.join(SLOW)}")
     return parser
 
 
