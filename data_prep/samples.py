@@ -23,10 +23,12 @@ from write_store import write
 
 from gcond.data import store
 
+COLUMNS = ("pixels", "source", "patient", "z", "rows", "cols", "spacing_z_mm", "spacing_xy_mm")
+
 
 def prepare(out: Path, cache: Path, packages: tuple[Package, ...], entries: list[Entry], allow_missing: bool) -> dict:
     """Fetch, convert, write; returns the facts. Raises PackageMissing unless `allow_missing`."""
-    rows = {split: {column: [] for column in store.FEATURES} for split in store.SPLITS}
+    rows = {split: {column: [] for column in COLUMNS} for split in store.SPLITS}
     patients: dict[str, dict] = {}
     missing: list[str] = []
     for package in tqdm(packages, unit="package"):

@@ -3,9 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from gcond.data.images import STORED_SIZE
-from gcond.data.intensity import HU_OFFSET
-from gcond.data.store import DTYPE
+from gcond.data.store import DTYPE, HU_OFFSET, STORED_SIZE
 from gcond.data.windows import HU_MAX, HU_MIN
 
 BODY_HU = -500

@@ -1,36 +1,93 @@
 """Write the CT store that gcond.data.store reads."""
 
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from datasets import Dataset, disable_progress_bars, load_from_disk
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from gcond.data import store, windows
-from gcond.data.images import STORED_SIZE
+from gcond.data.store import STORED_SIZE
+from gcond.files import write_atomically, write_json
+
+BATCH_ROWS = 100  # 12.5 MiB: what a reader that takes whole batches holds
+
+
+def write_shard(path: Path, pixels: Iterable[bytes]) -> dict[str, object]:
+    """Write pictures to a shard; returns its line in the facts: name, slices, SHA-256."""
+    slices = 0
+
+    def write(temporary: Path) -> None:
+        nonlocal slices
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, store.PIXELS) as writer:
+            batch: list[bytes] = []
+            for picture in pixels:
+                batch.append(picture)
+                slices += 1
+                if len(batch) == BATCH_ROWS:
+                    writer.write_batch(pa.record_batch([pa.array(batch, pa.binary())], schema=store.PIXELS))
+                    batch = []
+            if batch:
+                writer.write_batch(pa.record_batch([pa.array(batch, pa.binary())], schema=store.PIXELS))
+
+    write_atomically(path, write)
+    return {"name": path.name, "slices": slices, "sha256": store.sha256(path)}
+
+
+def finish(
+    root: Path,
+    index: pa.Table,
+    shards: list[dict[str, object]],
+    statistics: Mapping[str, tuple[float, float]],
+    about: Mapping[str, object],
+) -> dict[str, object]:
+    """Write the index and, last, the facts of a store whose shards are there; returns the facts.
+
+    `about` is what the facts hold beyond format, counts and statistics: title, patients, missing_packages, ...
+    Raises ValueError where a split is empty or a patient is in two of them.
+    """
+    patients = store.patients(index)
+    store.check_disjoint(patients)
+    write_atomically(root / "index.parquet", lambda path: pq.write_table(index, path, compression="zstd"))
+    split = np.array(index.column("split").to_pylist())
+    facts = {
+        "format_version": store.FORMAT_VERSION,
+        "unit": "HU + 1024",
+        "clip_hu": [windows.HU_MIN, windows.HU_MAX],
+        "size": STORED_SIZE,
+        "dtype": store.DTYPE,
+        "counts": {name: int((split == name).sum()) for name in store.SPLITS},
+        "train_statistics": {name: {"mean": mean, "std": std} for name, (mean, std) in statistics.items()},
+        **about,
+        "shards": shards,
+        "index_sha256": store.sha256(root / "index.parquet"),
+    }
+    facts["checksum"] = store.checksum(facts)
+    write_json(root / "facts.json", facts)
+    return facts
 
 
 def write(out: Path, rows: Mapping[str, Mapping[str, list]], about: Mapping[str, object]) -> dict[str, object]:
     """Write a store that fits in memory, in a folder beside `out` that is renamed when complete; returns its facts.
 
-    `rows` maps each split to the columns of store.FEATURES; `about` is what the facts hold beyond format, counts and
-    statistics: title, patients, missing_packages, ... Raises ValueError where a split is empty, a patient is in two of
-    them, or `out` exists.
+    `rows` maps each split to `pixels` (bytes) and the columns of store.INDEX, less split, shard and row; a column that
+    is not there is null. Raises ValueError where a split is empty, a patient is in two of them, columns are of unequal
+    length, or `out` exists.
     """
     store.check_disjoint({split: set(rows[split]["patient"]) for split in store.SPLITS})
     if out.exists():
         raise ValueError(f"`out`: {out} exists")
+    index = _index(rows)
+    pixels = [picture for split in store.SPLITS for picture in rows[split]["pixels"]]
     out.parent.mkdir(parents=True, exist_ok=True)
-    disable_progress_bars()
     building = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        for split in store.SPLITS:
-            Dataset.from_dict(dict(rows[split]), features=store.FEATURES).save_to_disk(building / split)
-        facts = {**_measured(building), **about}
-        (building / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
+        shard = write_shard(building / "shards" / "00000.arrow", pixels)
+        facts = finish(building, index, [shard], _statistics(rows["train"]["pixels"]), about)
         building.chmod(0o755)
         os.rename(building, out)
     finally:
@@ -38,17 +95,24 @@ def write(out: Path, rows: Mapping[str, Mapping[str, list]], about: Mapping[str,
     return facts
 
 
-def _measured(root: Path) -> dict[str, object]:
-    datasets = {split: load_from_disk(root / split) for split in store.SPLITS}
-    training = store.histogram(datasets["train"])
-    statistics = {name: windows.statistics(training, *window) for name, window in windows.PRESETS.items()}
-    return {
-        "format_version": store.FORMAT_VERSION,
-        "unit": "HU + 1024",
-        "clip_hu": [windows.HU_MIN, windows.HU_MAX],
-        "size": STORED_SIZE,
-        "dtype": store.DTYPE,
-        "counts": {split: len(dataset) for split, dataset in datasets.items()},
-        "checksum": {split: store.checksum(dataset) for split, dataset in datasets.items()},
-        "train_statistics": {name: {"mean": mean, "std": std} for name, (mean, std) in statistics.items()},
-    }
+def _index(rows: Mapping[str, Mapping[str, list]]) -> pa.Table:
+    parts, written = [], 0
+    for split in store.SPLITS:
+        lengths = {column: len(values) for column, values in rows[split].items()}
+        slices = len(rows[split]["pixels"])
+        if set(lengths.values()) != {slices}:
+            raise ValueError(f"`rows`: expected columns of one length in {split}, found {lengths}")
+        own = {"split": [split] * slices, "shard": [0] * slices, "row": list(range(written, written + slices))}
+        columns = {name: own.get(name, rows[split].get(name, [None] * slices)) for name in store.INDEX.names}
+        parts.append(pa.table(columns, schema=store.INDEX))
+        written += slices
+    return pa.concat_tables(parts)
+
+
+def _statistics(pictures: list[bytes]) -> dict[str, tuple[float, float]]:
+    totals = dict.fromkeys(windows.PRESETS, (0, 0))
+    for picture in pictures:
+        for name, (total, squares) in windows.sums(np.frombuffer(picture, store.DTYPE)).items():
+            totals[name] = (totals[name][0] + total, totals[name][1] + squares)
+    pixels = len(pictures) * STORED_SIZE**2
+    return {name: windows.statistics_of_sums(name, pixels, *total) for name, total in totals.items()}

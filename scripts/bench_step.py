@@ -21,7 +21,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from tqdm import tqdm
 
-from gcond.data import Intensity
+from gcond.data.intensity import Intensity
 from gcond.engine.batches import Batch
 from gcond.engine.loop import Objective, Trainer
 from gcond.engine.settings import Settings

@@ -7,7 +7,7 @@ import torch
 import torchmetrics.functional.image
 from torch import Tensor
 
-from gcond.data import Intensity
+from gcond.data.intensity import Intensity
 from gcond.loss import ReconstructionLoss, outside_unit_share
 from gcond.model.masking import draw_hidden
 from gcond.model.patches import patchify, select

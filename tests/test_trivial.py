@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import gcond.trivial
-from gcond.data import Intensity
+from gcond.data.intensity import Intensity
 from gcond.loss import ReconstructionLoss
 from gcond.model.masking import fixed_hidden
 from gcond.trivial import score_trivial

@@ -15,7 +15,7 @@ from torch import Tensor
 from gcond.model.patches import patchify, select
 
 if TYPE_CHECKING:
-    from gcond.data import Intensity
+    from gcond.data.intensity import Intensity
 
 TASKS = ("l1", "ssim")
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # Wang et al. 2004, for values in [0, 1]

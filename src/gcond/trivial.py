@@ -15,7 +15,8 @@ from gcond.loss import TASKS, ReconstructionLoss
 from gcond.model.patches import hidden_mask, patchify, select
 
 if TYPE_CHECKING:
-    from gcond.data import ImageSet, Intensity
+    from gcond.data.intensity import Intensity
+    from gcond.data.splits import ImageSet
 
 BATCH = 64
 

@@ -8,7 +8,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from write_store import write
 
-from gcond.data.store import FEATURES, SPLITS
+from gcond.data.store import SPLITS
 
 
 def _write_slice(path: Path, stored: np.ndarray, slope=1, intercept=-1024, height_mm=0.0, **tags) -> Path:
@@ -47,7 +47,7 @@ def write_slice():
 
 def small_rows(split_of_patient: dict[str, str]) -> dict[str, dict[str, list]]:
     """Two slices for each patient: constant pictures of HU + 1024 = 1000, 1001, 1002, ..."""
-    rows = {split: {column: [] for column in FEATURES} for split in SPLITS}
+    rows = {split: {} for split in SPLITS}
     for p, (patient, split) in enumerate(split_of_patient.items()):
         for z in range(2):
             row = {
@@ -61,7 +61,7 @@ def small_rows(split_of_patient: dict[str, str]) -> dict[str, dict[str, list]]:
                 "spacing_xy_mm": 0.5,
             }
             for column, value in row.items():
-                rows[split][column].append(value)
+                rows[split].setdefault(column, []).append(value)
     return rows
 
 

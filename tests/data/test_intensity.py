@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from gcond.data import Intensity
-from gcond.data.intensity import IMAGENET_MEAN, IMAGENET_STD
+from gcond.data.intensity import IMAGENET_MEAN, IMAGENET_STD, Intensity
 
 
 def ct():

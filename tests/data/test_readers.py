@@ -4,12 +4,12 @@ import io
 import plistlib
 import tarfile
 
+import dicom_hu
 import gdcm
 import nibabel
 import numpy as np
 import pydicom
 import pytest
-import readers
 from pydicom.data import get_testdata_file
 from readers import read_dicom_folder, read_dicom_slice, read_inv3, read_nifti
 from slices import has_body, to_stored
@@ -70,7 +70,9 @@ def test_compressed_pixels_go_to_gdcm_whatever_else_is_installed(tmp_path, write
     path = write_slice(tmp_path / "a.dcm", np.zeros((32, 32), np.uint16))
     plugins = []
     monkeypatch.setattr(
-        readers, "pixel_array", lambda _, decoding_plugin: plugins.append(decoding_plugin) or np.zeros((32, 32))
+        dicom_hu,
+        "pixel_array",
+        lambda _, decoding_plugin, **__: plugins.append(decoding_plugin) or np.zeros((32, 32), np.uint16),
     )
     read_dicom_slice(path)
     read_dicom_slice(compress(path, JPEG_LOSSLESS))

@@ -1,9 +1,10 @@
 """The CT store: written, read back, refused where it is not what it says."""
 
 import json
-import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from write_store import write
@@ -14,6 +15,14 @@ from gcond.data import ct, images, store
 def edit_facts(root, **changes):
     facts = json.loads((root / "facts.json").read_text())
     (root / "facts.json").write_text(json.dumps({**facts, **changes}))
+
+
+def change_index(root, **columns):
+    index = pq.read_table(root / "index.parquet")
+    for name, values in columns.items():
+        place = index.schema.names.index(name)
+        index = index.set_column(place, index.schema.field(name), pa.array(values, index.schema.field(name).type))
+    pq.write_table(index, root / "index.parquet")
 
 
 def test_round_trip(small_store):
@@ -79,7 +88,7 @@ def test_bad_settings_name_their_key(small_store, settings, message):
 
 
 def test_absent_store_says_how_to_make_one(tmp_path):
-    with pytest.raises(ValueError, match=r"make data.*data_prep/samples.py --out data/ct"):
+    with pytest.raises(ValueError, match=r"no CT store at .*none; make one with `make data`"):
         ct.load(tmp_path / "none", 64)
 
 
@@ -91,31 +100,57 @@ def test_unknown_format_is_refused(small_store):
 
 def test_wrong_count_is_refused(small_store):
     edit_facts(small_store, counts={"train": 5, "validation": 2, "test": 2})
-    with pytest.raises(ValueError, match=r"holds 4 slices where facts.json says 5"):
+    with pytest.raises(ValueError, match=r"holds \{'train': 4,.* where facts.json says \{'train': 5"):
+        ct.load(small_store, 64)
+
+
+def test_wrong_shard_is_refused(small_store):
+    shard = {**json.loads((small_store / "facts.json").read_text())["shards"][0], "slices": 9}
+    edit_facts(small_store, shards=[shard])
+    with pytest.raises(ValueError, match=r"00000.arrow holds 8 slices where facts.json says 9"):
+        ct.load(small_store, 64)
+    (small_store / "shards" / "00000.arrow").unlink()
+    with pytest.raises(ValueError, match=r"00000.arrow is missing"):
+        ct.load(small_store, 64)
+
+
+def test_a_store_without_facts_is_unfinished(small_store):
+    (small_store / "facts.json").unlink()
+    with pytest.raises(ValueError, match="an unfinished CT store"):
         ct.load(small_store, 64)
 
 
 def test_patient_in_two_splits_is_refused(small_store):
-    shutil.rmtree(small_store / "test")
-    shutil.copytree(small_store / "validation", small_store / "test")
+    change_index(small_store, patient=["a", "a", "b", "b", "c", "c", "c", "c"])
     with pytest.raises(ValueError, match="patient c is in validation and in test"):
         ct.load(small_store, 64)
 
 
+def test_verify_finds_a_slice_that_is_named_twice(small_store):
+    change_index(small_store, row=[0, 1, 2, 3, 4, 5, 6, 6])
+    edit_facts(small_store, index_sha256=store.sha256(small_store / "index.parquet"))
+    with pytest.raises(ValueError, match="names a slice twice"):
+        store.verify(small_store)
+
+
+def test_verify_finds_a_changed_index(small_store):
+    change_index(small_store, z=[0] * 8)
+    with pytest.raises(ValueError, match=r"index.parquet does not match its checksum"):
+        store.verify(small_store)
+
+
 def test_verify_finds_one_changed_pixel(small_store):
     store.verify(small_store)
-    arrow = next((small_store / "test").glob("*.arrow"))
+    arrow = small_store / "shards" / "00000.arrow"
     content = bytearray(arrow.read_bytes())
     content[content.find(np.full(100, 1006, "<u2").tobytes()) + 50] ^= 1
     arrow.write_bytes(content)
-    with pytest.raises(ValueError, match="test do not match the checksum"):
+    with pytest.raises(ValueError, match=r"00000.arrow does not match its checksum"):
         store.verify(small_store)
 
 
 def test_nothing_is_left_of_a_store_that_could_not_be_written(tmp_path, small_store):
-    rows = {split: {column: [] for column in store.FEATURES} for split in store.SPLITS}
-    for i, split in enumerate(store.SPLITS):
-        rows[split]["patient"].append(str(i))
-    with pytest.raises(ValueError):  # noqa: PT011  columns of unequal length: whatever `datasets` says
+    rows = {split: {"pixels": [], "patient": [str(i)]} for i, split in enumerate(store.SPLITS)}
+    with pytest.raises(ValueError, match="expected columns of one length in train"):
         write(tmp_path / "new" / "ct", rows, {})
-    assert list((tmp_path / "new").iterdir()) == []
+    assert not (tmp_path / "new").exists()

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gcond.data import Intensity
 from gcond.data.images import TensorImages
+from gcond.data.intensity import Intensity
 from gcond.engine.batches import Batch, MicroBatches
 
 COUNT = 10

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gcond.data import Intensity, Splits
 from gcond.data.images import TensorImages
+from gcond.data.intensity import Intensity
+from gcond.data.splits import Splits
 from gcond.loss import ReconstructionLoss
 
 

@@ -5,32 +5,33 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from PIL import Image
 from torch import Tensor
 
 from gcond.data import store, windows
-from gcond.data.images import STORED_SIZE, check_size, hold_in_memory
+from gcond.data.images import check_size, hold_in_memory
 from gcond.data.intensity import Intensity
 from gcond.data.splits import Splits
+from gcond.data.store import STORED_SIZE
 
 PAPER_MEAN, PAPER_STD = 0.107961, 0.173622
 
 
 class StoreSlices:
-    """Slices of one split as int16 [1, S, S], HU + 1024."""
+    """Slices of one split as int16 [1, S, S], HU + 1024; `positions` [n] says where they stand in `pixels`."""
 
-    def __init__(self, dataset: Dataset, size: int) -> None:
-        self.dataset = dataset
+    def __init__(self, pixels: Dataset, positions: np.ndarray, size: int) -> None:
+        self.pixels = pixels
+        self.positions = positions
         self.size = size
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.positions)
 
     def __getitem__(self, index: int) -> Tensor:
-        pixels = np.frombuffer(self.dataset[index]["pixels"], store.DTYPE)
+        pixels = np.frombuffer(self.pixels[int(self.positions[index])]["pixels"], store.DTYPE)
         stored = pixels.reshape(STORED_SIZE, STORED_SIZE)
         return torch.from_numpy(resize(stored, self.size)).unsqueeze(0)
 
@@ -59,14 +60,17 @@ def load(
         raise ValueError(f"`statistics` must be store or paper, found {statistics!r}")
     root = Path(root)
     facts = store.read_facts(root)
-    datasets = {split: store.open_split(root, split, facts) for split in store.SPLITS}
-    store.check_disjoint(
-        {split: set(pc.unique(data.data.column("patient")).to_pylist()) for split, data in datasets.items()}
-    )
+    pixels = store.open_pixels(root, facts)
+    index = store.read_index(root, facts, ["patient", "shard", "row"])
+    patients = store.patients(index)
+    store.check_disjoint(patients)
+    where = {split: store.positions(facts, index, split) for split in store.SPLITS}
 
-    measured = _measured(facts, datasets["train"], window, hu_min, hu_max)
+    measured = _measured(facts, pixels, where["train"], window, hu_min, hu_max)
     mean, std = measured if statistics == "store" else (PAPER_MEAN, PAPER_STD)
-    images = {split: hold_in_memory(StoreSlices(data, image_size), f"CT {split}") for split, data in datasets.items()}
+    images = {
+        split: hold_in_memory(StoreSlices(pixels, where[split], image_size), f"CT {split}") for split in store.SPLITS
+    }
     return Splits(
         train=images["train"],
         val=images["validation"],
@@ -78,7 +82,7 @@ def load(
             "counts": {"train": len(images["train"]), "val": len(images["validation"]), "test": len(images["test"])},
             "checksum": facts["checksum"],
             "missing_packages": facts["missing_packages"],
-            "patients": {name: patient["split"] for name, patient in facts["patients"].items()},
+            "patients": {split: len(names) for split, names in patients.items()},
             "window_hu": [hu_min, hu_max],
             "statistics": statistics,
             "mean": [mean],
@@ -89,10 +93,10 @@ def load(
 
 
 def _measured(
-    facts: dict, train: Dataset, window: str | Sequence[float], hu_min: float, hu_max: float
+    facts: dict, pixels: Dataset, train: np.ndarray, window: str | Sequence[float], hu_min: float, hu_max: float
 ) -> tuple[float, float]:
     """Mean and standard deviation of the training split, from the facts where they name the window."""
     known = facts["train_statistics"].get(window) if isinstance(window, str) else None
     if known is not None:
         return known["mean"], known["std"]
-    return windows.statistics(store.histogram(train), hu_min, hu_max)
+    return windows.statistics(store.histogram(pixels, train), hu_min, hu_max)

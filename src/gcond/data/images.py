@@ -9,8 +9,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gcond.data.splits import ImageSet
+from gcond.data.store import STORED_SIZE
 
-STORED_SIZE = 256
 IN_MEMORY_BYTES = 2 * 2**30
 """A split that takes more than this once decoded is read image by image."""
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gcond.data.store import HU_OFFSET
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-HU_OFFSET = 1024
-"""CT is kept as HU + 1024."""
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gcond.data.images import STORED_SIZE, TensorImages, check_size, square_rgb
+from gcond.data.images import TensorImages, check_size, square_rgb
 from gcond.data.intensity import Intensity
 from gcond.data.splits import Splits
+from gcond.data.store import STORED_SIZE
 
 PHOTOGRAPHS: dict[str, tuple[str, ...]] = {
     "train": (

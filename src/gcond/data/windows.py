@@ -1,10 +1,12 @@
 """HU windows: which Hounsfield range becomes [0, 1]. The paper names none; see docs/data.md."""
 
+import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 
-from gcond.data.intensity import HU_OFFSET
+from gcond.data.store import HU_OFFSET
 
 HU_MIN, HU_MAX = -1024, 3071
 """What the store can hold: everything outside was clipped when it was written."""
@@ -42,3 +44,23 @@ def statistics(histogram: np.ndarray, hu_min: float, hu_max: float) -> tuple[flo
     unit = np.clip((hu - hu_min) / (hu_max - hu_min), 0, 1)
     mean = float(np.average(unit, weights=histogram))
     return mean, float(np.sqrt(np.average((unit - mean) ** 2, weights=histogram)))
+
+
+def sums(stored: np.ndarray) -> dict[str, tuple[int, int]]:
+    """Per preset: the sum of max(hu_min, min(HU, hu_max)) - hu_min over the pixels, and the sum of its squares.
+
+    Integers, so that sums over slices are exact whatever their order. `stored` holds HU + 1024.
+    """
+    found = {}
+    for name, (hu_min, hu_max) in PRESETS.items():
+        above = np.clip(stored.astype(np.int64) - HU_OFFSET, hu_min, hu_max) - hu_min
+        found[name] = (int(above.sum()), int((above * above).sum()))
+    return found
+
+
+def statistics_of_sums(window: str, pixels: int, total: int, squares: int) -> tuple[float, float]:
+    """Mean and (population) standard deviation in [0, 1] of `pixels` pixels from their `sums` in a preset."""
+    hu_min, hu_max = PRESETS[window]
+    width = hu_max - hu_min
+    mean = Fraction(total, pixels * width)
+    return float(mean), math.sqrt(Fraction(squares, pixels * width * width) - mean * mean)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from gcond.data import ImageSet, Intensity
+from gcond.data.intensity import Intensity
+from gcond.data.splits import ImageSet
 from gcond.engine.seeding import generator
 from gcond.model.masking import draw_hidden
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from gcond.data import ImageSet, Intensity
+from gcond.data.intensity import Intensity
+from gcond.data.splits import ImageSet
 from gcond.loss import ReconstructionLoss
 from gcond.model.masking import fixed_hidden
 

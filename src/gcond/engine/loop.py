@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gcond.data import Intensity
+from gcond.data.intensity import Intensity
 from gcond.engine.batches import Batch, MicroBatches
 from gcond.engine.logbook import Logbook
 from gcond.engine.probe import StepProbe

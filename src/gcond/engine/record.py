@@ -12,7 +12,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from gcond.data import Splits
+from gcond.data.splits import Splits
 from gcond.engine import device as devices
 from gcond.engine.folder import RunFolder
 from gcond.engine.logbook import read

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from gcond.data import Splits
+from gcond.data.splits import Splits
 from gcond.engine.evaluate import EvaluationSet
 from gcond.files import write_json
 from gcond.loss import ReconstructionLoss
