@@ -20,7 +20,7 @@ SWEEP    := experiment=table2 scale=$(SCALE) dataset=$(DATASETS) seed=$(SEEDS) d
             $(if $(IMAGENET),paths.imagenet=$(IMAGENET))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data reproduce-table2 plan table2 methods mutants reproduce-toy test test-slow lint format
+.PHONY: help setup data data-ct reproduce-table2 plan table2 methods mutants reproduce-toy test test-slow lint format
 
 help: ## this list
 	@echo "Targets:"
@@ -48,6 +48,10 @@ $(READY): requirements.lock pyproject.toml
 
 data: $(READY) ## fetch the public CT samples (about 130 MB, licences printed) into data/ct
 	@test -e data/ct/facts.json || $(BIN)/python data_prep/samples.py --out data/ct
+
+data-ct: $(READY) ## make CT=DIR from the archives that you have: ICH=DIR CSPINE=DIR RADCURE=DIR (docs/data.md)
+	@$(BIN)/python data_prep/ct.py $(if $(ICH),--ich '$(ICH)') $(if $(CSPINE),--cspine '$(CSPINE)') $(if $(RADCURE),--radcure '$(RADCURE)') \
+	  --out '$(CT)' --workers $(JOBS)
 
 reproduce-table2: $(READY) $(if $(filter data/ct,$(CT)),data) ## train everything of Table 2 that is not finished yet, and print it
 	@$(if $(filter paper,$(SCALE)),$(if $(IMAGENET),,echo "SCALE=paper needs IMAGENET=DIR (and CT=DIR, a store of the CT archives)"; exit 1;))true

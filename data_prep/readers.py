@@ -13,8 +13,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pydicom
+from dicom_hu import hounsfield, read_dataset, stored_values
 from pydicom.errors import InvalidDicomError
-from pydicom.pixels import pixel_array
 
 AXIAL = (1, 0, 0, 0, 1, 0)
 
@@ -66,17 +66,16 @@ def read_dicom_slice(path: Path) -> np.ndarray:
     """HU [R, C] = stored value * slope (0028,1053) + intercept (0028,1052), in float32, unclipped.
 
     Compressed pixels are decoded by GDCM only: the other plugins return a damaged stream without an error. Raises
-    ValueError without slope and intercept, and for colour or several frames.
+    ValueError without slope and intercept, for colour or several frames, and for pixels that dicom_hu refuses.
     """
-    dataset = pydicom.dcmread(path)
+    with open(path, "rb") as file:
+        dataset, _ = read_dataset(file, with_pixels=True)
     missing = [name for name in ("RescaleSlope", "RescaleIntercept") if name not in dataset]
     if missing:
         raise ValueError(f"{path}: no {' and no '.join(missing)}")
     if dataset.SamplesPerPixel != 1 or int(dataset.get("NumberOfFrames", 1)) != 1:
         raise ValueError(f"{path}: not one grey frame")
-    compressed = dataset.file_meta.TransferSyntaxUID.is_compressed
-    stored = pixel_array(dataset, decoding_plugin="gdcm" if compressed else "")
-    return stored.astype(np.float32) * np.float32(dataset.RescaleSlope) + np.float32(dataset.RescaleIntercept)
+    return hounsfield(stored_values(dataset), dataset.RescaleSlope, dataset.RescaleIntercept)
 
 
 def read_nifti(path: Path) -> Volume:

@@ -1,0 +1,120 @@
+"""The pixel pass: one file that the header pass calls an image -> the stored picture, or Rejected."""
+
+import hashlib
+import warnings
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from dicom_hu import REASONS as DECODING_REASONS
+from dicom_hu import SYNTAXES, Unusable, hounsfield, read_dataset, stored_values
+from slices import to_stored
+
+from archive.listing import Entry, open_entry
+from gcond.data.store import STORED_SIZE
+from gcond.data.windows import HU_MAX, HU_MIN
+
+REASONS = (*DECODING_REASONS, "unreadable", "damaged zip", "damaged header", "values not finite")
+FLAGS = ("cropped", "lossy", "monochrome1", "no intercept", "no slope", "upsampled", "wrapped 12 bit")
+
+NEARLY_CONSTANT_HU = 10  # standard deviation; pictures of air alone are alike without being copies
+
+# ICH holds pictures with 12 unsigned bits whose intercept, 0 or 1, is that of signed values (DICOM (0028,1052)).
+WRAPPED_INTERCEPT_ABOVE = -100
+WRAPPED_BITS = 12
+# The usual mend adds 1000 and wraps what then passes 4095: it takes stored values from here on as negative ...
+OTHER_MEND_FROM = 3096
+# ... two's complement those from here on. Metal above 2047 HU and noise below -1000 HU share the values between.
+WRAPPED_FROM = 2048
+
+
+class Rejected(Exception):
+    """`reason` is of REASONS."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Picture(NamedTuple):
+    stored: np.ndarray  # uint16 [256, 256], HU + 1024
+    flags: tuple[str, ...]  # of FLAGS, sorted
+    ambiguous_pixels: int  # of a wrapped picture: those that the usual mend places elsewhere
+    fingerprint: str  # of the clipped HU as decoded; "" for a nearly constant picture
+
+
+def read_picture(root: Path, entry: Entry, header: Mapping) -> Picture:
+    """`header` is the file's row of the manifest, of status "image". Raises Rejected, and MemoryError, only."""
+    stored = _decode(root, entry, header)
+    slope, intercept = header["slope"], header["intercept"]
+    flags = {"no slope": slope is None, "no intercept": intercept is None}
+    wrapped = (
+        header["source"] == "ich"
+        and header["bits_stored"] == WRAPPED_BITS
+        and header["pixel_representation"] == 0
+        and intercept is not None
+        and intercept > WRAPPED_INTERCEPT_ABOVE
+    )
+    ambiguous_pixels = 0
+    if wrapped:
+        ambiguous_pixels = int(((stored >= WRAPPED_FROM) & (stored < OTHER_MEND_FROM)).sum())
+        stored = stored.astype(np.int16)
+        stored[stored >= WRAPPED_FROM] -= 1 << WRAPPED_BITS
+        intercept = 0.0
+    hu = hounsfield(stored, 1.0 if slope is None else slope, 0.0 if intercept is None else intercept)
+    try:
+        picture = to_stored(hu)
+    except ValueError:
+        raise Rejected("values not finite") from None
+    flags |= {
+        "wrapped 12 bit": wrapped,
+        "monochrome1": header["photometric"] == "MONOCHROME1",  # HU are HU: not to be inverted
+        "cropped": hu.shape[0] != hu.shape[1],
+        "upsampled": min(hu.shape) < STORED_SIZE,
+        "lossy": SYNTAXES[header["transfer_syntax"]].lossy,
+    }
+    named = tuple(sorted(flag for flag, is_set in flags.items() if is_set))
+    return Picture(picture, named, ambiguous_pixels, _print(hu))
+
+
+def _decode(root: Path, entry: Entry, header: Mapping) -> np.ndarray:
+    try:
+        file = open_entry(root, entry)
+    except MemoryError:
+        raise
+    except Exception:  # zipfile raises six kinds
+        raise Rejected("damaged zip" if entry.member else "unreadable") from None
+    with file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they quote the text of tags
+        try:
+            dataset, _ = read_dataset(file, with_pixels=True)
+        except MemoryError:
+            raise
+        except Unusable as error:
+            raise Rejected(error.reason) from None
+        except OSError as error:
+            raise Rejected("truncated file" if error.errno is None else "unreadable") from None
+        except (EOFError, zlib.error):
+            raise Rejected("truncated file") from None
+        except Exception:  # a damaged header makes pydicom raise nearly anything
+            raise Rejected("damaged header") from None
+        try:
+            return stored_values(dataset)
+        except MemoryError:
+            raise
+        except Unusable as error:
+            raise Rejected(error.reason) from None
+        except Exception:  # decoders raise what they like; their messages stay here
+            raise Rejected("damaged stream") from None
+
+
+def _print(hu: np.ndarray) -> str:
+    """Overwrites `hu`."""
+    np.rint(np.clip(hu, HU_MIN, HU_MAX, out=hu), out=hu)
+    if hu.std() < NEARLY_CONSTANT_HU:
+        return ""
+    digest = hashlib.blake2b(f"{hu.shape[0]} x {hu.shape[1]}:".encode(), digest_size=16)
+    digest.update(hu.astype("<i2"))
+    return digest.hexdigest()

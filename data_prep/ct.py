@@ -1,0 +1,256 @@
+"""The CT archives on disk -> a checked store for dataset=ct.
+
+    python data_prep/ct.py --ich DIR --cspine DIR --radcure DIR --out data/ct [--workers N] [--dry-run]
+    python data_prep/ct.py --ich DIR ... --out data/ct --part I --parts N     one of N independent parts, I = 0 .. N-1
+    python data_prep/ct.py merge data/ct                                      joins them
+    python data_prep/ct.py verify data/ct                                     every byte against its checksum
+    python data_prep/ct.py preview data/ct                                    a local picture; shows patients
+
+Stop it whenever you like, the same command goes on; the store is the same, whoever did which part of it when.
+What is stored, what is refused and how long it takes: docs/data.md. Exit status: 0 done, 1 not done, 2 bad usage.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from archive import dry_run, labels, listing, merge, report, shard, split
+from archive.run import Pass
+from archive.shard import Job, building
+from tqdm import tqdm
+
+from gcond.data import store
+from gcond.data.store import STORED_SIZE
+from gcond.files import write_atomically, write_json
+
+SLICE_BYTES = 2 * STORED_SIZE**2
+GO_ON = "run the same command again: it goes on where it stopped"
+
+
+def prepare(out: Path, jobs: list[Job], workers: int) -> None:
+    """Headers, then pixels, of those shards that are not done yet."""
+
+    # Headers.
+    todo = [job for job in jobs if not job.headers.exists()]
+    print(f"headers: {len(jobs) - len(todo)} of {len(jobs)} shards are done")
+    files = sum(len(listing.read_shard(job.listing, job.shard)) for job in todo)
+    with tqdm(total=files, desc="headers", unit="file", mininterval=1, disable=not todo) as bar:
+        Pass("headers", shard.read_headers, shard.try_header, workers).over(todo, bar.update)
+
+    # Pixels.
+    todo = merge.missing(jobs)
+    print(f"pixels: {len(jobs) - len(todo)} of {len(jobs)} shards are done")
+    images = {job.shard: count_images(job) for job in jobs if job.shard in set(todo)}
+    check_space(out, sum(images.values()) * SLICE_BYTES)
+    with tqdm(total=sum(images.values()), desc="pixels", unit="slice", mininterval=1, disable=not todo) as bar:
+        work = Pass("pictures", shard.read_pictures, shard.try_picture, workers)
+        work.over([job for job in jobs if job.shard in images], bar.update)
+
+
+def plan(out: Path, roots: dict[str, Path], shard_files: int, reuse: bool) -> list[Job]:
+    """The listing, made anew and compared with the one that the store was begun with, or reused; a job per shard."""
+    path, begun = building(out) / "listing.parquet", building(out) / "begun.json"
+    asked = {"sources": sorted(roots), "shard_files": shard_files}
+    if not begun.exists():
+        write_json(begun, asked)
+    if (found := json.loads(begun.read_text())) != asked:
+        raise ValueError(
+            f"`--out`: {out} was begun with {found}, this call asks for {asked}; repeat that, or take another"
+        )
+    if not (path.exists() and reuse):
+        anew = path.with_name(f"listing-{uuid.uuid4().hex}.parquet")  # parts may do this at the same time
+        with tqdm(desc="listing", unit="file", mininterval=1) as bar:
+            listing.write_listing(anew, roots, shard_files, bar.update)
+        if path.exists() and store.sha256(anew) != store.sha256(path):
+            anew.unlink()
+            raise ValueError(
+                f"the archives are not what they were when {out} was begun (files came, went or changed their size); "
+                f"put them back, or remove {out} and start anew"
+            )
+        if "ich" in roots:
+            table = labels.read_labels(roots["ich"], listing.walk("ich", roots["ich"]))
+            if table.num_rows:
+                write_atomically(path.with_name("labels.parquet"), lambda to: pq.write_table(table, to))
+        os.replace(anew, path)
+    return [Job(out, i, roots) for i in range(listing.count_shards(path))]
+
+
+def count_images(job: Job) -> int:
+    return pq.read_table(job.headers, columns=["status"]).column("status").to_pylist().count("image")
+
+
+def check_space(out: Path, needed: int) -> None:
+    free = shutil.disk_usage(out).free
+    if free < needed:
+        raise ValueError(
+            f"`--out`: expected {needed / 1e9:.1f} GB free at {out} for what is left, found {free / 1e9:.1f}"
+        )
+
+
+def join(out: Path, jobs: Sequence[Job], choices: merge.Choices) -> int:
+    try:
+        facts = merge.merge(out, jobs, choices)
+    except merge.Unusable as unusable:
+        print("\n".join([*report.files(unusable.facts), *report.reasons(unusable.facts)]))
+        print(
+            f"error: {unusable}. No store was made of it: mend the archive and start anew, or accept them with "
+            f"--max-bad-share {unusable.facts['bad_share'] * 1.01:.4f} (nothing is decoded again)",
+            file=sys.stderr,
+        )
+        return 1
+    print("\n".join(report.lines(facts)))
+    return 0
+
+
+def already(out: Path, facts: dict) -> int:
+    shutil.rmtree(building(out), ignore_errors=True)  # left where the last call was killed in its last moment
+    print("\n".join(report.lines(facts)))
+    print(f"{out} is complete: nothing was done. `python data_prep/ct.py verify {out}` checks it.")
+    return 0
+
+
+def check(root: Path) -> int:
+    """`verify`."""
+    store.read_facts(root)
+    size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+    with tqdm(total=size, desc="verify", unit="B", unit_scale=True, mininterval=1, leave=False) as bar:
+        facts = store.verify(root, bar.update)
+        if "manifest_sha256" in facts:
+            merge.verify_manifest(root, facts)
+    counts = ", ".join(f"{split} {count}" for split, count in facts["counts"].items())
+    print(f"{root}: format {facts['format_version']}, {len(facts['shards'])} shards, slices: {counts}")
+    print("checksums, counts and places match; no patient is in two splits")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], epilog="also: merge DIR, verify DIR, preview DIR"
+    )
+    for source, words in merge.TITLES.items():
+        made.add_argument(f"--{source}", type=Path, metavar="DIR", help=f"{words}, unpacked or (RADCURE) zipped")
+    made.add_argument("--out", type=Path, required=True, help="the store's folder")
+    made.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    made.add_argument("--part", type=int, metavar="I", help="only this part, counted from 0; then `merge`")
+    made.add_argument("--parts", type=int, metavar="N", help="into how many parts the work is cut")
+    made.add_argument(
+        "--shard-files", type=int, default=listing.SHARD_FILES, help="files per shard (default: 1000, 131 MB)"
+    )
+    made.add_argument("--dry-run", action="store_true", help="say what is there and how long it would take")
+    add_choices(made)
+    return made
+
+
+def add_choices(made: argparse.ArgumentParser) -> None:
+    default = merge.Choices()
+    made.add_argument("--seed", type=int, default=default.seed, help="of the split by patient")
+    made.add_argument(
+        "--shares",
+        type=lambda text: tuple(float(part) for part in text.split(",")),
+        default=split.DEFAULT_SHARES,
+        help="of training, validation and test (default: .84,.08,.08)",
+    )
+    made.add_argument(
+        "--max-bad-share", type=float, default=default.max_bad_share, help="of images that may be bad (default: 0.001)"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        if words and words[0] in ("merge", "verify", "preview"):
+            return _command(words)
+        return _prepare(parser().parse_args(words))
+    except KeyboardInterrupt:
+        print(f"\nstopped; {GO_ON}", file=sys.stderr)
+        return 1
+    except (ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error}; mend that, then {GO_ON}", file=sys.stderr)
+        return 1
+
+
+def _command(words: list[str]) -> int:
+    made = argparse.ArgumentParser(prog=f"ct.py {words[0]}")
+    made.add_argument("root", type=Path, help="the store's folder")
+    if words[0] == "merge":
+        add_choices(made)
+    options = made.parse_args(words[1:])
+    if words[0] == "verify":
+        return check(options.root)
+    if words[0] == "preview":
+        from archive.preview import preview  # matplotlib, which no worker needs
+
+        print(f"written: {preview(options.root)}")
+        return 0
+    if (options.root / "facts.json").exists():
+        return already(options.root, store.read_facts(options.root))
+    path = building(options.root) / "listing.parquet"
+    if not path.exists():
+        raise ValueError(f"{options.root} holds no parts to merge; expected the --out of the parts")
+    jobs = [Job(options.root, i, {}) for i in range(listing.count_shards(path))]
+    return join(options.root, jobs, _choices(options))
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    roots = {source: root for source in listing.SOURCES if (root := getattr(options, source)) is not None}
+    choices = _choices(options)
+    _check(options, roots)
+    if options.dry_run:
+        print("\n".join(dry_run.describe(roots, options.workers)))
+        return 0
+    if (options.out / "facts.json").exists():
+        facts = store.read_facts(options.out)
+        if sorted(facts.get("sources", ())) != sorted(roots):
+            raise ValueError(f"`--out`: {options.out} is a store of something else; name another, or remove it")
+        return already(options.out, facts)
+    jobs = plan(options.out, roots, options.shard_files, reuse=options.part is not None)
+    if options.part is None:
+        prepare(options.out, jobs, options.workers)
+        return join(options.out, jobs, choices)
+    prepare(options.out, jobs[options.part :: options.parts], options.workers)
+    print(f"part {options.part} of {options.parts} is done. When all are: python data_prep/ct.py merge {options.out}")
+    return 0
+
+
+def _check(options: argparse.Namespace, roots: dict[str, Path]) -> None:
+    if not roots:
+        raise ValueError("name at least one archive: --ich DIR, --cspine DIR, --radcure DIR")
+    for source, root in roots.items():
+        if not root.is_dir():
+            raise ValueError(f"`--{source}`: expected a folder, found none at {root}")
+        if options.out.resolve().is_relative_to(root.resolve()):
+            raise ValueError(f"`--out`: {options.out} lies inside `--{source}` {root}; expected a folder of its own")
+    if (options.part is None) != (options.parts is None):
+        raise ValueError("`--part` and `--parts` go together")
+    if options.parts is not None and not 0 <= options.part < options.parts:
+        raise ValueError(f"`--part`: expected 0 .. {options.parts - 1}, found {options.part}")
+    for name in ("workers", "shard_files"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"`--{name.replace('_', '-')}`: expected at least 1, found {getattr(options, name)}")
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"`--out`: {options.out} is a file; expected a folder")
+    found = {item.name for item in options.out.iterdir()} if options.out.is_dir() else set()
+    if (
+        found
+        and "facts.json" not in found
+        and not found <= {".building", "shards", "index.parquet", "manifest.parquet"}
+    ):
+        raise ValueError(f"`--out`: {options.out} is not empty ({', '.join(sorted(found)[:3])}); expected a new folder")
+
+
+def _choices(options: argparse.Namespace) -> merge.Choices:
+    split.check_shares(options.shares)
+    return merge.Choices(options.seed, options.shares, options.max_bad_share)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

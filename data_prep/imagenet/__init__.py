@@ -1,0 +1,1 @@
+"""ImageNet-256 on disk -> checked, and linked or thinned out."""

@@ -1,0 +1,39 @@
+"""Work on a shard that dies of some files: what a decoder does that is not robust. Imported by processes of a pool."""
+
+import json
+import os
+import signal
+
+from archive.listing import Entry, read_shard
+from archive.shard import Job
+
+
+def work(job: Job) -> int:
+    """Write the names of a shard's files, less those in quarantine, to where the headers belong."""
+    quarantine = job.quarantine("deadly")
+    killers = {path for path, _ in json.loads(quarantine.read_text())} if quarantine.exists() else set()
+    entries = read_shard(job.listing, job.shard)
+    for entry in entries:
+        if entry.path not in killers:
+            attempt(job, entry)
+    job.headers.parent.mkdir(parents=True, exist_ok=True)
+    job.headers.write_text("\n".join(entry.path for entry in entries if entry.path not in killers))
+    return len(entries)
+
+
+def attempt(job: Job, entry: Entry) -> None:
+    if entry.path.startswith("kill"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_together(job: Job) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0
+
+
+def survive(job: Job, entry: Entry) -> None:
+    pass
+
+
+def refuse(job: Job) -> int:
+    raise OSError(28, "No space left on device")

@@ -1,0 +1,126 @@
+"""Lossless JPEG against an encoder of a few lines, for all seven predictors of ITU-T T.81, table H.1."""
+
+import struct
+
+import gdcm
+import numpy as np
+import pydicom
+import pytest
+from codestream import Picture, lossless_jpeg_fits, picture_of
+from pydicom.encaps import generate_frames
+
+
+def predicted(v, y, x, predictor, start):
+    if y == 0:
+        return v[0][x - 1] if x else start
+    if x == 0:
+        return v[y - 1][0]
+    left, above, corner = v[y][x - 1], v[y - 1][x], v[y - 1][x - 1]
+    halves = {5: left + ((above - corner) >> 1), 6: above + ((left - corner) >> 1), 7: (left + above) >> 1}
+    return {1: left, 2: above, 3: corner, 4: left + above - corner, **halves}[predictor]
+
+
+def encode(values: np.ndarray, predictor: int, precision: int, restart=0) -> bytes:
+    """Every category has a code of five bits: its own number."""
+    v = values.tolist()
+    bits = ""
+    for y in range(values.shape[0]):
+        for x in range(values.shape[1]):
+            difference = (v[y][x] - predicted(v, y, x, predictor, 1 << precision - 1)) & 0xFFFF
+            if difference > 32768:
+                difference -= 65536
+            category = abs(difference).bit_length()
+            bits += f"{category:05b}"
+            if 0 < category < 16:
+                extra = difference if difference > 0 else difference + (1 << category) - 1
+                bits += f"{extra:0{category}b}"
+    bits += "1" * (-len(bits) % 8)
+    coded = int(bits, 2).to_bytes(len(bits) // 8).replace(b"\xff", b"\xff\x00")
+    frame = struct.pack(">BHHB3B", precision, *values.shape, 1, 1, 0x11, 0)
+    table = bytes([0, 0, 0, 0, 0, 17, *[0] * 11, *range(17)])
+    scan = bytes([1, 1, 0, predictor, 0, 0])
+    parts = [b"\xff\xd8"]
+    for marker, content in ((0xC3, frame), (0xC4, table), (0xDD, struct.pack(">H", restart)), (0xDA, scan)):
+        parts.append(struct.pack(">BBH", 0xFF, marker, 2 + len(content)) + content)
+    return b"".join(parts) + coded + b"\xff\xd9"
+
+
+def decode_with_gdcm(frame: bytes, shape: tuple[int, int]) -> np.ndarray:
+    fragment = gdcm.Fragment()
+    fragment.SetByteStringValue(frame)
+    fragments = gdcm.SequenceOfFragments.New()
+    fragments.AddFragment(fragment)
+    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    element.SetValue(fragments.__ref__())
+    image = gdcm.Image()
+    image.SetNumberOfDimensions(2)
+    image.SetDimensions((shape[1], shape[0], 1))
+    image.SetDataElement(element)
+    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
+    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14))
+    image.SetPixelFormat(gdcm.PixelFormat(1, 16, 16, 15, 0))
+    return np.frombuffer(image.GetBuffer().encode("utf-8", "surrogateescape"), "<u2").reshape(shape)
+
+
+@pytest.mark.parametrize("predictor", range(1, 8))
+@pytest.mark.parametrize("precision", [12, 16])
+def test_sound_streams_fit(predictor, precision):
+    generator = np.random.default_rng(predictor)
+    values = generator.integers(0, 1 << precision, (24, 17)).astype(np.uint16)
+    values[12:] = 700 + generator.integers(0, 30, (12, 17))
+    frame = encode(values, predictor, precision)
+    np.testing.assert_array_equal(decode_with_gdcm(frame, values.shape), values)
+    assert picture_of(frame) == Picture(24, 17, 1, precision)
+    assert lossless_jpeg_fits(frame, values)
+
+
+def test_difference_of_32768_has_no_extra_bits():
+    values = np.array([[32768, 0, 32768, 1], [0, 32768, 65535, 0]], np.uint16)
+    assert lossless_jpeg_fits(encode(values, 1, 16), values)
+
+
+def test_signed_values_count_by_their_bits():
+    values = np.array([[-2000, -2000, 5], [0, 40, -1024]], np.int16)
+    assert lossless_jpeg_fits(encode(values.view(np.uint16), 1, 16), values)
+    assert lossless_jpeg_fits(encode(values.view(np.uint16) & 0x0FFF, 1, 12), values)
+
+
+@pytest.mark.parametrize("missing", [1, 2, 3, 10])
+def test_missing_bytes_are_noticed(missing):
+    values = np.random.default_rng(0).integers(0, 4096, (24, 17)).astype(np.uint16)
+    frame = encode(values, 1, 12)
+    assert not lossless_jpeg_fits(frame[: -2 - missing] + frame[-2:], values)
+
+
+def test_bits_left_over_are_noticed():
+    values = np.random.default_rng(0).integers(0, 4096, (24, 17)).astype(np.uint16)
+    frame = encode(values, 1, 12)
+    assert lossless_jpeg_fits(frame[:-2] + b"\xff\xff" + frame[-2:], values)  # fill bytes before a marker are legal
+    assert not lossless_jpeg_fits(frame[:-2] + b"\x12" + frame[-2:], values)
+    assert not lossless_jpeg_fits(frame[:-2] + b"\x00\x00" + frame[-2:], values)
+
+
+def test_a_marker_within_the_scan_is_noticed():
+    values = np.random.default_rng(0).integers(0, 4096, (24, 17)).astype(np.uint16)
+    frame = bytearray(encode(values, 1, 12))
+    frame[-60:-58] = b"\xff\xd0"
+    assert not lossless_jpeg_fits(bytes(frame), values)
+
+
+def test_restart_intervals_are_let_pass():
+    values = np.zeros((4, 4), np.uint16)
+    assert lossless_jpeg_fits(encode(values, 1, 12, restart=4), values + 7)
+
+
+@pytest.mark.parametrize("syntax", ["jpeg lossless 57", "jpeg lossless 70", "jpeg-ls", "jpeg 2000"])
+def test_picture_of_streams_of_gdcm(archive, syntax):
+    archive.write(np.zeros((40, 48), np.uint16), syntax=syntax)
+    frame = next(generate_frames(pydicom.dcmread(archive.root / "a").PixelData, number_of_frames=1))
+    assert picture_of(frame) == Picture(40, 48, 1, 16)
+
+
+@pytest.mark.parametrize(
+    "frame", [b"", b"\xff\xd8", b"\xff\xd8\xff", b"\xff\x4f\xff\x51\x00", b"no stream", bytes(100)]
+)
+def test_what_is_no_stream(frame):
+    assert picture_of(frame) is None

@@ -1,0 +1,348 @@
+"""The whole way on made archives: every file has its fate, and the store is one and the same however it was made."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ct
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from archive import listing, shard
+from archive.header import pseudonym
+from fake import write_cspine, write_defects, write_ich, write_radcure
+
+from gcond.data import ct as loader
+from gcond.data import store, windows
+
+SOURCES = {"ich": write_ich, "cspine": write_cspine, "radcure": write_radcure}
+LENIENT = ("--shares", ".5,.25,.25", "--max-bad-share", "1", "--shard-files", "40")
+COMMAND = Path(ct.__file__)
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory):
+    """Five patients of each collection with 3 to 5 slices, two twins in ICH, and one file of each defect."""
+    root = tmp_path_factory.mktemp("archives")
+    fates = {}
+    for source, write in SOURCES.items():
+        twins = {"duplicates": 2} if source == "ich" else {}
+        write(root / source, 5, 0, 64, slices=(3, 5), **twins)
+        for name, fate in write_defects(root / source / "odd", source, 0, 64).items():
+            fates[source, f"odd/{name}"] = fate
+    return root, fates
+
+
+class InThisProcess:
+    """Stands for a pool: no processes to wait for."""
+
+    def __init__(self, stage, work, attempt, workers):
+        self.work = work
+
+    def over(self, jobs, done):
+        for job in jobs:
+            done(self.work(job))
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    monkeypatch.setattr(ct, "Pass", InThisProcess)
+
+
+def roots(root: Path) -> list[str]:
+    return [word for source in SOURCES for word in (f"--{source}", str(root / source))]
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def made(archives, tmp_path_factory):
+    """A store made in one go, by two processes."""
+    out = tmp_path_factory.mktemp("store") / "ct"
+    assert ct.main([*roots(archives[0]), "--out", str(out), "--workers", "2", *LENIENT]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def manifest(made):
+    return pq.read_table(made / "manifest.parquet").to_pandas()
+
+
+# What is in it
+
+
+def test_every_file_has_the_fate_that_was_meant_for_it(archives, manifest):
+    root, fates = archives
+    found = {
+        (row.source, f"{row.path}!{row.member}" if row.member else row.path): (
+            row.status if row.status in ("stored", "duplicate") else f"{row.status}: {row.reason}"
+        )
+        for row in manifest.itertuples()
+    }
+    assert len(found) == sum(1 for source in SOURCES for _ in listing.walk(source, root / source))
+    of_defects = {key: found[key] for key in fates}
+    twice = {key for key in fates if "duplicate" in key[1]}
+    assert sorted(of_defects[key] for key in twice) == ["duplicate"] * 3 + ["stored"] * 3
+    assert {k: v for k, v in of_defects.items() if k not in twice} == {k: v for k, v in fates.items() if k not in twice}
+    sound = {fate for (_, path), fate in found.items() if not path.startswith("odd/")}
+    assert sound == {"stored", "other: RTSTRUCT", "other: localizer", "other: side file"}
+
+
+def test_facts_add_up(made, manifest):
+    facts = store.verify(made)
+    assert sum(own["files"] for own in facts["sources"].values()) == len(manifest)
+    for source, own in facts["sources"].items():
+        counted = manifest[manifest.source == source].status.value_counts()
+        assert {status: own[status] for status in counted.index} == counted.to_dict()
+    assert sum(facts["counts"].values()) == (manifest.status == "stored").sum()
+    images = manifest.status.isin(["stored", "duplicate", "rejected"]).sum()
+    assert facts["bad_share"] == pytest.approx((manifest.status == "rejected").sum() / images)
+
+
+def test_statistics_are_those_of_the_training_pixels(made):
+    facts = store.read_facts(made)
+    pixels, index = store.open_pixels(made, facts), store.read_index(made, facts)
+    train = store.histogram(pixels, store.positions(facts, index, "train"))
+    for name, window in windows.PRESETS.items():
+        mean, std = windows.statistics(train, *window)
+        assert facts["train_statistics"][name] == {"mean": pytest.approx(mean), "std": pytest.approx(std)}
+
+
+def test_slices_are_ordered_along_their_series(made, manifest):
+    index = store.read_index(made, store.read_facts(made)).to_pandas()
+    both = index.merge(manifest[["source", "sop", "position", "orientation", "status"]], on=["source", "sop"])
+    both = both[both.status == "stored"]
+    for _, series in both[~both.z.isna()].groupby("series"):
+        heights = [position[2] for position in series.sort_values("z").position]
+        assert sorted(series.z) == list(range(len(series)))
+        assert heights == sorted(heights)
+        if len(set(np.diff(heights).round(3))) == 1 and list(series.orientation.iloc[0]) == [1, 0, 0, 0, 1, 0]:
+            assert series.spacing_z_mm.iloc[0] == pytest.approx(heights[1] - heights[0], rel=1e-3)
+
+
+def test_labels_of_ich_reach_their_slices(archives, made):
+    index = store.read_index(made, store.read_facts(made)).to_pandas()
+    lines = next((archives[0] / "ich").rglob("stage_2_train.csv")).read_text().split()[1:]
+    expected = {}
+    for line in lines:
+        name, value = line.split(",")
+        slice_id, _, label = name.rpartition("_")
+        expected[pseudonym("ich", "sop", slice_id), label] = int(value)
+    found = {
+        (row["sop"], label): row[label]
+        for row in index.to_dict("records")
+        for label in store.LABELS
+        if row[label] == row[label] and row[label] is not None
+    }
+    assert found == {key: value for key, value in expected.items() if key[0] in set(index.sop)}
+    assert found
+    assert index[index.source != "ich"][list(store.LABELS)].isna().all().all()
+
+
+def test_patients_that_share_a_picture_are_on_one_side(made, manifest):
+    facts = store.read_facts(made)
+    assert facts["linked_patients"] == 2 * len(SOURCES) + 2  # the twins among the defects, and those of ICH
+    index = store.read_index(made, facts).to_pandas()
+    split_of = index.drop_duplicates("patient").set_index("patient").split
+    for source in SOURCES:
+        one, other = manifest[(manifest.source == source) & manifest.path.str.contains("twin_[ab]")].patient
+        assert one != other
+        assert split_of[one] == split_of[other]
+
+
+def test_no_identifier_is_in_index_or_facts(made, archives):
+    plain = {path.stem for path in (archives[0] / "ich").rglob("ID_*.dcm")} | {"RADCURE-", "1.2.826.0.1"}
+    index = store.read_index(made, store.read_facts(made)).to_pandas().to_csv()
+    text = index + (made / "facts.json").read_text()
+    assert not [name for name in plain if name in text]
+
+
+def test_a_run_can_be_trained_on_it(made):
+    splits = loader.load(made, 64)
+    assert splits.facts["counts"]["train"] == len(splits.train)
+    assert splits.title.startswith("CT (RSNA ICH, RSNA cervical spine, RADCURE; ")
+
+
+# One and the same
+
+
+def test_parts_in_any_order_give_the_same_store(archives, made, tmp_path, in_this_process):
+    out = tmp_path / "ct"
+    for part in (2, 0, 1):
+        assert ct.main([*roots(archives[0]), "--out", str(out), "--part", str(part), "--parts", "3", *LENIENT[4:]]) == 0
+    with pytest.raises(ValueError, match="an unfinished CT store"):
+        loader.load(out, 64)
+    assert ct.main(["merge", str(out), *LENIENT[:4]]) == 0
+    assert contents(out) == contents(made)
+
+
+def test_merging_too_early_says_what_is_missing(archives, tmp_path, in_this_process, capsys):
+    arguments = [*roots(archives[0]), "--out", str(tmp_path / "ct"), "--part", "1", "--parts", "2", *LENIENT[4:]]
+    assert ct.main(arguments) == 0
+    assert ct.main(["merge", str(tmp_path / "ct")]) == 1
+    assert "shards are not done yet, the first is 0" in capsys.readouterr().err
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before the rename", "after it"])
+def test_killed_at_every_write_it_gives_the_same_store(archives, made, tmp_path, in_this_process, monkeypatch, after):
+    """The first call dies at its first write of a file, the next at its second, ...: undone, or the last thing done."""
+    out = tmp_path / "ct"
+    replace = os.replace
+    deaths = writes = 0
+
+    def die(source, target):
+        nonlocal writes
+        writes += 1
+        if writes <= deaths or after:
+            replace(source, target)
+        if writes > deaths:
+            raise Killed
+
+    monkeypatch.setattr(os, "replace", die)
+    while not (out / "facts.json").exists():
+        writes = 0
+        try:
+            assert ct.main([*roots(archives[0]), "--out", str(out), *LENIENT]) == 0
+        except Killed:
+            deaths += 1
+    assert deaths > 5
+    assert ct.main([*roots(archives[0]), "--out", str(out), *LENIENT]) == 0
+    assert contents(out) == contents(made)
+
+
+@pytest.mark.slow
+def test_sigkill_at_random_moments_gives_the_same_store(archives, made, tmp_path):
+    out = tmp_path / "ct"
+    command = [sys.executable, str(COMMAND), *roots(archives[0]), "--out", str(out), "--workers", "2", *LENIENT]
+    started = time.monotonic()
+    subprocess.run([*command[:-1], "41"], check=True, capture_output=True)  # another store, to learn how long it takes
+    duration = time.monotonic() - started
+    shutil.rmtree(out)
+    draw, kills = random.Random(0), 0
+    while True:
+        process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        try:
+            process.communicate(timeout=draw.uniform(0.3, 1.0) * duration)
+        except subprocess.TimeoutExpired:
+            (os.killpg if kills % 2 else os.kill)(process.pid, signal.SIGKILL)
+            process.communicate()
+            kills += 1
+            continue
+        assert process.returncode == 0
+        break
+    assert kills > 0
+    assert contents(out) == contents(made)
+
+
+# Refusals
+
+
+def test_too_many_bad_files_end_it_with_a_table(archives, tmp_path, in_this_process, capsys):
+    arguments = [*roots(archives[0]), "--out", str(tmp_path / "ct"), "--shares", ".5,.25,.25"]
+    assert ct.main(arguments) == 1
+    told = capsys.readouterr()
+    assert "rejected           1  short pixel data" in told.out
+    assert "of the images are bad, more than 0.10%" in told.err
+    assert not (tmp_path / "ct" / "facts.json").exists()
+    assert ct.main([*arguments, "--max-bad-share", "1"]) == 0
+    assert "headers: 1 of 1 shards are done" in capsys.readouterr().out
+
+
+def test_archives_that_change_in_between_are_refused(archives, tmp_path, in_this_process, capsys):
+    root = shutil.copytree(archives[0] / "cspine", tmp_path / "cspine", symlinks=True)
+    arguments = ["--cspine", str(root), "--out", str(tmp_path / "ct")]
+    assert ct.main(arguments) == 1  # the defects
+    (root / "new.dcm").write_bytes(b"")
+    assert ct.main([*arguments, "--max-bad-share", "1"]) == 1
+    assert "not what they were" in capsys.readouterr().err
+    assert ct.main(["--ich", str(root), "--out", str(tmp_path / "ct")]) == 1
+    assert "was begun with" in capsys.readouterr().err
+
+
+def test_a_finished_store_is_left_alone(made, archives, capsys):
+    before = contents(made)
+    assert ct.main([*roots(archives[0]), "--out", str(made), *LENIENT]) == 0
+    assert "is complete: nothing was done" in capsys.readouterr().out
+    assert ct.main(["--ich", str(archives[0] / "ich"), "--out", str(made)]) == 1
+    assert "is a store of something else" in capsys.readouterr().err
+    assert contents(made) == before
+
+
+def test_verify_finds_a_damaged_manifest(made, tmp_path, capsys):
+    copy = shutil.copytree(made, tmp_path / "ct")
+    assert ct.main(["verify", str(copy)]) == 0
+    assert "no patient is in two splits" in capsys.readouterr().out
+    content = bytearray((copy / "manifest.parquet").read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / "manifest.parquet").write_bytes(content)
+    assert ct.main(["verify", str(copy)]) == 1
+    assert "manifest.parquet does not match its checksum" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told_before_and_while_it_fills(archives, tmp_path, in_this_process, monkeypatch, capsys):
+    arguments = [*roots(archives[0]), "--out", str(tmp_path / "ct"), *LENIENT]
+    usage = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=1000))
+    assert ct.main(arguments) == 1
+    assert "expected 0.0 GB free" in capsys.readouterr().err
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shard, "write_shard", full)
+    assert ct.main(arguments) == 1
+    assert "No space left on device; mend that, then run the same command again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "ct"], "name at least one archive"),
+        (["--ich", "nowhere", "--out", "ct"], "`--ich`: expected a folder, found none"),
+        (["--ich", ".", "--out", "ct"], "lies inside `--ich`"),
+        (["--ich", "{ich}", "--out", "ct", "--part", "0"], "`--part` and `--parts` go together"),
+        (["--ich", "{ich}", "--out", "ct", "--part", "2", "--parts", "2"], r"`--part`: expected 0 .. 1, found 2"),
+        (["--ich", "{ich}", "--out", "ct", "--workers", "0"], "`--workers`: expected at least 1"),
+        (["--ich", "{ich}", "--out", "ct", "--shares", "1,1,1"], "`--shares`"),
+        (["--ich", "{ich}", "--out", "{full}"], r"is not empty \(mine\); expected a new folder"),
+        (["merge", "nowhere"], "holds no parts to merge"),
+        (["verify", "nowhere"], "no CT store at nowhere"),
+    ],
+)
+def test_bad_arguments_are_refused(archives, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    filled = [word.format(ich=archives[0] / "ich", full="full") for word in arguments]
+    assert ct.main(filled) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert re.search(message, error)
+
+
+def test_dry_run_writes_nothing_and_names_what_is_there(archives, tmp_path, capsys):
+    assert ct.main([*roots(archives[0]), "--out", str(tmp_path / "ct"), "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "JPEG Lossless" in told
+    assert "other: RTSTRUCT" in told
+    assert "core-hours" in told
+    assert not (tmp_path / "ct").exists()
+
+
+def test_counts_are_json(made):
+    facts = json.loads((made / "facts.json").read_text())
+    assert facts["format_version"] == store.FORMAT_VERSION == 2

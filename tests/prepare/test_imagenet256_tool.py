@@ -1,0 +1,416 @@
+"""data_prep/imagenet256.py and its modules on small copies made here."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+
+import imagenet256
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
+from imagenet import audit, output, work
+from imagenet import source as published
+from imagenet.subset import choose
+from PIL import Image
+
+from gcond.data import imagenet256 as loader
+from gcond.data import images
+
+
+def encoded(grey=100, size=(256, 256), mode="RGB", form="JPEG"):
+    file = io.BytesIO()
+    colour = grey if mode == "L" else (grey,) * len(mode)
+    Image.new(mode, size, colour).save(file, form)
+    return file.getvalue()
+
+
+def noisy():
+    """A JPEG of some length, so that cutting it loses rows."""
+    file = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
+    Image.fromarray(pixels).save(file, "JPEG")
+    return file.getvalue()
+
+
+FAULTS = {
+    "no bytes": b"",
+    "not JPEG": encoded(form="PNG"),
+    "not 256 x 256": encoded(size=(256, 255)),
+    "not RGB": encoded(mode="L"),
+    "unreadable": noisy()[:2000],
+}
+
+
+def write(root, name, labels, greys, replaced=None):
+    """With the schema metadata of the published files; `replaced` maps rows to other bytes."""
+    rows = [{"bytes": encoded(grey), "path": f"{grey}.jpeg"} for grey in greys]
+    for row, content in (replaced or {}).items():
+        rows[row]["bytes"] = content
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=[f"n{i:04}" for i in range(1000)])})
+    (root / "data").mkdir(parents=True, exist_ok=True)
+    dataset = Dataset.from_dict({"image": rows, "label": labels}, features=features)
+    dataset.to_parquet(root / "data" / name, batch_size=4)
+
+
+TRAIN_LABELS = [0, 1, 2, 0, 1, 2, 0, 1, 2, 2, 0, 1]
+"""Four images of each of three classes, in two files of seven and five; the grey value of row i is 10 + i."""
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("made")
+    write(root, "train-00000-of-00002.parquet", TRAIN_LABELS[:7], range(10, 17))
+    write(root, "train-00001-of-00002.parquet", TRAIN_LABELS[7:], range(17, 22))
+    write(root, "validation-00000-of-00001.parquet", [2, 1, 0, 2, 1, 0], range(50, 56))
+    write(root, "test-00000-of-00001.parquet", [-1, -1], [90, 91])
+    return root
+
+
+@pytest.fixture
+def source(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "source")
+
+
+@pytest.fixture
+def small_world(monkeypatch):
+    """As if the published copy were the one of `source`."""
+    monkeypatch.setattr(published, "IMAGES", {"train": 12, "validation": 6, "test": 2})
+    monkeypatch.setattr(published, "CLASSES", 3)
+    monkeypatch.setattr(published, "VALIDATION_PER_CLASS", 2)
+
+
+def prepare(source, out, **options):
+    return output.prepare(source, out, allow_partial=True, **options)
+
+
+def content(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def rows(path):
+    return pq.read_table(path).to_pylist()
+
+
+def command(source, out, *options):
+    line = [sys.executable, imagenet256.__file__, "--from", source, "--out", out, "--workers", "1", *options]
+    return subprocess.run(line, capture_output=True, text=True)
+
+
+# Checks.
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_has_its_name(fault):
+    assert audit.image_fault(FAULTS[fault]) == fault
+
+
+def test_other_faulty_bytes():
+    assert audit.image_fault(None) == "no bytes"
+    assert audit.image_fault(b"GIF89a no picture") == "unreadable"
+    assert audit.image_fault(encoded(mode="CMYK")) == "not RGB"
+    assert audit.image_fault(noisy()) == ""
+
+
+def test_the_whole_is_accepted_with_the_expected_counts_alone(source, tmp_path, small_world, capsys):
+    facts = output.prepare(source, tmp_path / "out")
+    assert facts["counts"] == {"train": 12, "validation": 6, "test": 2}
+    assert facts["classes"] == {"train": 3, "validation": 3, "test": 0}
+    assert facts["deviations"] == []
+    (source / "data" / "train-00001-of-00002.parquet").unlink()
+    assert output.prepare(source, tmp_path / "less") is None
+    said = capsys.readouterr().out
+    assert "missing: data/train-00001-of-00002.parquet" in said
+    assert "train: 7 images, expected 12" in said
+    assert not (tmp_path / "less").exists()
+
+
+def test_validation_classes_must_be_even(source, tmp_path, small_world, capsys):
+    write(source, "validation-00000-of-00001.parquet", [2, 1, 0, 2, 1, 1], range(50, 56))
+    assert output.prepare(source, tmp_path / "out") is None
+    assert "validation: 2 classes do not have 2 images" in capsys.readouterr().out
+
+
+def test_partial_counts_are_reported_where_they_are_allowed(source, tmp_path):
+    done = command(source, tmp_path / "out")
+    assert done.returncode == 1
+    assert "train: 12 images, expected 1,281,167" in done.stdout
+    assert not (tmp_path / "out").exists()
+    done = command(source, tmp_path / "out", "--allow-partial")
+    assert done.returncode == 0, done.stderr
+    assert "validation: 6 images, expected 50,000" in done.stdout
+    assert len(json.loads((tmp_path / "out" / "facts.json").read_text())["deviations"]) == 4
+
+
+def test_a_table_names_and_counts_what_is_wrong(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(audit, "BATCH", 2)
+    replaced = dict(enumerate(FAULTS.values())) | {5: FAULTS["not RGB"]}
+    write(source, "train-00001-of-00002.parquet", [1] * 7, range(7), replaced)
+    assert prepare(source, tmp_path / "out") is None
+    table = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("train  ")]
+    assert {" ".join(line[1:-4]): line[-4] for line in table} == dict.fromkeys(FAULTS, "1") | {"not RGB": "2"}
+    assert ["train-00001-of-00002.parquet", "row", "3"] in [line[-3:] for line in table]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("label", [None, 1000])
+def test_labels_outside_the_classes_are_wrong(source, tmp_path, label, capsys):
+    path = source / "data" / "train-00001-of-00002.parquet"
+    table = pq.read_table(path)
+    broken = [*table.column("label").to_pylist()[:-1], label]
+    pq.write_table(table.set_column(1, "label", [broken]), path)
+    assert prepare(source, tmp_path / "out") is None
+    assert "label outside 0..999" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["footer", "pages"])
+def test_a_file_that_parquet_cannot_read_is_named(source, tmp_path, damage, capsys):
+    path = source / "data" / "train-00001-of-00002.parquet"
+    whole = path.read_bytes()
+    # The labels stand behind the images, so the damaged pages are found only when images are read.
+    path.write_bytes(whole[:-20] if damage == "footer" else whole[:4] + bytes(200) + whole[204:])
+    assert prepare(source, tmp_path / "out") is None
+    assert "file unreadable" in capsys.readouterr().out
+
+
+def test_other_layouts_are_refused(source, tmp_path):
+    with pytest.raises(ValueError, match=r"no data/train-\*.parquet"):
+        prepare(tmp_path, tmp_path / "out")
+    path = source / "data" / "train-00000-of-00002.parquet"
+    pq.write_table(pq.read_table(path).select(["label"]), path)
+    with pytest.raises(ValueError, match="no column image"):
+        prepare(source, tmp_path / "out")
+    path.rename(path.with_name("extra.parquet"))
+    with pytest.raises(ValueError, match=r"found extra\.parquet"):
+        prepare(source, tmp_path / "out")
+
+
+# Subsets.
+
+
+def drawn(seed, label, row):
+    return hashlib.sha256(f"{seed}:{label}:{row}".encode()).hexdigest()
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("per_class", [1, 3, 4, 9])
+def test_choice_is_that_of_sorting_each_class(per_class, seed):
+    expected = []
+    for label in set(TRAIN_LABELS):
+        own = [row for row, found in enumerate(TRAIN_LABELS) if found == label]
+        expected += sorted(own, key=lambda row: drawn(seed, label, row))[:per_class]
+    assert choose(np.array(TRAIN_LABELS), per_class, seed).tolist() == sorted(expected)
+
+
+def test_subset_keeps_the_very_images(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(audit, "BATCH", 3)
+    facts = prepare(source, tmp_path / "out", subset=2, subset_validation=1, seed=5)
+    originals = [row for path in sorted((source / "data").glob("train-*")) for row in rows(path)]
+    kept = [row for path in sorted((tmp_path / "out" / "data").glob("train-*")) for row in rows(path)]
+    assert Counter(row["label"] for row in kept) == {0: 2, 1: 2, 2: 2}
+    assert [originals.index(row) for row in kept] == choose(np.array(TRAIN_LABELS), 2, 5).tolist()
+    assert facts["counts"] == {"train": 6, "validation": 3}
+    assert "train: 997 classes have fewer than 2 images, all of them kept" in facts["deviations"]
+    assert not list((tmp_path / "out" / "data").glob("test-*"))
+    metadata = [
+        pq.read_schema(root / "data" / "train-00000-of-00002.parquet").metadata for root in (source, tmp_path / "out")
+    ]
+    assert metadata[0][b"huggingface"] == metadata[1][b"huggingface"]
+
+
+def test_a_larger_subset_contains_a_smaller_one_and_the_seed_matters():
+    labels = np.random.default_rng(0).integers(0, 20, 2000)
+    small, large = (set(choose(labels, n, 1).tolist()) for n in (5, 30))
+    assert small < large
+    assert len(small) == 100
+    assert len(small & set(choose(labels, 5, 2).tolist())) < 20
+
+
+def test_validation_stays_whole_by_default(source, tmp_path):
+    facts = prepare(source, tmp_path / "out", subset=1)
+    assert facts["counts"] == {"train": 3, "validation": 6}
+
+
+def test_written_row_groups_are_small(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(work, "ROW_GROUP", 2)
+    prepare(source, tmp_path / "out", subset=4)
+    written = pq.ParquetFile(tmp_path / "out" / "data" / "train-00000-of-00002.parquet").metadata
+    assert [written.row_group(i).num_rows for i in range(written.num_row_groups)] == [2, 2, 2, 1]
+
+
+def test_result_does_not_depend_on_the_workers(source, tmp_path):
+    options = {"subset": 2, "seed": 3}
+    assert prepare(source, tmp_path / "one", **options, workers=1)
+    assert prepare(source, tmp_path / "two", **options, workers=2)
+    assert content(tmp_path / "one") == content(tmp_path / "two")
+
+
+# Files.
+
+
+def test_facts_hold_the_checksums(source, tmp_path):
+    facts = prepare(source, tmp_path / "out", subset=1)
+    found = {
+        f"data/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (tmp_path / "out" / "data").iterdir()
+    }
+    assert {name: file["sha256"] for name, file in facts["files"].items()} == found
+    assert json.loads((tmp_path / "out" / "facts.json").read_text()) == facts
+    assert facts["source"]["listing_sha256"] == loader.load(source, 16).facts["checksum"]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_whole_is_linked_through_symbolic_links(source, tmp_path, capsys):
+    """As in the hub's cache, where a snapshot's files are symbolic links to blobs."""
+    snapshot = tmp_path / "snapshot" / "data"
+    snapshot.mkdir(parents=True)
+    for path in (source / "data").iterdir():
+        (snapshot / path.name).symlink_to(os.path.relpath(path, snapshot))
+    prepare(snapshot.parent, tmp_path / "out")
+    for path in (tmp_path / "out" / "data").iterdir():
+        assert not path.is_symlink()
+        assert path.samefile(source / "data" / path.name)
+    assert "4 linked" in capsys.readouterr().out
+
+
+def test_copies_where_links_are_refused(source, tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    prepare(source, tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "4 copied" in said
+    assert "take room twice" in said
+    assert content(source / "data") == content(tmp_path / "out" / "data")
+
+
+@pytest.fixture
+def interrupted(source, tmp_path, monkeypatch):
+    """A call for `tmp_path / "out"` that ended at its third file of four."""
+    with monkeypatch.context() as patch:
+        seen = []
+
+        def process(job):
+            seen.append(job)
+            if len(seen) == 3:
+                raise KeyboardInterrupt
+            return original(job)
+
+        original = work.process
+        patch.setattr(work, "process", process)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(source, tmp_path / "out", subset=3)
+    return source
+
+
+def looked_at(monkeypatch):
+    """The list to which every image that is checked from now on adds its grey value."""
+    seen = []
+    original = audit.image_fault
+
+    def image_fault(content):
+        seen.append(Image.open(io.BytesIO(content)).getpixel((0, 0))[0])
+        return original(content)
+
+    monkeypatch.setattr(audit, "image_fault", image_fault)
+    return seen
+
+
+def test_the_next_call_goes_on_and_makes_the_same(interrupted, tmp_path, monkeypatch):
+    (tmp_path / ".out.work" / "tree" / "data" / ".train-00000-of-00002.1.parquet").write_bytes(b"half")
+    assert not (tmp_path / "out").exists()
+    seen = looked_at(monkeypatch)
+    prepare(interrupted, tmp_path / "out", subset=3)
+    assert seen == list(range(50, 56))
+    prepare(interrupted, tmp_path / "whole", subset=3)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_a_finished_file_that_has_changed_is_made_anew(interrupted, tmp_path, monkeypatch):
+    damaged = tmp_path / ".out.work" / "tree" / "data" / "train-00001-of-00002.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
+    seen = looked_at(monkeypatch)
+    prepare(interrupted, tmp_path / "out", subset=3)
+    assert sorted(seen) == [*range(17, 22), *range(50, 56)]
+    prepare(interrupted, tmp_path / "whole", subset=3)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_a_source_file_that_has_changed_is_checked_anew(interrupted, tmp_path, monkeypatch):
+    os.utime(interrupted / "data" / "train-00000-of-00002.parquet", ns=(1, 1))
+    seen = looked_at(monkeypatch)
+    prepare(interrupted, tmp_path / "out", subset=3)
+    assert sorted(seen) == [*range(10, 17), *range(50, 56)]
+
+
+def test_other_settings_start_anew(interrupted, tmp_path):
+    prepare(interrupted, tmp_path / "out", subset=2)
+    prepare(interrupted, tmp_path / "whole", subset=2)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_a_mended_source_goes_on(source, tmp_path):
+    name = "train-00001-of-00002.parquet"
+    sound = (source / "data" / name).read_bytes()
+    write(source, name, TRAIN_LABELS[7:], range(17, 22), {0: FAULTS["not RGB"]})
+    assert prepare(source, tmp_path / "out") is None
+    (source / "data" / name).write_bytes(sound)
+    assert prepare(source, tmp_path / "out")["counts"]["train"] == 12
+
+
+def test_two_calls_do_not_share_a_folder(source, tmp_path):
+    with output.locked(tmp_path / ".out.work"), pytest.raises(ValueError, match="another process works"):
+        prepare(source, tmp_path / "out")
+
+
+def test_what_is_there_is_compared(source, tmp_path, monkeypatch):
+    facts = prepare(source, tmp_path / "out", subset=1)
+    seen = looked_at(monkeypatch)
+    assert prepare(source, tmp_path / "out", subset=1) == facts
+    assert seen == []
+    with pytest.raises(ValueError, match=r"exists and was not made by this command \(subset: wanted 2, found 1\)"):
+        prepare(source, tmp_path / "out", subset=2)
+    (tmp_path / "out" / "data" / "train-00000-of-00002.parquet").write_bytes(b"")
+    with pytest.raises(ValueError, match="does not match the checksum"):
+        prepare(source, tmp_path / "out", subset=1)
+    (tmp_path / "else").mkdir()
+    with pytest.raises(ValueError, match="exists and was not made"):
+        prepare(source, tmp_path / "else")
+
+
+def test_settings_without_effect_are_refused(source, tmp_path):
+    done = command(source, tmp_path / "out", "--seed", "3")
+    assert done.returncode == 2
+    assert "no effect without --subset" in done.stderr
+
+
+# The loader.
+
+
+def greys(split):
+    return [round(float(image.float().mean())) for image in split]
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_the_loader_reads_the_result(source, tmp_path, monkeypatch, held):
+    """For this seed no image of the second file is kept."""
+    seed = next(s for s in range(100) if max(choose(np.array(TRAIN_LABELS), 1, s)) < 7)
+    prepare(source, tmp_path / "out", subset=1, seed=seed)
+    assert not (tmp_path / "out" / "data" / "train-00001-of-00002.parquet").exists()
+    if not held:
+        for module in (images, loader):
+            monkeypatch.setattr(module, "IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "arrow")
+    splits = loader.load(tmp_path / "out", 32)
+    assert greys(splits.train) == [10 + row for row in choose(np.array(TRAIN_LABELS), 1, seed)]
+    assert greys(splits.val) == [50, 52, 54]
+    assert splits.train[0].dtype == torch.uint8
+    assert splits.facts["counts"] == {"train": 3, "val": 3, "test": 3}

@@ -1,0 +1,93 @@
+"""The walk over made folders: every file once, odd ones by name, shards that depend on names alone."""
+
+import os
+import zipfile
+
+import pytest
+from archive.listing import Entry, count_shards, open_entry, read_shard, walk, write_listing
+
+
+@pytest.fixture
+def root(tmp_path):
+    root = tmp_path / "archive"
+    (root / "b" / "c").mkdir(parents=True)
+    (root / "b" / "c" / "2.dcm").write_bytes(b"two")
+    (root / "b" / "10").write_bytes(b"ten!")
+    (root / "a.csv").write_bytes(b"")
+    with zipfile.ZipFile(root / "z.ZIP", "w") as archive:
+        archive.writestr("inside/1.dcm", b"zipped")
+        archive.mkdir("inside/empty")
+    return root
+
+
+def named(entries):
+    return {(entry.path, entry.member): (entry.size, entry.problem) for entry in entries}
+
+
+def test_every_file_and_every_member_once(root):
+    entries = list(walk("ich", root))
+    assert named(entries) == {
+        ("a.csv", ""): (0, ""),
+        ("b/10", ""): (4, ""),
+        ("b/c/2.dcm", ""): (3, ""),
+        ("z.ZIP", "inside/1.dcm"): (6, ""),
+    }
+    assert {entry.source for entry in entries} == {"ich"}
+    contents = []
+    for entry in entries:
+        with open_entry(root, entry) as file:
+            contents.append(file.read())
+    assert contents == [b"", b"ten!", b"two", b"zipped"]
+
+
+def test_links_are_followed_but_not_in_circles(root, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "3.dcm").write_bytes(b"3")
+    (root / "b" / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "b" / "circle").symlink_to(root)
+    (root / "broken").symlink_to(root / "nowhere")
+    found = named(walk("ich", root))
+    assert found["b/linked/3.dcm", ""] == (1, "")
+    assert found["b/circle", ""] == (0, "symlink loop")
+    assert found["broken", ""] == (0, "unreadable")
+    assert len(found) == 7
+
+
+def test_what_cannot_be_listed_is_named(root):
+    os.mkfifo(root / "pipe")
+    (root / "bad.zip").write_bytes(b"PK\x03\x04 and no more")
+    (root / os.fsdecode(b"caf\xe9.dcm")).write_bytes(b"x")
+    with zipfile.ZipFile(root / "evil.zip", "w") as archive:
+        for name in ("../evil.dcm", "/evil.dcm", "a/../../evil.dcm", "C:/evil.dcm", "good.dcm"):
+            archive.writestr(name, b"x")
+    found = named(walk("radcure", root))
+    assert found["pipe", ""] == (0, "not a regular file")
+    assert found["bad.zip", ""][1] == "damaged zip"
+    assert found[r"caf\udce9.dcm", ""][1] == "file name is not text"
+    evil = {member: problem for (path, member), (_, problem) in found.items() if path == "evil.zip"}
+    assert evil.pop("good.dcm") == ""
+    assert set(evil.values()) == {"zip entry leaves its folder"}
+    assert len(evil) == 4
+
+
+def test_shards_hold_every_file_once_and_depend_on_names_alone(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    names = [f"{i:04}.dcm" for i in range(2500)]
+    for folder, order in ((first, names), (second, names[::-1])):
+        folder.mkdir()
+        for name in order:
+            (folder / name).write_bytes(b"")
+    listings = [tmp_path / "1.parquet", tmp_path / "2.parquet"]
+    assert [write_listing(path, {"ich": root}) for path, root in zip(listings, (first, second), strict=True)] == [3, 3]
+    assert listings[0].read_bytes() == listings[1].read_bytes()
+    assert count_shards(listings[0]) == 3
+    shards = [read_shard(listings[0], i) for i in range(3)]
+    assert sorted(entry.path for shard in shards for entry in shard) == names
+    assert all(len(shard) == pytest.approx(2500 / 3, abs=6 * (2500 * 2 / 9) ** 0.5) for shard in shards)
+    assert [entry.path for entry in shards[0]] != sorted(entry.path for entry in shards[0])
+    assert shards[0][0] == Entry("ich", shards[0][0].path, "", 0)
+
+
+def test_nothing_to_list(tmp_path):
+    with pytest.raises(ValueError, match="no file below"):
+        write_listing(tmp_path / "listing.parquet", {"ich": tmp_path})
