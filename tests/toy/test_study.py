@@ -156,7 +156,8 @@ def test_verdicts():
     assert toy_tables.verdict("uw", ends("uw", good)) == "no reference"
     halted = ends("uw", good)
     halted.loc[1, "stopped"] = "step 7: no weights"
-    assert toy_tables.verdict("uw", halted) == "no reference; (0, 0): stopped at step 7: no weights"
+    words = "no reference; stopped at step 7: its solver found no weights there (endpoints.csv)"
+    assert toy_tables.verdict("uw", halted) == words
 
 
 def test_every_kind_of_the_noise_study_has_a_look():

@@ -20,7 +20,7 @@ KINDS = {
     ("sequential", 0.3): ("#0072B2", "o", "sequential, both tasks see the same samples (correlation 0.3)"),
     ("stochastic", 0.3): ("#009E73", "^", "stochastic, disjoint samples (half of K per task)"),
 }
-COLUMNS = 5
+COLUMNS = 6
 EXTENT = (-10.0, 10.0, -10.0, 10.0)
 
 

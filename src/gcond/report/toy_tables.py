@@ -54,10 +54,10 @@ def endpoints(ends: pd.DataFrame) -> str:
 
 def verdict(method: str, ends: pd.DataFrame) -> str:
     """In words: agrees with the references, or how and where it does not."""
-    stops = ends[ends.stopped != ""]
-    remarks = [f"({end.start_x1:g}, {end.start_x2:g}): stopped at {end.stopped}" for end in stops.itertuples()]
+    stopped = _stops(ends[ends.stopped != ""])
     if method not in REFERENCES:
-        return "; ".join(["no reference", *remarks])
+        return "; ".join(["no reference", *stopped])
+    remarks = []
     largest = 0.0
     for end in ends.itertuples():
         x1, x2, on_front = REFERENCES[method][end.start]
@@ -69,7 +69,15 @@ def verdict(method: str, ends: pd.DataFrame) -> str:
             remarks.append(f"{place}: {distance:.2g} away")
         elif on_front:
             largest = max(largest, distance)
-    return "; ".join(remarks) if remarks else f"agrees (largest distance {largest:.3f})"
+    return "; ".join([*(remarks or [f"agrees (largest distance {largest:.3f})"]), *stopped])
+
+
+def _stops(ends: pd.DataFrame) -> list[str]:
+    """Where a resolver gave up: at which steps; endpoints.csv has its own words."""
+    if ends.empty:
+        return []
+    steps = ", ".join(f"{int(text.split(':')[0].removeprefix('step ')):,}" for text in ends.stopped)
+    return [f"stopped at step {steps}: its solver found no weights there (endpoints.csv)"]
 
 
 def overview(ends: pd.DataFrame, paths: dict[str, pd.DataFrame], noise: pd.DataFrame, tradeoff: pd.DataFrame) -> str:
