@@ -108,7 +108,12 @@ def join(out: Path, jobs: Sequence[Job], choices: merge.Choices) -> int:
     return 0
 
 
-def already(out: Path, facts: dict) -> int:
+def already(out: Path, facts: dict, choices: merge.Choices) -> int:
+    made = {"seed": facts["seed"], "shares": facts["shares"]}
+    if made != (asked := {"seed": choices.seed, "shares": list(choices.shares)}):
+        raise ValueError(
+            f"`--out`: {out} was made with {made}, this call asks for {asked}; other splits need a new folder"
+        )
     shutil.rmtree(building(out), ignore_errors=True)  # left where the last call was killed in its last moment
     print("\n".join(report.lines(facts)))
     print(f"{out} is complete: nothing was done. `python data_prep/ct.py verify {out}` checks it.")
@@ -192,7 +197,7 @@ def _command(words: list[str]) -> int:
         print(f"written: {preview(options.root)}")
         return 0
     if (options.root / "facts.json").exists():
-        return already(options.root, store.read_facts(options.root))
+        return already(options.root, store.read_facts(options.root), _choices(options))
     path = building(options.root) / "listing.parquet"
     if not path.exists():
         raise ValueError(f"{options.root} holds no parts to merge; expected the --out of the parts")
@@ -211,7 +216,7 @@ def _prepare(options: argparse.Namespace) -> int:
         facts = store.read_facts(options.out)
         if sorted(facts.get("sources", ())) != sorted(roots):
             raise ValueError(f"`--out`: {options.out} is a store of something else; name another, or remove it")
-        return already(options.out, facts)
+        return already(options.out, facts, choices)
     jobs = plan(options.out, roots, options.shard_files, reuse=options.part is not None)
     if options.part is None:
         prepare(options.out, jobs, options.workers)

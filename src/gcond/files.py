@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Content and name are on the disk when it returns, so that what is written after it never survives a power cut alone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")  # other machines may write it too
     try:
         write(temporary)
         _to_disk(temporary)

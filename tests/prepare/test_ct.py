@@ -276,6 +276,8 @@ def test_a_finished_store_is_left_alone(made, archives, capsys):
     before = contents(made)
     assert ct.main([*roots(archives[0]), "--out", str(made), *LENIENT]) == 0
     assert "is complete: nothing was done" in capsys.readouterr().out
+    assert ct.main([*roots(archives[0]), "--out", str(made)]) == 1
+    assert "other splits need a new folder" in capsys.readouterr().err
     assert ct.main(["--ich", str(archives[0] / "ich"), "--out", str(made)]) == 1
     assert "is a store of something else" in capsys.readouterr().err
     assert contents(made) == before
