@@ -104,8 +104,8 @@ def test_a_strategy_never_recorded_is_taken_to_last_as_long_as_the_others(runs: 
 def test_the_plan_tells_finished_begun_and_failed_apart(runs: list[Planned], capsys: pytest.CaptureFixture) -> None:
     finish(runs[0], 8.0)
     for run in runs[1:3]:
-        run.folder.path.mkdir()
-        run.folder.checkpoint.touch()
+        run.folder.checkpoints.mkdir(parents=True)
+        (run.folder.checkpoints / "00000001-0.pt").touch()
     (runs[2].folder.path / "FAILED").write_text("OSError: disk full\n")
     print_plan(runs, jobs=2, seconds=480.0)
     plan_line, time_line = capsys.readouterr().out.splitlines()

@@ -188,11 +188,16 @@ def test_the_resumed_runs_above_had_something_to_remember(complete: Complete) ->
 
 def test_a_finished_run_is_not_repeated(complete: Complete, capsys: pytest.CaptureFixture) -> None:
     folder, _ = complete("gcond_stochastic")
-    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.path.iterdir()}
+
+    def contents() -> dict[Path, tuple[int, bytes]]:
+        files = (path for path in folder.path.rglob("*") if path.is_file())
+        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+    before = contents()
     runs = folder.path.parents[1]
     main(tiny_config(runs, *conflicting("gcond_stochastic")))
     assert f"{folder.name}: finished earlier" in capsys.readouterr().out
-    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.path.iterdir()} == before
+    assert contents() == before
 
 
 def test_changed_data_are_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

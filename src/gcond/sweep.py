@@ -90,7 +90,7 @@ def _recorded_seconds(results: Path) -> dict[tuple[str, str, str, str], list[flo
 
 def print_plan(runs: Sequence[Planned], jobs: int, seconds: float | None) -> None:
     done = sum(run.folder.done for run in runs)
-    begun = sum(run.folder.checkpoint.exists() and not run.folder.done for run in runs)
+    begun = sum(run.folder.begun and not run.folder.done for run in runs)
     failed = sum(run.folder.error is not None and not run.folder.done for run in runs)
     print(f"Plan: {len(runs)} runs, {done} finished, {len(runs) - done} to do ({begun} begun, {failed} failed before)")
     if done < len(runs):

@@ -65,7 +65,7 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
 
         # Continue where the last attempt stopped.
         parts = {"model": model, "optimizer": optimizer, "conductor": conductor}
-        checkpoint = Checkpoint(folder.checkpoint, folder.hash, data.facts["checksum"], parts)
+        checkpoint = Checkpoint(folder.checkpoints, folder.hash, data.facts["checksum"], parts)
         state = checkpoint.load()
         record.seconds = state.seconds
         logbook = Logbook(folder.metrics, state.logbook_size)

@@ -9,6 +9,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from gcond.engine.checkpoint import checkpoints
 from gcond.engine.folder import RunFolder
 from gcond.train import CONFIG, train
 
@@ -42,4 +43,4 @@ def run(cfg: DictConfig) -> RunFolder:
 
 def parts(folder: RunFolder) -> dict[str, Any]:
     """State of model, optimizer and conductor at the end."""
-    return torch.load(folder.checkpoint, weights_only=True)["parts"]
+    return torch.load(checkpoints(folder.checkpoints)[0], weights_only=True)["parts"]

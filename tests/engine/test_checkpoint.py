@@ -1,3 +1,4 @@
+import hashlib
 import pickle
 from pathlib import Path
 
@@ -5,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from gcond.engine.checkpoint import Checkpoint, State
+from gcond.engine.checkpoint import Checkpoint, State, checkpoints
 
 CHECKSUM = {"train": "aa", "val": "bb"}
 STATE = State(step=3, position=12, logbook_size=456, seconds=7.5)
 
 
 def checkpoint(folder: Path, model: nn.Module, run_hash: str = "0123456789", checksum: object = CHECKSUM) -> Checkpoint:
-    return Checkpoint(folder / "checkpoint.pt", run_hash, checksum, {"model": model})
+    return Checkpoint(folder, run_hash, checksum, {"model": model})
 
 
 @pytest.fixture
@@ -42,12 +43,14 @@ def test_another_run_and_other_data_are_refused(tmp_path: Path, saved: nn.Linear
         ValueError, match=r"(?s)expected .* found .*move the run's folder away to start again"
     ) as raised:
         checkpoint(tmp_path, fresh, **other).load()
-    assert all(name in str(raised.value) for name in ("checkpoint.pt", "0123456789", "'val': 'bb'"))
+    assert all(name in str(raised.value) for name in ("00000003-", "0123456789", "'val': 'bb'"))
     assert torch.equal(fresh.weight, untouched)
 
 
 def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
-    torch.save({"identity": Path("anything that is no tensor and no number")}, tmp_path / "checkpoint.pt")
+    torch.save({"identity": Path("anything that is no tensor and no number")}, tmp_path / "evil")
+    digest = hashlib.sha256((tmp_path / "evil").read_bytes()).hexdigest()
+    (tmp_path / "evil").rename(tmp_path / f"00000001-{digest}.pt")
     with pytest.raises(pickle.UnpicklingError, match=r"[Ww]eights"):
         checkpoint(tmp_path, nn.Linear(3, 2)).load()
 
@@ -61,4 +64,38 @@ def test_a_write_that_fails_leaves_the_last_checkpoint(tmp_path: Path, saved: nn
     with pytest.raises(OSError, match="disk full"):
         checkpoint(tmp_path, nn.Linear(3, 2)).save(State(step=4))
     assert checkpoint(tmp_path, nn.Linear(3, 2)).load() == STATE
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+    assert [path.name[:9] for path in tmp_path.iterdir()] == ["00000003-"]
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, saved: nn.Linear, capsys) -> None:
+    later = nn.Linear(3, 2)
+    checkpoint(tmp_path, later).save(State(step=4))
+    newest, oldest = checkpoints(tmp_path)
+    damage(newest)
+    fresh = nn.Linear(3, 2)
+    assert checkpoint(tmp_path, fresh).load() == STATE
+    assert torch.equal(fresh.weight, saved.weight)
+    assert f"{newest}: damaged" in capsys.readouterr().err
+    damage(oldest)
+    with pytest.raises(ValueError, match=r"expected a sound checkpoint, found 2 damaged"):
+        checkpoint(tmp_path, fresh).load()
+
+
+def test_the_last_two_are_kept(tmp_path: Path) -> None:
+    for step in (8, 9, 10, 100):
+        checkpoint(tmp_path, nn.Linear(3, 2)).save(State(step=step))
+    assert [path.name[:9] for path in checkpoints(tmp_path)] == ["00000100-", "00000010-"]
+    assert len(list(tmp_path.iterdir())) == 2
+    assert checkpoint(tmp_path, nn.Linear(3, 2)).load().step == 100
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path, saved: nn.Linear) -> None:
+    (tmp_path / ".unnamed.0123").write_bytes(b"half")
+    assert checkpoint(tmp_path, nn.Linear(3, 2)).load() == STATE
+    assert [path.name[:9] for path in tmp_path.iterdir()] == ["00000003-"]
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)

@@ -1,7 +1,10 @@
-"""All of a run's state through one object: written atomically, read with `weights_only=True`."""
+"""All of a run's state through one object: written atomically, checked when read, loaded with `weights_only=True`."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +14,7 @@ import torch
 from gcond.files import write_atomically
 
 VERSION = 1
+KEPT = 2
 
 
 class Stateful(Protocol):
@@ -30,33 +34,62 @@ class State:
 
 
 class Checkpoint:
-    """The state of `parts` (model, optimizer, conductor) and of the run itself.
+    """The state of `parts` (model, optimizer, conductor) and of the run itself, in `folder`.
 
-    `run_hash` and `data_checksum` name what the state belongs to.
+    A file's name is its step and its SHA-256, so that a damaged one is known; the last KEPT are kept. `run_hash` and
+    `data_checksum` name what the state belongs to.
     """
 
-    def __init__(self, path: Path, run_hash: str, data_checksum: str, parts: dict[str, Stateful]) -> None:
-        self.path, self._parts = path, parts
+    def __init__(self, folder: Path, run_hash: str, data_checksum: Any, parts: dict[str, Stateful]) -> None:
+        self.folder, self._parts = folder, parts
         self._identity = {"version": VERSION, "run": run_hash, "data": data_checksum}
 
     def save(self, state: State) -> None:
         content = {"identity": self._identity, "state": asdict(state)}
         content["parts"] = {name: part.state_dict() for name, part in self._parts.items()}
-        write_atomically(self.path, lambda temporary: torch.save(content, temporary))
+        unnamed = self.folder / "unnamed"
+        write_atomically(unnamed, lambda temporary: torch.save(content, temporary))
+        os.replace(unnamed, self.folder / f"{state.step:08}-{_sha256(unnamed)}.pt")
+        for old in checkpoints(self.folder)[KEPT:]:
+            old.unlink()
 
     def load(self) -> State:
         """Restore the parts and say how far the run has come; the beginning, where there is no checkpoint.
 
-        Raises ValueError where the checkpoint is of another version, another run, or other data.
+        A damaged file is named on stderr, and the one before it is taken. Raises ValueError where all are damaged, or
+        where the checkpoint is of another version, another run, or other data.
         """
-        if not self.path.exists():
-            return State()
-        content = torch.load(self.path, map_location="cpu", weights_only=True)
+        for leftover in self.folder.glob(".unnamed.*"):  # of a process that was killed while it wrote
+            leftover.unlink()
+        found = checkpoints(self.folder)
+        for path in found:
+            if path.stem.partition("-")[2] == _sha256(path):
+                return self._restore(path)
+            print(f"{path}: damaged, does not match the checksum in its name; not used", file=sys.stderr)
+        if found:
+            raise ValueError(
+                f"{self.folder}: expected a sound checkpoint, found {len(found)} damaged; "
+                "move the run's folder away to start again"
+            )
+        return State()
+
+    def _restore(self, path: Path) -> State:
+        content = torch.load(path, map_location="cpu", weights_only=True)
         if content["identity"] != self._identity:
             raise ValueError(
-                f"{self.path}: expected {self._identity}, found {content['identity']}; "
+                f"{path}: expected {self._identity}, found {content['identity']}; "
                 "move the run's folder away to start again"
             )
         for name, part in self._parts.items():
             part.load_state_dict(content["parts"][name])
         return State(**content["state"])
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, the newest first."""
+    return sorted(folder.glob("*.pt"), reverse=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,7 @@
 """A run's folder: its name, what it holds, and whether it is finished.
 
 runs/<scale>/<dataset>-<model>-<strategy>-seed<seed>-<hash>/
-    config.yaml  metrics.jsonl  checkpoint.pt  report.json  DONE | FAILED
+    config.yaml  metrics.jsonl  checkpoints/  report.json  DONE | FAILED
 """
 
 from __future__ import annotations
@@ -42,13 +42,17 @@ class RunFolder:
         self.hash = config_hash(cfg)
         self.name = f"{cfg.dataset.name}-{cfg.model.name}-{cfg.strategy.name}-seed{cfg.seed}-{self.hash}"
         self.path = Path(cfg.runs) / cfg.scale.name / self.name
-        self.checkpoint = self.path / "checkpoint.pt"
+        self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.report = self.path / "report.json"
 
     @property
     def done(self) -> bool:
         return (self.path / "DONE").exists()
+
+    @property
+    def begun(self) -> bool:
+        return any(self.checkpoints.glob("*.pt"))
 
     @property
     def error(self) -> str | None:
