@@ -39,18 +39,18 @@ def prepare(out: Path, jobs: list[Job], workers: int) -> None:
     # Headers.
     todo = [job for job in jobs if not job.headers.exists()]
     print(f"headers: {len(jobs) - len(todo)} of {len(jobs)} shards are done")
-    files = sum(len(listing.read_shard(job.listing, job.shard)) for job in todo)
+    sizes = listing.shard_sizes(todo[0].listing) if todo else []
+    files = sum(sizes[job.shard] for job in todo)
     with tqdm(total=files, desc="headers", unit="file", mininterval=1, disable=not todo) as bar:
         Pass("headers", shard.read_headers, shard.try_header, workers).over(todo, bar.update)
 
     # Pixels.
     todo = merge.missing(jobs)
     print(f"pixels: {len(jobs) - len(todo)} of {len(jobs)} shards are done")
-    images = {job.shard: count_images(job) for job in jobs if job.shard in set(todo)}
-    check_space(out, sum(images.values()) * SLICE_BYTES)
-    with tqdm(total=sum(images.values()), desc="pixels", unit="slice", mininterval=1, disable=not todo) as bar:
-        work = Pass("pictures", shard.read_pictures, shard.try_picture, workers)
-        work.over([job for job in jobs if job.shard in images], bar.update)
+    images = sum(count_images(job) for job in todo)
+    check_space(out, images * SLICE_BYTES)
+    with tqdm(total=images, desc="pixels", unit="slice", mininterval=1, disable=not todo) as bar:
+        Pass("pictures", shard.read_pictures, shard.try_picture, workers).over(todo, bar.update)
 
 
 def plan(out: Path, roots: dict[str, Path], shard_files: int, reuse: bool) -> list[Job]:
@@ -66,7 +66,7 @@ def plan(out: Path, roots: dict[str, Path], shard_files: int, reuse: bool) -> li
     if not (path.exists() and reuse):
         anew = path.with_name(f"listing-{uuid.uuid4().hex}.parquet")  # parts may do this at the same time
         with tqdm(desc="listing", unit="file", mininterval=1) as bar:
-            listing.write_listing(anew, roots, shard_files, bar.update)
+            shards = listing.write_listing(anew, roots, shard_files, bar.update)
         if path.exists() and store.sha256(anew) != store.sha256(path):
             anew.unlink()
             raise ValueError(
@@ -74,7 +74,8 @@ def plan(out: Path, roots: dict[str, Path], shard_files: int, reuse: bool) -> li
                 f"put them back, or remove {out} and start anew"
             )
         if "ich" in roots:
-            table = labels.read_labels(roots["ich"], listing.walk("ich", roots["ich"]))
+            listed = (entry for i in range(shards) for entry in listing.read_shard(anew, i))
+            table = labels.read_labels(roots["ich"], (entry for entry in listed if entry.source == "ich"))
             if table.num_rows:
                 write_atomically(path.with_name("labels.parquet"), lambda to: pq.write_table(table, to))
         os.replace(anew, path)

@@ -53,14 +53,13 @@ def finish(
     patients = store.patients(index)
     store.check_disjoint(patients)
     write_atomically(root / "index.parquet", lambda path: pq.write_table(index, path, compression="zstd"))
-    split = np.array(index.column("split").to_pylist())
     facts = {
         "format_version": store.FORMAT_VERSION,
         "unit": "HU + 1024",
         "clip_hu": [windows.HU_MIN, windows.HU_MAX],
         "size": STORED_SIZE,
         "dtype": store.DTYPE,
-        "counts": {name: int((split == name).sum()) for name in store.SPLITS},
+        "counts": store.counts(index),
         "train_statistics": {name: {"mean": mean, "std": std} for name, (mean, std) in statistics.items()},
         **about,
         "shards": shards,

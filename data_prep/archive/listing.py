@@ -147,8 +147,14 @@ def _key(entry: Entry) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())
 
 
+def shard_sizes(path: Path) -> list[int]:
+    """The number of files of each shard."""
+    footer = pq.read_metadata(path)
+    return [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
+
+
 def count_shards(path: Path) -> int:
-    return pq.ParquetFile(path).num_row_groups
+    return pq.read_metadata(path).num_row_groups
 
 
 def read_shard(path: Path, shard: int) -> list[Entry]:

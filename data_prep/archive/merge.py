@@ -50,8 +50,8 @@ class Choices(NamedTuple):
     max_bad_share: float = 0.001
 
 
-def missing(jobs: Sequence[Job]) -> list[int]:
-    return [job.shard for job in jobs if not job.pictures.exists() or not job.arrow.exists()]
+def missing(jobs: Sequence[Job]) -> list[Job]:
+    return [job for job in jobs if not job.pictures.exists() or not job.arrow.exists()]
 
 
 def merge(out: Path, jobs: Sequence[Job], choices: Choices) -> dict:
@@ -61,7 +61,7 @@ def merge(out: Path, jobs: Sequence[Job], choices: Choices) -> dict:
     `choices.max_bad_share` of what should be images are rejected; no facts are written then.
     """
     if absent := missing(jobs):
-        raise ValueError(f"{len(absent)} of {len(jobs)} shards are not done yet, the first is {absent[0]}")
+        raise ValueError(f"{len(absent)} of {len(jobs)} shards are not done yet, the first is {absent[0].shard}")
     files, shards = _read(jobs)
     _mark_repeated(files)
     kept = files[files.status == "stored"].copy()

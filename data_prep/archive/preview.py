@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from gcond.data import store, windows
 from gcond.data.ct import PAPER_MEAN, PAPER_STD
-from gcond.data.store import HU_OFFSET, STORED_SIZE
+from gcond.data.store import HU_OFFSET
 from gcond.files import write_atomically
 
 BANNER = "Shows patients: local use only, do not publish"
@@ -74,7 +74,7 @@ def _sample(source: str, pixels: Dataset, positions: np.ndarray, patient_of: np.
         source=source,
         slices=len(positions),
         patients=len(np.unique(patient_of)),
-        pictures=[_picture(pixels, position) for position in positions[spread(patient_of, SLICES, random)]],
+        pictures=[store.picture(pixels, position) for position in positions[spread(patient_of, SLICES, random)]],
         counted=len(counted),
         histogram=store.histogram(pixels, counted),
     )
@@ -91,10 +91,6 @@ def spread(patient_of: np.ndarray, n: int, random: np.random.Generator) -> np.nd
     rounds[by_patient] = np.arange(len(patients)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     # Sorted by round, then by when a patient first came up in the shuffled order.
     return shuffled[np.lexsort((first[patient], rounds))][:n]
-
-
-def _picture(pixels: Dataset, position: int) -> np.ndarray:
-    return np.frombuffer(pixels[int(position)]["pixels"], store.DTYPE).reshape(STORED_SIZE, STORED_SIZE)
 
 
 def draw(shown: list[Sample], train_statistics: tuple[float, float]) -> Figure:

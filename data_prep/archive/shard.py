@@ -75,7 +75,8 @@ def read_headers(job: Job) -> int:
     """The header pass over a shard; returns the number of its files."""
     entries = read_shard(job.listing, job.shard)
     killers = _killers(job.quarantine("headers"))
-    rows = [_header(job, entry, (entry.path, entry.member) in killers) for entry in entries]
+    entries = [e._replace(problem=KILLER) if (e.path, e.member) in killers else e for e in entries]
+    rows = [header.read_header(job.roots[entry.source], entry) for entry in entries]
     table = pa.Table.from_pylist(rows, schema=header.SCHEMA)
     write_atomically(job.headers, lambda path: pq.write_table(table, path, compression="zstd"))
     return len(entries)
@@ -114,7 +115,7 @@ def read_pictures(job: Job) -> int:
 
 def try_header(job: Job, entry: Entry) -> None:
     """What the header pass does with one file, to see whether it survives it."""
-    _header(job, entry, False)
+    header.read_header(job.roots[entry.source], entry)
 
 
 def try_picture(job: Job, entry: Entry) -> None:
@@ -123,15 +124,6 @@ def try_picture(job: Job, entry: Entry) -> None:
     if row is not None:
         with contextlib.suppress(pixels.Rejected):
             pixels.read_picture(job.roots[entry.source], entry, row)
-
-
-def _header(job: Job, entry: Entry, killer: bool) -> dict:
-    problem = KILLER if killer else entry.problem
-    if problem:
-        blank = dict.fromkeys(header.SCHEMA.names)
-        known = {"source": entry.source, "path": entry.path, "member": entry.member, "size": entry.size}
-        return {**blank, **known, "status": "rejected", "reason": problem}
-    return header.read_header(job.roots[entry.source], entry)
 
 
 def _images(job: Job) -> list[dict]:

@@ -1,6 +1,5 @@
 """One file's way: checked, then linked or written anew; and all files', in several processes."""
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 import worker
 from tqdm import tqdm
 
-from gcond.files import write_atomically, write_json
+from gcond.files import sha256, write_atomically, write_json
 from imagenet import audit
 from imagenet.source import Finding
 
@@ -81,7 +80,7 @@ def process(job: Job) -> Outcome:
         if rows:
             table = pa.Table.from_batches(chosen)
             write_atomically(job.target, lambda path: _write(table, path))
-    size, digest = (job.target.stat().st_size, _sha256(job.target)) if rows else (0, "")
+    size, digest = (job.target.stat().st_size, sha256(job.target)) if rows else (0, "")
     outcome = Outcome(rows, size, digest, made, [])
     write_json(job.record, {"source": state, "rows": outcome.rows, "bytes": outcome.bytes, "sha256": outcome.sha256})
     return outcome
@@ -111,13 +110,8 @@ def _link(source: Path, target: Path) -> str:
     return made
 
 
-def matches(path: Path, sha256: str) -> bool:
-    return path.is_file() and _sha256(path) == sha256
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def matches(path: Path, expected: str) -> bool:
+    return path.is_file() and sha256(path) == expected
 
 
 def process_all(jobs: list[Job], rows: Mapping[Path, int], workers: int) -> dict[Path, Outcome]:

@@ -5,11 +5,11 @@ import plistlib
 import tarfile
 
 import dicom_hu
-import gdcm
 import nibabel
 import numpy as np
 import pydicom
 import pytest
+from prepare.compressed import compress as compressed_by_gdcm
 from pydicom.data import get_testdata_file
 from readers import read_dicom_folder, read_dicom_slice, read_inv3, read_nifti
 from slices import has_body, to_stored
@@ -42,19 +42,8 @@ def test_short_pixel_data_is_an_error_and_no_black_rows(tmp_path, write_slice):
 
 
 def compress(path, syntax):
-    reader = gdcm.ImageReader()
-    reader.SetFileName(str(path))
-    assert reader.Read()
-    change = gdcm.ImageChangeTransferSyntax()
-    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
-    change.SetInput(reader.GetImage())
-    assert change.Change()
-    writer = gdcm.ImageWriter()
     compressed = path.with_suffix(f".{syntax}")
-    writer.SetFileName(str(compressed))
-    writer.SetFile(reader.GetFile())
-    writer.SetImage(change.GetOutput())
-    assert writer.Write()
+    compressed_by_gdcm(path, compressed, syntax)
     assert pydicom.dcmread(compressed).file_meta.TransferSyntaxUID.is_compressed
     return compressed
 

@@ -3,13 +3,13 @@
 import zipfile
 from pathlib import Path
 
-import gdcm
 import numpy as np
 import pydicom
 import pytest
 from archive.header import read_header
 from archive.listing import Entry
 from archive.pixels import Picture, read_picture
+from prepare.compressed import compress
 from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 
@@ -49,7 +49,7 @@ class Archive:
             dataset.compress(uid.RLELossless, encoding_plugin="pydicom")
         dataset.save_as(path, enforce_file_format=True)
         if syntax in GDCM_SYNTAXES:
-            _compress(path, GDCM_SYNTAXES[syntax])
+            compress(path, path, GDCM_SYNTAXES[syntax])
         if tags:
             self.change(name, **tags)
         return self.entry(name, source)
@@ -114,21 +114,6 @@ def _dataset(stored: np.ndarray, source: str) -> Dataset:
     dataset.PixelData = stored.astype(stored.dtype.newbyteorder("<")).tobytes()
     dataset["PixelData"].VR = "OW"
     return dataset
-
-
-def _compress(path: Path, syntax: str) -> None:
-    reader = gdcm.ImageReader()
-    reader.SetFileName(str(path))
-    assert reader.Read()
-    change = gdcm.ImageChangeTransferSyntax()
-    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
-    change.SetInput(reader.GetImage())
-    assert change.Change()
-    writer = gdcm.ImageWriter()
-    writer.SetFileName(str(path))
-    writer.SetFile(reader.GetFile())
-    writer.SetImage(change.GetOutput())
-    assert writer.Write()
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from archive import header
 from archive.header import COLUMNS, OTHER_REASONS, REJECTED_REASONS, SCHEMA, pseudonym
 from archive.listing import Entry
 from dicom_hu import REASONS as DECODING_REASONS
+from prepare.broken import Failing
 from pydicom.dataset import Dataset
 
 IMAGE = ("image", "")
@@ -249,17 +250,6 @@ def test_no_permission(archive):
     entry = archive.write()
     (archive.root / "a").chmod(0)
     assert archive.fate(entry) == ("rejected", "unreadable")
-
-
-class Failing(io.BytesIO):
-    def __init__(self, content: bytes, error: BaseException):
-        super().__init__(content)
-        self.error = error
-
-    def read(self, size=-1):
-        if self.tell() > 300:
-            raise self.error
-        return super().read(size)
 
 
 def test_errors_of_the_disk_and_of_memory(archive, monkeypatch):

@@ -1,7 +1,6 @@
 """The pixel pass: HU by hand in every coding and transfer syntax; every damage is a reason, never a picture."""
 
 import hashlib
-import io
 import pickle
 import struct
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from archive import pixels
 from archive.listing import Entry
 from archive.pixels import FLAGS, REASONS, Rejected, read_picture
+from prepare.broken import Failing
 from pydicom.encaps import encapsulate, generate_frames
 
 GDCM_SYNTAXES = ["jpeg lossless 57", "jpeg lossless 70", "jpeg-ls", "jpeg 2000"]
@@ -306,21 +306,13 @@ def test_what_lies_behind_the_pixels_does_not_matter(archive):
     np.testing.assert_array_equal(archive.picture(entry).stored, hu + 1024)
 
 
-class Failing(io.BytesIO):
-    def read(self, size=-1):
-        if self.tell() > 300:
-            raise self.error
-        return super().read(size)
-
-
 def test_errors_of_the_disk_and_of_memory(archive, monkeypatch):
     entry = archive.write()
     row = archive.header(entry)
     raw = archive.bytes_of("a")
 
     def failing(error):
-        file = Failing(raw)
-        file.error = error
+        file = Failing(raw, error)
         return lambda root, entry: file
 
     monkeypatch.setattr(pixels, "open_entry", failing(OSError(5, "Input/output error")))

@@ -14,7 +14,6 @@ from gcond.data import store, windows
 from gcond.data.images import check_size, hold_in_memory
 from gcond.data.intensity import Intensity
 from gcond.data.splits import Splits
-from gcond.data.store import STORED_SIZE
 
 PAPER_MEAN, PAPER_STD = 0.107961, 0.173622
 
@@ -31,8 +30,7 @@ class StoreSlices:
         return len(self.positions)
 
     def __getitem__(self, index: int) -> Tensor:
-        pixels = np.frombuffer(self.pixels[int(self.positions[index])]["pixels"], store.DTYPE)
-        stored = pixels.reshape(STORED_SIZE, STORED_SIZE)
+        stored = store.picture(self.pixels, self.positions[index])
         return torch.from_numpy(resize(stored, self.size)).unsqueeze(0)
 
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 if TYPE_CHECKING:
@@ -92,18 +93,22 @@ def read_index(root: Path, facts: Mapping, columns: list[str] | None = None) -> 
     """Raises ValueError where the number of slices of a split is not the one that the facts name."""
     wanted = None if columns is None else list(dict.fromkeys(["split", *columns]))
     index = pq.read_table(root / "index.parquet", columns=wanted)
-    found = dict.fromkeys(SPLITS, 0) | {
-        row["values"]: row["counts"] for row in index.column("split").value_counts().to_pylist()
-    }
+    found = counts(index)
     if found != facts["counts"]:
         raise ValueError(f"`root`: the index of {root} holds {found} slices where facts.json says {facts['counts']}")
     return index
 
 
+def counts(index: pa.Table) -> dict[str, int]:
+    """The number of slices of each split."""
+    found = index.column("split").value_counts().to_pylist()
+    return dict.fromkeys(SPLITS, 0) | {row["values"]: row["counts"] for row in found}
+
+
 def positions(facts: Mapping, index: pa.Table, split: str) -> np.ndarray:
     """Where the slices of a split stand in `open_pixels` [n], in their order."""
     starts = np.cumsum([0, *(shard["slices"] for shard in facts["shards"])])[:-1]
-    own = np.array(index.column("split").to_pylist()) == split
+    own = pc.equal(index.column("split"), split).to_numpy()
     shard, row = (index.column(name).to_numpy()[own] for name in ("shard", "row"))
     return (starts[shard] + row).astype(np.int64)
 
@@ -166,14 +171,14 @@ def sha256(path: Path, progress: Callable[[int], object] = lambda n: None) -> st
     return digest.hexdigest()
 
 
+def picture(pixels: Dataset, position: int) -> np.ndarray:
+    """The slice at `position` of `open_pixels`: HU + 1024 [256, 256], read-only."""
+    return np.frombuffer(pixels[int(position)]["pixels"], DTYPE).reshape(STORED_SIZE, STORED_SIZE)
+
+
 def histogram(pixels: Dataset, positions: np.ndarray) -> np.ndarray:
     """[4096] counts of the stored values of some slices."""
-    counts = np.zeros(VALUES, dtype=np.int64)
-    for stored in _stored(pixels, positions):
-        counts += np.bincount(stored, minlength=VALUES)
-    return counts
-
-
-def _stored(pixels: Dataset, positions: np.ndarray) -> Iterator[np.ndarray]:
+    total = np.zeros(VALUES, dtype=np.int64)
     for position in positions:
-        yield np.frombuffer(pixels[int(position)]["pixels"], DTYPE)
+        total += np.bincount(picture(pixels, position).ravel(), minlength=VALUES)
+    return total

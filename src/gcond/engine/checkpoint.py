@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from gcond.files import write_atomically
+from gcond.files import sha256, write_atomically
 
 VERSION = 1
 KEPT = 2
@@ -49,7 +48,7 @@ class Checkpoint:
         content["parts"] = {name: part.state_dict() for name, part in self._parts.items()}
         unnamed = self.folder / "unnamed"
         write_atomically(unnamed, lambda temporary: torch.save(content, temporary))
-        os.replace(unnamed, self.folder / f"{state.step:08}-{_sha256(unnamed)}.pt")
+        os.replace(unnamed, self.folder / f"{state.step:08}-{sha256(unnamed)}.pt")
         for old in checkpoints(self.folder)[KEPT:]:
             old.unlink()
 
@@ -63,7 +62,7 @@ class Checkpoint:
             leftover.unlink()
         found = checkpoints(self.folder)
         for path in found:
-            if path.stem.partition("-")[2] == _sha256(path):
+            if path.stem.partition("-")[2] == sha256(path):
                 return self._restore(path)
             print(f"{path}: damaged, does not match the checksum in its name; not used", file=sys.stderr)
         if found:
@@ -88,8 +87,3 @@ class Checkpoint:
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, the newest first."""
     return sorted(folder.glob("*.pt"), reverse=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
