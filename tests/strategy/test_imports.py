@@ -38,14 +38,28 @@ ALLOWED = {
     "gcond.report": {"gcond.files", "gcond.toy.problem"},  # the surface to draw; no torch in it
 }
 STRATEGY = {
-    "gcond.strategy.gradients": set(),
+    "gcond.strategy.flat": set(),
+    "gcond.strategy.finite": set(),
+    "gcond.strategy.gradients": {"gcond.strategy.flat"},
     "gcond.strategy.conflict": set(),
     "gcond.strategy.estimate": {"gcond.strategy.gradients"},
     "gcond.strategy.update": {"gcond.strategy.gradients"},
     "gcond.strategy.diagnose": {"gcond.strategy.conflict"},
     "gcond.strategy.resolve": {"gcond.strategy.conflict"},
+    "gcond.strategy.processes": {f"gcond.strategy.{name}" for name in ("estimate", "conflict", "gradients")},
     "gcond.strategy.conductor": {
-        f"gcond.strategy.{name}" for name in ("estimate", "resolve", "update", "diagnose", "conflict", "gradients")
+        f"gcond.strategy.{name}"
+        for name in (
+            "processes",
+            "estimate",
+            "resolve",
+            "update",
+            "diagnose",
+            "conflict",
+            "gradients",
+            "flat",
+            "finite",
+        )
     },
 }
 FORBIDDEN = {

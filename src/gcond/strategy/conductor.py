@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sized
 from itertools import islice
 from typing import Any
 
@@ -12,10 +12,15 @@ from torch import Tensor
 
 from gcond.strategy.conflict import Conflict, LossWeighting, Resolution, Resolver
 from gcond.strategy.diagnose import average, describe
-from gcond.strategy.estimate import Estimator, Losses, Sequential, Stochastic
-from gcond.strategy.gradients import TaskGradients
+from gcond.strategy.estimate import Estimator, Losses, Sequential, Stochastic, Window
+from gcond.strategy.finite import GradientNotFinite, NotFinite, check_finite
+from gcond.strategy.flat import Named
+from gcond.strategy.gradients import Statistics, TaskGradients
+from gcond.strategy.processes import Processes, chosen
 from gcond.strategy.resolve import GCond
 from gcond.strategy.update import EMA, Update
+
+NONFINITE = ("raise", "skip")
 
 
 class GradientConductor:
@@ -26,13 +31,20 @@ class GradientConductor:
 
     Args:
         parameters: the trainable parameters, or a mapping from group name to parameters; conflicts are then also
-            reported per group.
+            reported per group. (name, parameter) pairs, as `model.named_parameters()` gives them, do as well: an error
+            then names the parameter.
         tasks: name -> lambda, the weight of the task's loss; >= 0 and not all 0.
         estimator, resolver, update: what the strategy is made of. The defaults are the paper's GCond stochastic, whose
             outer optimizer is AdamW with betas (0, 0.95).
         clip_norm: the resolved gradient is clipped to this norm before the update; None is off. 50 in the paper.
         buffer_dtype: of task gradients, history and momentum; None is the parameters' own. bfloat16 as published.
         seed: of the resolver's own randomness (PCGrad's order).
+        nonfinite: what to do when a loss or a gradient is not finite: "raise" `NotFinite`, or "skip" the step: `p.grad`
+            is then None everywhere, so that `optimizer.step()` moves nothing, `skipped` counts it, and the resolver,
+            history and momentum stay as they were (with `resolve_every="micro_batch"` a stateful resolver has seen the
+            micro-batches before). Statistics that the model keeps (BatchNorm) are the caller's to restore.
+        processes: who takes part (`gcond.strategy.processes`): `Replicated()`, `ReplicatedPerRank()`, `Sharded()`;
+            None is this process alone, or Sharded() for parameters of `fully_shard`.
 
     Raises:
         ValueError: settings that contradict each other; the message names the setting.
@@ -40,7 +52,7 @@ class GradientConductor:
 
     def __init__(
         self,
-        parameters: Iterable[Tensor] | Mapping[str, Iterable[Tensor]],
+        parameters: Iterable[Named] | Mapping[str, Iterable[Named]],
         tasks: Mapping[str, float],
         estimator: Estimator | None = None,
         resolver: Resolver | None = None,
@@ -48,6 +60,8 @@ class GradientConductor:
         clip_norm: float | None = 50.0,
         buffer_dtype: torch.dtype | None = None,
         seed: int = 0,
+        nonfinite: str = "raise",
+        processes: Processes | None = None,
     ) -> None:
         self.tasks = _checked_tasks(tasks)
         self.estimator = estimator if estimator is not None else Stochastic()
@@ -56,6 +70,9 @@ class GradientConductor:
         if clip_norm is not None and clip_norm <= 0:
             raise ValueError(f"`clip_norm`: expected None or a number > 0, found {clip_norm}")
         self.clip_norm = clip_norm
+        if nonfinite not in NONFINITE:
+            raise ValueError(f'`nonfinite`: expected "raise" or "skip", found {nonfinite!r}')
+        self.nonfinite = nonfinite
         rows = self.estimator.rows(list(self.tasks))
         if rows < len(self.tasks) and self.resolver.needs_task_gradients:
             raise ValueError(
@@ -74,68 +91,139 @@ class GradientConductor:
         self.resolver.check(self.tasks, groups)
         self._parameters = parameters
         self._dtype = buffer_dtype
-        self.gradients = self._allocate(rows)
+        self.gradients = TaskGradients(parameters, rows, buffer_dtype)
+        sharded = self.gradients.sharded
+        self.processes = chosen(processes, sharded)
+        self.processes.check(self.estimator, self.resolver, sharded)
+        self.processes.attach(self.gradients)
+        self.share = self.estimator.share(self.processes.rank, self.processes.size, list(self.tasks))
         self._generator = torch.Generator().manual_seed(seed)
         self._lambdas = torch.tensor(list(self.tasks.values()), dtype=torch.float64)
         self._reference: Tensor | None = None  # [m, P], the previous task gradients
         self._direction: Tensor | None = None  # [P], where the rows must outlive the resolution
         self._resolutions = 0
         self.steps = 0
+        self.skipped = 0  # steps left out, by `nonfinite="skip"` or since a GradScaler's scale was too large
         self.resolved_gradient: Tensor | None = None  # [P], clipped; kept by `step(diagnose=True)` only
 
-    def step(self, batches: Iterable[Any], losses: Losses, diagnose: bool = False) -> dict[str, float]:
+    def step(
+        self,
+        batches: Iterable[Any],
+        losses: Losses,
+        diagnose: bool = False,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> dict[str, float]:
         """Fill `p.grad` from the next `accumulation_steps` micro-batches.
 
         Args:
-            batches: an iterator, of which K are taken, or a collection of exactly K.
+            batches: an iterator, of which K are taken, or a collection of exactly K; of several processes each takes
+                those that `share` names.
             losses: called as losses(batch, names), returns {name: scalar loss} for exactly those names, lambdas not
                 applied. Autocast belongs inside.
             diagnose: gather task gradients even where the strategy does not need them (m - 1 extra backward passes per
                 micro-batch), so that conflicts are reported; and keep the resolved, clipped gradient in
                 `resolved_gradient` [P].
+            scaler: for float16. Losses are scaled by it, task gradients unscaled once, before they are resolved, and
+                what stands in `p.grad` is scaled again: go on with `scaler.step(optimizer)` and `scaler.update()` (not
+                with `scaler.unscale_`, no clipping of your own). Where a gradient overflows, `p.grad` is infinite, so
+                that the scaler leaves the step out and lowers its scale; nothing else has changed, `skipped` counts it.
 
         Returns:
-            What there is to log, by name: losses, norms, minimum cosines, implied weights, correction, zones …
+            What there is to log, by name: losses, norms, minimum cosines, implied weights, correction, zones …; of a
+            step that was left out only the losses and `skipped` = 1.
 
         Raises:
-            FloatingPointError: a loss or a gradient is not finite; `p.grad` is then not to be used.
+            NotFinite: a loss or a gradient is not finite, with `nonfinite="raise"`; `p.grad` is then not to be used.
         """
-        window = _take(batches, self.estimator.accumulation_steps)
         estimator: Estimator = self.estimator
         gradients = self.gradients
         if diagnose and len(gradients.rows) < len(self.tasks) and not self.resolver.weighs_losses:
             estimator, gradients = Sequential(estimator.accumulation_steps), self._allocate(len(self.tasks))
+        scaled = scaler is not None and scaler.is_enabled()
+        window = Window(
+            self._take(batches),
+            losses,
+            self.tasks,
+            weigh=self.resolver.weigh if isinstance(self.resolver, LossWeighting) else None,
+            enlarge=scaler.scale if scaler is not None and scaled else lambda loss: loss,
+        )
+        scale = scaler.get_scale() if scaler is not None and scaled else 1.0
 
-        resolutions: list[dict[str, float]] = []
-        parts = len(window) if estimator.resolves_micro_batches else 1
+        parts = len(window.batches) if estimator.resolves_micro_batches else 1
         out = self._output(gradients, parts)
-        weigh = self.resolver.weigh if isinstance(self.resolver, LossWeighting) else None
-        for mean_losses in estimator.gather(gradients, window, losses, self.tasks, weigh):
-            resolution, metrics = self._resolve(gradients, mean_losses)
-            exclusive = torch.ones(len(gradients.rows)) if resolution.exclusive is None else resolution.exclusive
-            if resolution.blockwise is not None:
-                gradients.combine_blocks(resolution.blockwise, exclusive, out, 1 / parts, bool(resolutions))
-            else:
-                gradients.combine(resolution.weights, exclusive, out, 1 / parts, bool(resolutions))
-            self._keep_history(gradients)
-            resolutions.append(metrics)
-
-        metrics = average(resolutions)
-        if "resolved_norm" not in metrics or parts > 1:
+        try:
+            metrics = self._resolve_window(estimator, gradients, window, out, parts, scale)
+        except NotFinite as problem:
+            return self._leave_out(problem, gradients, out, scale if scaled else None)
+        self.processes.finish(out, gradients)
+        if "resolved_norm" not in metrics:
             metrics["resolved_norm"] = math.sqrt(float(gradients.dot(out, out)))
         metrics["clipped"] = float(self._clip(out, metrics["resolved_norm"]))
         self.resolved_gradient = out.clone() if diagnose else None
         self.update.apply(out, gradients)
-        gradients.write(out)
+        gradients.write(out * scale if scaled else out, gradients.reached.any(0).tolist())
         self.steps += 1
         return metrics
 
-    def _resolve(self, gradients: TaskGradients, mean_losses: Tensor) -> tuple[Resolution, dict[str, float]]:
-        statistics = gradients.statistics(self._reference)
+    def _resolve_window(
+        self, estimator: Estimator, gradients: TaskGradients, window: Window, out: Tensor, parts: int, scale: float
+    ) -> dict[str, float]:
+        """Combine the window's gradients into `out` [P], the mean of its resolutions, and return their metrics."""
+        resolutions: list[dict[str, float]] = []
+        for part, mean_losses in enumerate(estimator.gather(gradients, window)):
+            if scale != 1:
+                gradients.rows.mul_(1 / scale)
+            gathered = self.processes.gather(gradients, self._reference, mean_losses)
+            for place, (statistics, values) in enumerate(zip(gathered.statistics, gathered.losses, strict=True)):
+                resolution, metrics = self._resolve(gradients, statistics, values)
+                resolutions += self.processes.merge_metrics(metrics)
+                if place == gathered.own:
+                    own = resolution
+            if not gathered.sound:
+                raise NotFinite(f"step {self.steps}: another process found a loss or gradient that is not finite", {})
+            self._combine(gradients, own, out, 1 / parts, add=part > 0)
+            self._keep_history(gradients)
+        merged = average(resolutions)
+        if len(resolutions) > 1:
+            merged.pop("resolved_norm", None)  # of the mean it is another
+        return merged
+
+    def _combine(self, gradients: TaskGradients, resolution: Resolution, out: Tensor, scale: float, add: bool) -> None:
+        exclusive = torch.ones(len(gradients.rows)) if resolution.exclusive is None else resolution.exclusive
+        if resolution.blockwise is not None:
+            gradients.combine_blocks(resolution.blockwise, exclusive, out, scale, add)
+        else:
+            gradients.combine(resolution.weights, exclusive, out, scale, add)
+
+    def _leave_out(
+        self, problem: NotFinite, gradients: TaskGradients, out: Tensor, scale: float | None
+    ) -> dict[str, float]:
+        overflow = scale is not None and scale > 1 and isinstance(problem, GradientNotFinite)
+        if self.nonfinite == "raise" and not overflow:
+            raise problem
+        if scale is None:
+            gradients.forget()
+        else:
+            gradients.write(out.fill_(math.inf), gradients.reached.any(0).tolist())
+        self.steps += 1
+        self.skipped += 1
+        if isinstance(self.resolver, LossWeighting):
+            self.resolver.forget_window()
+        return {f"loss/{task}": value for task, value in problem.losses.items()} | {"skipped": 1.0}
+
+    def _resolve(
+        self, gradients: TaskGradients, statistics: Statistics, values: Tensor
+    ) -> tuple[Resolution, dict[str, float]]:
         joint = len(gradients.rows) < len(self.tasks)
         names = ("+".join(self.tasks),) if joint else tuple(self.tasks)
-        values = mean_losses.cpu()
-        self._check_finite(values, (statistics.gram.diagonal() + statistics.exclusive), names)
+        squares = statistics.gram.diagonal() + statistics.exclusive
+        losses = dict(zip(self.tasks, values.tolist(), strict=True))
+
+        def culprit(row: int) -> str:
+            place = self.processes.first(gradients.culprit(row))
+            return f"parameter {gradients.names[place]}" if place < len(gradients.names) else "no single parameter"
+
+        check_finite(self.steps, losses, dict(zip(names, squares.tolist(), strict=True)), culprit)
         conflict = Conflict(
             tasks=names,
             gram=statistics.gram,
@@ -149,7 +237,7 @@ class GradientConductor:
         resolution = self.resolver.resolve(conflict)
         self._resolutions += 1
         metrics = describe(conflict, resolution)
-        metrics |= {f"loss/{task}": value for task, value in zip(self.tasks, values.tolist(), strict=True)}
+        metrics |= {f"loss/{task}": value for task, value in losses.items()}
         if isinstance(self.resolver, LossWeighting):
             metrics |= self.resolver.after_window(values)
         if resolution.coefficients is None:
@@ -179,31 +267,42 @@ class GradientConductor:
         out.mul_(self.clip_norm / norm)
         return True
 
-    def _check_finite(self, losses: Tensor, squared_norms: Tensor, names: Sequence[str]) -> None:
-        for task, value in zip(self.tasks, losses.tolist(), strict=True):
-            if not math.isfinite(value):
-                raise FloatingPointError(f"step {self.steps}: the loss of task {task!r} is {value}")
-        for name, value in zip(names, squared_norms.tolist(), strict=True):
-            if not math.isfinite(value):
-                raise FloatingPointError(f"step {self.steps}: the gradient of task {name!r} is not finite")
+    def _take(self, batches: Iterable[Any]) -> list[Any]:
+        count = len(self.share)
+        expected = f"expected accumulation_steps = {count} micro-batches"
+        if self.processes.size > 1:
+            expected = f"expected {count} micro-batches, this process's share of {self.estimator.accumulation_steps}"
+        if isinstance(batches, Sized) and len(batches) != count:
+            raise ValueError(f"`batches`: {expected}, found {len(batches)}")
+        window = list(islice(batches, count))
+        if len(window) < count:
+            raise ValueError(f"`batches`: {expected}, found only {len(window)}")
+        return window
 
     def _allocate(self, rows: int) -> TaskGradients:
-        return TaskGradients(self._parameters, rows, self._dtype)
+        gradients = TaskGradients(self._parameters, rows, self._dtype)
+        self.processes.attach(gradients)
+        return gradients
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on; tensors and plain numbers, loadable with `weights_only=True`."""
+        """Everything that the next step depends on; tensors and plain numbers, loadable with `weights_only=True`.
+
+        A collective call: every process makes it. Under `Replicated` all get the same state, whatever their number.
+        """
+        reference = None if self._reference is None else self.processes.whole(self._reference, self.gradients)
         return {
             "steps": self.steps,
+            "skipped": self.skipped,
             "resolutions": self._resolutions,
             "reached": self.gradients.reached,
-            "reference": self._reference,
+            "reference": reference,
             "generator": self._generator.get_state(),
             "resolver": self.resolver.state_dict(),
             "update": self.update.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.steps = state["steps"]
+        self.steps, self.skipped = state["steps"], state["skipped"]
         self._resolutions = state["resolutions"]
         self.gradients.restore_reached(state["reached"])
         reference = state["reference"]
@@ -221,12 +320,3 @@ def _checked_tasks(tasks: Mapping[str, float]) -> dict[str, float]:
     if wrong or sum(checked.values()) == 0:
         raise ValueError(f"`tasks`: expected finite lambdas >= 0, not all 0, found {wrong or checked}")
     return checked
-
-
-def _take(batches: Iterable[Any], count: int) -> list[Any]:
-    if isinstance(batches, Sized) and len(batches) != count:
-        raise ValueError(f"`batches`: expected accumulation_steps = {count} micro-batches, found {len(batches)}")
-    window = list(islice(batches, count))
-    if len(window) < count:
-        raise ValueError(f"`batches`: expected accumulation_steps = {count} micro-batches, found only {len(window)}")
-    return window

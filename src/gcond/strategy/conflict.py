@@ -56,11 +56,15 @@ class Resolver(Protocol):
     `uses_history`: whether it reads `Conflict.cross`; if not, no reference rows are held.
     `needs_task_gradients`: whether it needs a row per task; if not, one joint backward pass serves all tasks.
     `weighs_losses`: whether it weights the losses before a joint backward pass (see `LossWeighting`).
+    `works_on_coordinates`: whether it answers with `Resolution.blockwise`.
+    `remembers_coordinates`: whether its state is of the size of the rows.
     """
 
     uses_history: bool
     needs_task_gradients: bool
     weighs_losses: bool
+    works_on_coordinates: bool
+    remembers_coordinates: bool
 
     def check(self, tasks: dict[str, float], groups: tuple[str, ...]) -> None:
         """Raise ValueError where the resolver cannot serve these tasks (name -> lambda) or parameter groups."""
@@ -78,6 +82,8 @@ class StatelessResolver:
     uses_history = False
     needs_task_gradients = True
     weighs_losses = False
+    works_on_coordinates = False
+    remembers_coordinates = False
 
     def check(self, tasks: dict[str, float], groups: tuple[str, ...]) -> None:
         pass
@@ -103,6 +109,9 @@ class LossWeighting(StatelessResolver):
     def after_window(self, losses: Tensor) -> dict[str, float]:
         """Learn from the window's mean losses [m], float64 on the CPU; returns what to log."""
         raise NotImplementedError
+
+    def forget_window(self) -> None:
+        """Drop what `weigh` has noted of a window that was left out."""
 
     def resolve(self, conflict: Conflict) -> Resolution:
         return Resolution(torch.eye(len(conflict.tasks), dtype=torch.float64))

@@ -20,6 +20,36 @@ Losses = Callable[[Any, Sequence[str]], Mapping[str, Tensor]]
 Weigh = Callable[[Tensor], Tensor]  # losses [m] of a micro-batch, detached -> weights [m] in place of the lambdas
 
 
+@dataclass(frozen=True)
+class Window:
+    """This process's micro-batches of a window, and what is done with each.
+
+    `tasks` is name -> lambda. `enlarge` multiplies a loss before its backward pass (a GradScaler's `scale`).
+    """
+
+    batches: Sequence[Any]
+    losses: Losses
+    tasks: Mapping[str, float]
+    weigh: Weigh | None = None
+    enlarge: Callable[[Tensor], Tensor] = lambda loss: loss
+
+    def ask(self, batch: Any, names: list[str]) -> Mapping[str, Tensor]:
+        """The losses `names` of a micro-batch; ValueError where the answer is not one scalar for each."""
+        values = self.losses(batch, names)
+        if set(values) != set(names):
+            raise ValueError(f"`losses`: asked for {names}, expected exactly these keys, found {list(values)}")
+        for name, value in values.items():
+            if value.numel() != 1 or not value.requires_grad:
+                raise ValueError(
+                    f"`losses`: expected a scalar that requires a gradient for task {name!r}, found shape "
+                    f"{tuple(value.shape)}, requires_grad={value.requires_grad}"
+                )
+        return values
+
+    def backward(self, loss: Tensor, retain_graph: bool = False) -> None:
+        self.enlarge(loss).backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
+
+
 class Estimator(Protocol):
     @property
     def accumulation_steps(self) -> int:
@@ -32,14 +62,11 @@ class Estimator(Protocol):
     def rows(self, tasks: Sequence[str]) -> int:
         """The rows that `gather` fills; ValueError where the estimator cannot serve these tasks."""
 
-    def gather(
-        self,
-        gradients: TaskGradients,
-        batches: Sequence[Any],
-        losses: Losses,
-        tasks: Mapping[str, float],
-        weigh: Weigh | None = None,
-    ) -> Iterator[Tensor]: ...
+    def share(self, rank: int, size: int, tasks: Sequence[str]) -> list[int]:
+        """Which of the window's K micro-batches process `rank` of `size` takes; ValueError where K does not divide."""
+
+    def gather(self, gradients: TaskGradients, window: Window) -> Iterator[Tensor]:
+        """Fill the rows from this process's micro-batches and yield the mean losses [m] whenever they are ready."""
 
 
 @dataclass(frozen=True)
@@ -55,26 +82,25 @@ class Joint:
     def rows(self, tasks: Sequence[str]) -> int:
         return 1
 
-    def gather(
-        self,
-        gradients: TaskGradients,
-        batches: Sequence[Any],
-        losses: Losses,
-        tasks: Mapping[str, float],
-        weigh: Weigh | None = None,
-    ) -> Iterator[Tensor]:
+    def share(self, rank: int, size: int, tasks: Sequence[str]) -> list[int]:
+        own = _divide(self.accumulation_steps, size, f"the {size} processes")
+        return list(range(rank * own, (rank + 1) * own))
+
+    def gather(self, gradients: TaskGradients, window: Window) -> Iterator[Tensor]:
+        tasks = window.tasks
         gradients.zero()
         total = _Mean(len(tasks))
         with gradients.collecting():
             gradients.select(0)
-            for batch in batches:
-                values = _ask(losses, batch, list(tasks))
+            for batch in window.batches:
+                values = window.ask(batch, list(tasks))
                 total.add(values, tasks)
-                if weigh is None:
-                    _backward(sum(tasks[name] * values[name] for name in tasks) / len(batches))
+                if window.weigh is None:
+                    weighted: Any = sum(tasks[name] * values[name] for name in tasks)
                 else:
                     stacked = torch.stack([values[name].reshape(()) for name in tasks])
-                    _backward((weigh(stacked.detach()) * stacked).sum() / len(batches))
+                    weighted = (window.weigh(stacked.detach()) * stacked).sum()
+                window.backward(weighted / len(window.batches))
         yield total.mean()
 
 
@@ -109,39 +135,33 @@ class Sequential:
     def rows(self, tasks: Sequence[str]) -> int:
         return len(tasks)
 
-    def gather(
-        self,
-        gradients: TaskGradients,
-        batches: Sequence[Any],
-        losses: Losses,
-        tasks: Mapping[str, float],
-        weigh: Weigh | None = None,
-    ) -> Iterator[Tensor]:
-        windows = [[batch] for batch in batches] if self.resolves_micro_batches else [batches]
-        for window in windows:
+    def share(self, rank: int, size: int, tasks: Sequence[str]) -> list[int]:
+        own = _divide(self.accumulation_steps, size, f"the {size} processes")
+        if self.resolves_micro_batches:  # in turn, so that micro-batches are resolved in their order
+            return list(range(rank, self.accumulation_steps, size))
+        return list(range(rank * own, (rank + 1) * own))
+
+    def gather(self, gradients: TaskGradients, window: Window) -> Iterator[Tensor]:
+        tasks = window.tasks
+        parts = [[batch] for batch in window.batches] if self.resolves_micro_batches else [window.batches]
+        for part in parts:
             gradients.zero()
             total = _Mean(len(tasks))
             with gradients.collecting():
-                for batch in window:
-                    self._backward_all(gradients, batch, losses, tasks, len(window), total)
+                for batch in part:
+                    self._backward_all(gradients, window, batch, len(part), total)
             yield total.mean()
 
     def _backward_all(
-        self,
-        gradients: TaskGradients,
-        batch: Any,
-        losses: Losses,
-        tasks: Mapping[str, float],
-        micro_batches: int,
-        total: _Mean,
+        self, gradients: TaskGradients, window: Window, batch: Any, micro_batches: int, total: _Mean
     ) -> None:
-        names = list(tasks)
-        values = _ask(losses, batch, names) if self.forward == "shared" else {}
+        tasks, names = window.tasks, list(window.tasks)
+        values = window.ask(batch, names) if self.forward == "shared" else {}
         for row, name in enumerate(names):
-            loss = values[name] if values else _ask(losses, batch, [name])[name]
+            loss = values[name] if values else window.ask(batch, [name])[name]
             total.add({name: loss}, tasks)
             gradients.select(row)
-            _backward(loss * (tasks[name] / micro_batches), retain_graph=bool(values) and row < len(names) - 1)
+            window.backward(loss * (tasks[name] / micro_batches), retain_graph=bool(values) and row < len(names) - 1)
 
 
 @dataclass(frozen=True)
@@ -173,14 +193,13 @@ class Stochastic:
             )
         return len(tasks)
 
-    def gather(
-        self,
-        gradients: TaskGradients,
-        batches: Sequence[Any],
-        losses: Losses,
-        tasks: Mapping[str, float],
-        weigh: Weigh | None = None,
-    ) -> Iterator[Tensor]:
+    def share(self, rank: int, size: int, tasks: Sequence[str]) -> list[int]:
+        own = _divide(self.accumulation_steps, size, f"{len(tasks)} tasks x {size} processes", len(tasks))
+        block = own * size
+        return [task * block + rank * own + step for task in range(len(tasks)) for step in range(own)]
+
+    def gather(self, gradients: TaskGradients, window: Window) -> Iterator[Tensor]:
+        tasks, batches = window.tasks, window.batches
         gradients.zero()
         total = _Mean(len(tasks))
         block = len(batches) // len(tasks)
@@ -188,9 +207,9 @@ class Stochastic:
             for row, name in enumerate(tasks):
                 gradients.select(row)
                 for batch in batches[row * block : (row + 1) * block]:
-                    loss = _ask(losses, batch, [name])[name]
+                    loss = window.ask(batch, [name])[name]
                     total.add({name: loss}, tasks)
-                    _backward(loss * (tasks[name] / block))
+                    window.backward(loss * (tasks[name] / block))
         yield total.mean()
 
 
@@ -209,21 +228,14 @@ class _Mean:
         return torch.stack([torch.stack(values).double().mean() for values in self._values])
 
 
-def _ask(losses: Losses, batch: Any, names: list[str]) -> Mapping[str, Tensor]:
-    values = losses(batch, names)
-    if set(values) != set(names):
-        raise ValueError(f"`losses`: asked for {names}, expected exactly these keys, found {list(values)}")
-    for name, value in values.items():
-        if value.numel() != 1 or not value.requires_grad:
-            raise ValueError(
-                f"`losses`: expected a scalar that requires a gradient for task {name!r}, found shape "
-                f"{tuple(value.shape)}, requires_grad={value.requires_grad}"
-            )
-    return values
-
-
-def _backward(loss: Any, retain_graph: bool = False) -> None:
-    loss.backward(retain_graph=retain_graph)
+def _divide(steps: int, size: int, unit: str, parts: int = 1) -> int:
+    """Micro-batches of each process in each of `parts` blocks."""
+    if steps % (size * parts):
+        raise ValueError(
+            f"`accumulation_steps`: expected a multiple of {unit} = {size * parts}, so that whole micro-batches go to "
+            f"every process, found {steps}"
+        )
+    return steps // (size * parts)
 
 
 def _check_steps(accumulation_steps: int) -> None:

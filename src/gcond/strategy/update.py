@@ -93,8 +93,8 @@ class LionLARS(EMA):
     def apply(self, direction: Tensor, gradients: TaskGradients) -> None:
         super().apply(direction, gradients)
         views = gradients.views(direction)
-        momentum_norms = torch.stack(torch._foreach_norm(views)).double()
-        parameter_norms = torch.stack(torch._foreach_norm([p.detach() for p in gradients.parameters])).double()
+        momentum_norms = gradients.norms(views)
+        parameter_norms = gradients.norms([p.detach() for p in gradients.parameters])
         ratios = (parameter_norms / momentum_norms).clamp(max=self.clip)
         ratios = torch.where((parameter_norms < 1e-8) | (momentum_norms < 1e-8), 1.0, ratios) * self.coefficient
         direction.sign_()

@@ -82,8 +82,11 @@ class FAMO(LossWeighting):
             self._logits.grad = z * (delta - z @ delta)
             self._adam.step()
         self._previous = logs
-        self._on_device = self._lowest = None
+        self.forget_window()
         return {f"famo/weight/{task}": weight for task, weight in zip(self._tasks, weights.tolist(), strict=True)}
+
+    def forget_window(self) -> None:
+        self._on_device = self._lowest = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"logits": self._logits.clone(), "previous": self._previous, "adam": deepcopy(self._adam.state_dict())}
@@ -92,7 +95,7 @@ class FAMO(LossWeighting):
         self._logits.copy_(state["logits"])
         self._previous = state["previous"]
         self._adam.load_state_dict(state["adam"])
-        self._on_device = self._lowest = None
+        self.forget_window()
 
 
 def _normalised(z: Tensor, gaps: Tensor) -> Tensor:

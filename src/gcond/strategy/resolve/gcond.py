@@ -50,6 +50,8 @@ class GCond:
     uses_history = True
     needs_task_gradients = True
     weighs_losses = False
+    works_on_coordinates = False
+    remembers_coordinates = False
 
     def __init__(
         self,

@@ -30,6 +30,8 @@ class GradDrop(StatelessResolver):
         ValueError: a leak out of range, or for a task that does not exist.
     """
 
+    works_on_coordinates = True
+
     def __init__(self, leak: float | Mapping[str, float] = 0.0) -> None:
         values = dict(leak) if isinstance(leak, Mapping) else {"all tasks": leak}
         wrong = {name: value for name, value in values.items() if not 0 <= value <= 1}

@@ -31,6 +31,8 @@ class GradNorm:
     uses_history = False
     needs_task_gradients = True
     weighs_losses = False
+    works_on_coordinates = False
+    remembers_coordinates = False
 
     def __init__(self, alpha: float = 1.5, lr: float = 1e-3, group: str = "head") -> None:
         if alpha < 0:

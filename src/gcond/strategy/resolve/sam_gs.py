@@ -37,6 +37,9 @@ class SAMGS(StatelessResolver):
         ValueError: a setting out of range; the message names it.
     """
 
+    works_on_coordinates = True
+    remembers_coordinates = True
+
     def __init__(self, psi: str = "paper", beta1: float = 0.9, beta2: float = 0.99, gamma: float = 0.1) -> None:
         if psi not in ("paper", "code"):
             raise ValueError(f'`psi`: expected "paper" or "code", found {psi!r}')

@@ -1,0 +1,312 @@
+"""Several processes, one arbitration: who takes which micro-batches, and what they tell each other in a window.
+
+Letters: R processes, K micro-batches of a window, m rows (tasks), P parameters. Whole micro-batches go to processes.
+`torch.distributed` must be initialised; a step is a collective call, and so is `GradientConductor.state_dict`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gcond.strategy.conflict import Resolver
+from gcond.strategy.estimate import Estimator
+from gcond.strategy.gradients import Statistics, TaskGradients
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What there is to resolve: one entry a resolution, of which `own` is this process's. Losses are means [m].
+
+    `sound` is False where another process, which resolves for itself, found a loss or gradient that is not finite.
+    """
+
+    statistics: list[Statistics]
+    losses: list[Tensor]
+    own: int = 0
+    sound: bool = True
+
+
+class Processes(Protocol):
+    """`counts` says how often each collective was called, and how many numbers it was given, since the start."""
+
+    rank: int
+    size: int
+    counts: Counter[str]
+
+    def check(self, estimator: Estimator, resolver: Resolver, sharded: bool) -> None:
+        """Raise ValueError where these processes cannot serve the strategy."""
+
+    def attach(self, gradients: TaskGradients) -> None:
+        """Tell the buffer which part of it is this process's work."""
+
+    def gather(self, gradients: TaskGradients, reference: Tensor | None, losses: Tensor) -> Gathered:
+        """From filled rows to what there is to resolve."""
+
+    def finish(self, out: Tensor, gradients: TaskGradients) -> None:
+        """Make `out` [P], combined by every process for itself, the same everywhere; in place."""
+
+    def whole(self, reference: Tensor, gradients: TaskGradients) -> Tensor:
+        """The reference rows [m, P] with every process's part, for a checkpoint."""
+
+    def merge_metrics(self, metrics: dict[str, float]) -> list[dict[str, float]]:
+        """The metrics of every process whose resolutions differ."""
+
+    def first(self, index: int) -> int:
+        """The smallest `index` of any process."""
+
+
+class Alone:
+    """One process."""
+
+    rank, size = 0, 1
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def check(self, estimator: Estimator, resolver: Resolver, sharded: bool) -> None:
+        if sharded:
+            raise ValueError("`processes`: expected Sharded() for sharded parameters (DTensor), found Alone()")
+
+    def attach(self, gradients: TaskGradients) -> None:
+        pass
+
+    def gather(self, gradients: TaskGradients, reference: Tensor | None, losses: Tensor) -> Gathered:
+        return Gathered([gradients.statistics(reference)], [losses.cpu()])
+
+    def finish(self, out: Tensor, gradients: TaskGradients) -> None:
+        pass
+
+    def whole(self, reference: Tensor, gradients: TaskGradients) -> Tensor:
+        return reference
+
+    def merge_metrics(self, metrics: dict[str, float]) -> list[dict[str, float]]:
+        return [metrics]
+
+    def first(self, index: int) -> int:
+        return index
+
+
+class _Group(Alone):
+    """What the kinds of several processes share: counted collectives over `group` (None is the default group)."""
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        super().__init__()
+        if not dist.is_initialized():
+            raise ValueError(
+                f"`processes`: {type(self).__name__} expects torch.distributed to be initialised; call "
+                "torch.distributed.init_process_group, or start the program with torchrun"
+            )
+        self._group = group
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+
+    def check(self, estimator: Estimator, resolver: Resolver, sharded: bool) -> None:
+        if sharded:
+            raise ValueError(
+                f"`processes`: expected Sharded() for sharded parameters (DTensor), found {type(self).__name__}()"
+            )
+
+    def sum(self, tensor: Tensor) -> None:
+        self._count("all_reduce", tensor)
+        dist.all_reduce(tensor, group=self._group)
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """[R, ...] of the processes' tensors."""
+        self._count("all_gather", tensor)
+        gathered = tensor.new_empty(self.size, *tensor.shape)
+        dist.all_gather_into_tensor(gathered, tensor.contiguous(), group=self._group)
+        return gathered
+
+    def first(self, index: int) -> int:
+        device = "cuda" if dist.get_backend(self._group) == "nccl" else "cpu"
+        smallest = torch.tensor([index], device=device)
+        dist.all_reduce(smallest, dist.ReduceOp.MIN, group=self._group)
+        return int(smallest)
+
+    def _count(self, name: str, tensor: Tensor) -> None:
+        self.counts[f"{name}/calls"] += 1
+        self.counts[f"{name}/numbers"] += tensor.numel()
+
+
+class Replicated(_Group):
+    """Every process holds all parameters and K / R of a window's micro-batches; a conflict is settled once for all.
+
+    Task gradients are reduced, each process keeping one R-th of the coordinates; m x m statistics are summed, so that
+    all processes resolve the same conflict; each combines its part, and the parts are gathered. 1, 2 and 4 processes
+    with the same micro-batches arbitrate alike, but for the order of floating-point sums. Large collectives per window:
+    m reduce-scatters and one all-gather of P numbers; small: two all-reduces. Resolvers that work on coordinates get
+    the whole of every row instead: m all-reduces.
+
+    With `resolve_every="micro_batch"` micro-batches take turns over the processes: each resolves its own, from
+    statistics that all have seen in their order, so that stateful resolvers agree; one all-reduce of P numbers averages
+    the results. That is refused for resolvers that remember gradients of earlier micro-batches.
+
+    No DistributedDataParallel: it would reduce the sum of the tasks before anything is resolved.
+    """
+
+    def check(self, estimator: Estimator, resolver: Resolver, sharded: bool) -> None:
+        super().check(estimator, resolver, sharded)
+        self._by_micro_batch = estimator.resolves_micro_batches
+        self._on_coordinates = resolver.works_on_coordinates
+        if self._by_micro_batch and (resolver.uses_history or resolver.remembers_coordinates):
+            raise ValueError(
+                f"`resolve_every`: {type(resolver).__name__} remembers the gradients of the micro-batch before, which "
+                f'another of the {self.size} processes holds; expected "window", found "micro_batch"'
+            )
+
+    def attach(self, gradients: TaskGradients) -> None:
+        if self._by_micro_batch or self._on_coordinates:
+            return
+        part = gradients.size // self.size
+        self._part, self._rest = slice(self.rank * part, (self.rank + 1) * part), slice(part * self.size, None)
+        own, rest = (self._part.start, self._part.stop), (part * self.size, gradients.size)
+        gradients.ranges = [own, rest]  # fewer than R coordinates are left over: all processes combine them,
+        gradients.counted = [own, rest] if self.rank == 0 else [own]  # and one counts them
+
+    def gather(self, gradients: TaskGradients, reference: Tensor | None, losses: Tensor) -> Gathered:
+        if self._by_micro_batch:
+            return self._gather_micro_batches(gradients, losses)
+        m = len(losses)
+        rows = gradients.rows
+        if self._on_coordinates:
+            for row in rows:
+                self.sum(row)
+            rows /= self.size
+            rest = rows[:, :0]
+        else:
+            rest = rows[:, self._rest]
+            self._reduce_scatter(rows)
+        reached = gradients.reached.to(losses)
+        told = torch.cat([losses, reached.flatten(), rest.double().flatten()])
+        self.sum(told)
+        gradients.agree(told[m : m + reached.numel()].view_as(reached).cpu() > 0)
+        rest.copy_(told[m + reached.numel() :].view_as(rest) / self.size)
+        products = gradients.products(reference)
+        if not self._on_coordinates:
+            self.sum(products)
+        return Gathered([gradients.summarise(products)], [(told[:m] / self.size).cpu()])
+
+    def _reduce_scatter(self, rows: Tensor) -> None:
+        for row in rows:
+            whole, own = row[: self._rest.start], row[self._part]
+            if own.numel():
+                self._count("reduce_scatter", whole)
+                dist.reduce_scatter_tensor(own, whole, group=self._group)
+                own /= self.size
+
+    def _gather_micro_batches(self, gradients: TaskGradients, losses: Tensor) -> Gathered:
+        m = len(losses)
+        told = self.all_gather(torch.cat([losses, gradients.reached.to(losses).flatten()]))
+        gradients.agree(told[:, m:].sum(0).view_as(gradients.reached).cpu() > 0)
+        products = self.all_gather(gradients.products(None))
+        return Gathered([gradients.summarise(each) for each in products], list(told[:, :m].cpu()), self.rank)
+
+    def finish(self, out: Tensor, gradients: TaskGradients) -> None:
+        if self._by_micro_batch:
+            self.sum(out)
+            out /= self.size
+        elif not self._on_coordinates:
+            self._assemble(out)
+
+    def _assemble(self, flat: Tensor) -> None:
+        whole, own = flat[: self._rest.start], flat[self._part]
+        if own.numel():
+            self._count("all_gather", whole)
+            dist.all_gather_into_tensor(whole, own.clone(), group=self._group)
+
+    def whole(self, reference: Tensor, gradients: TaskGradients) -> Tensor:
+        if self._on_coordinates:
+            return reference
+        complete = reference.clone()
+        for row in complete:
+            self._assemble(row)
+        return complete
+
+
+class ReplicatedPerRank(_Group):
+    """The behaviour of the published code: every process resolves its own micro-batches, and the results are averaged.
+
+    Each then sees a noisier conflict than one process would, and the arbitration depends on the number of processes.
+    The resolver's memory differs between processes: each saves the state of its own conductor.
+    """
+
+    def gather(self, gradients: TaskGradients, reference: Tensor | None, losses: Tensor) -> Gathered:
+        products = gradients.products(reference)
+        wrong = (~torch.isfinite(torch.cat([losses, products.flatten()]))).any().to(losses).reshape(1)
+        told = torch.cat([gradients.reached.to(losses).flatten(), wrong])
+        self.sum(told)
+        gradients.agree(told[:-1].view_as(gradients.reached).cpu() > 0)
+        if len(products) != len(gradients.segments):
+            products = gradients.products(reference)
+        return Gathered([gradients.summarise(products)], [losses.cpu()], sound=bool(told[-1] == wrong[0]))
+
+    def first(self, index: int) -> int:
+        return index
+
+    def finish(self, out: Tensor, gradients: TaskGradients) -> None:
+        self.sum(out)
+        out /= self.size
+
+    def merge_metrics(self, metrics: dict[str, float]) -> list[dict[str, float]]:
+        everyone: list[Any] = [None] * self.size
+        dist.all_gather_object(everyone, metrics, group=self._group)
+        return everyone
+
+
+class Sharded(_Group):
+    """Parameters sharded over the processes by FSDP2 (`fully_shard`); a conflict is settled once for all.
+
+    FSDP itself reduces the gradients, once in every backward pass: K / R times a window where a micro-batch has one
+    backward pass, m K / R times under the sequential estimator. Rows, history and momentum are sharded as the
+    parameters are; m x m statistics are summed. The mean over processes must be FSDP's own (its default).
+
+    Refused: resolvers that work on coordinates, and `resolve_every="micro_batch"`, since a backward pass already mixes
+    the micro-batches of all processes. Each process saves the state of its own conductor, its shard.
+    """
+
+    def check(self, estimator: Estimator, resolver: Resolver, sharded: bool) -> None:
+        if not sharded:
+            raise ValueError("`processes`: Sharded() expects parameters of fully_shard (DTensor), found plain ones")
+        if resolver.works_on_coordinates:
+            raise ValueError(
+                f"`processes`: {type(resolver).__name__} works on coordinates, which Sharded() does not line up; "
+                "expected a resolver that works on inner products"
+            )
+        if estimator.resolves_micro_batches:
+            raise ValueError(
+                '`resolve_every`: expected "window" with Sharded(), found "micro_batch": a backward pass already mixes '
+                "the micro-batches of all processes"
+            )
+
+    def attach(self, gradients: TaskGradients) -> None:
+        gradients.add_up = self.sum
+
+    def gather(self, gradients: TaskGradients, reference: Tensor | None, losses: Tensor) -> Gathered:
+        m = len(losses)
+        reached = gradients.reached.to(losses)
+        told = torch.cat([losses, reached.flatten()])
+        self.sum(told)
+        gradients.agree(told[m:].view_as(reached).cpu() > 0)
+        products = gradients.products(reference)
+        self.sum(products)
+        return Gathered([gradients.summarise(products)], [(told[:m] / self.size).cpu()])
+
+
+def chosen(processes: Processes | None, sharded: bool) -> Processes:
+    """`processes`, or what can be told without asking; ValueError where it has to be asked."""
+    if processes is not None:
+        return processes
+    if sharded:
+        return Sharded()
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        raise ValueError(
+            f"`processes`: found {dist.get_world_size()} processes in torch.distributed; expected Replicated() (a "
+            "conflict is settled once), ReplicatedPerRank() (as published: each for itself, then the mean) or, for a "
+            "conductor that has nothing to do with them, Alone()"
+        )
+    return Alone()
