@@ -42,10 +42,13 @@ STRATEGY = {
     "gcond.strategy.finite": set(),
     "gcond.strategy.gradients": {"gcond.strategy.flat"},
     "gcond.strategy.conflict": set(),
-    "gcond.strategy.estimate": {"gcond.strategy.gradients"},
+    "gcond.strategy.compiled": set(),
+    "gcond.strategy.scaling": set(),
+    "gcond.strategy.estimate": {"gcond.strategy.gradients", "gcond.strategy.compiled"},
     "gcond.strategy.update": {"gcond.strategy.gradients"},
     "gcond.strategy.diagnose": {"gcond.strategy.conflict"},
     "gcond.strategy.resolve": {"gcond.strategy.conflict"},
+    "gcond.strategy.batchnorm": {"gcond.strategy.processes"},
     "gcond.strategy.processes": {f"gcond.strategy.{name}" for name in ("estimate", "conflict", "gradients")},
     "gcond.strategy.conductor": {
         f"gcond.strategy.{name}"
@@ -59,6 +62,7 @@ STRATEGY = {
             "gradients",
             "flat",
             "finite",
+            "scaling",
         )
     },
 }

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from gcond.strategy import Sequential, Stochastic
+from gcond.strategy.estimate import Window
 from gcond.strategy.gradients import TaskGradients
 from gcond.toy import noise_study
 from gcond.toy.noisy_quadratic import NoisyQuadratic, mean_noise
@@ -38,7 +39,7 @@ def test_the_estimators_of_the_package_accumulate_the_same_gradients(name, estim
         return found
 
     gradients = TaskGradients([theta], 2)
-    list(estimator.gather(gradients, list(noise), losses, {"0": 1.0, "1": 1.0}))
+    list(estimator.gather(gradients, Window(list(noise), losses, {"0": 1.0, "1": 1.0})))
     expected = quadratic.true_gradients() + mean_noise(noise, name)
     np.testing.assert_allclose(gradients.rows.numpy(), expected, atol=1e-12)
 

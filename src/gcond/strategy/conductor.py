@@ -18,6 +18,7 @@ from gcond.strategy.flat import Named
 from gcond.strategy.gradients import Statistics, TaskGradients
 from gcond.strategy.processes import Processes, chosen
 from gcond.strategy.resolve import GCond
+from gcond.strategy.scaling import scale_of
 from gcond.strategy.update import EMA, Update
 
 NONFINITE = ("raise", "skip")
@@ -42,7 +43,8 @@ class GradientConductor:
         nonfinite: what to do when a loss or a gradient is not finite: "raise" `NotFinite`, or "skip" the step: `p.grad`
             is then None everywhere, so that `optimizer.step()` moves nothing, `skipped` counts it, and the resolver,
             history and momentum stay as they were (with `resolve_every="micro_batch"` a stateful resolver has seen the
-            micro-batches before). Statistics that the model keeps (BatchNorm) are the caller's to restore.
+            micro-batches before; and one whose own arithmetic failed has seen the window). Statistics that the model
+            keeps (BatchNorm) are the caller's to restore.
         processes: who takes part (`gcond.strategy.processes`): `Replicated()`, `ReplicatedPerRank()`, `Sharded()`;
             None is this process alone, or Sharded() for parameters of `fully_shard`.
 
@@ -124,9 +126,11 @@ class GradientConductor:
                 micro-batch), so that conflicts are reported; and keep the resolved, clipped gradient in
                 `resolved_gradient` [P].
             scaler: for float16. Losses are scaled by it, task gradients unscaled once, before they are resolved, and
-                what stands in `p.grad` is scaled again: go on with `scaler.step(optimizer)` and `scaler.update()` (not
-                with `scaler.unscale_`, no clipping of your own). Where a gradient overflows, `p.grad` is infinite, so
-                that the scaler leaves the step out and lowers its scale; nothing else has changed, `skipped` counts it.
+                what stands in `p.grad` is scaled again: go on with `scaler.step(optimizer)` and `scaler.update()`.
+                `scaler.unscale_` may be called in between, never before this step. Where a gradient overflows, `p.grad`
+                is infinite, so that the scaler leaves the step out and lowers its scale; `skipped` counts it, and the
+                rest is as in a step left out by `nonfinite="skip"`. A gradient that is not finite at a scale of 1 or
+                less, or a loss, is no overflow: it falls to `nonfinite`; "skip" then lowers the scale too.
 
         Returns:
             What there is to log, by name: losses, norms, minimum cosines, implied weights, correction, zones …; of a
@@ -139,29 +143,30 @@ class GradientConductor:
         gradients = self.gradients
         if diagnose and len(gradients.rows) < len(self.tasks) and not self.resolver.weighs_losses:
             estimator, gradients = Sequential(estimator.accumulation_steps), self._allocate(len(self.tasks))
-        scaled = scaler is not None and scaler.is_enabled()
+        scale = scale_of(scaler)
         window = Window(
             self._take(batches),
             losses,
             self.tasks,
             weigh=self.resolver.weigh if isinstance(self.resolver, LossWeighting) else None,
-            enlarge=scaler.scale if scaler is not None and scaled else lambda loss: loss,
+            enlarge=scaler.scale if scaler is not None and scale is not None else lambda loss: loss,
         )
-        scale = scaler.get_scale() if scaler is not None and scaled else 1.0
-
         parts = len(window.batches) if estimator.resolves_micro_batches else 1
         out = self._output(gradients, parts)
         try:
-            metrics = self._resolve_window(estimator, gradients, window, out, parts, scale)
+            metrics = self._resolve_window(estimator, gradients, window, out, parts, scale or 1.0)
+            self.processes.finish(out, gradients)
+            if "resolved_norm" not in metrics:
+                metrics["resolved_norm"] = math.sqrt(float(gradients.dot(out, out)))
+            self._check_resolved(metrics)
         except NotFinite as problem:
-            return self._leave_out(problem, gradients, out, scale if scaled else None)
-        self.processes.finish(out, gradients)
-        if "resolved_norm" not in metrics:
-            metrics["resolved_norm"] = math.sqrt(float(gradients.dot(out, out)))
+            return self._leave_out(problem, gradients, out, scale)
         metrics["clipped"] = float(self._clip(out, metrics["resolved_norm"]))
         self.resolved_gradient = out.clone() if diagnose else None
         self.update.apply(out, gradients)
-        gradients.write(out * scale if scaled else out, gradients.reached.any(0).tolist())
+        if scale is not None:
+            out = out.to(gradients.parameter_dtype).mul_(scale)
+        gradients.write(out, gradients.reached.any(0).tolist())
         self.steps += 1
         return metrics
 
@@ -175,12 +180,11 @@ class GradientConductor:
                 gradients.rows.mul_(1 / scale)
             gathered = self.processes.gather(gradients, self._reference, mean_losses)
             for place, (statistics, values) in enumerate(zip(gathered.statistics, gathered.losses, strict=True)):
+                self._check(gradients, statistics, values, gathered.wrong)
                 resolution, metrics = self._resolve(gradients, statistics, values)
                 resolutions += self.processes.merge_metrics(metrics)
                 if place == gathered.own:
                     own = resolution
-            if not gathered.sound:
-                raise NotFinite(f"step {self.steps}: another process found a loss or gradient that is not finite", {})
             self._combine(gradients, own, out, 1 / parts, add=part > 0)
             self._keep_history(gradients)
         merged = average(resolutions)
@@ -198,6 +202,8 @@ class GradientConductor:
     def _leave_out(
         self, problem: NotFinite, gradients: TaskGradients, out: Tensor, scale: float | None
     ) -> dict[str, float]:
+        if isinstance(self.resolver, LossWeighting):
+            self.resolver.forget_window()
         overflow = scale is not None and scale > 1 and isinstance(problem, GradientNotFinite)
         if self.nonfinite == "raise" and not overflow:
             raise problem
@@ -207,15 +213,20 @@ class GradientConductor:
             gradients.write(out.fill_(math.inf), gradients.reached.any(0).tolist())
         self.steps += 1
         self.skipped += 1
-        if isinstance(self.resolver, LossWeighting):
-            self.resolver.forget_window()
         return {f"loss/{task}": value for task, value in problem.losses.items()} | {"skipped": 1.0}
 
-    def _resolve(
-        self, gradients: TaskGradients, statistics: Statistics, values: Tensor
-    ) -> tuple[Resolution, dict[str, float]]:
-        joint = len(gradients.rows) < len(self.tasks)
-        names = ("+".join(self.tasks),) if joint else tuple(self.tasks)
+    def _check_resolved(self, metrics: dict[str, float]) -> None:
+        norm = metrics["resolved_norm"]
+        if not math.isfinite(norm):
+            losses = {task: metrics[f"loss/{task}"] for task in self.tasks}
+            resolver = type(self.resolver).__name__
+            raise NotFinite(f"step {self.steps}: {resolver} made a gradient of norm {norm} from finite ones", losses)
+
+    def _names(self, gradients: TaskGradients) -> tuple[str, ...]:
+        return ("+".join(self.tasks),) if len(gradients.rows) < len(self.tasks) else tuple(self.tasks)
+
+    def _check(self, gradients: TaskGradients, statistics: Statistics, values: Tensor, wrong: str) -> None:
+        """Raise NotFinite; of the kind that all processes raise where one of them found `wrong` for itself."""
         squares = statistics.gram.diagonal() + statistics.exclusive
         losses = dict(zip(self.tasks, values.tolist(), strict=True))
 
@@ -223,9 +234,22 @@ class GradientConductor:
             place = self.processes.first(gradients.culprit(row))
             return f"parameter {gradients.names[place]}" if place < len(gradients.names) else "no single parameter"
 
-        check_finite(self.steps, losses, dict(zip(names, squares.tolist(), strict=True)), culprit)
+        kind = GradientNotFinite if wrong == "gradient" else NotFinite
+        try:
+            check_finite(self.steps, losses, dict(zip(self._names(gradients), squares.tolist(), strict=True)), culprit)
+        except NotFinite as found:
+            if not wrong or type(found) is kind:
+                raise
+        if wrong:
+            raise kind(f"step {self.steps}: another process found a {wrong} that is not finite", losses)
+
+    def _resolve(
+        self, gradients: TaskGradients, statistics: Statistics, values: Tensor
+    ) -> tuple[Resolution, dict[str, float]]:
+        joint = len(gradients.rows) < len(self.tasks)
+        losses = dict(zip(self.tasks, values.tolist(), strict=True))
         conflict = Conflict(
-            tasks=names,
+            tasks=self._names(gradients),
             gram=statistics.gram,
             cross=statistics.cross,
             group_grams=statistics.group_grams,
@@ -245,7 +269,7 @@ class GradientConductor:
         weights, exclusive = resolution.weights, resolution.exclusive
         alone = statistics.exclusive if exclusive is None else exclusive**2 * statistics.exclusive
         square = float(weights @ statistics.gram @ weights + alone.sum())
-        metrics["resolved_norm"] = math.sqrt(max(0.0, square))
+        metrics["resolved_norm"] = math.sqrt(max(square, 0.0))  # in this order nan stays nan
         return resolution, metrics
 
     def _output(self, gradients: TaskGradients, parts: int) -> Tensor:

@@ -8,16 +8,19 @@ scale does not depend on the estimator.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from gcond.strategy.compiled import ADVICE, keeping_buffers, note_kept_buffers, refused_donated_buffers
 from gcond.strategy.gradients import TaskGradients
 
 Losses = Callable[[Any, Sequence[str]], Mapping[str, Tensor]]
 Weigh = Callable[[Tensor], Tensor]  # losses [m] of a micro-batch, detached -> weights [m] in place of the lambdas
+HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,14 @@ class Window:
     weigh: Weigh | None = None
     enlarge: Callable[[Tensor], Tensor] = lambda loss: loss
 
-    def ask(self, batch: Any, names: list[str]) -> Mapping[str, Tensor]:
-        """The losses `names` of a micro-batch; ValueError where the answer is not one scalar for each."""
-        values = self.losses(batch, names)
+    def ask(self, batch: Any, names: list[str], several_passes: bool = False) -> Mapping[str, Tensor]:
+        """The losses `names` of a micro-batch, of a graph that serves one backward pass or `several_passes`.
+
+        Losses in half precision become float32, so that lambdas and a GradScaler's factor are applied in float32.
+        ValueError where the answer is not one scalar for each name.
+        """
+        with keeping_buffers() if several_passes else nullcontext():
+            values = self.losses(batch, names)
         if set(values) != set(names):
             raise ValueError(f"`losses`: asked for {names}, expected exactly these keys, found {list(values)}")
         for name, value in values.items():
@@ -44,10 +52,17 @@ class Window:
                     f"`losses`: expected a scalar that requires a gradient for task {name!r}, found shape "
                     f"{tuple(value.shape)}, requires_grad={value.requires_grad}"
                 )
-        return values
+        return {name: value.float() if value.dtype in HALF else value for name, value in values.items()}
 
     def backward(self, loss: Tensor, retain_graph: bool = False) -> None:
-        self.enlarge(loss).backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
+        if retain_graph:
+            note_kept_buffers(loss)
+        try:
+            self.enlarge(loss).backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            if refused_donated_buffers(error):
+                raise RuntimeError(ADVICE) from error
+            raise
 
 
 class Estimator(Protocol):
@@ -112,7 +127,9 @@ class Sequential:
         accumulation_steps: K.
         forward: "shared" asks for all losses of a micro-batch at once and keeps the graph until the last task's
             backward pass; "per_task" asks for one at a time, so that one graph is alive at a time (as published). In
-            train mode BatchNorm's running statistics then take m updates per micro-batch.
+            train mode BatchNorm's running statistics then take m updates per micro-batch. A model of `torch.compile`
+            that was called before the first step, outside it, needs `torch._functorch.config.donated_buffer = False`
+            for "shared"; RuntimeError otherwise.
         resolve_every: "window" resolves the K-step means (GCond); "micro_batch" resolves every micro-batch and averages
             the results (the peers, as published).
     """
@@ -156,7 +173,7 @@ class Sequential:
         self, gradients: TaskGradients, window: Window, batch: Any, micro_batches: int, total: _Mean
     ) -> None:
         tasks, names = window.tasks, list(window.tasks)
-        values = window.ask(batch, names) if self.forward == "shared" else {}
+        values = window.ask(batch, names, several_passes=len(names) > 1) if self.forward == "shared" else {}
         for row, name in enumerate(names):
             loss = values[name] if values else window.ask(batch, [name])[name]
             total.add({name: loss}, tasks)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 Named = Tensor | tuple[str, Tensor]
@@ -26,7 +27,8 @@ class FlatParameters:
         dtype: of the buffer; None is the parameters' own.
 
     Raises:
-        ValueError: no trainable parameter, or parameters on several devices or of several dtypes.
+        ValueError: no trainable parameter, or parameters on several devices or of several dtypes, or only some that are
+            sharded, or sharded in another way than over one mesh dimension.
     """
 
     def __init__(
@@ -53,7 +55,8 @@ class FlatParameters:
             raise ValueError(f"`parameters`: expected one device and one dtype, found {found}")
         self.device, self.parameter_dtype = kinds.pop()
         self.dtype = dtype or self.parameter_dtype
-        self.sharded = any(isinstance(parameter, DTensor) for parameter in self.parameters)
+        self.mesh = _mesh(self.parameters, self.names)
+        self.sharded = self.mesh is not None
         self.bounds = [0]
         for parameter in self.parameters:
             self.bounds.append(self.bounds[-1] + local(parameter).numel())
@@ -91,6 +94,22 @@ class FlatParameters:
         """No gradient at all, so that an optimizer leaves every parameter as it is."""
         for parameter in self.parameters:
             parameter.grad = None
+
+
+def _mesh(parameters: list[Tensor], names: list[str]) -> DeviceMesh | None:
+    """The mesh that all parameters are sharded over; None where none is."""
+    meshes = [parameter.device_mesh for parameter in parameters if isinstance(parameter, DTensor)]
+    if not meshes:
+        return None
+    for name, parameter in zip(names, parameters, strict=True):
+        if not isinstance(parameter, DTensor):
+            raise ValueError(f"`parameters`: expected all or none sharded by fully_shard, found {name} not sharded")
+        if parameter.device_mesh != meshes[0] or [each.is_shard() for each in parameter.placements] != [True]:
+            raise ValueError(
+                f"`parameters`: expected every parameter sharded over the same mesh of one dimension, found {name} on "
+                f"{parameter.device_mesh} as {parameter.placements}"
+            )
+    return meshes[0]
 
 
 def local(tensor: Tensor) -> Tensor:

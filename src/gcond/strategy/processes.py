@@ -18,22 +18,27 @@ from gcond.strategy.conflict import Resolver
 from gcond.strategy.estimate import Estimator
 from gcond.strategy.gradients import Statistics, TaskGradients
 
+# torch 2.14 renames both and warns of the names that torch 2.11 has
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 @dataclass(frozen=True)
 class Gathered:
     """What there is to resolve: one entry a resolution, of which `own` is this process's. Losses are means [m].
 
-    `sound` is False where another process, which resolves for itself, found a loss or gradient that is not finite.
+    `wrong` is "loss" or "gradient" where a process that resolves for itself found one that is not finite, so that all
+    leave the window out together.
     """
 
     statistics: list[Statistics]
     losses: list[Tensor]
     own: int = 0
-    sound: bool = True
+    wrong: str = ""
 
 
 class Processes(Protocol):
-    """`counts` says how often each collective was called, and how many numbers it was given, since the start."""
+    """`counts` says how often each collective was called, and of how many numbers it made or read a whole."""
 
     rank: int
     size: int
@@ -56,6 +61,9 @@ class Processes(Protocol):
 
     def merge_metrics(self, metrics: dict[str, float]) -> list[dict[str, float]]:
         """The metrics of every process whose resolutions differ."""
+
+    def sum(self, tensor: Tensor) -> None:
+        """Add up `tensor` over the processes, in place."""
 
     def first(self, index: int) -> int:
         """The smallest `index` of any process."""
@@ -88,6 +96,9 @@ class Alone:
     def merge_metrics(self, metrics: dict[str, float]) -> list[dict[str, float]]:
         return [metrics]
 
+    def sum(self, tensor: Tensor) -> None:
+        pass
+
     def first(self, index: int) -> int:
         return index
 
@@ -117,14 +128,15 @@ class _Group(Alone):
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """[R, ...] of the processes' tensors."""
-        self._count("all_gather", tensor)
-        gathered = tensor.new_empty(self.size, *tensor.shape)
-        dist.all_gather_into_tensor(gathered, tensor.contiguous(), group=self._group)
-        return gathered
+        gathered = tensor.new_empty(self.size * tensor.numel())  # gloo refuses any other shape
+        self._count("all_gather", gathered)
+        _all_gather(gathered, tensor.flatten(), group=self._group)
+        return gathered.view(self.size, *tensor.shape)
 
     def first(self, index: int) -> int:
         device = "cuda" if dist.get_backend(self._group) == "nccl" else "cpu"
         smallest = torch.tensor([index], device=device)
+        self._count("all_reduce", smallest)
         dist.all_reduce(smallest, dist.ReduceOp.MIN, group=self._group)
         return int(smallest)
 
@@ -196,7 +208,7 @@ class Replicated(_Group):
             whole, own = row[: self._rest.start], row[self._part]
             if own.numel():
                 self._count("reduce_scatter", whole)
-                dist.reduce_scatter_tensor(own, whole, group=self._group)
+                _reduce_scatter(own, whole, group=self._group)
                 own /= self.size
 
     def _gather_micro_batches(self, gradients: TaskGradients, losses: Tensor) -> Gathered:
@@ -217,7 +229,7 @@ class Replicated(_Group):
         whole, own = flat[: self._rest.start], flat[self._part]
         if own.numel():
             self._count("all_gather", whole)
-            dist.all_gather_into_tensor(whole, own.clone(), group=self._group)
+            _all_gather(whole, own.clone(), group=self._group)
 
     def whole(self, reference: Tensor, gradients: TaskGradients) -> Tensor:
         if self._on_coordinates:
@@ -236,14 +248,17 @@ class ReplicatedPerRank(_Group):
     """
 
     def gather(self, gradients: TaskGradients, reference: Tensor | None, losses: Tensor) -> Gathered:
+        segments = gradients.segments
         products = gradients.products(reference)
-        wrong = (~torch.isfinite(torch.cat([losses, products.flatten()]))).any().to(losses).reshape(1)
-        told = torch.cat([gradients.reached.to(losses).flatten(), wrong])
+        wrong = torch.stack([~torch.isfinite(values).all() for values in (losses, products)]).to(losses)
+        told = torch.cat([wrong, gradients.reached.to(losses).flatten()])
         self.sum(told)
-        gradients.agree(told[:-1].view_as(gradients.reached).cpu() > 0)
-        if len(products) != len(gradients.segments):
+        gradients.agree(told[2:].view_as(gradients.reached).cpu() > 0)
+        if gradients.segments != segments:
             products = gradients.products(reference)
-        return Gathered([gradients.summarise(products)], [losses.cpu()], sound=bool(told[-1] == wrong[0]))
+        wrong_losses, wrong_products = told[:2].tolist()
+        found = "loss" if wrong_losses else "gradient" if wrong_products else ""
+        return Gathered([gradients.summarise(products)], [losses.cpu()], wrong=found)
 
     def first(self, index: int) -> int:
         return index
@@ -254,6 +269,7 @@ class ReplicatedPerRank(_Group):
 
     def merge_metrics(self, metrics: dict[str, float]) -> list[dict[str, float]]:
         everyone: list[Any] = [None] * self.size
+        self.counts["all_gather_object/calls"] += 1
         dist.all_gather_object(everyone, metrics, group=self._group)
         return everyone
 
@@ -284,6 +300,12 @@ class Sharded(_Group):
             )
 
     def attach(self, gradients: TaskGradients) -> None:
+        assert gradients.mesh is not None
+        if gradients.mesh.size() != self.size:
+            raise ValueError(
+                f"`processes`: expected parameters that are sharded over the {self.size} processes of Sharded(), found "
+                f"a mesh of {gradients.mesh.size()}"
+            )
         gradients.add_up = self.sum
 
     def gather(self, gradients: TaskGradients, reference: Tensor | None, losses: Tensor) -> Gathered:

@@ -1,0 +1,173 @@
+"""Strategies of every kind on a small network, and windows in which task "b" goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from strategy.problems import flat_grad
+from torch import Tensor, nn
+
+from gcond.strategy import (
+    EMA,
+    CAGrad,
+    GCond,
+    GradientConductor,
+    GradNorm,
+    Joint,
+    Linear,
+    LionLARS,
+    PCGrad,
+    Raw,
+    Sequential,
+    Stochastic,
+)
+from gcond.strategy.resolve.dwa import DWA
+from gcond.strategy.resolve.famo import FAMO
+from gcond.strategy.resolve.graddrop import GradDrop
+from gcond.strategy.resolve.sam_gs import SAMGS
+from gcond.strategy.resolve.torchjd import TorchJD
+from gcond.strategy.resolve.uw import UW
+
+TASKS = {"a": 0.5, "b": 0.3, "c": 0.2}
+K = 3
+
+STRATEGIES = {
+    "joint": lambda: {"estimator": Joint(K), "resolver": Linear(), "update": EMA(0.9)},
+    "gcond stochastic": lambda: {
+        "estimator": Stochastic(K),
+        "resolver": GCond(dominance_window=2, norm_ema_bias_correction=True),
+        "update": EMA(0.9),
+    },
+    "gcond lion": lambda: {"estimator": Sequential(K), "resolver": GCond(), "update": LionLARS()},
+    "gcond bfloat16": lambda: {
+        "estimator": Sequential(K, "per_task"),
+        "resolver": GCond(stability_reference="accumulated"),
+        "update": EMA(0.9),
+        "buffer_dtype": torch.bfloat16,
+    },
+    "gcond micro-batch": lambda: {
+        "estimator": Sequential(K, resolve_every="micro_batch"),
+        "resolver": GCond(),
+        "update": EMA(0.9),
+    },
+    "pcgrad, its order": lambda: {"estimator": Sequential(K), "resolver": PCGrad(), "update": Raw(), "seed": 3},
+    "cagrad": lambda: {"estimator": Sequential(K), "resolver": CAGrad(), "update": Raw()},
+    "gradnorm": lambda: {"estimator": Sequential(K), "resolver": GradNorm(lr=0.05), "update": Raw()},
+    "graddrop": lambda: {"estimator": Sequential(K), "resolver": GradDrop(), "update": Raw()},
+    "sam-gs": lambda: {"estimator": Sequential(K), "resolver": SAMGS(), "update": Raw()},
+    "upgrad": lambda: {"estimator": Sequential(K), "resolver": TorchJD("UPGrad"), "update": Raw()},
+    "uw": lambda: {"estimator": Joint(K), "resolver": UW(), "update": Raw()},
+    "famo": lambda: {"estimator": Joint(K), "resolver": FAMO(), "update": Raw()},
+    "dwa": lambda: {"estimator": Joint(K), "resolver": DWA(period=1), "update": Raw()},
+}
+
+
+class _Enlarged(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.factor, None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images x [B, 4]; task "b" has its loss, the gradient of all that it reaches, or of its own head, multiplied."""
+
+    x: Tensor
+    loss: float = 1.0
+    gradient: float = 1.0
+    own_gradient: float = 1.0
+
+
+class Network(nn.Module):
+    """A trunk and a head that three tasks share, and one more layer of each task's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.trunk = nn.Linear(4, 6)
+            self.head = nn.Linear(6, 5)
+            self.own = nn.ModuleDict({task: nn.Linear(5, 1) for task in TASKS})
+
+    def losses(self, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
+        features = self.head(torch.tanh(self.trunk(batch.x)))
+        wanted = {"a": 1.0, "b": -3.0, "c": 0.3}
+        values = {}
+        for name in names:
+            own = self.own[name](features)
+            if name == "b":
+                exclusive = _Enlarged.apply(self.own[name](features.detach()), batch.own_gradient)
+                own = _Enlarged.apply(own, batch.gradient) + exclusive - exclusive.detach()
+            values[name] = (own - wanted[name]).square().mean() * (batch.loss if name == "b" else 1.0)
+        return values
+
+    def groups(self) -> dict[str, list[tuple[str, Tensor]]]:
+        named = list(self.named_parameters())
+        return {group: [pair for pair in named if pair[0].startswith(group)] for group in ("trunk", "head", "own")}
+
+
+def window(seed: int, **wrong: float) -> list[Batch]:
+    generator = torch.Generator().manual_seed(seed)
+    return [Batch(torch.randn(6, 4, generator=generator), **wrong) for _ in range(K)]
+
+
+@dataclass
+class Run:
+    """A network in training; `gradients` are what the optimizer saw, [P] each."""
+
+    options: dict[str, Any]
+    scaler: torch.amp.GradScaler | None = None
+    optimizer_kind: Any = torch.optim.AdamW
+    settings: dict[str, Any] = field(default_factory=lambda: {"lr": 1e-2, "weight_decay": 0.1})
+    gradients: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.network = Network()
+        self.conductor = GradientConductor(self.network.groups(), TASKS, **self.options)
+        self.optimizer = self.optimizer_kind(self.network.parameters(), **self.settings)
+        self.optimizer.register_step_pre_hook(lambda *_: self.gradients.append(self._gradient()))
+
+    def _gradient(self) -> Tensor:
+        return flat_grad(list(self.network.parameters())).clone()
+
+    def step(self, batches: list[Batch]) -> dict[str, float]:
+        metrics = self.conductor.step(batches, self.network.losses, scaler=self.scaler)
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        return metrics
+
+    def train(self, windows: Iterable[list[Batch]]) -> list[dict[str, float]]:
+        return [self.step(batches) for batches in windows]
+
+    def state(self) -> dict[str, Any]:
+        """All that a later step depends on, but for the counts of steps; a copy that compares by `repr`."""
+        conductor = self.conductor.state_dict()
+        counts = ("steps", "skipped")
+        whole = {
+            "conductor": {key: value for key, value in conductor.items() if key not in counts},
+            "optimizer": self.optimizer.state_dict(),
+            "network": self.network.state_dict(),
+        }
+        return plain(whole)
+
+
+def plain(state: Any) -> Any:
+    """A state with every tensor as a list of numbers."""
+    if isinstance(state, Tensor):
+        return state.tolist()
+    if isinstance(state, dict):
+        return {str(key): plain(value) for key, value in state.items()}
+    return [plain(value) for value in state] if isinstance(state, list | tuple) else state

@@ -1,0 +1,548 @@
+"""What each of several processes does in the tests of gcond.strategy.processes, and how they are started.
+
+Every function that is named in `WORK` runs in each process; what it returns is what `started` hands back, by process.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from strategy.problems import ConvNet, image_batches, three_losses
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from gcond.strategy import (
+    EMA,
+    CAGrad,
+    GCond,
+    GradientConductor,
+    GradNorm,
+    Joint,
+    Linear,
+    LionLARS,
+    PCGrad,
+    Raw,
+    Sequential,
+    Stochastic,
+)
+from gcond.strategy.batchnorm import merged_batchnorm
+from gcond.strategy.processes import Alone, Processes, Replicated, ReplicatedPerRank, Sharded
+from gcond.strategy.resolve.famo import FAMO
+from gcond.strategy.resolve.graddrop import GradDrop
+from gcond.strategy.resolve.sam_gs import SAMGS
+from gcond.strategy.resolve.torchjd import TorchJD
+from gcond.strategy.resolve.uw import UW
+
+TASKS = {"l1": 0.5, "ssim": 0.3, "classify": 0.2}
+K, STEPS = 12, 3  # micro-batches of a window; 12 = 3 tasks x 4 processes
+TIMEOUT = timedelta(seconds=60)
+PRELOADED = ["torch.distributed.fsdp", "scipy.optimize", "torchjd.aggregation", "gcond.strategy"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A strategy; `parts` makes (estimator, resolver, update) anew for each conductor."""
+
+    parts: Callable[[], tuple[Any, Any, Any]]
+    model: Callable[[], nn.Module] = lambda: ConvNet().double()
+    losses: Callable[[nn.Module], Any] = three_losses
+    batches: Callable[[int], list[Tensor]] = lambda seed: [b.double() for b in image_batches(K, seed, size=2)]
+    groups: Callable[[nn.Module], Any] = lambda model: model.parameter_groups()
+    settings: dict[str, Any] = field(default_factory=dict)
+    diagnose: bool = False
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
+    lr: float = 1e-2
+
+
+class Heads(nn.Module):
+    """A trunk and three heads, each reached by one task; 43 parameters, which neither 2 nor 4 divides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.trunk = nn.Linear(4, 5)
+            self.heads = nn.ModuleDict({"l1": nn.Linear(5, 1), "ssim": nn.Linear(5, 1), "classify": nn.Linear(5, 1)})
+        self.double()
+
+
+def head_losses(model: nn.Module) -> Any:
+    goals = {"l1": 1.0, "ssim": -2.0, "classify": 0.5}
+
+    def losses(batch: Tensor, names: Any) -> dict[str, Tensor]:
+        features = torch.tanh(model.trunk(batch))
+        shared = features.sum(1)
+        return {
+            name: ((model.heads[name](features).squeeze(1) + goals[name] * (shared - goals[name])) ** 2).mean()
+            for name in names
+        }
+
+    return losses
+
+
+class Three(nn.Module):
+    """Three parameters, fewer than four processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.point = nn.Parameter(torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64))
+
+
+def point_losses(model: nn.Module) -> Any:
+    goals = torch.tensor([[1.0, 1, 1], [-1, -1, -3], [2, -2, 0]], dtype=torch.float64)
+
+    def losses(batch: Tensor, names: Any) -> dict[str, Tensor]:
+        return {name: ((model.point - goals[list(TASKS).index(name)] - batch) ** 2).mean() for name in names}
+
+    return losses
+
+
+def vectors(size: int) -> Callable[[int], list[Tensor]]:
+    def batches(seed: int) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        return list(torch.randn(K, 3, size, generator=generator, dtype=torch.float64))
+
+    return batches
+
+
+def gcond_window() -> Any:
+    return Sequential(K), GCond(), EMA()
+
+
+TINY = {"model": Three, "losses": point_losses, "batches": vectors(3), "groups": lambda model: model.parameters()}
+CASES = {
+    "joint": Case(lambda: (Joint(K), Linear(), Raw())),
+    "joint diagnosed": Case(lambda: (Joint(K), Linear(), Raw()), diagnose=True),
+    "gcond": Case(gcond_window),
+    "gcond clipped": Case(gcond_window, settings={"clip_norm": 0.05}),
+    "gcond forward per task": Case(lambda: (Sequential(K, forward="per_task"), GCond(), Raw())),
+    "gcond stochastic": Case(lambda: (Stochastic(K), GCond(), EMA())),
+    "gcond lion": Case(lambda: (Stochastic(K), GCond(), LionLARS()), optimizer=torch.optim.SGD, lr=1e-3),
+    "pcgrad": Case(lambda: (Sequential(K), PCGrad(), Raw())),
+    "pcgrad micro-batch": Case(lambda: (Sequential(K, resolve_every="micro_batch"), PCGrad(), Raw())),
+    "cagrad": Case(lambda: (Sequential(K), CAGrad(), Raw())),
+    "gradnorm": Case(lambda: (Sequential(K), GradNorm(lr=0.1), Raw())),
+    "gradnorm micro-batch": Case(lambda: (Sequential(K, resolve_every="micro_batch"), GradNorm(lr=0.1), Raw())),
+    "graddrop": Case(lambda: (Sequential(K), GradDrop(), Raw())),
+    "graddrop micro-batch": Case(lambda: (Sequential(K, resolve_every="micro_batch"), GradDrop(), Raw())),
+    "sam-gs": Case(lambda: (Sequential(K), SAMGS(), Raw())),
+    "uw": Case(lambda: (Joint(K), UW(), Raw())),
+    "famo": Case(lambda: (Joint(K), FAMO(), Raw())),
+    "upgrad": Case(lambda: (Sequential(K), TorchJD("UPGrad"), Raw())),
+    "heads": Case(
+        gcond_window,
+        Heads,
+        head_losses,
+        vectors(4),
+        lambda model: {"trunk": model.trunk.parameters(), "heads": model.heads.parameters()},
+    ),
+    "fewer parameters than processes": Case(gcond_window, **TINY),
+    "fewer parameters, graddrop": Case(lambda: (Sequential(K), GradDrop(), Raw()), **TINY),
+}
+PER_RANK = ("gcond forward per task", "pcgrad micro-batch")
+SAVED = ("gcond", "gcond stochastic", "pcgrad", "sam-gs", "gradnorm micro-batch")  # continued by other numbers
+
+
+# One run of a case
+
+
+class Run:
+    """A case's model, conductor and optimizer in this process."""
+
+    def __init__(self, case: Case, processes: Processes) -> None:
+        self.case, self.processes = case, processes
+        self.model = case.model()
+        estimator, resolver, update = case.parts()
+        self.conductor = GradientConductor(
+            case.groups(self.model), TASKS, estimator, resolver, update, processes=processes, **case.settings
+        )
+        self.optimizer = case.optimizer(self.model.parameters(), lr=case.lr)
+
+    def step(self, seed: int) -> dict[str, Any]:
+        window = self.case.batches(seed)
+        own = [window[index] for index in self.conductor.share]
+        with merged_batchnorm(self.model, self.processes):
+            metrics = self.conductor.step(own, self.case.losses(self.model), self.case.diagnose)
+        gradients = {
+            name: None if p.grad is None else whole(p.grad).clone() for name, p in self.model.named_parameters()
+        }
+        self.optimizer.step()
+        return {"metrics": metrics, "gradients": gradients, "resolved": self.conductor.resolved_gradient}
+
+    def steps(self, first: int, last: int) -> list[dict[str, Any]]:
+        return [self.step(seed) for seed in range(first, last)]
+
+    def model_state(self) -> dict[str, Tensor]:
+        return {name: whole(value).clone() for name, value in self.model.state_dict().items()}
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "conductor": self.conductor.state_dict(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.conductor.load_state_dict(state["conductor"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def trained(name: str, processes: Processes) -> dict[str, Any]:
+    run = Run(CASES[name], processes)
+    records = run.steps(0, STEPS)
+    return {"records": records, "model": run.model_state(), "counts": dict(processes.counts)}
+
+
+def message(call: Callable[[], Any]) -> str:
+    """What `call` raises, with its type; empty if it does not."""
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+# What all processes do
+
+
+def arbitrated_once(folder: Path) -> dict[str, Any]:
+    return {name: trained(name, Replicated()) for name in CASES}
+
+
+def states(folder: Path) -> dict[str, Any]:
+    """Conductors' states after two steps; process 0 leaves the whole run's state in `folder`."""
+    collected = {}
+    for name in SAVED:
+        run = Run(CASES[name], Replicated())
+        run.steps(0, 2)
+        state = run.state()
+        collected[name] = state["conductor"]
+        if dist.get_rank() == 0:
+            torch.save(state, folder / f"{name}-{dist.get_world_size()}.pt")
+    return collected
+
+
+def continued(folder: Path) -> dict[str, Any]:
+    """The runs that two processes have left, one step further."""
+    results = {}
+    for name in SAVED:
+        run = Run(CASES[name], Replicated())
+        run.restore(torch.load(folder / f"{name}-2.pt", weights_only=True))
+        results[name] = {"records": run.steps(2, 3), "model": run.model_state()}
+    return results
+
+
+def per_rank(folder: Path) -> dict[str, Any]:
+    """As published: each process for itself, then the mean. The gradients of the same network at every step."""
+    results = {}
+    for name in PER_RANK:
+        run = Run(replace(CASES[name], lr=0.0, settings={"clip_norm": None}), ReplicatedPerRank())
+        results[name] = {"records": run.steps(0, STEPS), "counts": dict(run.processes.counts)}
+    return results
+
+
+def refused(folder: Path) -> dict[str, str]:
+    """What is said of settings that cannot be."""
+    model = ConvNet()
+    size = dist.get_world_size()
+
+    def conductor(*parts: Any, processes: Any = None) -> Callable[[], Any]:
+        return lambda: GradientConductor(model.parameter_groups(), TASKS, *parts, processes=processes and processes())
+
+    by_micro_batch = Sequential(K, resolve_every="micro_batch")
+    odd = K * size + 1
+    return {
+        "no processes": message(conductor(Joint(K), Linear(), Raw())),
+        "joint, K": message(conductor(Joint(odd), Linear(), Raw(), processes=Replicated)),
+        "sequential, K": message(conductor(Sequential(odd), processes=ReplicatedPerRank)),
+        "stochastic, K": message(conductor(Stochastic(3 * size + 3), processes=Replicated)),
+        "gcond by micro-batch": message(conductor(by_micro_batch, GCond(), Raw(), processes=Replicated)),
+        "sam-gs by micro-batch": message(conductor(by_micro_batch, SAMGS(), Raw(), processes=Replicated)),
+        "sharded, plain parameters": message(conductor(Joint(K), Linear(), Raw(), processes=Sharded)),
+        "too many batches": message(
+            lambda: conductor(Joint(K), Linear(), Raw(), processes=Replicated)().step([None] * K, three_losses(model))
+        ),
+    }
+
+
+def poisoned(model: nn.Module, rank: int, where: str) -> Any:
+    """Losses that are finite, but for the last process in `where`: the loss, or the gradient of body.weight."""
+    losses = three_losses(model)
+
+    def ask(batch: Tensor, names: Any) -> dict[str, Tensor]:
+        values = losses(batch, names)
+        if rank == dist.get_world_size() - 1 and "ssim" in values:
+            factor = float("nan") if where == "loss" else 1.0
+            values["ssim"] = values["ssim"] * factor + (model.body.weight.sum() * 0).sqrt()  # 0, its slope 0 x inf
+        return values
+
+    return ask
+
+
+def not_finite(folder: Path) -> dict[str, Any]:
+    """One process meets what is not finite: by kind of processes, by what it meets, by `nonfinite` and scaler."""
+    results: dict[str, Any] = {}
+    for kind in (Replicated, ReplicatedPerRank):
+        for where in ("loss", "gradient"):
+            for resolver, estimator in (
+                ("gcond", Sequential(K)),
+                ("pcgrad", Sequential(K, resolve_every="micro_batch")),
+            ):
+                for mode in ("raise", "skip", "scaler"):
+                    key = f"{kind.__name__}, {where}, {resolver}, {mode}"
+                    results[key] = _meet(kind(), where, estimator, GCond() if resolver == "gcond" else PCGrad(), mode)
+    return results
+
+
+def _meet(processes: Processes, where: str, estimator: Any, resolver: Any, mode: str) -> dict[str, Any]:
+    model = ConvNet().double()
+    conductor = GradientConductor(
+        model.named_parameters(),
+        TASKS,
+        estimator,
+        resolver,
+        Raw(),
+        nonfinite="skip" if mode == "skip" else "raise",
+        processes=processes,
+    )
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=mode == "scaler")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    window = [batch.double() for batch in image_batches(K, 0, size=2)]
+    own = [window[index] for index in conductor.share]
+    conductor.step(own, three_losses(model), scaler=scaler)
+    before = conductor.state_dict()
+    metrics: dict[str, float] = {}
+    said = message(lambda: metrics.update(conductor.step(own, poisoned(model, processes.rank, where), scaler=scaler)))
+    found = {
+        "message": said,
+        "skipped": metrics.get("skipped", 0.0),
+        "state": [before, conductor.state_dict()],
+        "gradients": [p.grad for p in model.parameters()],
+    }
+    if mode == "scaler" and not said:
+        held = [p.detach().clone() for p in model.parameters()]
+        scaler.step(optimizer)
+        scaler.update()
+        found["scale"] = scaler.get_scale()
+        found["moved"] = any(not torch.equal(p, old) for p, old in zip(model.parameters(), held, strict=True))
+    dist.barrier()
+    return found
+
+
+# FSDP2
+
+
+class Perceptron(nn.Module):
+    """Layers of 7, 5 and 3 outputs, which no two processes share evenly, and a head of one row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            self.first, self.second, self.third = nn.Linear(6, 7), nn.Linear(7, 5), nn.Linear(5, 3)
+            self.heads = nn.ModuleDict({name: nn.Linear(3, 1) for name in TASKS})
+        self.double()
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return torch.tanh(self.third(torch.tanh(self.second(torch.tanh(self.first(batch))))))
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {
+            "trunk": [*self.first.parameters(), *self.second.parameters()],
+            "head": list(self.third.parameters()),
+            "heads": list(self.heads.parameters()),
+        }
+
+
+def perceptron_losses(model: nn.Module) -> Any:
+    goals = {"l1": 1.0, "ssim": -1.0, "classify": 0.3}
+
+    def losses(batch: Tensor, names: Any) -> dict[str, Tensor]:
+        features = model(batch)
+        return {
+            name: ((features.sum(1) - goals[name] + 0.3 * model.heads[name](features).squeeze(1)) ** 2).mean()
+            for name in names
+        }
+
+    return losses
+
+
+class Attention(nn.Module):
+    """One transformer block and one output that all tasks share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(2)
+            self.block = nn.TransformerEncoderLayer(6, 2, 9, dropout=0.0, batch_first=True)
+            self.out = nn.Linear(6, 3)
+        self.double()
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return self.out(self.block(batch.unsqueeze(1).expand(-1, 3, -1) * torch.arange(1, 4).unsqueeze(1)).mean(1))
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {"block": list(self.block.parameters()), "out": list(self.out.parameters())}
+
+
+def attention_losses(model: nn.Module) -> Any:
+    goals = {"l1": [1.0, 0, 0], "ssim": [-1.0, 0, 1], "classify": [0, 1.0, -1]}
+
+    def losses(batch: Tensor, names: Any) -> dict[str, Tensor]:
+        outputs = model(batch)
+        return {name: ((outputs - torch.tensor(goals[name])) ** 2).mean() for name in names}
+
+    return losses
+
+
+def perceptron(parts: Callable[[], tuple[Any, Any, Any]], **more: Any) -> Case:
+    return Case(parts, Perceptron, perceptron_losses, vectors(6), **more)
+
+
+SHARDED = {
+    "joint": perceptron(lambda: (Joint(K), Linear(), Raw()), optimizer=partial(torch.optim.AdamW, foreach=True)),
+    "joint diagnosed": perceptron(lambda: (Joint(K), Linear(), Raw()), diagnose=True),
+    "gcond": perceptron(gcond_window),
+    "gcond clipped": perceptron(gcond_window, settings={"clip_norm": 0.05}),
+    "gcond forward per task": perceptron(lambda: (Sequential(K, forward="per_task"), GCond(), EMA())),
+    "gcond stochastic": perceptron(lambda: (Stochastic(K), GCond(), EMA())),
+    "gcond lion": perceptron(lambda: (Stochastic(K), GCond(), LionLARS()), optimizer=torch.optim.SGD, lr=1e-3),
+    "pcgrad": perceptron(lambda: (Sequential(K), PCGrad(), Raw())),
+    "uw": perceptron(lambda: (Joint(K), UW(), Raw())),
+    "transformer": Case(gcond_window, Attention, attention_losses, vectors(6)),
+}
+
+
+def sharded_model(case: Case, reshard: bool) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        model = case.model()
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        for child in model.children():
+            for part in child.values() if isinstance(child, nn.ModuleDict) else [child]:
+                fully_shard(part, mesh=mesh, reshard_after_forward=reshard)
+        return fully_shard(model, mesh=mesh, reshard_after_forward=reshard)
+
+    return build
+
+
+def sharded_case(case: Case, reshard: bool) -> Case:
+    return replace(case, model=sharded_model(case, reshard))
+
+
+def sharded(folder: Path) -> dict[str, Any]:
+    return {name: _trained_sharded(name, reshard=True) for name in SHARDED}
+
+
+def sharded_and_kept(folder: Path) -> dict[str, Any]:
+    """Parameters stay gathered from the forward to the backward pass."""
+    return {name: _trained_sharded(name, reshard=False) for name in ("gcond", "gcond stochastic")}
+
+
+def sharded_gcond(folder: Path) -> dict[str, Any]:
+    return {"gcond": _trained_sharded("gcond", reshard=True)}
+
+
+def _trained_sharded(name: str, reshard: bool) -> dict[str, Any]:
+    run = Run(sharded_case(SHARDED[name], reshard), Sharded())
+    records = run.steps(0, STEPS)
+    return {"records": records, "model": run.model_state(), "counts": dict(run.processes.counts)}
+
+
+def sharded_refused(folder: Path) -> dict[str, str]:
+    model = sharded_model(SHARDED["joint"], True)()
+    half = Perceptron()
+    fully_shard(half.first, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+
+    def conductor(*parts: Any, model: nn.Module = model, **more: Any) -> Callable[[], Any]:
+        return lambda: GradientConductor(model.parameter_groups(), TASKS, *parts, **more)
+
+    return {
+        "graddrop": message(conductor(Sequential(K), GradDrop(), Raw())),
+        "by micro-batch": message(conductor(Sequential(K, resolve_every="micro_batch"), PCGrad(), Raw())),
+        "replicated": message(conductor(Joint(K), Linear(), Raw(), processes=Replicated())),
+        "alone": message(conductor(Joint(K), Linear(), Raw(), processes=Alone())),
+        "half sharded": message(conductor(Joint(K), Linear(), Raw(), model=half)),
+    }
+
+
+def sharded_state(folder: Path) -> dict[str, Any]:
+    """GCond, saved after two steps by each process and continued from that; and without a stop."""
+    case = sharded_case(SHARDED["gcond"], True)
+    straight, stopped, fresh = (Run(case, Sharded()) for _ in range(3))
+    expected = straight.steps(0, 3)[-1:]
+    stopped.steps(0, 2)
+    fresh.restore(stopped.state())
+    return {"expected": expected, "records": fresh.steps(2, 3)}
+
+
+def sharded_not_finite(folder: Path) -> dict[str, str]:
+    """One process's gradient is not finite."""
+    model = sharded_model(SHARDED["joint"], True)()
+    conductor = GradientConductor(model.named_parameters(), TASKS, Sequential(K), GCond(), Raw())
+    ask = perceptron_losses(model)
+
+    def losses(batch: Tensor, names: Any) -> dict[str, Tensor]:
+        values = ask(batch, names)
+        if dist.get_rank() == 1:
+            values["ssim"] = values["ssim"] + (values["ssim"] * 0).sqrt()
+        return values
+
+    window = vectors(6)(0)
+    return {"message": message(lambda: conductor.step([window[index] for index in conductor.share], losses))}
+
+
+# How they are started
+
+WORK = {
+    work.__name__: work
+    for work in (
+        arbitrated_once,
+        states,
+        continued,
+        per_rank,
+        refused,
+        not_finite,
+        sharded,
+        sharded_and_kept,
+        sharded_gcond,
+        sharded_refused,
+        sharded_state,
+        sharded_not_finite,
+    )
+}
+
+
+def started(size: int, names: list[str], folder: Path) -> list[dict[str, Any]]:
+    """What each of `size` new processes found, by name of the work; an error in one of them ends all."""
+    own = folder / f"{size}-{names[0]}"
+    own.mkdir(parents=True, exist_ok=True)
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
+    mp.start_processes(_work, (size, names, folder, own), nprocs=size, start_method="forkserver")
+    return [torch.load(own / f"{rank}.pt", weights_only=False) for rank in range(size)]
+
+
+def _work(rank: int, size: int, names: list[str], folder: Path, own: Path) -> None:
+    torch.set_num_threads(1)
+    rendezvous = f"file://{own}/rendezvous"
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=size, timeout=TIMEOUT)
+    try:
+        found = {name: WORK[name](folder) for name in names}
+        torch.save(found, own / f"{rank}.pt")
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,205 @@
+"""Losses and gradients that are not finite: named, before anything moves; or the step is left out and counted."""
+
+from __future__ import annotations
+
+import re
+from math import inf, isnan, nan
+
+import pytest
+import torch
+from strategy.faulty import STRATEGIES, TASKS, Network, Run, plain, window
+from torch import nn
+
+from gcond.strategy import GCond, GradientConductor, Joint, Linear, PCGrad, Raw, Resolution, Sequential, Stochastic
+from gcond.strategy.conflict import StatelessResolver
+from gcond.strategy.finite import NotFinite
+
+WRONG = {
+    "loss is inf": {"loss": inf},
+    "gradient is nan": {"gradient": nan},
+    "own head's gradient is nan": {"own_gradient": nan},
+}
+each_strategy = pytest.mark.parametrize("options", STRATEGIES.values(), ids=STRATEGIES)
+each_fault = pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+
+
+# What is said
+
+
+@pytest.mark.parametrize(
+    ("estimator", "task"), [(Sequential(3), "b"), (Sequential(3, "per_task", "micro_batch"), "b"), (Joint(3), "a+b+c")]
+)
+@pytest.mark.parametrize(
+    ("wrong", "parameter"), [({"gradient": nan}, "trunk.weight"), ({"own_gradient": inf}, "own.b.weight")]
+)
+def test_step_task_and_first_parameter_are_named(estimator, task, wrong, parameter):
+    resolver = Linear() if task == "a+b+c" else PCGrad()
+    run = Run({"estimator": estimator, "resolver": resolver, "update": Raw()})
+    run.train([window(0), window(1)])
+    message = f"step 2: the gradient of task '{task}' is not finite, first in parameter {parameter}"
+    with pytest.raises(NotFinite, match=f"^{re.escape(message)}$"):
+        run.step(window(2, **wrong))
+
+
+def test_parameters_without_names_are_called_by_group_and_place():
+    network = Network()
+    groups = {"rest": [*network.trunk.parameters(), *network.head.parameters()], "own": network.own.parameters()}
+    conductor = GradientConductor(groups, TASKS, Sequential(3), Linear(), Raw())
+    with pytest.raises(NotFinite, match=r"step 0: .* task 'b' is not finite, first in parameter own\[2\]$"):
+        conductor.step(window(0, own_gradient=nan), network.losses)
+    alone = GradientConductor(network.parameters(), TASKS, Sequential(3), Linear(), Raw())
+    with pytest.raises(NotFinite, match=r"first in parameter all\[0\]$"):
+        alone.step(window(0, gradient=nan), network.losses)
+
+
+def test_gradients_whose_square_overflows_point_at_no_parameter():
+    parameter = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    conductor = GradientConductor([parameter], {"a": 1}, Joint(1), Linear(), Raw())
+    with pytest.raises(NotFinite, match="not finite, first in no single parameter"):
+        conductor.step([1e200], lambda batch, names: {"a": parameter.sum() * batch})
+
+
+# Raised before anything moves
+
+
+@each_strategy
+def test_nothing_has_moved_when_it_is_raised(options):
+    run = Run(options())
+    run.train(window(seed) for seed in range(2))
+    before = run.state()
+    for wrong in WRONG.values():
+        with pytest.raises(NotFinite):
+            run.step(window(3, **wrong))
+        assert run.state() == before
+    assert (run.conductor.steps, run.conductor.skipped) == (2, 0)
+
+
+@each_strategy
+def test_caught_by_the_caller_it_leaves_no_trace(options):
+    """FAMO, for one, notes the lowest loss of a window while it is gathered."""
+    caught, clean = Run(options()), Run(options())
+    for seed in range(2):
+        with pytest.raises(NotFinite):
+            caught.step(window(9, loss=nan))
+        assert caught.step(window(seed)) == clean.step(window(seed))
+    assert caught.state() == clean.state()
+
+
+def test_famo_still_checks_its_bounds_after_a_loss_that_was_nan():
+    run = Run(STRATEGIES["famo"]())
+    with pytest.raises(NotFinite):
+        run.step(window(0, loss=nan))
+    with pytest.raises(ValueError, match="FAMO: expected losses above 0"):
+        run.step(window(0, loss=-1.0))
+
+
+# Left out and counted
+
+
+@each_strategy
+@each_fault
+def test_skipped_steps_leave_no_trace(options, wrong):
+    run, clean = Run(options() | {"nonfinite": "skip"}), Run(options())
+    expected = clean.train(window(seed) for seed in range(4))
+    found = run.train(window(seed) for seed in range(2))
+    before = run.state()
+    for seed in (7, 8):
+        metrics = run.step(window(seed, **wrong))
+        assert metrics.keys() == {"skipped", "loss/a", "loss/b", "loss/c"}
+        assert metrics["skipped"] == 1.0
+        assert run.state() == before
+        assert all(parameter.grad is None for parameter in run.network.parameters())
+    found += run.train(window(seed) for seed in range(2, 4))
+    assert plain(found) == plain(expected)
+    assert run.state() == clean.state()
+    state = run.conductor.state_dict()
+    assert (state["steps"], state["skipped"]) == (6, 2)
+
+
+def test_losses_of_a_skipped_step_are_reported():
+    options = {"estimator": Stochastic(3), "resolver": PCGrad(), "update": Raw(), "nonfinite": "skip"}
+    good, bad = (Run(options).step(window(0, loss=factor)) for factor in (1.0, nan))
+    assert (bad["loss/a"], bad["loss/c"]) == (good["loss/a"], good["loss/c"])
+    assert isnan(bad["loss/b"])
+
+
+def test_the_very_first_step_may_be_skipped():
+    run, clean = (Run(STRATEGIES["gcond stochastic"]() | {"nonfinite": "skip"}) for _ in range(2))
+    run.train([window(5, gradient=nan), window(0), window(1)])
+    clean.train([window(0), window(1)])
+    assert run.state() == clean.state()
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [(torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}), (torch.optim.AdamW, {"weight_decay": 0.5})],
+)
+def test_the_optimizer_moves_nothing_and_counts_nothing(kind, settings):
+    run = Run(STRATEGIES["joint"]() | {"nonfinite": "skip"}, optimizer_kind=kind, settings=settings)
+    run.step(window(0))
+    before = plain([run.optimizer.state_dict(), run.network.state_dict()])
+    run.step(window(1, gradient=nan))
+    assert plain([run.optimizer.state_dict(), run.network.state_dict()]) == before
+    run.step(window(2))
+    assert plain([run.optimizer.state_dict(), run.network.state_dict()]) != before
+
+
+def test_a_resolver_has_seen_the_micro_batches_before_the_bad_one():
+    """As documented for `resolve_every="micro_batch"`; momentum, parameters and optimizer are untouched even so."""
+    run = Run(STRATEGIES["gcond micro-batch"]() | {"nonfinite": "skip"})
+    run.step(window(0))
+    before = run.state()
+    assert run.step([*window(1)[:2], window(1, gradient=nan)[2]])["skipped"] == 1.0
+    after = run.state()
+    assert {key for key in before["conductor"] if before["conductor"][key] != after["conductor"][key]} == {
+        "resolver",
+        "resolutions",
+        "reference",
+    }
+    assert after["conductor"]["resolutions"] == before["conductor"]["resolutions"] + 2
+    assert (after["optimizer"], after["network"]) == (before["optimizer"], before["network"])
+    assert "skipped" not in run.step(window(2))
+
+
+def test_skipped_steps_count_on_after_a_resume():
+    run, resumed = (Run(STRATEGIES["gcond stochastic"]() | {"nonfinite": "skip"}) for _ in range(2))
+    run.train([window(0), window(1, loss=nan)])
+    resumed.conductor.load_state_dict(run.conductor.state_dict())
+    resumed.step(window(2, loss=nan))
+    assert (resumed.conductor.steps, resumed.conductor.skipped) == (3, 2)
+
+
+# A resolver that fails
+
+
+class Divides(StatelessResolver):
+    """Weights of 0 / 0."""
+
+    def resolve(self, conflict):
+        return Resolution(torch.zeros(3, 3, dtype=torch.float64) / 0)
+
+
+class DividesCoordinates(StatelessResolver):
+    works_on_coordinates = True
+
+    def resolve(self, conflict):
+        return Resolution(None, blockwise=lambda rows, start: rows.sum(0) / 0)
+
+
+@pytest.mark.parametrize("estimator", [Sequential(3), Sequential(3, resolve_every="micro_batch")])
+@pytest.mark.parametrize("resolver", [Divides, DividesCoordinates])
+def test_what_a_resolver_makes_is_checked_before_the_momentum_takes_it_in(estimator, resolver):
+    run = Run({"estimator": estimator, "resolver": resolver()})
+    before = run.state()["conductor"]["update"]
+    with pytest.raises(NotFinite, match=rf"step 0: {resolver.__name__} made a gradient of norm (nan|inf) from finite"):
+        run.step(window(0))
+    assert run.state()["conductor"]["update"] == before
+    left_out = Run({"estimator": estimator, "resolver": resolver(), "nonfinite": "skip"})
+    assert left_out.step(window(0))["skipped"] == 1.0
+    assert left_out.state()["network"] == Run({"estimator": Joint(3), "resolver": Linear()}).state()["network"]
+
+
+@pytest.mark.parametrize("policy", ["ignore", None, True])
+def test_unknown_policies_are_refused(policy):
+    with pytest.raises(ValueError, match='`nonfinite`: expected "raise" or "skip", found'):
+        GradientConductor(Network().parameters(), TASKS, Sequential(3), GCond(), nonfinite=policy)

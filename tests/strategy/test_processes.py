@@ -1,0 +1,360 @@
+"""Several processes, one arbitration: 1, 2 and 4 with the same micro-batches; gloo on the CPU."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from strategy import ranks
+
+from gcond.strategy.processes import Alone, Sharded
+
+EXACT = {"rtol": 1e-9, "atol": 1e-11}  # float64: what another order of sums leaves after three steps
+SIZES = [2, pytest.param(4, marks=pytest.mark.slow)]
+BY_TURNS = ("micro-batch", "stochastic", "lion")  # cases whose BatchNorm meets micro-batches in another order
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="session")
+def two(folder: Path) -> list[dict[str, Any]]:
+    work = ["arbitrated_once", "states", "per_rank", "refused", "not_finite", "sharded_gcond", "sharded_refused"]
+    return ranks.started(2, work, folder)
+
+
+@pytest.fixture(scope="session")
+def four(folder: Path, two: object) -> list[dict[str, Any]]:
+    return ranks.started(4, ["arbitrated_once", "states", "continued", "refused"], folder)
+
+
+@pytest.fixture(scope="session")
+def two_sharded(folder: Path) -> list[dict[str, Any]]:
+    return ranks.started(2, ["sharded", "sharded_and_kept", "sharded_state", "sharded_not_finite"], folder)
+
+
+@pytest.fixture
+def found(size: int, request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    return request.getfixturevalue({2: "two", 4: "four"}[size])
+
+
+@cache
+def alone(name: str) -> dict[str, Any]:
+    return ranks.trained(name, Alone())
+
+
+def assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    """The same numbers are logged, and the same gradients stand in `p.grad`, step for step."""
+    for step, (own, other) in enumerate(zip(found, expected, strict=True)):
+        assert own["metrics"].keys() == other["metrics"].keys()
+        for key, value in other["metrics"].items():
+            assert own["metrics"][key] == pytest.approx(value, rel=1e-9, abs=1e-11, nan_ok=True), (step, key)
+            if key.startswith(("wins/", "zone/", "resolved")) and key != "resolved_norm":
+                assert own["metrics"][key] == value, (step, key)
+        torch.testing.assert_close(own["gradients"], other["gradients"], **EXACT)
+
+
+# One arbitration
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", ranks.CASES)
+def test_any_number_of_processes_arbitrates_alike(name, size, found):
+    expected = alone(name)
+    for own in (process["arbitrated_once"][name] for process in found):
+        assert_same(own["records"], expected["records"])
+        by_turns = any(word in name for word in BY_TURNS)
+        for key, value in expected["model"].items():
+            if not (by_turns and "running_" in key):
+                torch.testing.assert_close(own["model"][key], value, **EXACT)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", ranks.CASES)
+def test_processes_hold_the_same_network_to_the_bit(name, size, found):
+    first, *others = [process["arbitrated_once"][name]["model"] for process in found]
+    for other in others:
+        assert all(torch.equal(first[key], other[key]) for key in first)
+
+
+def test_there_is_something_to_arbitrate():
+    for name in ("gcond", "gcond stochastic", "heads", "fewer parameters than processes"):
+        metrics = [record["metrics"] for record in alone(name)["records"]]
+        assert sum(value for each in metrics for key, value in each.items() if key.startswith("wins/")) > 0
+    assert all(record["metrics"]["clipped"] == 1 for record in alone("gcond clipped")["records"])
+    for name in ("pcgrad", "pcgrad micro-batch", "upgrad"):
+        assert max(record["metrics"]["correction"] for record in alone(name)["records"]) > 0.01
+
+
+def test_diagnosis_keeps_the_whole_resolved_gradient(two):
+    expected = alone("joint diagnosed")["records"]
+    for own in (process["arbitrated_once"]["joint diagnosed"]["records"] for process in two):
+        for record, other in zip(own, expected, strict=True):
+            torch.testing.assert_close(record["resolved"], other["resolved"], **EXACT)
+
+
+# Saved and continued
+
+
+@pytest.mark.parametrize("name", ranks.SAVED)
+def test_all_processes_save_the_same_state(name, two):
+    first, second = [process["states"][name] for process in two]
+    assert_equal_states(first, second)
+
+
+def test_saved_history_is_that_of_one_process(two):
+    run = ranks.Run(ranks.CASES["gcond"], Alone())
+    run.steps(0, 2)
+    expected = run.conductor.state_dict()["reference"]
+    for process in two:
+        torch.testing.assert_close(process["states"]["gcond"]["reference"], expected, **EXACT)
+
+
+def assert_equal_states(state: Any, other: Any) -> None:
+    if isinstance(state, dict):
+        assert state.keys() == other.keys()
+        for key in state:
+            assert_equal_states(state[key], other[key])
+    elif isinstance(state, list):
+        for one, two in zip(state, other, strict=True):
+            assert_equal_states(one, two)
+    elif isinstance(state, torch.Tensor):
+        assert torch.equal(state, other)
+    else:
+        assert state == other
+
+
+@pytest.mark.parametrize("name", ranks.SAVED)
+def test_what_two_processes_saved_one_continues(name, two, folder):
+    run = ranks.Run(ranks.CASES[name], Alone())
+    run.restore(torch.load(folder / f"{name}-2.pt", weights_only=True))
+    assert_same(run.steps(2, 3), alone(name)["records"][2:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ranks.SAVED)
+def test_what_two_processes_saved_four_continue(name, four):
+    for process in four:
+        assert_same(process["continued"][name]["records"], alone(name)["records"][2:])
+
+
+# As published
+
+
+@pytest.mark.parametrize("name", ranks.PER_RANK)
+def test_per_rank_is_the_mean_of_processes_that_resolve_for_themselves(name, two):
+    case = replace(ranks.CASES[name], lr=0.0, settings={"clip_norm": None})
+    estimator = case.parts()[0]
+    halves = replace(estimator, accumulation_steps=ranks.K // 2)
+    half = replace(case, parts=lambda: (halves, *case.parts()[1:]))
+    share = two_shares(estimator)
+    runs = []
+    for rank in range(2):
+        batches = lambda seed, rank=rank: [case.batches(seed)[index] for index in share[rank]]  # noqa: E731
+        runs.append(ranks.Run(replace(half, batches=batches), Alone()).steps(0, ranks.STEPS))
+    differ = False
+    for step, (one, other) in enumerate(zip(*runs, strict=True)):
+        for process in two:
+            record = process["per_rank"][name]["records"][step]
+            for key, gradient in record["gradients"].items():
+                expected = (one["gradients"][key] + other["gradients"][key]) / 2
+                torch.testing.assert_close(gradient, expected, **EXACT)
+            for task in ranks.TASKS:
+                mean = (one["metrics"][f"weight/{task}"] + other["metrics"][f"weight/{task}"]) / 2
+                assert record["metrics"][f"weight/{task}"] == pytest.approx(mean)
+            square = sum(float(gradient.square().sum()) for gradient in record["gradients"].values())
+            assert record["metrics"]["resolved_norm"] == pytest.approx(math.sqrt(square))
+        differ |= any(one["metrics"][f"weight/{task}"] != other["metrics"][f"weight/{task}"] for task in ranks.TASKS)
+    assert differ
+
+
+def two_shares(estimator: Any) -> list[list[int]]:
+    """By hand: halves of the window, or every other micro-batch where each is resolved by itself."""
+    if estimator.resolves_micro_batches:
+        return [list(range(0, ranks.K, 2)), list(range(1, ranks.K, 2))]
+    return [list(range(ranks.K // 2)), list(range(ranks.K // 2, ranks.K))]
+
+
+# Refused
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("no processes", "`processes`: found {size} processes in torch.distributed; expected Replicated()"),
+        ("joint, K", "`accumulation_steps`: expected a multiple of the {size} processes = {size}, so that whole micro"),
+        ("sequential, K", "`accumulation_steps`: expected a multiple of the {size} processes = {size}, so that whole"),
+        ("stochastic, K", "`accumulation_steps`: expected a multiple of 3 tasks x {size} processes = {blocks}, so"),
+        ("gcond by micro-batch", '`resolve_every`: GCond remembers .* expected "window", found "micro_batch"'),
+        ("sam-gs by micro-batch", '`resolve_every`: SAMGS remembers .* expected "window", found "micro_batch"'),
+        ("sharded, plain parameters", "`processes`: Sharded.. expects parameters of fully_shard"),
+        ("too many batches", "`batches`: expected {share} micro-batches, this process's share of 12, found 12"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(what, message, size, found):
+    message = message.format(size=size, blocks=3 * size, share=ranks.K // size).replace("()", "..")
+    for process in found:
+        ranks_said = process["refused"][what]
+        assert ranks_said.startswith("ValueError: ")
+        assert_matches(ranks_said, message)
+
+
+def assert_matches(said: str, pattern: str) -> None:
+    with pytest.raises(ValueError, match=pattern):
+        raise ValueError(said)
+
+
+def test_sharded_without_processes_is_refused():
+    with pytest.raises(ValueError, match=r"`processes`: Sharded expects torch.distributed to be initialised"):
+        Sharded()
+
+
+# Not finite in one process: nobody waits for the others
+
+
+@pytest.mark.parametrize("strategy", ["gcond", "pcgrad"])
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("kind", ["Replicated", "ReplicatedPerRank"])
+def test_all_processes_raise_together(kind, where, strategy, two):
+    first, last = [process["not_finite"][f"{kind}, {where}, {strategy}, raise"]["message"] for process in two]
+    own = {
+        "loss": "NotFinite: step 1: the loss of task 'ssim' is nan",
+        "gradient": "GradientNotFinite: step 1: the gradient of task 'ssim' is not finite, "
+        "first in parameter body.weight",
+    }[where]
+    assert last == own
+    if kind == "Replicated":
+        assert first == own
+    else:
+        assert first == f"{own.split(':')[0]}: step 1: another process found a {where} that is not finite"
+
+
+@pytest.mark.parametrize("strategy", ["gcond", "pcgrad"])
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("kind", ["Replicated", "ReplicatedPerRank"])
+def test_all_processes_skip_together(kind, where, strategy, two):
+    for process in two:
+        skipped = process["not_finite"][f"{kind}, {where}, {strategy}, skip"]
+        assert skipped["message"] == ""
+        assert skipped["skipped"] == 1
+        assert skipped["gradients"] == [None] * len(skipped["gradients"])
+        if strategy == "gcond":  # PCGrad has met the micro-batches before
+            before, after = [
+                {key: value for key, value in state.items() if key not in ("steps", "skipped")}
+                for state in skipped["state"]
+            ]
+            assert_equal_states(before, after)
+
+
+@pytest.mark.parametrize("strategy", ["gcond", "pcgrad"])
+@pytest.mark.parametrize("kind", ["Replicated", "ReplicatedPerRank"])
+def test_an_overflow_in_one_process_lowers_the_scale_of_all(kind, strategy, two):
+    for process in two:
+        overflow = process["not_finite"][f"{kind}, gradient, {strategy}, scaler"]
+        assert overflow["message"] == ""
+        assert overflow["skipped"] == 1
+        assert overflow["scale"] == 512
+        assert not overflow["moved"]
+        assert process["not_finite"][f"{kind}, loss, {strategy}, scaler"]["message"].startswith("NotFinite: step 1")
+
+
+# What is sent
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("name", "rows"), [("joint", 1), ("gcond", 3), ("gcond stochastic", 3), ("joint diagnosed", 3)]
+)
+def test_a_window_moves_m_plus_one_times_the_parameters(name, rows, size, found):
+    parameters = sum(p.numel() for p in ranks.ConvNet().parameters())
+    assert parameters % 4 == 0
+    small = 3 + rows * len(list(ranks.ConvNet().parameters()))  # losses, and which row reaches which parameter
+    products = 3 * 2 * rows**2  # of three parameter groups
+    batchnorm = 2 * 8 + 2  # means and variances of eight channels, the number of updates and its square
+    for process in found:
+        assert process["arbitrated_once"][name]["counts"] == {
+            "reduce_scatter/calls": ranks.STEPS * rows,
+            "reduce_scatter/numbers": ranks.STEPS * rows * parameters,
+            "all_gather/calls": ranks.STEPS,
+            "all_gather/numbers": ranks.STEPS * parameters,
+            "all_reduce/calls": ranks.STEPS * 3,
+            "all_reduce/numbers": ranks.STEPS * (small + products + batchnorm),
+        }
+
+
+def test_per_rank_moves_one_gradient(two):
+    parameters = sum(p.numel() for p in ranks.ConvNet().parameters())
+    for process in two:
+        counts = process["per_rank"]["gcond forward per task"]["counts"]
+        small = 2 + 3 * len(list(ranks.ConvNet().parameters())) + 18  # wrong, reached and BatchNorm
+        assert counts["all_reduce/numbers"] == ranks.STEPS * (parameters + small)
+        assert counts["all_gather_object/calls"] == ranks.STEPS
+
+
+# FSDP2
+
+
+@cache
+def alone_unsharded(name: str) -> dict[str, Any]:
+    run = ranks.Run(ranks.SHARDED[name], Alone())
+    return {"records": run.steps(0, ranks.STEPS), "model": run.model_state()}
+
+
+def assert_sharded_as_whole(found: list[dict[str, Any]], name: str) -> None:
+    expected = alone_unsharded(name)
+    for own in found:
+        assert_same(own["records"], expected["records"])
+        torch.testing.assert_close(own["model"], expected["model"], **EXACT)
+
+
+def test_sharded_gcond_is_gcond(two):
+    assert_sharded_as_whole([process["sharded_gcond"]["gcond"] for process in two], "gcond")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ranks.SHARDED)
+def test_sharded_is_one_process(name, two_sharded):
+    assert_sharded_as_whole([process["sharded"][name] for process in two_sharded], name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gcond", "gcond stochastic"])
+def test_sharded_after_the_backward_pass_only(name, two_sharded):
+    assert_sharded_as_whole([process["sharded_and_kept"][name] for process in two_sharded], name)
+
+
+@pytest.mark.slow
+def test_sharded_run_continues(two_sharded):
+    for process in two_sharded:
+        assert_same(process["sharded_state"]["records"], process["sharded_state"]["expected"])
+
+
+@pytest.mark.slow
+def test_sharded_gradient_that_is_not_finite_is_named_everywhere(two_sharded):
+    for process in two_sharded:
+        assert process["sharded_not_finite"]["message"] == (
+            "GradientNotFinite: step 0: the gradient of task 'ssim' is not finite, first in parameter first.weight"
+        )
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("graddrop", "`processes`: GradDrop works on coordinates"),
+        ("by micro-batch", '`resolve_every`: expected "window" with Sharded'),
+        ("replicated", "`processes`: expected Sharded.. for sharded parameters .DTensor., found Replicated"),
+        ("alone", "`processes`: expected Sharded.. for sharded parameters .DTensor., found Alone"),
+        ("half sharded", r"`parameters`: expected all or none sharded by fully_shard, found trunk\[2\] not sharded"),
+    ],
+)
+def test_what_sharded_parameters_cannot_do_is_refused(what, message, two):
+    for process in two:
+        assert_matches(process["sharded_refused"][what], message)
