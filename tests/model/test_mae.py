@@ -52,7 +52,7 @@ def test_shapes(image_size: int, patch_size: int, channels: int) -> None:
 def test_parameter_counts(encoder: str, channels: int, encoder_size: float, decoder_size: float) -> None:
     with torch.device("meta"):
         model = MaskedAutoencoder(encoder, 256, 32, channels)
-    sizes = {name: sum(p.numel() for p in group) / 1e6 for name, group in model.parameter_groups().items()}
+    sizes = {name: sum(p.numel() for _, p in group) / 1e6 for name, group in model.parameter_groups().items()}
     assert sizes["encoder"] == pytest.approx(encoder_size, abs=5.1e-4)
     assert sizes["body"] + sizes["head"] == pytest.approx(decoder_size, abs=5.1e-4)
 
@@ -61,10 +61,13 @@ def test_parameter_groups_are_a_partition_and_head_is_the_last_layer() -> None:
     model = small(channels=3)
     groups = model.parameter_groups()
     assert list(groups) == ["encoder", "body", "head"]
-    ids = [id(p) for group in groups.values() for p in group]
+    ids = [id(p) for group in groups.values() for _, p in group]
     assert len(ids) == len(set(ids))
     assert set(ids) == {id(p) for p in model.parameters()}
-    assert [tuple(p.shape) for p in groups["head"]] == [(3 * 16 * 16, 32), (3 * 16 * 16,)]
+    assert [(name, tuple(p.shape)) for name, p in groups["head"]] == [
+        ("head.weight", (3 * 16 * 16, 32)),
+        ("head.bias", (3 * 16 * 16,)),
+    ]
 
 
 @pytest.mark.parametrize("encoder", ALL)

@@ -1,6 +1,6 @@
 import torch
 
-from gcond.model.patches import blank, hidden_mask, patchify, select, unpatchify
+from gcond.model.patches import blank, hidden_mask, paste, patchify, select, unpatchify
 
 
 def test_patches_are_row_major() -> None:
@@ -22,6 +22,18 @@ def test_select_takes_each_row_s_own_items_in_the_order_asked_for() -> None:
     items = torch.tensor([[[1.0], [2.0], [3.0]], [[4.0], [5.0], [6.0]]])
     picked = select(items, torch.tensor([[2, 0], [1, 1]]))
     assert picked.squeeze(-1).tolist() == [[3.0, 1.0], [5.0, 5.0]]
+
+
+def test_paste_puts_each_patch_in_its_place_and_leaves_the_rest() -> None:
+    images = torch.rand(2, 3, 6, 6)
+    before = images.clone()
+    hidden = torch.tensor([[4, 0], [2, 7]])
+    patches = torch.rand(2, 2, 3, 2, 2) + 1
+    expected = images.clone()
+    expected[0, :, 2:4, 2:4], expected[0, :, 0:2, 0:2] = patches[0]  # by hand: patch 4 of 3 x 3 is the middle
+    expected[1, :, 0:2, 4:6], expected[1, :, 4:6, 2:4] = patches[1]
+    torch.testing.assert_close(paste(images, hidden, patches), expected, rtol=0, atol=0)
+    torch.testing.assert_close(images, before, rtol=0, atol=0)
 
 
 def test_blank_zeroes_the_hidden_patches_and_nothing_else() -> None:

@@ -87,6 +87,7 @@ def load(
             "std": [std],
             "distance_from_paper": math.dist(measured, (PAPER_MEAN, PAPER_STD)),
         },
+        shows_patients=True,
     )
 
 

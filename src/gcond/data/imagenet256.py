@@ -72,6 +72,7 @@ def load(root: str | Path | None, image_size: int) -> Splits:
             "mean": list(intensity.mean),
             "std": list(intensity.std),
         },
+        shows_patients=False,
     )
 
 

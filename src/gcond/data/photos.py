@@ -58,6 +58,7 @@ def load(image_size: int) -> Splits:
             "mean": list(intensity.mean),
             "std": list(intensity.std),
         },
+        shows_patients=False,
     )
 
 

@@ -21,7 +21,8 @@ class Splits:
     """Three disjoint sets of raw images and the one way to normalise them.
 
     `title` is what a table calls the dataset. `facts` is JSON-able and holds at least `version`, `counts` (images per
-    split), `checksum`, `missing_packages`, `mean` and `std` (the ones that `intensity` uses).
+    split), `checksum`, `missing_packages`, `mean` and `std` (the ones that `intensity` uses). `shows_patients` says
+    that the images are of patients, who may be recognisable (heads show faces): they are drawn on request only.
     """
 
     train: ImageSet
@@ -30,3 +31,4 @@ class Splits:
     intensity: Intensity
     title: str
     facts: dict[str, object]
+    shows_patients: bool

@@ -70,9 +70,10 @@ class MaskedAutoencoder(nn.Module):
         tokens = select(self.blocks(tokens), hidden)
         return self.head(self.norm(tokens)).unflatten(-1, (self.channels, self.patch_size, self.patch_size))
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """A partition of all parameters. "head" is the last layer that both losses share (GradNorm's W)."""
-        encoder = list(self.encoder.parameters())
-        head = list(self.head.parameters())
-        taken = {id(p) for p in encoder + head}
-        return {"encoder": encoder, "body": [p for p in self.parameters() if id(p) not in taken], "head": head}
+    def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """A partition of all parameters, with names. "head" is the last layer that both losses share (GradNorm's W)."""
+        groups: dict[str, list[tuple[str, nn.Parameter]]] = {"encoder": [], "body": [], "head": []}
+        for name, parameter in self.named_parameters():
+            part = name.partition(".")[0]
+            groups[part if part in groups else "body"].append((name, parameter))
+        return groups

@@ -29,6 +29,14 @@ def select(items: Tensor, indices: Tensor) -> Tensor:
     return items[rows[:, None], indices]
 
 
+def paste(images: Tensor, hidden: Tensor, patches: Tensor) -> Tensor:
+    """A copy of the images [B, C, S, S] with `patches` [B, H, C, p, p] at the places `hidden` [B, H] (row-major)."""
+    cells = patchify(images, patches.shape[-1]).clone()
+    rows = torch.arange(len(hidden), device=hidden.device)
+    cells[rows[:, None], hidden] = patches
+    return unpatchify(cells)
+
+
 def hidden_mask(hidden: Tensor, patches: int) -> Tensor:
     """Indices [B, H] of the hidden patches -> bool [B, N], True = hidden."""
     mask = torch.zeros(len(hidden), patches, dtype=torch.bool, device=hidden.device)
