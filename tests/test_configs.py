@@ -22,7 +22,7 @@ def options(group: str) -> list[str]:
 
 def test_every_option_is_called_what_its_file_is_called() -> None:
     found = {path.name for path in CONFIG.iterdir() if path.is_dir()}
-    assert found == {*GROUPS, "scale", "experiment"}
+    assert found == {*GROUPS, "scale", "experiment", "logger", "hydra"}
     for group in ("dataset", "model", "scale", "strategy"):
         for option in options(group):
             content = OmegaConf.load(CONFIG / group / f"{option}.yaml")

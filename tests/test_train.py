@@ -90,8 +90,10 @@ class Loaded:
 
     parts: dict[str, dict]
 
-    def checkpoint(self, path: Path, run_hash: str, checksum: str, parts: dict[str, Stateful]) -> Checkpoint:
-        checkpoint = Checkpoint(path, run_hash, checksum, parts)
+    def checkpoint(
+        self, path: Path, run_hash: str, checksum: str, parts: dict[str, Stateful], writes: bool
+    ) -> Checkpoint:
+        checkpoint = Checkpoint(path, run_hash, checksum, parts, writes)
         load = checkpoint.load
 
         def load_and_look() -> State:
@@ -278,7 +280,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_step(
     folder, (model,) = RunFolder(cfg), models
     saved = parts(folder)["model"]  # after two steps, the last good ones
     assert same({name: saved[name] for name, _ in model.named_parameters()}, dict(model.named_parameters()))
-    assert folder.error == f"FloatingPointError: {message}"
+    assert folder.error == f"NotFinite: {message}"
     report = json.loads(folder.report.read_text())
     assert (report["status"], report["error"]) == ("failed", folder.error)
     assert not folder.done

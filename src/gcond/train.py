@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import hydra
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from gcond.engine import device as devices
 from gcond.engine.batches import MicroBatches
 from gcond.engine.checkpoint import Checkpoint, State
 from gcond.engine.evaluate import EvaluationSet, evaluate
 from gcond.engine.folder import RunFolder
+from gcond.engine.full_disk import explaining_a_full_disk
+from gcond.engine.interrupt import Interrupt
 from gcond.engine.logbook import Logbook
 from gcond.engine.loop import Objective, Trainer, fit
+from gcond.engine.mirror import mirror_of
+from gcond.engine.out_of_memory import explaining_out_of_memory
+from gcond.engine.pause import Pause
 from gcond.engine.progress import Progress
+from gcond.engine.reconstruct import Reconstructions
 from gcond.engine.record import Record
 from gcond.engine.seeding import seeded, subseed
 from gcond.engine.settings import Settings
+from gcond.engine.team import gathered, rank
 from gcond.engine.trivial import trivial_scores
 from gcond.loss import TASKS
 
@@ -30,30 +38,38 @@ CONFIG = Path(__file__).resolve().parents[2] / "conf"
 @hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="train")
 def main(cfg: DictConfig) -> None:
     folder = RunFolder(cfg)
-    if folder.done:
+    folder.check(cfg)
+    if folder.done and rank() == 0:
         print(f"{folder.name}: finished earlier, see {folder.path}")
-    else:
+    if not folder.done:
         train(cfg, folder)
 
 
 def train(cfg: DictConfig, folder: RunFolder) -> None:
-    """Train from the run's checkpoint, or from the start, to its end.
+    """Train from the run's checkpoint, or from the start, to its end; with torchrun, one of several processes.
 
     Raises:
         ValueError: a setting that is unknown, out of range or at odds with another, before any data is read.
-        FloatingPointError: a loss or a gradient that is not finite.
+        NotFinite: a loss or a gradient that is not finite, with `nonfinite=raise`.
+        DiskFull, OutOfMemory: what to do stands in the message.
+        Interrupted: after SIGTERM or Ctrl-C and a last checkpoint.
     """
-    with folder.open(cfg), Record(cfg, folder) as record:
-        settings = Settings(cfg)
-        device = devices.pick(cfg.device, cfg.threads)
-        record.device = device
+    with (
+        folder.open(cfg, main=rank() == 0),
+        mirror_of(cfg.logger, folder.path, main=rank() == 0) as mirror,
+        explaining_a_full_disk(folder.path),
+        gathered(cfg.arbitration, cfg.device, cfg.threads) as team,
+        Record(cfg, folder, team) as record,
+        explaining_a_full_disk(folder.path),  # once more: the report, too, is to say what there is to do
+    ):
+        settings, device = Settings(cfg, team.processes), team.device
 
         # Read the data, and score what predicts without looking.
         data = build(cfg.dataset)
         val = EvaluationSet.of(data.val, cfg.scale.eval_images, settings.patches, cfg.scale.mask_ratio)
         test = EvaluationSet.of(data.test, cfg.scale.eval_images, settings.patches, cfg.scale.mask_ratio)
         loss = instantiate(cfg.loss.reconstruction)(patch_size=cfg.scale.patch_size, intensity=data.intensity)
-        record.describe(data, trivial_scores(cfg, data, val, test, loss))
+        record.describe(data, team.main_first(lambda: trivial_scores(cfg, data, val, test, loss)))
 
         # Build the model, and the strategy that trains it.
         with seeded(cfg.seed, "weights"):
@@ -62,13 +78,15 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
         steps_per_epoch = settings.steps_per_epoch(len(data.train))
         schedule = settings.schedule(steps_per_epoch)
         optimizer = instantiate(cfg.optimizer.build)(model.parameters(), lr=schedule.peak)
+        scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
 
         # Continue where the last attempt stopped.
-        parts = {"model": model, "optimizer": optimizer, "conductor": conductor}
-        checkpoint = Checkpoint(folder.checkpoints, folder.hash, data.facts["checksum"], parts)
+        parts = {"model": model, "optimizer": optimizer, "conductor": team.state_of(conductor), "scaler": scaler}
+        checkpoint = Checkpoint(folder.checkpoints, folder.hash, data.facts["checksum"], parts, team.main)
         state = checkpoint.load()
         record.seconds = state.seconds
-        logbook = Logbook(folder.metrics, state.logbook_size)
+        logbook = Logbook(folder.metrics if team.main else None, state.logbook_size)
+        mirror.start()
         batches = MicroBatches(
             data.train,
             data.intensity,
@@ -79,10 +97,12 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
             device,
             cfg.scale.workers,
             state.position,
+            window=conductor.estimator.accumulation_steps,
+            share=conductor.share,
         )
 
         # Train.
-        objective = Objective(model, loss, data.intensity)
+        objective = Objective(torch.compile(model) if cfg.compile else model, loss, data.intensity, cfg.precision)
         trainer = Trainer(
             model,
             objective,
@@ -92,6 +112,7 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
             batches,
             training=cfg.strategy.model_mode == "train",
             diagnose_every=cfg.scale.diagnose_every,
+            scaler=scaler,
         )
 
         def score() -> dict[str, float]:
@@ -99,16 +120,31 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
                 f"{name}_{task}": value
                 for name, split in (("val", val), ("test", test))
                 for task, value in evaluate(
-                    model, loss, data.intensity, split, TASKS, device, cfg.scale.workers
+                    model, loss, data.intensity, split, TASKS, device, cfg.scale.workers, team
                 ).items()
             }
 
-        def save(step: int) -> None:
-            checkpoint.save(State(step, batches.position, logbook.size, record.elapsed()))
+        pictures = Reconstructions(folder.reconstructions, data, val, **cfg.reconstructions)
 
-        with logbook, Progress(folder.name, cfg.progress, state.step, schedule.total_steps) as progress:
-            fit(trainer, state.step, schedule, steps_per_epoch, logbook, progress, score, save)
-    folder.finish()
+        def draw(step: int, epoch: int) -> Path | None:
+            return pictures.draw(model, device, step, epoch) if team.main else None
+
+        def save(step: int) -> None:
+            logbook.to_disk()
+            checkpoint.save(State(step, batches.position, logbook.size, record.elapsed()))
+            pause.saved()
+
+        kind = cfg.progress if team.main else "silent"
+        with (
+            Interrupt() as interrupt,
+            closing(batches),
+            logbook,
+            Progress(folder.name, kind, state.step, schedule.total_steps) as progress,
+            explaining_out_of_memory(cfg, model, device),
+        ):
+            pause = Pause(interrupt, cfg.checkpoint_minutes, team)
+            fit(trainer, state.step, schedule, steps_per_epoch, logbook, mirror, progress, score, draw, save, pause)
+        record.windows = schedule.total_steps - state.step
 
 
 def build(group: DictConfig, **late: Any) -> Any:

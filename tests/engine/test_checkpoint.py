@@ -1,6 +1,7 @@
 import hashlib
 import pickle
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -43,7 +44,8 @@ def test_another_run_and_other_data_are_refused(tmp_path: Path, saved: nn.Linear
         ValueError, match=r"(?s)expected .* found .*move the run's folder away to start again"
     ) as raised:
         checkpoint(tmp_path, fresh, **other).load()
-    assert all(name in str(raised.value) for name in ("00000003-", "0123456789", "'val': 'bb'"))
+    changed = ("0123456789", "9876543210") if "run_hash" in other else ("'val': 'bb'", "'val': 'changed'")
+    assert all(name in str(raised.value) for name in ("00000003-", *changed))
     assert torch.equal(fresh.weight, untouched)
 
 
@@ -56,8 +58,8 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
 
 
 def test_a_write_that_fails_leaves_the_last_checkpoint(tmp_path: Path, saved: nn.Linear, monkeypatch) -> None:
-    def save_half(content: object, path: Path) -> None:
-        path.write_bytes(b"PK")
+    def save_half(content: object, file: BinaryIO) -> None:
+        file.write(b"PK")
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", save_half)
@@ -93,6 +95,29 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path, saved: nn.Linear)
     (tmp_path / ".unnamed.0123").write_bytes(b"half")
     assert checkpoint(tmp_path, nn.Linear(3, 2)).load() == STATE
     assert [path.name[:9] for path in tmp_path.iterdir()] == ["00000003-"]
+
+
+@pytest.mark.parametrize("version", [1, 99])
+def test_a_checkpoint_of_another_version_is_refused(version: int, tmp_path: Path, monkeypatch) -> None:
+    model, fresh = nn.Linear(3, 2), nn.Linear(3, 2)
+    untouched = fresh.weight.clone()
+    with monkeypatch.context() as patch:
+        patch.setattr("gcond.engine.checkpoint.VERSION", version)
+        checkpoint(tmp_path, model).save(STATE)
+    before = [(path.name, path.read_bytes()) for path in tmp_path.iterdir()]
+    with pytest.raises(ValueError, match=rf"00000003-.*expected a checkpoint of version 2, found {version}; move"):
+        checkpoint(tmp_path, fresh, run_hash="9876543210").load()  # the version is what explains the rest
+    assert torch.equal(fresh.weight, untouched)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == before
+
+
+def test_of_several_processes_one_writes_and_all_load(tmp_path: Path, saved: nn.Linear) -> None:
+    other = Checkpoint(tmp_path, "0123456789", CHECKSUM, {"model": nn.Linear(3, 2)}, writes=False)
+    (tmp_path / ".unnamed.0123").write_bytes(b"being written by the first process")
+    other.save(State(step=4))
+    assert sorted(path.name[:9] for path in tmp_path.iterdir()) == [".unnamed.", "00000003-"]
+    assert other.load() == STATE
+    assert (tmp_path / ".unnamed.0123").exists()
 
 
 def damage(path: Path) -> None:

@@ -5,9 +5,11 @@ from torch import Tensor, nn
 
 from gcond.engine import evaluate as module
 from gcond.engine.evaluate import MASK_SEED, EvaluationSet, evaluate
+from gcond.engine.team import Team
 from gcond.loss import ReconstructionLoss
 from gcond.model.masking import fixed_hidden
 from gcond.model.patches import patchify, select
+from gcond.strategy.processes import Alone
 
 CPU = torch.device("cpu")
 DATA = tiny.load(64, val=7)
@@ -60,3 +62,37 @@ def test_looking_changes_nothing() -> None:
     score(model)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_parts_of_a_team_are_the_whole_each_image_with_its_own_mask() -> None:
+    data = EvaluationSet.of(DATA.val, None, 16, 0.75)
+    parts = [data.part(rank, 3) for rank in range(3)]
+    assert [len(part.images) for part in parts] == [3, 2, 2]  # of seven
+    found = [(image.sum().item(), hidden.tolist()) for part in parts for image, hidden in pairs(part)]
+    whole = [(image.sum().item(), hidden.tolist()) for image, hidden in pairs(data)]
+    assert len({image for image, _ in whole}) == 7
+    assert sorted(found) == sorted(whole)
+
+
+def pairs(data: EvaluationSet) -> list[tuple[Tensor, Tensor]]:
+    return [(data.images[place].long(), data.hidden[place]) for place in range(len(data.images))]
+
+
+@pytest.mark.parametrize("size", [2, 8])  # 8: one process has no image at all
+def test_a_team_s_score_is_the_mean_over_all_images(size: int) -> None:
+    """Members one after the other: each adds its own sums to those of the ones before."""
+
+    class Member(Team):
+        def __init__(self, rank: int) -> None:
+            super().__init__(Alone(), CPU)
+            self.rank, self.size = rank, size
+
+        def sum(self, tensor: Tensor) -> Tensor:
+            told.append(tensor.clone())
+            return torch.stack(told).sum(0)
+
+    told: list[Tensor] = []
+    data = EvaluationSet.of(DATA.val, None, 16, 0.75)
+    for rank in range(size):
+        found = evaluate(Normalised(), LOSS, DATA.intensity, data, TASKS, CPU, team=Member(rank))
+    assert found == pytest.approx(score_by_hand(list(range(7))), rel=1e-6)

@@ -1,5 +1,8 @@
+import errno
 import multiprocessing
 import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -7,6 +10,7 @@ from engine.runs import config
 from omegaconf import OmegaConf
 
 from gcond.engine.folder import RunFolder, config_hash
+from gcond.engine.full_disk import DiskFull
 
 BASE = ("dataset=ct", "scale=smoke", "strategy=baseline")
 
@@ -17,7 +21,18 @@ def base_hash() -> str:
 
 
 @pytest.mark.parametrize(
-    "override", ["paths.ct=elsewhere", "dataset.root=elsewhere", "runs=r", "progress=bar", "device=cuda"]
+    "override",
+    [
+        "paths.ct=elsewhere",
+        "dataset.root=elsewhere",
+        "runs=r",
+        "progress=bar",
+        "device=cuda",
+        "name=mine",
+        "logger=wandb",
+        "reconstructions.images=0",
+        "checkpoint_minutes=1",
+    ],
 )
 def test_what_cannot_change_the_numbers_is_not_in_the_hash(override: str, base_hash: str) -> None:
     assert config_hash(config(*BASE, override)) == base_hash
@@ -32,6 +47,10 @@ def test_what_cannot_change_the_numbers_is_not_in_the_hash(override: str, base_h
         "threads=2",
         "loss.tasks.l1=0.5",
         "strategy.conductor.update._target_=gcond.strategy.EMA",
+        "nonfinite=skip",
+        "precision=bf16",
+        "compile=true",
+        "arbitration=per_rank",
     ],
 )
 def test_what_can_change_them_is(override: str, base_hash: str) -> None:
@@ -108,3 +127,92 @@ def test_a_run_belongs_to_one_process_at_a_time_and_a_dead_one_holds_nothing(fol
     other.join(20)
     with folder.open(cfg):
         pass
+
+
+def test_a_run_may_be_given_a_name(tmp_path: Path) -> None:
+    assert RunFolder(config(*BASE, f"runs={tmp_path}", "name=2025")).path == tmp_path / "smoke" / "2025"
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../b", "..", ".", ".hidden", "/a", "a/"])
+def test_a_name_that_is_not_one_folder_s_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"`name`: expected the name of a folder"):
+        RunFolder(config(*BASE, f"runs={tmp_path}", f"name='{name}'"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_config_in_the_folder_is_told_key_by_key(tmp_path: Path) -> None:
+    first = config(*BASE, f"runs={tmp_path}", "name=mine", "logger=none")
+    with RunFolder(first).open(first):
+        pass
+    before = {path.name: path.read_bytes() for path in RunFolder(first).path.iterdir()}
+    seven = ["seed=1", "threads=2", "optimizer.lr=0.5", "scale.epochs=3", "nonfinite=skip", "loss.tasks.l1=0.5"]
+    other = config(*BASE, f"runs={tmp_path}", "name=mine", "logger=wandb", *seven, "compile=true")
+    with pytest.raises(ValueError, match=r"mine: expected the config that the run began with") as refused:
+        RunFolder(other).check(other)
+    assert 'compile false there, true here, loss.tasks.l1 0.85 there, 0.5 here, nonfinite "raise" there, "skip"' in str(
+        refused.value
+    )
+    assert "and 2 more. Choose another `name`" in str(refused.value)
+    with pytest.raises(ValueError, match="expected the config"), RunFolder(other).open(other):
+        pytest.fail("opened")
+    assert {path.name: path.read_bytes() for path in RunFolder(first).path.iterdir()} == before
+    RunFolder(first).check(first)
+
+
+def test_a_key_that_only_one_of_the_configs_has_is_told(tmp_path: Path) -> None:
+    first = config(*BASE, f"runs={tmp_path}", "name=mine")
+    with RunFolder(first).open(first):
+        pass
+    other = config(*BASE, f"runs={tmp_path}", "name=mine", "+optimizer.build.amsgrad=true")
+    with pytest.raises(ValueError, match=r"optimizer.build.amsgrad - there, true here"):
+        RunFolder(other).check(other)
+
+
+def test_only_the_first_of_several_processes_holds_the_folder(folder: RunFolder, cfg) -> None:
+    with folder.open(cfg), folder.open(cfg, main=False):
+        pass
+    (folder.path / "DONE").unlink()
+    with pytest.raises(ValueError, match="in the second"), folder.open(cfg, main=False):
+        raise ValueError("in the second")
+    assert folder.error is None
+    assert not folder.done
+
+
+def test_a_child_of_the_process_does_not_hold_the_folder(folder: RunFolder, cfg) -> None:
+    """As a DataLoader's worker, which outlives a training process that was killed."""
+    fork = multiprocessing.get_context("fork")
+    child_of_the_killed, end = fork.SimpleQueue(), fork.Event()
+
+    def work() -> None:
+        with folder.open(cfg):
+            child = fork.Process(target=end.wait, args=(20,))
+            child.start()
+            child_of_the_killed.put(child.pid)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    killed = fork.Process(target=work)
+    killed.start()
+    pid = child_of_the_killed.get()
+    while killed.exitcode is None:  # join would wait for the child as well
+        time.sleep(0.01)
+    os.kill(pid, 0)  # is there still
+    with folder.open(cfg):
+        pass
+    end.set()
+
+
+def test_an_error_is_not_hidden_by_a_disk_that_cannot_take_it(
+    folder: RunFolder, cfg, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    def fail() -> None:
+        monkeypatch.setattr("gcond.engine.folder.write_text", full)
+        raise ValueError("the error itself")
+
+    with pytest.raises(ValueError, match="the error itself"), folder.open(cfg):
+        fail()
+    assert "could not be written: [Errno 28] No space left on device" in capsys.readouterr().err
+    with pytest.raises(DiskFull, match="free some space"), folder.open(cfg):
+        pytest.fail("opened without a config.yaml")

@@ -11,6 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from gcond.engine.folder import RunFolder
 from gcond.engine.logbook import Logbook
 from gcond.engine.record import Record, variant
+from gcond.engine.team import Team
+from gcond.strategy.processes import Alone
 
 
 @pytest.mark.parametrize(
@@ -48,7 +50,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def record(folder: RunFolder) -> Record:
-    return Record(config("dataset=photos", "scale=smoke", "seed=7"), folder)
+    return Record(config("dataset=photos", "scale=smoke", "seed=7"), folder, Team(Alone(), torch.device("cpu")))
 
 
 def test_a_finished_run_by_hand(folder: RunFolder) -> None:
@@ -68,11 +70,15 @@ def test_a_finished_run_by_hand(folder: RunFolder) -> None:
         "strategy": "gcond_stochastic",
         "seed": 7,
         "variant": "",
+        "experiment": "none",
+        "processes": 1,
+        "arbitration": "once",
         "status": "done",
         "error": "",
         "missing_packages": [],
         "trivial": trivial,
         "steps": 20,
+        "skipped_steps": 0,
         "epochs": 2,
         "train_l1_first": 0.5,  # a tenth of 20 steps: 0 and 1
         "train_l1_tail": 18.5,
@@ -102,3 +108,66 @@ def test_an_interrupted_run_is_neither(folder: RunFolder) -> None:
     with pytest.raises(KeyboardInterrupt), record(folder):
         raise KeyboardInterrupt
     assert not folder.report.exists()
+
+
+def logged(folder: RunFolder, records: list[dict]) -> None:
+    folder.metrics.unlink()
+    with Logbook(folder.metrics) as book:
+        for number, values in enumerate(records):
+            book.write({"kind": "step", "step": number, **values})
+
+
+def test_steps_that_were_left_out_are_counted_and_not_averaged(folder: RunFolder) -> None:
+    nan, out = float("nan"), {"skipped": 1.0}
+    logged(folder, [{"loss/l1": nan, **out}, {"loss/l1": 4.0}, {"loss/l1": 3.0}, {"loss/l1": 9.0, **out}])
+    with record(folder):
+        pass
+    report = json.loads(folder.report.read_text())
+    assert (report["steps"], report["skipped_steps"], report["epochs"]) == (4, 2, 0)
+    assert (report["train_l1_first"], report["train_l1_tail"]) == (4.0, 3.0)
+    assert "train_ssim_first" not in report
+
+
+def test_a_run_of_which_every_step_was_left_out_has_a_report(folder: RunFolder) -> None:
+    logged(folder, [{"loss/l1": float("nan"), "skipped": 1.0}] * 3)
+    with record(folder):
+        pass
+    report = json.loads(folder.report.read_text())
+    assert (report["status"], report["steps"], report["skipped_steps"]) == ("done", 3, 3)
+    assert not [key for key in report if key.startswith("train_")]
+
+
+class Two(Team):
+    """One of two processes."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(Alone(), torch.device("cpu"))
+        self.rank, self.size, self.main = rank, 2, rank == 0
+
+
+def test_several_processes_report_once_with_what_a_window_cost(folder: RunFolder) -> None:
+    cfg = config("dataset=photos", "scale=smoke", "seed=7", "arbitration=per_rank")
+    with Record(cfg, folder, Two(1)):
+        pass
+    assert not folder.report.exists()
+    team = Two(0)
+    with Record(cfg, folder, team) as open_record:
+        team.processes.counts.update({"all_reduce/calls": 30, "all_reduce/numbers": 1000})
+        open_record.windows = 20
+    report = json.loads(folder.report.read_text())
+    assert (report["processes"], report["arbitration"]) == (2, "per_rank")
+    assert report["collectives_per_window"] == {"all_reduce/calls": 1.5, "all_reduce/numbers": 50.0}
+
+
+def test_several_processes_that_had_nothing_left_to_do_report_too(folder: RunFolder) -> None:
+    """Ended by a signal in the last step: the next attempt takes none."""
+    with Record(config("dataset=photos", "scale=smoke", "seed=7"), folder, Two(0)):
+        pass
+    assert json.loads(folder.report.read_text())["collectives_per_window"] == {}
+
+
+def test_an_arbitration_between_processes_is_once_for_one(folder: RunFolder) -> None:
+    one = Team(Alone(), torch.device("cpu"))
+    with Record(config("dataset=photos", "scale=smoke", "seed=7", "arbitration=per_rank"), folder, one):
+        pass
+    assert json.loads(folder.report.read_text())["arbitration"] == "once"

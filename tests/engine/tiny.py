@@ -29,6 +29,7 @@ def load(image_size: int, train: int = 12, val: int = 6, test: int = 6) -> Split
             "checksum": {split: hashlib.sha256(raw.numpy().tobytes()).hexdigest() for split, raw in splits.items()},
             "missing_packages": [],
         },
+        shows_patients=False,
     )
 
 

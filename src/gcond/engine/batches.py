@@ -5,7 +5,8 @@ B micro-batch, C channels, S image size, N patches, H hidden patches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from gcond.data.intensity import Intensity
 from gcond.data.splits import ImageSet
+from gcond.engine.interrupt import leave_to_the_parent
 from gcond.engine.seeding import generator
 from gcond.model.masking import draw_hidden
 
@@ -29,7 +31,8 @@ class Batch:
 class MicroBatches:
     """Endless micro-batches from `position` on. Order and masks depend on the seed and the position alone.
 
-    The images come in one shuffled pass after the other; a micro-batch may span two passes.
+    The images come in one shuffled pass after the other; a micro-batch may span two passes. Of every `window`
+    micro-batches only the places in `share` are given out: those of this process, among several.
     """
 
     def __init__(
@@ -43,47 +46,62 @@ class MicroBatches:
         device: torch.device,
         workers: int = 0,
         position: int = 0,
+        window: int = 1,
+        share: Sequence[int] = (0,),
     ) -> None:
         if size > len(images):
             raise ValueError(f"`micro_batch`: expected at most the {len(images)} training images, found {size}")
-        self.position = position
+        self._start, self._window, self._share, self._given = position, window, share, 0
         self._intensity = intensity
         self._patches, self._mask_ratio, self._seed, self._device = patches, mask_ratio, seed, device
-        order = Order(len(images), size, seed, position)
+        order = Order(len(images), size, seed, self._position)
         loader: DataLoader[Tensor] = DataLoader(
             images,  # type: ignore[arg-type]
             batch_sampler=order,
             num_workers=workers,
             pin_memory=device.type == "cuda",
             persistent_workers=workers > 0,
+            worker_init_fn=leave_to_the_parent,
         )
-        self._raw = iter(loader)
+        self._raw: Iterator[Tensor] = iter(loader)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
         raw = next(self._raw).to(self._device, non_blocking=True)
-        masks = generator(self._seed, "mask", self.position)
+        masks = generator(self._seed, "mask", self._position(self._given))
         hidden = draw_hidden(len(raw), self._patches, self._mask_ratio, masks)
-        self.position += 1
+        self._given += 1
         return Batch(self._intensity.normalise(raw), hidden.to(self._device, non_blocking=True))
+
+    def close(self) -> None:
+        """End the workers; else a process that leaves with an exception, which still holds them, waits for them."""
+        self._raw = iter(())
+
+    @property
+    def position(self) -> int:
+        """Micro-batches that all processes have taken together, after whole windows."""
+        return self._start + self._given * self._window // len(self._share)
+
+    def _position(self, count: int) -> int:
+        """The place in the stream of this process's micro-batch number `count`."""
+        windows, place = divmod(count, len(self._share))
+        return self._start + windows * self._window + self._share[place]
 
 
 class Order:
-    """Endless lists of `size` image indices, from micro-batch `position` on."""
+    """Endless lists of `size` image indices: those of the micro-batches at position(0), position(1), …"""
 
-    def __init__(self, images: int, size: int, seed: int, position: int) -> None:
+    def __init__(self, images: int, size: int, seed: int, position: Callable[[int], int]) -> None:
         self._images, self._size, self._seed, self._position = images, size, seed, position
         self._epoch = -1  # the pass that `_permutation` belongs to
         self._permutation: list[int] = []
 
     def __iter__(self) -> Iterator[list[int]]:
-        position = self._position
-        while True:
-            start = position * self._size
+        for count in itertools.count():
+            start = self._position(count) * self._size
             yield [self._index(number) for number in range(start, start + self._size)]
-            position += 1
 
     def _index(self, number: int) -> int:
         epoch, place = divmod(number, self._images)

@@ -12,7 +12,7 @@ import torch
 
 from gcond.files import sha256, write_atomically
 
-VERSION = 1
+VERSION = 2
 KEPT = 2
 
 
@@ -36,18 +36,23 @@ class Checkpoint:
     """The state of `parts` (model, optimizer, conductor) and of the run itself, in `folder`.
 
     A file's name is its step and its SHA-256, so that a damaged one is known; the last KEPT are kept. `run_hash` and
-    `data_checksum` name what the state belongs to.
+    `data_checksum` name what the state belongs to. Of several processes all save and load, and the one that `writes`
+    writes.
     """
 
-    def __init__(self, folder: Path, run_hash: str, data_checksum: Any, parts: dict[str, Stateful]) -> None:
-        self.folder, self._parts = folder, parts
+    def __init__(
+        self, folder: Path, run_hash: str, data_checksum: Any, parts: dict[str, Stateful], writes: bool = True
+    ) -> None:
+        self.folder, self._parts, self._writes = folder, parts, writes
         self._identity = {"version": VERSION, "run": run_hash, "data": data_checksum}
 
     def save(self, state: State) -> None:
         content = {"identity": self._identity, "state": asdict(state)}
         content["parts"] = {name: part.state_dict() for name, part in self._parts.items()}
+        if not self._writes:
+            return
         unnamed = self.folder / "unnamed"
-        write_atomically(unnamed, lambda temporary: torch.save(content, temporary))
+        write_atomically(unnamed, lambda temporary: _save(content, temporary))
         os.replace(unnamed, self.folder / f"{state.step:08}-{sha256(unnamed)}.pt")
         for old in checkpoints(self.folder)[KEPT:]:
             old.unlink()
@@ -58,8 +63,9 @@ class Checkpoint:
         A damaged file is named on stderr, and the one before it is taken. Raises ValueError where all are damaged, or
         where the checkpoint is of another version, another run, or other data.
         """
-        for leftover in self.folder.glob(".unnamed.*"):  # of a process that was killed while it wrote
-            leftover.unlink()
+        if self._writes:
+            for leftover in self.folder.glob(".unnamed.*"):  # of a process that was killed while it wrote
+                leftover.unlink()
         found = checkpoints(self.folder)
         for path in found:
             if path.stem.partition("-")[2] == sha256(path):
@@ -74,14 +80,20 @@ class Checkpoint:
 
     def _restore(self, path: Path) -> State:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        if content["identity"] != self._identity:
-            raise ValueError(
-                f"{path}: expected {self._identity}, found {content['identity']}; "
-                "move the run's folder away to start again"
-            )
+        for key, what in (("version", "a checkpoint of version"), ("run", "the run"), ("data", "data with checksums")):
+            expected, found = self._identity[key], content["identity"][key]
+            if expected != found:
+                raise ValueError(
+                    f"{path}: expected {what} {expected}, found {found}; move the run's folder away to start again"
+                )
         for name, part in self._parts.items():
             part.load_state_dict(content["parts"][name])
         return State(**content["state"])
+
+
+def _save(content: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:  # given a path, PyTorch does not tell why it could not write
+        torch.save(content, file)
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -14,8 +14,11 @@ from torch.utils.data import DataLoader, Subset
 
 from gcond.data.intensity import Intensity
 from gcond.data.splits import ImageSet
+from gcond.engine.interrupt import leave_to_the_parent
+from gcond.engine.team import Team
 from gcond.loss import ReconstructionLoss
 from gcond.model.masking import fixed_hidden
+from gcond.strategy.processes import Alone
 
 MASK_SEED = 0  # of every run's validation and test masks, whatever its own seed
 BATCH = 32
@@ -36,6 +39,11 @@ class EvaluationSet:
         chosen = indices.tolist()
         return EvaluationSet(Subset(images, chosen), fixed_hidden(chosen, patches, mask_ratio, MASK_SEED))  # type: ignore[arg-type]
 
+    def part(self, rank: int, size: int) -> EvaluationSet:
+        """Every `size`-th image, from `rank` on."""
+        places = range(rank, len(self.images), size)
+        return EvaluationSet(Subset(self.images, places), self.hidden[rank::size])
+
 
 @torch.no_grad()
 def evaluate(
@@ -46,15 +54,23 @@ def evaluate(
     tasks: Sequence[str],
     device: torch.device,
     workers: int = 0,
+    team: Team | None = None,
 ) -> dict[str, float]:
-    """Mean loss per task over the images, the model in eval mode (running BatchNorm statistics)."""
+    """Mean loss per task over the images, the model in eval mode (running BatchNorm statistics) and in float32.
+
+    Every process of the team takes its part of the images.
+    """
+    team = team or Team(Alone(), device)
+    part = data.part(team.rank, team.size)
     model.eval()
-    totals = dict.fromkeys(tasks, torch.zeros((), dtype=torch.float64, device=device))
+    totals = torch.zeros(len(tasks) + 1, dtype=torch.float64, device=device)  # per task, and of images
     start = 0
-    for raw in DataLoader(data.images, batch_size=BATCH, num_workers=workers):
+    for raw in DataLoader(part.images, batch_size=BATCH, num_workers=workers, worker_init_fn=leave_to_the_parent):
         images = intensity.normalise(raw.to(device))
-        hidden = data.hidden[start : start + len(raw)].to(device)
+        hidden = part.hidden[start : start + len(raw)].to(device)
         values = loss(model(images, hidden), images, hidden, tasks)
-        totals = {task: totals[task] + values[task].double() * len(raw) for task in tasks}
+        totals[:-1] += torch.stack([values[task].double() for task in tasks]) * len(raw)
+        totals[-1] += len(raw)
         start += len(raw)
-    return {task: float(total / start) for task, total in totals.items()}
+    *sums, images_seen = team.sum(totals).tolist()
+    return {task: total / images_seen for task, total in zip(tasks, sums, strict=True)}

@@ -1,7 +1,7 @@
 """A run's folder: its name, what it holds, and whether it is finished.
 
-runs/<scale>/<dataset>-<model>-<strategy>-seed<seed>-<hash>/
-    config.yaml  metrics.jsonl  checkpoints/  report.json  DONE | FAILED
+runs/<scale>/<dataset>-<model>-<strategy>-seed<seed>-<hash>/     or runs/<scale>/<name>/
+    config.yaml  metrics.jsonl  checkpoints/  reconstructions/  wandb/  report.json  DONE | FAILED
 """
 
 from __future__ import annotations
@@ -9,16 +9,35 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from omegaconf import DictConfig, OmegaConf
 
+from gcond.engine.full_disk import explaining_a_full_disk
 from gcond.files import write_text
 
-NOT_IN_HASH = ("runs", "paths", "progress", "device")  # cannot change the numbers, or (device) stand in the report
+# What cannot change the numbers, or (device) stands in the report.
+NOT_IN_HASH = ("name", "runs", "paths", "progress", "device", "checkpoint_minutes", "logger", "reconstructions")
+
+
+LOCK_TRIES, LOCK_SECONDS = 10, 0.05  # `make status` holds a run's lock for a moment to see whether it is free
+
+_held: list[TextIO] = []  # locks of this process
+
+
+def _let_go() -> None:
+    """A DataLoader's worker outlives a training process that was killed by seconds; it must not keep the run locked."""
+    for lock in _held:
+        lock.close()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -36,13 +55,20 @@ def config_hash(cfg: DictConfig) -> str:
 
 
 class RunFolder:
-    """The folder of the run that `cfg` describes; the same config always means the same folder."""
+    """The folder of the run that `cfg` describes: the same config always means the same folder, unless it has a name.
+
+    Raises ValueError for a `name` that is not one folder's name.
+    """
 
     def __init__(self, cfg: DictConfig) -> None:
         self.hash = config_hash(cfg)
-        self.name = f"{cfg.dataset.name}-{cfg.model.name}-{cfg.strategy.name}-seed{cfg.seed}-{self.hash}"
+        own = f"{cfg.dataset.name}-{cfg.model.name}-{cfg.strategy.name}-seed{cfg.seed}-{self.hash}"
+        self.name = own if cfg.name is None else str(cfg.name)
+        if Path(self.name).name != self.name or self.name.startswith(".") or not self.name:
+            raise ValueError(f"`name`: expected the name of a folder, without / and a leading dot, found {self.name!r}")
         self.path = Path(cfg.runs) / cfg.scale.name / self.name
         self.checkpoints = self.path / "checkpoints"
+        self.reconstructions = self.path / "reconstructions"
         self.metrics = self.path / "metrics.jsonl"
         self.report = self.path / "report.json"
 
@@ -60,25 +86,79 @@ class RunFolder:
         failed = self.path / "FAILED"
         return failed.read_text().strip() if failed.exists() else None
 
+    def check(self, cfg: DictConfig) -> None:
+        """Raise ValueError where the folder holds a run of another config than `cfg`."""
+        path = self.path / "config.yaml"
+        if not path.exists():
+            return
+        there, here = _flat(OmegaConf.load(path)), _flat(OmegaConf.create(_yaml(cfg)))
+        keys = sorted(key for key in there.keys() | here.keys() if there.get(key, "-") != here.get(key, "-"))
+        if keys:
+            shown = ", ".join(f"{key} {there.get(key, '-')} there, {here.get(key, '-')} here" for key in keys[:5])
+            more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+            raise ValueError(
+                f"{self.path}: expected the config that the run began with, found another: {shown}{more}. "
+                "Choose another `name`, or move the folder away"
+            )
+
     @contextmanager
-    def open(self, cfg: DictConfig) -> Iterator[None]:
+    def open(self, cfg: DictConfig, main: bool = True) -> Iterator[None]:
         """Hold the run for this process; an exception is written to FAILED and raised again.
 
-        Raises RuntimeError where another process holds it.
+        DONE is written when the block ends without one. Of several processes the `main` one does that for all. Raises
+        RuntimeError where another process holds it, ValueError where it is a run of another config.
         """
+        if not main:
+            yield
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as lock:
+            self._lock(lock)
+            self.check(cfg)
+            for outcome in (self.path / "FAILED", self.report):  # of an attempt before
+                outcome.unlink(missing_ok=True)
+            _held.append(lock)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RuntimeError(f"another process is at work on {self.path}; wait for it or end it") from None
-            (self.path / "FAILED").unlink(missing_ok=True)
-            write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved(cfg))))
-            try:
+                with explaining_a_full_disk(self.path):
+                    write_text(self.path / "config.yaml", _yaml(cfg))
                 yield
+                self.finish()
             except Exception as error:
-                write_text(self.path / "FAILED", f"{type(error).__name__}: {error}\n")
+                with telling_what_could_not_be_written():
+                    write_text(self.path / "FAILED", f"{type(error).__name__}: {error}\n")
                 raise
+            finally:
+                _held.remove(lock)
+
+    def _lock(self, lock: TextIO) -> None:
+        for _ in range(LOCK_TRIES):
+            try:
+                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(LOCK_SECONDS)
+        raise RuntimeError(f"another process is at work on {self.path}; wait for it or end it")
 
     def finish(self) -> None:
         write_text(self.path / "DONE", "")
+
+
+@contextmanager
+def telling_what_could_not_be_written() -> Iterator[None]:
+    """For what is written about an error: a disk that is full must not hide the error itself."""
+    try:
+        yield
+    except OSError as error:
+        print(f"could not be written: {error}", file=sys.stderr)
+
+
+def _yaml(cfg: DictConfig) -> str:
+    return OmegaConf.to_yaml(OmegaConf.create(resolved(cfg)))
+
+
+def _flat(content: Any, prefix: str = "") -> dict[str, str]:
+    """{"optimizer.lr": "0.001", ...}"""
+    if OmegaConf.is_config(content):
+        content = OmegaConf.to_container(content)
+    if not isinstance(content, dict):
+        return {prefix.removesuffix("."): json.dumps(content)}
+    return {key: value for name, part in content.items() for key, value in _flat(part, f"{prefix}{name}.").items()}

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 
 class Logbook:
-    """Appends records to `path`; `size` is what a checkpoint remembers, so that a resumed run drops what came after."""
+    """Appends records to `path`; `size` is what a checkpoint remembers, so that a resumed run drops what came after.
 
-    def __init__(self, path: Path, size: int = 0) -> None:
+    Without a path (in all but one of several processes) nothing is written.
+    """
+
+    def __init__(self, path: Path | None, size: int = 0) -> None:
+        if path is None:
+            self._file = open(os.devnull, "w")  # noqa: SIM115
+            return
         path.touch()
         found = path.stat().st_size
         if found < size:
@@ -29,6 +36,11 @@ class Logbook:
         clean = {key: _json_number(value) for key, value in record.items()}
         self._file.write(json.dumps(clean, allow_nan=False) + "\n")
         self._file.flush()
+
+    def to_disk(self) -> None:
+        """Return when all that was written would survive a power cut: before a checkpoint remembers `size`."""
+        if self._file.name != os.devnull:
+            os.fsync(self._file.fileno())
 
     def __enter__(self) -> Logbook:
         return self

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,23 +13,36 @@ from torch.optim import Optimizer
 
 from gcond.data.intensity import Intensity
 from gcond.engine.batches import Batch, MicroBatches
+from gcond.engine.interrupt import Interrupted
 from gcond.engine.logbook import Logbook
+from gcond.engine.mirror import Mirror
 from gcond.engine.probe import StepProbe
 from gcond.engine.progress import Progress
 from gcond.engine.schedule import WarmupCosine
 from gcond.loss import ReconstructionLoss, outside_unit_share
 from gcond.strategy import GradientConductor
+from gcond.strategy.batchnorm import merged_batchnorm
+
+PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Objective:
-    """What the conductor calls: losses(batch, tasks). One forward pass of the model a call."""
+    """What the conductor calls: losses(batch, tasks). One forward pass of the model a call.
 
-    def __init__(self, model: nn.Module, loss: ReconstructionLoss, intensity: Intensity) -> None:
+    The model runs under autocast where `precision` is bf16 or fp16; the losses are float32 always.
+    """
+
+    def __init__(
+        self, model: nn.Module, loss: ReconstructionLoss, intensity: Intensity, precision: str = "fp32"
+    ) -> None:
         self._model, self._loss, self._intensity = model, loss, intensity
+        self._dtype = PRECISION[precision]
         self._outside: list[Tensor] | None = None
 
     def __call__(self, batch: Batch, tasks: Sequence[str]) -> dict[str, Tensor]:
-        predictions = self._model(batch.images, batch.hidden)
+        low = self._dtype != torch.float32
+        with torch.autocast(batch.images.device.type, self._dtype if low else None, enabled=low):
+            predictions = self._model(batch.images, batch.hidden)
         if self._outside is not None:
             self._outside.append(outside_unit_share(predictions.detach(), self._intensity))
         return self._loss(predictions, batch.images, batch.hidden, tasks)
@@ -44,7 +59,8 @@ class Objective:
 class Trainer:
     """One optimizer step at a time.
 
-    `training` is the mode of the model in which gradients are computed; BatchNorm's running statistics move in it only.
+    `training` is the mode of the model in which gradients are computed; BatchNorm's running statistics move in it only,
+    and a step that was left out because something was not finite moves them not at all. `scaler` is for float16.
     """
 
     def __init__(
@@ -57,8 +73,10 @@ class Trainer:
         batches: MicroBatches,
         training: bool,
         diagnose_every: int,
+        scaler: torch.amp.GradScaler,
     ) -> None:
         self._model, self._objective, self._conductor = model, objective, conductor
+        self._scaler = scaler
         self._optimizer, self._schedule, self._batches = optimizer, schedule, batches
         self._training = training
         self._diagnose_every = diagnose_every
@@ -68,19 +86,38 @@ class Trainer:
         self._model.train(self._training)
         diagnose = step % self._diagnose_every == 0
         self._objective.watch(diagnose)
-        metrics = self._conductor.step(self._batches, self._objective, diagnose)
+        with merged_batchnorm(self._model, self._conductor.processes):
+            statistics = self._statistics()
+            metrics = self._conductor.step(self._batches, self._objective, diagnose, self._scaler)
+            if "skipped" in metrics:
+                self._restore(statistics)
+                metrics = {key: value if math.isfinite(value) else math.nan for key, value in metrics.items()}
 
         # Move the parameters.
         learning_rate = self._schedule(step)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        probe = StepProbe(self._conductor) if diagnose else None
-        self._optimizer.step()
+        probe = StepProbe(self._conductor) if diagnose and "skipped" not in metrics else None
+        self._scaler.step(self._optimizer)
 
         record: dict[str, Any] = {"step": step, "lr": learning_rate, **metrics}
+        if self._scaler.is_enabled():
+            record["scale"] = self._scaler.get_scale()
+            self._scaler.update()
         if probe is not None:
             record |= probe.measure(learning_rate) | {"outside_unit_share": self._objective.outside_share()}
         return record
+
+    def _statistics(self) -> list[Tensor]:
+        can_skip = self._conductor.nonfinite == "skip" or self._scaler.is_enabled()
+        if not can_skip or not self._training:
+            return []
+        return [buffer.clone() for buffer in self._model.buffers()]
+
+    def _restore(self, statistics: list[Tensor]) -> None:
+        if statistics:
+            for buffer, before in zip(self._model.buffers(), statistics, strict=True):
+                buffer.copy_(before)
 
 
 def fit(
@@ -89,18 +126,37 @@ def fit(
     schedule: WarmupCosine,
     steps_per_epoch: int,
     logbook: Logbook,
+    mirror: Mirror,
     progress: Progress,
     score: Callable[[], dict[str, float]],
+    draw: Callable[[int, int], Path | None],
     save: Callable[[int], None],
+    pause: Callable[[], tuple[bool, int]],
 ) -> None:
-    """Train from optimizer step `start` to the schedule's end; after each epoch score and save."""
+    """Train from optimizer step `start` to the schedule's end; after each epoch score, draw(step, epoch) and save.
+
+    `pause` says after each step whether a checkpoint is due, and which signal asks the run to stop (0 for none); the
+    run then saves and raises `Interrupted`.
+    """
+
+    def write(record: dict[str, Any]) -> None:
+        logbook.write(record)
+        mirror.write(record)
+
     for step in range(start, schedule.total_steps):
         record = trainer.step(step)
-        logbook.write({"kind": "step", **record})
+        write({"kind": "step", **record})
         progress.step(record)
         epoch, rest = divmod(step + 1, steps_per_epoch)
         if rest == 0:
             scores = {"epoch": epoch, "step": step + 1, **score()}
-            logbook.write({"kind": "validation", **scores})
+            write({"kind": "validation", **scores})
+            picture = draw(step + 1, epoch)
+            if picture is not None:
+                mirror.picture(step + 1, picture)
             progress.epoch(scores, last=step + 1 == schedule.total_steps)
+        due, signal = pause()
+        if rest == 0 or due or signal:
             save(step + 1)
+        if signal:
+            raise Interrupted(signal)

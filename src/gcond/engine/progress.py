@@ -14,11 +14,11 @@ KINDS = ("auto", "bar", "lines", "quiet")
 class Progress:
     """A bar with ETA and current losses (`bar`), a line per epoch (`lines`), or a line at start and end (`quiet`).
 
-    `auto` is a bar on a terminal, else lines.
+    `auto` is a bar on a terminal, else lines. "silent", for all but one of several processes, says nothing.
     """
 
     def __init__(self, name: str, kind: str, start: int, total: int) -> None:
-        if kind not in KINDS:
+        if kind not in (*KINDS, "silent"):
             raise ValueError(f"`progress`: expected auto, bar, lines or quiet, found {kind!r}")
         if kind == "auto":
             kind = "bar" if sys.stderr.isatty() else "lines"
@@ -48,6 +48,8 @@ class Progress:
             )
 
     def _say(self, line: str) -> None:
+        if self._kind == "silent":
+            return
         if self._kind == "bar":
             self._bar.write(line, file=sys.stderr)
         else:

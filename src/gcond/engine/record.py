@@ -14,9 +14,12 @@ from omegaconf import DictConfig
 
 from gcond.data.splits import Splits
 from gcond.engine import device as devices
-from gcond.engine.folder import RunFolder
+from gcond.engine.folder import RunFolder, telling_what_could_not_be_written
 from gcond.engine.logbook import read
+from gcond.engine.mirror import experiment
+from gcond.engine.team import Team
 from gcond.files import write_json
+from gcond.loss import TASKS
 
 SCHEMA = 1
 # A run is known by these choices; every other override is its variant, hydra's own settings aside.
@@ -29,7 +32,15 @@ NAMED = (
     "experiment",
     "device",
     "runs",
+    "name",
     "progress",
+    "checkpoint_minutes",
+    "logger",
+    "logger.mode",
+    "logger.project",
+    "logger.entity",
+    "reconstructions.images",
+    "reconstructions.patients",
     "dataset.root",
     "paths.ct",
     "paths.imagenet",
@@ -38,11 +49,13 @@ EDGE = 0.1  # share of the steps that "first" and "tail" average over
 
 
 class Record:
-    """Writes report.json when the run ends, with status "done" or, on an exception, "failed"."""
+    """Writes report.json when the run ends, with status "done" or, on an exception, "failed".
 
-    def __init__(self, cfg: DictConfig, folder: RunFolder) -> None:
-        self._folder = folder
-        self.device = torch.device("cpu")  # until the run has picked its own
+    Of several processes the main one writes.
+    """
+
+    def __init__(self, cfg: DictConfig, folder: RunFolder, team: Team) -> None:
+        self._folder, self._team = folder, team
         self._content: dict[str, Any] = {
             "schema": SCHEMA,
             "name": folder.name,
@@ -54,10 +67,14 @@ class Record:
             "strategy": cfg.strategy.name,
             "seed": cfg.seed,
             "variant": variant(),
+            "experiment": experiment(),
+            "processes": team.size,
+            "arbitration": cfg.arbitration if team.size > 1 else "once",
             "missing_packages": [],
             "trivial": {},
         }
         self.seconds = 0.0  # of earlier attempts
+        self.windows = 0  # of this attempt, when it has ended
 
     def __enter__(self) -> Record:
         commit, dirty = devices.commit()
@@ -74,10 +91,13 @@ class Record:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self._team.main:
+            return
         if error is None:
             self._write(status="done", error="", **self._results())
         elif isinstance(error, Exception):
-            self._write(status="failed", error=f"{type(error).__name__}: {error}")
+            with telling_what_could_not_be_written():
+                self._write(status="failed", error=f"{type(error).__name__}: {error}")
 
     def describe(self, data: Splits, trivial: dict[str, dict[str, float]]) -> None:
         self._content |= {
@@ -95,20 +115,26 @@ class Record:
         records = read(self._folder.metrics)
         steps = [record for record in records if record["kind"] == "step"]
         epochs = [record for record in records if record["kind"] == "validation"]
-        edge = max(1, round(EDGE * len(steps)))
-        results: dict[str, Any] = {"steps": len(steps), "epochs": len(epochs)}
-        for task in (key.removeprefix("loss/") for key in steps[0] if key.startswith("loss/")):
-            values = [step[f"loss/{task}"] for step in steps]
-            results[f"train_{task}_first"] = sum(values[:edge]) / edge
-            results[f"train_{task}_tail"] = sum(values[-edge:]) / edge
+        taken = [step for step in steps if "skipped" not in step]
+        edge = max(1, round(EDGE * len(taken)))
+        results: dict[str, Any] = {"steps": len(steps), "skipped_steps": len(steps) - len(taken), "epochs": len(epochs)}
+        for task in TASKS:
+            values = [step[f"loss/{task}"] for step in taken if f"loss/{task}" in step]
+            if values:
+                results[f"train_{task}_first"] = sum(values[:edge]) / edge
+                results[f"train_{task}_tail"] = sum(values[-edge:]) / edge
+        if self._team.size > 1:
+            results["collectives_per_window"] = {
+                name: count / self.windows for name, count in self._team.processes.counts.items()
+            }
         results["validation"] = [{key: value for key, value in epoch.items() if key != "kind"} for epoch in epochs]
         return results
 
     def _write(self, **results: Any) -> None:
         measured = {
-            "device": devices.describe(self.device),
+            "device": devices.describe(self._team.device),
             "seconds": round(self.elapsed(), 3),
-            "peak_memory_mb": round(devices.peak_memory_mb(self.device), 1),
+            "peak_memory_mb": round(devices.peak_memory_mb(self._team.device), 1),
         }
         write_json(self._folder.report, self._content | measured | results)
 

@@ -9,11 +9,13 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from gcond.engine.loop import PRECISION
 from gcond.engine.progress import KINDS
 from gcond.engine.schedule import WarmupCosine
 from gcond.loss import TASKS
 from gcond.model.masking import hidden_count
 from gcond.strategy import GradientConductor
+from gcond.strategy.processes import Alone, Processes
 
 GROUPS = ("encoder", "body", "head")  # of MaskedAutoencoder.parameter_groups
 
@@ -21,8 +23,8 @@ GROUPS = ("encoder", "body", "head")  # of MaskedAutoencoder.parameter_groups
 class Settings:
     """Raises ValueError that names the key where a setting is out of range or contradicts another."""
 
-    def __init__(self, cfg: DictConfig) -> None:
-        self._cfg = cfg
+    def __init__(self, cfg: DictConfig, processes: Processes | None = None) -> None:
+        self._cfg, self._processes = cfg, processes or Alone()
         scale = cfg.scale
         for key in ("micro_batch", "accumulation_steps", "epochs", "diagnose_every", "image_size", "patch_size"):
             _expect(isinstance(scale[key], int) and scale[key] >= 1, f"scale.{key}", "an integer >= 1", scale[key])
@@ -42,6 +44,11 @@ class Settings:
             "train or eval",
             cfg.strategy.model_mode,
         )
+        _expect(cfg.precision in PRECISION, "precision", f"one of {', '.join(PRECISION)}", repr(cfg.precision))
+        _expect(isinstance(cfg.compile, bool), "compile", "true or false", cfg.compile)
+        pictures = cfg.reconstructions.images
+        _expect(isinstance(pictures, int) and pictures >= 0, "reconstructions.images", "an integer >= 0", pictures)
+        _expect(cfg.checkpoint_minutes > 0, "checkpoint_minutes", "a number > 0", cfg.checkpoint_minutes)
         unknown = sorted(set(cfg.loss.tasks) - set(TASKS))
         _expect(not unknown, "loss.tasks", f"lambdas for {', '.join(TASKS)}", ", ".join(unknown))
         self.patches = (scale.image_size // scale.patch_size) ** 2
@@ -53,7 +60,13 @@ class Settings:
         self.schedule(scale.steps_per_epoch or 1000)  # 1000: any number, to check what does not depend on it
 
     def conductor(self, groups: dict[str, Any], seed: int) -> GradientConductor:
-        return self._build_conductor(groups, OmegaConf.to_container(self._cfg.loss.tasks), seed=seed)
+        return self._build_conductor(
+            groups,
+            OmegaConf.to_container(self._cfg.loss.tasks),
+            seed=seed,
+            nonfinite=self._cfg.nonfinite,
+            processes=self._processes,
+        )
 
     def steps_per_epoch(self, train_images: int) -> int:
         """As the scale says, or one pass over the training split, the incomplete last window left out."""

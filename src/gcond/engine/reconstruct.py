@@ -1,0 +1,82 @@
+"""What the model makes of a few validation images, as a picture.
+
+n images, C channels, S image size, H hidden patches.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from gcond.data.splits import Splits
+from gcond.engine.evaluate import EvaluationSet
+from gcond.files import write_atomically, write_json
+from gcond.model.patches import paste, patchify, select
+
+COLUMNS = ("original", "masked", "raw prediction", "pasted")
+GREY = 0.5  # of what is not shown, in [0, 1]
+GAP = 2  # white pixels between cells
+
+
+class Reconstructions:
+    """Draws the first `images` images of a split under their fixed masks to `folder`/<step>.png, one row each.
+
+    `masked` has the hidden patches grey; `raw prediction` shows the hidden patches only, as the model predicts them,
+    grey elsewhere (it predicts nothing for visible patches); `pasted` is the original with those predictions in it. A
+    predicted patch is brought back to [0, 1] with the data set's mean and standard deviation, never with the target's
+    own, which would leak the answer; values outside [0, 1] are clamped for the picture only.
+
+    Data that show patients are drawn only if `patients` is true. Raises ValueError for a negative `images`.
+    """
+
+    def __init__(self, folder: Path, data: Splits, split: EvaluationSet, images: int, patients: bool) -> None:
+        if images < 0:
+            raise ValueError(f"`reconstructions.images`: expected an integer >= 0 (0 draws none), found {images}")
+        count = 0 if data.shows_patients and not patients else min(images, len(split.images))
+        self._folder, self._intensity = folder, data.intensity
+        self._raw: list[Tensor] = [split.images[index] for index in range(count)]
+        self._hidden = split.hidden[:count]
+
+    def draw(self, model: nn.Module, device: torch.device, step: int, epoch: int) -> Path | None:
+        """Write the picture after `step` optimizer steps, and a JSON file that describes it; None if none is wanted.
+
+        Leaves the model in eval mode, and draws no random number.
+        """
+        if not self._raw:
+            return None
+        picture = _grid(self.cells(model, device))
+        path = self._folder / f"{step:08}.png"
+        write_atomically(path, lambda temporary: Image.fromarray(picture).save(temporary))
+        facts = {"step": step, "epoch": epoch, "columns": list(COLUMNS), "images": len(self._raw)}
+        write_json(path.with_suffix(".json"), facts)
+        return path
+
+    @torch.no_grad()
+    def cells(self, model: nn.Module, device: torch.device) -> Tensor:
+        """[n, 4, C, S, S] in [0, 1], on the CPU."""
+        model.eval()
+        z = self._intensity.normalise(torch.stack(self._raw).to(device))
+        hidden = self._hidden.to(device)
+        predictions = self._intensity.to_unit(model(z, hidden))
+        original = self._intensity.to_unit(z)
+        grey = torch.full_like(original, GREY)
+        masked = paste(original, hidden, select(patchify(grey, predictions.shape[-1]), hidden))
+        columns = (original, masked, paste(grey, hidden, predictions), paste(original, hidden, predictions))
+        return torch.stack(columns, dim=1).clamp(0, 1).cpu()
+
+
+def _grid(cells: Tensor) -> np.ndarray:
+    """[n, 4, C, S, S] in [0, 1] -> uint8 [height, width, 3], white between the cells; one channel becomes grey."""
+    rows, columns, _, size, _ = cells.shape
+    pixels = (cells * 255).round().to(torch.uint8).movedim(2, -1).expand(-1, -1, -1, -1, 3).numpy()
+    pitch = size + GAP
+    sheet = np.full((rows * pitch - GAP, columns * pitch - GAP, 3), 255, dtype=np.uint8)
+    for row in range(rows):
+        for column in range(columns):
+            top, left = row * pitch, column * pitch
+            sheet[top : top + size, left : left + size] = pixels[row, column]
+    return sheet

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from gcond.engine.full_disk import DiskFull, explaining_a_full_disk
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_told_with_its_cause_the_folder_and_what_to_do(number: int, tmp_path: Path) -> None:
+    advice = r"\d+ MB are free.*same command goes on from the last checkpoint"
+    with pytest.raises(DiskFull, match=advice) as told, explaining_a_full_disk(tmp_path):
+        raise OSError(number, os.strerror(number))
+    assert told.value.errno == number
+    assert os.strerror(number) in str(told.value)
+    assert str(tmp_path) in str(told.value)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_pytorch_that_cannot_write_is_understood(tmp_path: Path) -> None:
+    """Whatever PyTorch raises: /dev/full fails every write with ENOSPC."""
+    content = {"weights": torch.zeros(100_000)}
+    full = partial(open, "/dev/full", "wb")
+    with pytest.raises(DiskFull, match="No space left"), explaining_a_full_disk(tmp_path), full() as file:
+        torch.save(content, file)
+
+
+@pytest.mark.parametrize(
+    "other", [PermissionError(errno.EACCES, "no"), ValueError("`lr`: expected"), RuntimeError("unexpected pos")]
+)
+def test_other_errors_pass_as_they_are(other: Exception, tmp_path: Path) -> None:
+    with pytest.raises(type(other)) as passed, explaining_a_full_disk(tmp_path):
+        raise other
+    assert passed.value is other
+
+
+def test_it_is_told_once(tmp_path: Path) -> None:
+    with pytest.raises(DiskFull) as told, explaining_a_full_disk(tmp_path / ".."), explaining_a_full_disk(tmp_path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert str(told.value).count("MB are free") == 1
+
+
+def test_an_error_about_a_full_disk_that_was_dealt_with_is_not_the_cause(tmp_path: Path) -> None:
+    with suppress(OSError):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(ValueError, match="another"), explaining_a_full_disk(tmp_path):
+        raise ValueError("another")

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from types import FrameType
+
+import pytest
+from engine.attempts import PROCESSES
+
+from gcond.engine.interrupt import Interrupt, Interrupted, leave_to_the_parent
+
+BOTH = pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
+
+
+@pytest.fixture
+def heard() -> Iterator[list[int]]:
+    """What reaches the handlers that were there before."""
+    numbers: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        numbers.append(number)
+
+    before = {which: signal.signal(which, note) for which in (signal.SIGTERM, signal.SIGINT)}
+    yield numbers
+    for which, handler in before.items():
+        signal.signal(which, handler)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    return now
+
+
+@BOTH
+def test_the_first_signal_is_noted_and_the_second_acts_as_it_would_have(
+    which: signal.Signals, heard: list, clock: list[float]
+) -> None:
+    with Interrupt() as interrupt:
+        assert interrupt.number == 0
+        signal.raise_signal(which)
+        assert interrupt.number == which
+        assert heard == []
+        clock[0] += 1.1
+        signal.raise_signal(which)
+        assert heard == [which]
+
+
+def test_what_a_batch_system_and_torchrun_send_at_the_same_time_is_one_signal(heard: list, clock: list[float]) -> None:
+    with Interrupt() as interrupt:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+            clock[0] += 0.3
+        assert heard == []
+        assert interrupt.number == signal.SIGTERM
+
+
+def test_ctrl_c_twice_is_at_once_however_fast(heard: list, clock: list[float]) -> None:
+    with Interrupt():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    assert heard == [signal.SIGINT]
+
+
+def test_the_second_one_may_be_the_other_one(heard: list, clock: list[float]) -> None:
+    with Interrupt():
+        signal.raise_signal(signal.SIGINT)
+        clock[0] += 1.1
+        signal.raise_signal(signal.SIGTERM)
+    assert heard == [signal.SIGTERM]
+
+
+@BOTH
+def test_afterwards_signals_are_what_they_were(which: signal.Signals, heard: list) -> None:
+    before = signal.getsignal(which)
+    with suppress(ValueError), Interrupt():
+        assert signal.getsignal(which) != before
+        raise ValueError("an error")
+    assert signal.getsignal(which) == before
+
+
+def test_the_user_is_told_what_comes_next_even_without_a_terminal(
+    heard: list, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Interrupt():
+        signal.raise_signal(signal.SIGINT)
+    assert "SIGINT: checkpoint after this step, then the end" in capfd.readouterr().err
+    reader, writer = os.pipe()
+    os.close(reader)  # nobody reads any more
+    monkeypatch.setattr("gcond.engine.interrupt.STDERR", writer)
+    with Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGINT)
+    os.close(writer)
+    assert interrupt.number == signal.SIGINT
+
+
+def test_another_thread_leaves_signals_alone(heard: list) -> None:
+    before = [signal.getsignal(which) for which in (signal.SIGTERM, signal.SIGINT)]
+    found = []
+
+    def work() -> None:
+        with Interrupt() as interrupt:
+            found.append([signal.getsignal(which) for which in (signal.SIGTERM, signal.SIGINT)])
+            found.append(interrupt.number)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [before, 0]
+
+
+def test_the_exit_status_is_what_a_shell_says_of_a_signal_and_it_is_no_failure() -> None:
+    assert [Interrupted(signal.SIGTERM).code, Interrupted(signal.SIGINT).code] == [143, 130]
+    assert not issubclass(Interrupted, Exception)  # or FAILED would be written
+
+
+@BOTH
+def test_a_worker_lives_on_when_others_send_a_signal_and_dies_when_its_parent_does(which: signal.Signals) -> None:
+    """The parent is a process of its own, so that this one is among the others."""
+    ready, end = PROCESSES.Event(), PROCESSES.Event()
+    pids = PROCESSES.SimpleQueue()
+
+    def work() -> None:
+        leave_to_the_parent(0)
+        ready.set()
+        time.sleep(60)
+
+    def be_a_parent() -> None:
+        worker = PROCESSES.Process(target=work)
+        worker.start()
+        pids.put(worker.pid)
+        assert end.wait(60)
+        worker.terminate()
+        worker.join(20)
+        os._exit(17 if worker.exitcode == 0 else 1)
+
+    parent = PROCESSES.Process(target=be_a_parent)
+    parent.start()
+    assert ready.wait(60)
+    worker = pids.get()
+    os.kill(worker, which)
+    os.kill(worker, which)
+    time.sleep(0.3)  # what a signal does, it does at once
+    end.set()
+    parent.join(60)
+    assert parent.exitcode == 17

@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine.runs import config
+from engine.tiny import gratings
+from hydra.utils import instantiate
+from torch import Tensor
+
+from gcond.data.images import TensorImages
+from gcond.data.intensity import Intensity
+from gcond.engine.batches import Batch
+from gcond.engine.evaluate import EvaluationSet, evaluate
+from gcond.engine.memory import LiveBytes, Planner, state_of
+from gcond.engine.probe import StepProbe
+from gcond.engine.settings import Settings
+from gcond.loss import TASKS
+from gcond.model import MaskedAutoencoder
+from gcond.model.masking import draw_hidden
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "plan_memory.py"
+CHANNELS, SIZE, HIDDEN = 3, 64, 12
+SMALL = (
+    "scale=smoke",
+    "dataset=photos",
+    "model=mobilenetv3_small_050",
+    "model.width=32",
+    "model.depth=1",
+    "device=cpu",
+)
+BFLOAT16 = "+strategy.conductor.buffer_dtype={_target_:hydra.utils.get_object,path:torch.bfloat16}"
+
+
+def small(*overrides: str) -> tuple[Any, MaskedAutoencoder]:
+    cfg = config(*SMALL, *overrides)
+    model = MaskedAutoencoder("mobilenetv3_small_050", SIZE, 16, CHANNELS, width=32, depth=1)
+    return cfg, model
+
+
+def planner(*overrides: str) -> Planner:
+    cfg, model = small(*overrides)
+    return Planner(cfg, model, torch.device("cpu"))
+
+
+class Run:
+    """Real steps on the CPU, as the loop takes them."""
+
+    def __init__(self, *overrides: str) -> None:
+        self.cfg, self.model = small(*overrides)
+        settings, scale = Settings(self.cfg), self.cfg.scale
+        intensity = Intensity.of_photographs()
+        self.loss = loss = instantiate(self.cfg.loss.reconstruction)(patch_size=scale.patch_size, intensity=intensity)
+        self.conductor = settings.conductor(self.model.parameter_groups(), seed=0)
+        self.optimizer = instantiate(self.cfg.optimizer.build)(self.model.parameters(), lr=1e-3)
+        generator = torch.Generator().manual_seed(0)
+
+        def batches() -> Iterator[Batch]:
+            while True:
+                images = torch.randn(scale.micro_batch, CHANNELS, SIZE, SIZE, generator=generator)
+                yield Batch(images, draw_hidden(scale.micro_batch, 16, 0.75, generator))
+
+        def losses(batch: Batch, tasks: Sequence[str]) -> dict[str, Tensor]:
+            return loss(self.model(batch.images, batch.hidden), batch.images, batch.hidden, tasks)
+
+        self._batches, self._losses = batches, losses
+
+    def step(self, diagnose: bool) -> None:
+        self.conductor.step(self._batches(), self._losses, diagnose)
+        probe = StepProbe(self.conductor) if diagnose else None
+        self.optimizer.step()
+        if probe is not None:
+            probe.measure(1e-3)
+
+
+def held(*roots: object, but: Sequence[Tensor]) -> int:
+    """Bytes of all tensors in float32 and bfloat16 that can be reached from `roots`, those of `but` left out."""
+    storages: dict[int, int] = {}
+    seen = {id(tensor) for tensor in but}
+
+    def visit(value: Any) -> None:
+        if id(value) in seen or isinstance(value, (str, int, float, type, torch.dtype, torch.Generator)):
+            return
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            if value.dtype in (torch.float32, torch.bfloat16):
+                storages[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        elif isinstance(value, dict):
+            for member in [*value.keys(), *value.values()]:
+                visit(member)
+        elif isinstance(value, (list, tuple, set)):
+            for member in value:
+                visit(member)
+        elif type(value).__module__.startswith(("gcond", "torch.optim")):
+            visit(vars(value))
+
+    for root in roots:
+        visit(root)
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize(
+    ("choices", "rows"),  # rows of P float32: task gradients, reference, resolved, momentum, moments, diagnosis
+    [
+        (["strategy=baseline"], 1 + 0 + 0 + 0 + 2 + 1),
+        (["strategy=baseline_integrated"], 1 + 0 + 0 + 1 + 2 + 1),
+        (["strategy=pcgrad"], 2 + 0 + 1 + 0 + 2 + 1),
+        (["strategy=gcond_stochastic"], 2 + 2 + 1 + 1 + 2 + 1),
+        (["strategy=gcond_pure"], 2 + 2 + 1 + 0 + 2 + 1),
+        (["strategy=gcond_lion"], 2 + 2 + 1 + 1 + 0 + 1),
+        (["strategy=uw"], 1 + 0 + 0 + 0 + 2 + 1),
+        (["strategy=gcond_sequential", BFLOAT16], (2 + 2 + 1 + 1) / 2 + 2 + 1 / 2),
+    ],
+)
+def test_what_is_held_by_hand_and_as_really_held(choices: list[str], rows: float) -> None:
+    run = Run(*choices)
+    weights = state_of(run.model)
+    parameters = sum(p.numel() for p in run.model.parameters())
+    for _ in range(2):
+        run.step(diagnose=True)
+
+    parts = Planner(run.cfg, run.model, torch.device("cpu")).held(2, 2)
+    assert parts.pop("weights") == sum(tensor.numel() * tensor.element_size() for tensor in weights)
+    assert parts.pop("images of the window") == 2 * 2 * (CHANNELS * SIZE**2 * 4 + HIDDEN * 8)
+    planned = sum(parts.values())
+    counters = 4 * len(list(run.model.parameters()))  # AdamW's step of each parameter
+    assert planned == pytest.approx(4 * parameters * rows, abs=counters)
+    assert planned == pytest.approx(held(run.conductor, run.optimizer, but=weights), abs=counters)
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        ["strategy=baseline", "scale.micro_batch=2"],
+        ["strategy=pcgrad", "scale.micro_batch=16"],
+        ["strategy=gcond_sequential", "strategy.conductor.estimator.forward=per_task"],
+        ["strategy=gcond_stochastic", "scale.micro_batch=1"],
+        ["strategy=gcond_sequential", BFLOAT16, "scale.micro_batch=4"],
+        ["strategy=gcond_lion", "scale.micro_batch=32", "strategy.model_mode=eval"],
+    ],
+)
+def test_the_planned_peak_is_the_peak_of_real_steps(choices: list[str]) -> None:
+    with LiveBytes() as live:
+        run = Run(*choices)
+        run.step(diagnose=True)
+        live.peak = live.now  # of what comes: not of building the model
+        run.step(diagnose=False)
+        run.step(diagnose=True)
+    scale = run.cfg.scale
+    plan = Planner(run.cfg, run.model, torch.device("cpu")).plan(scale.micro_batch, scale.accumulation_steps)
+    validation = next(name for name in plan.phases if name.startswith("validation"))
+    steps = max(size for name, size in plan.phases.items() if name != validation)
+    assert sum(plan.held.values()) + steps == pytest.approx(live.peak, rel=0.01)
+
+
+def test_validation_is_counted_as_it_runs() -> None:
+    run = Run("strategy=baseline")
+    images = TensorImages(gratings(32, SIZE))
+    data = EvaluationSet.of(images, None, 16, 0.75)
+    with LiveBytes() as live:
+        evaluate(run.model, run.loss, Intensity.of_photographs(), data, TASKS, torch.device("cpu"))
+    planned = planner("strategy=baseline").plan(2, 2).phases["validation, 32 images"]
+    assert planned == pytest.approx(live.peak, rel=0.05)
+
+
+@pytest.mark.parametrize("strategy", ["baseline", "gcond_stochastic"])
+def test_activations_grow_with_the_micro_batch_in_a_line(strategy: str) -> None:
+    plans = planner(f"strategy={strategy}")
+    two, four, eight = (plans.plan(size, 2).phases["forward and backward"] for size in (2, 4, 8))
+    assert two + 3 * (four - two) == pytest.approx(eight, rel=0.05)
+    assert four > 1.5 * two
+
+
+def test_tasks_that_take_turns_need_less_than_tasks_together() -> None:
+    def step(*choices: str) -> int:
+        return planner(*choices).plan(16, 2).phases["forward and backward"]
+
+    together = step("strategy=gcond_sequential")
+    in_turn = step("strategy=gcond_sequential", "strategy.conductor.estimator.forward=per_task")
+    assert in_turn < together
+    assert in_turn == step("strategy=gcond_stochastic")
+
+
+def test_lower_precision_needs_less_for_activations() -> None:
+    wide, low = (planner(f"precision={name}").plan(64, 2).phases["forward and backward"] for name in ("fp32", "bf16"))
+    assert low < 0.8 * wide
+
+
+def test_planning_leaves_the_run_as_it_was() -> None:
+    """What it counts with, fakes without content, stays out of the model and of the loss's cache."""
+    run = Run("strategy=gcond_sequential")
+    before = [tensor.clone() for tensor in state_of(run.model)]
+    Planner(run.cfg, run.model, torch.device("cpu")).plan(4, 2)
+    assert all(torch.equal(a, b) for a, b in zip(before, state_of(run.model), strict=True))
+    run.step(diagnose=True)
+
+
+@pytest.mark.parametrize(
+    ("choices", "expected"),
+    [
+        (["strategy=baseline", "scale.micro_batch=6", "scale.accumulation_steps=2"], [1, 2, 3, 4, 6, 12]),
+        (["strategy=gcond_stochastic", "scale.micro_batch=6", "scale.accumulation_steps=2"], [1, 2, 3, 6]),  # K even
+    ],
+)
+def test_choices_keep_the_effective_batch(choices: list[str], expected: list[int]) -> None:
+    found = planner(*choices).choices()
+    assert [size for size, _ in found] == expected
+    assert all(size * steps == 12 for size, steps in found)
+
+
+def test_the_largest_that_fits_is_the_largest() -> None:
+    plans = planner("strategy=gcond_stochastic", "scale.micro_batch=8", "scale.accumulation_steps=2")
+    peaks = {size: plans.plan(size, steps).peak for size, steps in plans.choices()}
+    room = 1.45 * peaks[4]
+    largest = plans.largest(room)
+    assert largest is not None
+    assert largest.micro_batch == max(size for size, peak in peaks.items() if 1.35 * peak <= room) >= 4
+    below = plans.largest(room, below=largest.micro_batch)
+    assert below is not None
+    assert below.micro_batch == largest.micro_batch // 2
+    assert plans.largest(peaks[1]) is None  # it would fit, but for the margin
+
+
+def test_live_bytes_by_hand() -> None:
+    x = torch.zeros(1000, requires_grad=True)
+    with LiveBytes([x]) as live:
+        y = x * 2  # 4000
+        z = y.view(10, 100)
+        assert live.now == 4000
+        w = torch.cat([z, z])  # 8000
+        assert (live.now, live.peak) == (12000, 12000)
+        del y, z
+        assert live.now == 8000  # neither the product with a number nor the view is saved
+        w += 1
+        assert (live.now, live.peak) == (8000, 12000)
+        del w
+        assert (live.now, live.peak) == (0, 12000)
+
+
+@pytest.fixture
+def script() -> Any:
+    spec = importlib.util.spec_from_file_location("plan_memory", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_script_says_what_fits_without_data(script: Any) -> None:
+    small = ("dataset=imagenet256", "scale=smoke", "model=mobilenetv3_small_050", "strategy=gcond_stochastic")
+    text = script.report(config(*small), 0.2)
+    assert "micro-batch 2, 2 of them a step" in text
+    assert "\nfits into 0.2 GB with a margin of 10%; the largest micro-batch that fits: scale.micro_batch=2 " in text
+    text = script.report(config(*small), 0.001)
+    assert "\ndoes not fit into 0.001 GB with a margin of 10%; no micro-batch fits" in text
+
+
+def test_the_script_knows_the_channels_of_data(script: Any) -> None:
+    from gcond.data import photos
+
+    assert script.channels(config("dataset=photos")) == photos.load(64).intensity.channels
+    assert script.channels(config("dataset=ct")) == Intensity.of_hu_window(0, 1, 0, 1).channels
+    with pytest.raises(ValueError, match="`dataset`: expected one of ct, photos, imagenet256"):
+        script.channels(config("dataset=photos", "dataset.name=others"))

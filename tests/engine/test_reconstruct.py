@@ -1,0 +1,111 @@
+"""The pictures: which images, what stands in each column, and that drawing changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from engine import tiny
+from PIL import Image
+from torch import Tensor, nn
+
+from gcond.data.intensity import Intensity
+from gcond.engine.evaluate import EvaluationSet
+from gcond.engine.reconstruct import GAP, Reconstructions
+from gcond.model.patches import hidden_mask
+
+CPU = torch.device("cpu")
+PATCH, SIZE = 16, 64
+
+
+class Constant(nn.Module):
+    """Predicts `values` [C], in z-space, everywhere."""
+
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self.values = values
+
+    def forward(self, images: Tensor, hidden: Tensor) -> Tensor:
+        assert not self.training
+        return self.values.view(1, 1, -1, 1, 1).expand(len(images), hidden.shape[1], -1, PATCH, PATCH)
+
+
+def evaluation(images: object) -> EvaluationSet:
+    return EvaluationSet.of(images, 4, (SIZE // PATCH) ** 2, 0.75)  # type: ignore[arg-type]
+
+
+def cells(path: Path) -> np.ndarray:
+    """The picture taken apart: [n, 4, S, S, 3], uint8."""
+    sheet = np.asarray(Image.open(path))
+    pitch = SIZE + GAP
+    rows, columns = (sheet.shape[0] + GAP) // pitch, (sheet.shape[1] + GAP) // pitch
+    assert sheet.shape == (rows * pitch - GAP, columns * pitch - GAP, 3)
+    return np.stack(
+        [[sheet[row * pitch :, column * pitch :][:SIZE, :SIZE] for column in range(columns)] for row in range(rows)]
+    )
+
+
+def test_the_four_columns_by_hand(tmp_path: Path) -> None:
+    """Photographs are uint8, so `original` is the raw image itself; a unit value v is the pixel round(255 v)."""
+    data = tiny.load(SIZE)
+    split = evaluation(data.val)
+    unit = torch.tensor([0.2, 1.7, -0.3])  # the last two lie outside [0, 1]
+    z = (unit - torch.tensor(data.intensity.mean)) / torch.tensor(data.intensity.std)
+    pictures = Reconstructions(tmp_path / "r", data, split, images=3, patients=False)
+    path = pictures.draw(Constant(z), CPU, step=7, epoch=2)
+    assert path == tmp_path / "r" / "00000007.png"
+    assert json.loads(path.with_suffix(".json").read_text()) == {
+        "step": 7,
+        "epoch": 2,
+        "columns": ["original", "masked", "raw prediction", "pasted"],
+        "images": 3,
+    }
+    found = cells(path)
+    assert found.shape[:2] == (3, 4)
+    for row in range(3):
+        image = split.images[row].permute(1, 2, 0).numpy()
+        grid = hidden_mask(split.hidden[row : row + 1], 16).view(4, 4).numpy()
+        hidden = np.kron(grid, np.ones((PATCH, PATCH), dtype=bool))[..., None]
+        grey, predicted = np.array([128] * 3), np.array([51, 255, 0])
+        expected = [
+            image,
+            np.where(hidden, grey, image),
+            np.where(hidden, predicted, grey),
+            np.where(hidden, predicted, image),
+        ]
+        for column in range(4):
+            np.testing.assert_array_equal(found[row, column], expected[column])
+
+
+def test_ct_is_drawn_on_request_only_and_in_grey(tmp_path: Path) -> None:
+    """HU + 1024 of int16; the window -1000..1000 HU maps HU 0 to one half."""
+    raw = torch.full((4, 1, SIZE, SIZE), 1024, dtype=torch.int16)
+    data = dataclasses.replace(
+        tiny.load(SIZE), intensity=Intensity.of_hu_window(-1000, 1000, 0.1, 0.2), shows_patients=True
+    )
+    model = Constant(torch.tensor([(1.0 - 0.1) / 0.2]))
+    refused = Reconstructions(tmp_path / "no", data, evaluation(list(raw)), images=2, patients=False)
+    assert refused.draw(model, CPU, 1, 1) is None
+    assert not (tmp_path / "no").exists()
+    asked = Reconstructions(tmp_path / "yes", data, evaluation(list(raw)), images=2, patients=True)
+    path = asked.draw(model, CPU, 1, 1)
+    assert path is not None
+    original, _, _, pasted = cells(path)[0]
+    assert np.unique(original).tolist() == [128]
+    assert np.unique(pasted).tolist() == [128, 255]
+
+
+def test_no_more_images_than_there_are_and_none_for_zero(tmp_path: Path) -> None:
+    data = tiny.load(SIZE)
+    split = evaluation(data.val)
+    model = Constant(torch.zeros(3))
+    path = Reconstructions(tmp_path / "all", data, split, images=99, patients=False).draw(model, CPU, 1, 1)
+    assert path is not None
+    assert len(cells(path)) == 4
+    assert Reconstructions(tmp_path / "none", data, split, images=0, patients=False).draw(model, CPU, 1, 1) is None
+    with pytest.raises(ValueError, match=r"`reconstructions\.images`: expected an integer >= 0.*found -1"):
+        Reconstructions(tmp_path, data, split, images=-1, patients=False)

@@ -1,0 +1,299 @@
+"""Several processes on one run: forked ones, and those that torchrun starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from engine import tiny
+from engine.attempts import PATIENCE, PROCESSES, contents, same, saved_steps, typed, wait_for_lines
+from engine.runs import parts, run, tiny_config
+from omegaconf import DictConfig
+from torch import nn
+
+from gcond.engine.evaluate import EvaluationSet, evaluate
+from gcond.engine.folder import RunFolder
+from gcond.engine.logbook import read
+from gcond.engine.team import EveryState, Team, gathered, rank
+from gcond.loss import ReconstructionLoss
+from gcond.model import MaskedAutoencoder
+from gcond.strategy.processes import Alone
+
+CPU = torch.device("cpu")
+DATA = tiny.load(64, val=7)
+
+
+def forked(size: int, work: Callable[[], Any], folder: Path) -> list[Any]:
+    """What `work` gave in each of `size` forked processes, which find each other as torchrun would have it."""
+
+    def one(number: int) -> None:
+        os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(size)}
+        init = dist.init_process_group
+        rendezvous = {"init_method": f"file://{folder}/rendezvous", "rank": number, "world_size": size}
+        dist.init_process_group = lambda backend, **more: init(backend, **rendezvous, **more)
+        torch.save(work(), folder / f"{number}.pt")
+
+    members = [PROCESSES.Process(target=one, args=(number,)) for number in range(size)]
+    for member in members:
+        member.start()
+    for member in members:
+        member.join(PATIENCE)
+    assert [member.exitcode for member in members] == [0] * size
+    return [torch.load(folder / f"{number}.pt", weights_only=False) for number in range(size)]
+
+
+class Counting:
+    """A part of a run whose state is a number."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def state_dict(self) -> dict[str, int]:
+        return {"number": self.number}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.number = state["number"]
+
+
+def score(team: Team | None = None) -> dict[str, float]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = tiny_model()
+    data = EvaluationSet.of(DATA.val, None, 16, 0.75)
+    return evaluate(model, ReconstructionLoss(16, DATA.intensity), DATA.intensity, data, ("l1", "ssim"), CPU, team=team)
+
+
+def tiny_model() -> nn.Module:
+    return MaskedAutoencoder("mobilenetv3_small_050", 64, 16, 3, width=32, depth=1)
+
+
+def member(folder: Path) -> dict[str, Any]:
+    with gathered("once", "cpu", 1) as team:
+        return {"rank": rank(), **answers(team, folder)}
+
+
+def answers(team: Team, folder: Path) -> dict[str, Any]:
+    def first() -> bool:
+        found = (folder / "left by the first").exists()
+        (folder / "left by the first").touch()
+        return found
+
+    part = Counting(10 * team.rank)
+    every = EveryState(part, team)
+    state = every.state_dict()
+    part.number = -1
+    every.load_state_dict(state)
+    return {
+        "main": team.main,
+        "found": team.main_first(first),
+        "most": team.most([team.rank, -team.rank]),
+        "sum": float(team.sum(torch.tensor(1.0 + team.rank))),
+        "state": state,
+        "restored": part.number,
+        "score": score(team),
+    }
+
+
+def test_three_processes_are_a_team(tmp_path: Path) -> None:
+    """Seven images: a third process takes two of them, the others more."""
+    members = forked(3, lambda: member(tmp_path), tmp_path)
+    assert [each["rank"] for each in members] == [0, 1, 2]
+    assert [each["main"] for each in members] == [True, False, False]
+    assert [each["found"] for each in members] == [False, True, True]  # the others came after the first one's work
+    assert [each["most"] for each in members] == [[2, 0]] * 3
+    assert [each["sum"] for each in members] == [6.0] * 3
+    assert [each["state"] for each in members] == [{"processes": [{"number": n} for n in (0, 10, 20)]}] * 3
+    assert [each["restored"] for each in members] == [0, 10, 20]
+    for each in members:
+        assert each["score"] == pytest.approx(score(), rel=1e-6)  # float32 means of batches of other sizes
+
+
+@pytest.mark.parametrize("environment", [{}, {"WORLD_SIZE": "1", "RANK": "0"}])
+def test_without_others_a_process_is_a_team_of_one(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(key, raising=False)
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    with gathered("once", "cpu", 1) as team:
+        assert (team.main, team.rank, team.size) == (True, 0, 1)
+        assert team.main_first(lambda: 7) == 7
+        assert team.most([3, 1]) == [3, 1]
+        assert team.sum(torch.tensor(2.0)) == 2.0
+        assert not dist.is_initialized()
+
+
+def test_an_arbitration_that_is_not_known_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`arbitration`: expected once or per_rank, found 'twice'"):
+        gathered("twice", "cpu", 1).__enter__()
+
+
+def test_a_state_per_process_is_for_as_many_processes() -> None:
+    part = Counting(1)
+    every = EveryState(part, Team(Alone(), CPU))
+    with pytest.raises(ValueError, match=r"`arbitration`.*expected the 2 processes that the run began with, found 1"):
+        every.load_state_dict({"processes": [{"number": 5}, {"number": 6}]})
+    assert part.number == 1
+    state = every.state_dict()
+    part.number = 2
+    every.load_state_dict(state)
+    assert part.number == 1
+
+
+def test_a_run_of_one_process_that_would_keep_a_state_per_process_goes_on_with_one_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = (*CONFLICTS, "arbitration=per_rank")
+    cfg = tiny_config(tmp_path / "runs", *settings)
+    monkeypatch.setattr(RunFolder, "finish", lambda folder: None)
+    folder = run(cfg)
+    before = contents(folder.checkpoints)
+    refusal = "`arbitration`: per_rank keeps a state per process; expected the 1 processes"
+    assert all(refusal in told for told in forked(2, lambda: message_of(cfg), tmp_path))
+    run(cfg)
+    assert contents(folder.checkpoints) == before
+
+
+def message_of(cfg: DictConfig) -> str:
+    try:
+        run(cfg)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+# torchrun
+
+CONFLICTS = (
+    "strategy=gcond_sequential",
+    "strategy.conductor.resolver.thresholds=[-0.8,0.5,0.999]",
+    "strategy.conductor.resolver.dominance_window=1",
+)
+FOUR = "scale.accumulation_steps=4"
+STRATEGIES = {"window": CONFLICTS, "micro_batch": ("strategy=cagrad",), "joint": ("strategy=baseline",)}
+CHOICES = ("zone/", "wins/", "clipped")
+# Processes add float32 gradients up in another order: 2^-24 relative. AdamW turns that into whole steps where a
+# gradient is nearly zero, so that later norms and cosines differ by more; seen were 5e-6 of losses, 1e-4 of cosines.
+OF_LOSSES, OF_OTHERS = 2e-5, 1e-3
+
+
+def finished(folder: Path, processes: int, *overrides: str) -> RunFolder:
+    folder.mkdir(exist_ok=True)
+    attempt = typed(folder / "runs", folder / "log", *overrides, processes=processes)
+    assert attempt.wait(300) == 0, (folder / "log").read_text()
+    return RunFolder(tiny_config(folder / "runs", *overrides))
+
+
+def assert_the_same_arbitration(folder: RunFolder, alone: RunFolder) -> None:
+    records, expected = read(folder.metrics), read(alone.metrics)
+    assert len(records) == len(expected)  # one process writes
+    for record, by_one in zip(records, expected, strict=True):
+        assert list(record) == list(by_one)
+        for key, value in by_one.items():
+            if not isinstance(value, float) or key.startswith(CHOICES):
+                assert record[key] == value, key
+            elif key.startswith(("loss/", "val_", "test_")):
+                assert record[key] == pytest.approx(value, rel=OF_LOSSES), key
+            else:
+                assert record[key] == pytest.approx(value, rel=OF_OTHERS, abs=OF_OTHERS), (record["step"], key)
+
+
+def assert_the_same_statistics(folder: RunFolder, alone: RunFolder, in_their_order: bool) -> None:
+    """BatchNorm's; where processes take micro-batches in turn, merged in another order, only their number."""
+    one, other = parts(folder)["model"], parts(alone)["model"]
+    counts = [name for name in other if name.endswith("num_batches_tracked")]
+    assert counts
+    assert all(one[name] == other[name] == 16 for name in counts)  # 4 steps of 4 micro-batches
+    for name in other:
+        if "running_" in name and in_their_order:
+            torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-4)
+
+
+def test_two_processes_arbitrate_as_one(tmp_path: Path) -> None:
+    alone = run(tiny_config(tmp_path / "alone", *CONFLICTS))
+    cfg = tiny_config(tmp_path / "two", *CONFLICTS)
+    assert forked(2, lambda: run(cfg).path.name, tmp_path) == [alone.name] * 2
+    folder = RunFolder(cfg)
+    assert folder.done
+    assert_the_same_arbitration(folder, alone)
+    assert json.loads(folder.report.read_text())["processes"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", STRATEGIES)
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_arbitrate_as_one(kind: str, processes: int, tmp_path: Path) -> None:
+    settings = (*STRATEGIES[kind], FOUR)
+    alone = run(tiny_config(tmp_path / "alone", *settings))
+    folder = finished(tmp_path / "several", processes, *settings)
+    assert_the_same_arbitration(folder, alone)
+    assert_the_same_statistics(folder, alone, in_their_order=kind != "micro_batch" or processes == 4)
+    report = json.loads(folder.report.read_text())
+    assert (report["processes"], report["arbitration"], report["status"]) == (processes, "once", "done")
+    # One per row; Joint has one row, and two in every second step, which is diagnosed. CAGrad's are reduced combined.
+    counts = report["collectives_per_window"]
+    assert counts.get("reduce_scatter/calls", 0) == {"window": 2, "micro_batch": 0, "joint": 1.5}[kind]
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_goes_on_with_one(tmp_path: Path) -> None:
+    """As a batch system does it: SIGTERM to every process, and torchrun passes its own on."""
+    settings = (*CONFLICTS, FOUR, "scale.steps_per_epoch=40")
+    cfg = tiny_config(tmp_path / "runs", *settings)
+    folder = RunFolder(cfg)
+    attempt = typed(tmp_path / "runs", tmp_path / "log", *settings, processes=2)
+    wait_for_lines(folder.metrics, 4)
+    for member in [*children(attempt.pid), attempt.pid]:
+        os.kill(member, signal.SIGTERM)
+    assert attempt.wait(120) != 0
+    (reached,) = saved_steps(folder)[:1]
+    assert 4 <= reached < 80
+    assert [record["step"] for record in read(folder.metrics) if record["kind"] == "step"] == list(range(reached))
+    assert folder.error is None
+    run(cfg)
+    alone = run(tiny_config(tmp_path / "alone", *settings))
+    assert [record["step"] for record in read(folder.metrics)] == [record["step"] for record in read(alone.metrics)]
+    for record, by_one in list(zip(read(folder.metrics), read(alone.metrics), strict=True))[: reached + 1]:
+        assert record["loss/l1"] == pytest.approx(by_one["loss/l1"], rel=1e-2)
+
+
+def children(pid: int) -> list[int]:
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+@pytest.mark.slow
+def test_as_published_each_process_keeps_its_own_state(tmp_path: Path) -> None:
+    settings = (*CONFLICTS, FOUR, "arbitration=per_rank", "scale.steps_per_epoch=40")
+    cfg = tiny_config(tmp_path / "runs", *settings)
+    folder = RunFolder(cfg)
+    attempt = typed(tmp_path / "runs", tmp_path / "log", *settings, processes=2)
+    wait_for_lines(folder.metrics, 4)
+    os.kill(attempt.pid, signal.SIGTERM)
+    assert attempt.wait(120) != 0
+    first, second = parts(folder)["conductor"]["processes"]
+    assert first["steps"] == second["steps"] == saved_steps(folder)[0]
+    assert not same(first, second)
+    before = contents(folder.checkpoints)
+    with pytest.raises(ValueError, match=r"`arbitration`.*expected the 2 processes"):
+        run(cfg)
+    assert contents(folder.checkpoints) == before
+    assert finished(tmp_path, 2, *settings).done
+    assert json.loads(folder.report.read_text())["arbitration"] == "per_rank"
+
+
+@pytest.mark.slow
+def test_micro_batches_that_cannot_be_shared_out_are_refused(tmp_path: Path) -> None:
+    settings = ("strategy=baseline", "scale.accumulation_steps=3", "dataset._target_=engine.tiny.never")
+    attempt = typed(tmp_path / "runs", tmp_path / "log", *settings, processes=2)
+    assert attempt.wait(300) != 0
+    folder = RunFolder(tiny_config(tmp_path / "runs", *settings))
+    assert "`accumulation_steps`: expected a multiple of the 2 processes = 2" in str(folder.error)
+    assert json.loads(folder.report.read_text())["status"] == "failed"

@@ -1,0 +1,247 @@
+"""The wandb mirror in its offline mode: what it wrote, read back and set beside metrics.jsonl."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine import wandb_file
+from engine.runs import TINY, run, tiny_config
+from omegaconf import OmegaConf
+
+from gcond.engine import wandb_upload
+from gcond.engine.folder import RunFolder
+from gcond.engine.logbook import read
+from gcond.engine.loop import Trainer
+from gcond.engine.wandb_mirror import WandbMirror
+
+TESTS = Path(__file__).parents[1]
+NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No account, and no server to reach; what wandb keeps in the home goes below `tmp_path`."""
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_BASE_URL", NOWHERE)
+    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "wandb-home"))
+
+
+def rows(folder: RunFolder) -> list[dict[str, Any]]:
+    """metrics.jsonl as it should arrive."""
+    records = read(folder.metrics)
+    return [{key: value for key, value in row.items() if key != "kind" and value is not None} for row in records]
+
+
+def logged(folder: RunFolder) -> list[dict[str, Any]]:
+    """The rows that wandb has of metrics.jsonl: all but pictures and tables."""
+    found = wandb_file.history(wandb_file.only_copy(folder.path))
+    return [row for row in found if "reconstructions" not in row and "tables/validation" not in row]
+
+
+def train(
+    runs: Path, *overrides: str, program: Sequence[str] = ("-m", "gcond.train"), **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """gcond-train in a process of its own, which also starts a wandb-core of its own."""
+    inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    paths = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+    return subprocess.run(
+        [sys.executable, *program, f"runs={runs}", *TINY, *overrides],
+        env=inherited | {"PYTHONPATH": paths} | environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=300,
+    )
+
+
+def only_run(runs: Path) -> Path:
+    (folder,) = (runs / "smoke").glob("photos-*")
+    return folder
+
+
+def test_what_wandb_wrote_is_what_metrics_jsonl_holds(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = sys.exit, sys.excepthook, [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    folder = run(tiny_config(tmp_path, "logger=wandb", "strategy=pcgrad", "seed=11"))
+    assert before == (
+        sys.exit,
+        sys.excepthook,
+        [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+    )
+    assert "wandb" not in "".join(capfd.readouterr())
+    assert logged(folder) == rows(folder)
+    assert len(rows(folder)) == 6  # four steps, two validations
+
+    # The run, and how it is found
+    copy = wandb_file.only_copy(folder.path)
+    header = wandb_file.header(copy)
+    assert (header.display_name, header.project) == (folder.name, "gcond")
+    assert header.run_group == "none"
+    assert platform.node().encode() not in copy.read_bytes()
+    assert {"scale:smoke", "strategy:pcgrad", "seed:11", "dataset:photos"} <= set(header.tags)
+    assert wandb_file.config(copy) == OmegaConf.to_container(OmegaConf.load(folder.path / "config.yaml"))
+    globs = [record.metric for record in wandb_file.records(copy) if record.HasField("metric")]
+    assert [(metric.name, metric.glob_name, metric.step_metric) for metric in globs][:2] == [
+        ("step", "", ""),
+        ("", "*", "step"),
+    ]
+
+    # Pictures, tables and how it ended
+    files = copy.parent / "files"
+    report = json.loads(folder.report.read_text())
+    pictures = [row for row in wandb_file.history(copy) if "reconstructions" in row]
+    assert [row["step"] for row in pictures] == [2, 4]
+    for row in pictures:
+        original = folder.reconstructions / f"{row['step']:08}.png"
+        assert row["reconstructions"]["sha256"] == hashlib.sha256(original.read_bytes()).hexdigest()
+        assert (files / row["reconstructions"]["path"]).read_bytes() == original.read_bytes()
+        assert row["reconstructions"]["caption"].endswith("original | masked | raw prediction | pasted")
+    (tables,) = [row for row in wandb_file.history(copy) if "tables/validation" in row]
+    curve, compared = (
+        json.loads((files / tables[f"tables/{name}"]["path"]).read_text()) for name in ("validation", "summary")
+    )
+    assert [dict(zip(curve["columns"], row, strict=True)) for row in curve["data"]] == report["validation"]
+    assert compared["columns"] == ["predictor", "val_l1", "val_ssim", "test_l1", "test_ssim"]
+    assert [row[0] for row in compared["data"]] == ["this run, last epoch", *report["trivial"]]
+    assert compared["data"][0][1] == report["validation"][-1]["val_l1"]
+    assert compared["data"][1][4] == report["trivial"][compared["data"][1][0]]["test_ssim"]
+    summary = wandb_file.summary(copy)
+    assert summary["val_l1"] == report["validation"][-1]["val_l1"]
+    assert (summary["report/status"], summary["report/commit"]) == ("done", report["commit"])
+    assert wandb_file.exit_code(copy) == 0
+
+
+def test_an_unknown_mode_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"`logger\.mode`: expected offline or online, found 'onlin'"):
+        WandbMirror(tmp_path, "none", mode="onlin")
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_goes_on_in_the_same_wandb_run_and_nothing_is_there_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted in the second epoch, so that what came after the checkpoint had been mirrored already."""
+    cfg = tiny_config(tmp_path, "logger=wandb")
+    take = Trainer.step
+
+    def interrupted(self: Trainer, step: int) -> dict[str, Any]:
+        if step == 3:
+            raise KeyboardInterrupt
+        return take(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(cfg)
+    folder = RunFolder(cfg)
+    first = wandb_file.only_copy(folder.path)
+    run_id = wandb_file.header(first).run_id
+    assert [row["step"] for row in logged(folder)] == [0, 1, 2, 2]  # 2 steps, the validation after them, a step more
+    assert wandb_file.summary(first)["report/status"] == "interrupted"
+    assert wandb_file.exit_code(first) == 1
+    run(cfg)
+    second = wandb_file.only_copy(folder.path)
+    assert wandb_file.header(second).run_id == run_id
+    assert second != first
+    assert logged(folder) == rows(folder)
+    assert len(rows(folder)) == 6
+    pictures = [row["step"] for row in wandb_file.history(second) if "reconstructions" in row]
+    assert pictures == [2, 4]  # the first was drawn by the interrupted attempt
+
+
+KILL = """
+import os, signal
+from pathlib import Path
+import gcond.engine.wandb_mirror as mirror
+from gcond.train import main
+
+def children(name):
+    for status in Path("/proc").glob("[0-9]*/status"):
+        text = status.read_text()
+        if f"PPid:\\t{os.getpid()}\\n" in text and name in text:
+            yield int(status.parent.name)
+
+write = mirror.WandbMirror.write
+
+def write_and_kill(self, record):
+    write(self, record)
+    if record["kind"] == "step" and record["step"] == 1:
+        (core,) = children("wandb-core")
+        os.kill(core, signal.SIGKILL)
+        print("KILLED")
+
+mirror.WandbMirror.write = write_and_kill
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_run_outlives_wandb_s_own_process(tmp_path: Path) -> None:
+    """wandb-core, which does all of wandb's work, is killed in the first epoch."""
+    done = train(tmp_path / "runs", "logger=wandb", program=["-c", KILL])
+    assert "KILLED" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
+    reference = run(tiny_config(tmp_path / "reference"))
+    folder = only_run(tmp_path / "runs")
+    assert (folder / "DONE").exists()
+    assert (folder / "metrics.jsonl").read_bytes() == reference.metrics.read_bytes()
+    assert done.stderr.count("mirroring failed") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("account", [{}, {"WANDB_API_KEY": "0123456789" * 4, "WANDB_INIT_TIMEOUT": "5"}])
+def test_online_without_an_account_or_a_server_the_run_ends_well(tmp_path: Path, account: dict[str, str]) -> None:
+    done = train(tmp_path / "runs", "logger=wandb", "logger.mode=online", WANDB_MODE="online", **account)
+    assert done.returncode == 0, done.stderr
+    folder = only_run(tmp_path / "runs")
+    assert (folder / "DONE").exists()
+    assert len(read(folder / "metrics.jsonl")) == 6
+    assert done.stderr.count("mirroring failed in `start`") == 1
+
+
+@pytest.mark.slow
+def test_the_group_is_the_experiment(tmp_path: Path) -> None:
+    done = train(tmp_path, "experiment=table2", "logger=wandb")
+    assert done.returncode == 0, done.stderr
+    folder = only_run(tmp_path)
+    assert wandb_file.header(wandb_file.only_copy(folder)).run_group == "table2"
+    assert json.loads((folder / "report.json").read_text())["experiment"] == "table2"
+
+
+@pytest.mark.slow
+def test_a_recorded_run_can_be_copied_later_and_wandb_finds_the_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run(tiny_config(tmp_path / "runs"))
+    folder.finish()
+    unended = tmp_path / "runs" / "smoke" / "photos-begun"
+    unended.mkdir()
+    (unended / "metrics.jsonl").touch()
+    assert not (folder.path / "wandb").exists()
+    monkeypatch.setattr(sys, "argv", ["wandb_upload", str(tmp_path / "runs")])
+    for _ in range(2):  # a second time replaces the first copy
+        assert wandb_upload.main() == 1
+        printed = capsys.readouterr().out
+        assert "Copied 1 of 2 runs" in printed
+        assert f"{unended}: not ended" in printed
+        assert logged(folder) == rows(folder)
+    copy = wandb_file.only_copy(folder.path)
+    assert len([row for row in wandb_file.history(copy) if "reconstructions" in row]) == 2
+
+    # The documented command, less the sending
+    command = f"{Path(sys.executable).parent / 'wandb'} sync --dry-run runs/*/*/wandb/offline-run-*"
+    listed = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert listed.returncode == 0, listed.stderr
+    assert "Would sync 1 run(s)" in listed.stderr + listed.stdout
+    assert copy.name in listed.stderr + listed.stdout

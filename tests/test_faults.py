@@ -1,0 +1,485 @@
+"""Whole runs that are signalled, killed, starved of disk or fed with what is not finite; against undisturbed ones."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from engine.attempts import Attempt, assert_ended_alike, contents, same, saved_steps, typed, wait_for_lines
+from engine.runs import parts, run, tiny_config
+from torch import Tensor, nn
+
+import gcond.train
+from gcond.engine.checkpoint import Checkpoint, State, checkpoints
+from gcond.engine.folder import RunFolder
+from gcond.engine.interrupt import Interrupted
+from gcond.engine.logbook import read
+from gcond.engine.loop import Trainer
+from gcond.train import main
+
+TERM, INT, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
+STRATEGY = "strategy=gcond_stochastic"
+SKIP = "nonfinite=skip"
+TAKE_STEP = Trainer.step
+Whole = Callable[..., RunFolder]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """overrides -> the folder of a run that nothing disturbed."""
+    return functools.cache(lambda *overrides: run(tiny_config(tmp_path_factory.mktemp("whole"), *overrides)))
+
+
+def steps(folder: RunFolder) -> list[dict]:
+    return [record for record in read(folder.metrics) if record["kind"] == "step"]
+
+
+def losses(record: dict) -> dict[str, float | None]:
+    return {key: value for key, value in record.items() if key.startswith("loss/")}
+
+
+def raise_signal_in_step(monkeypatch: pytest.MonkeyPatch, number: int, which: signal.Signals = TERM) -> None:
+    """Once: the attempt after it is left alone."""
+
+    def step(trainer: Trainer, step: int) -> dict:
+        if step == number:
+            monkeypatch.setattr(Trainer, "step", TAKE_STEP)
+            signal.raise_signal(which)
+        return TAKE_STEP(trainer, step)
+
+    monkeypatch.setattr(Trainer, "step", step)
+
+
+# SIGTERM, Ctrl-C, SIGKILL
+
+
+@pytest.mark.parametrize(("which", "status", "workers"), [(TERM, 143, 1), (INT, 130, 0)])
+def test_a_signal_ends_in_a_checkpoint_and_the_same_command_goes_on(
+    which: signal.Signals, status: int, workers: int, whole: Whole, tmp_path: Path
+) -> None:
+    """To the whole process group, as a terminal or a batch system sends it."""
+    cfg = tiny_config(tmp_path, STRATEGY, f"scale.workers={workers}")
+    folder, attempt = RunFolder(cfg), Attempt(cfg, tmp_path / "log", held=2)
+    attempt.wait_until_held()
+    attempt.send(which, group=True)
+    attempt.go_on()
+    assert attempt.status() == status
+    assert f"{which.name}: checkpoint after this step" in attempt.said
+    assert saved_steps(folder) == [3, 2]  # 2 is an epoch's end, 3 is not
+    assert [record["step"] for record in steps(folder)] == [0, 1, 2]
+    assert not folder.done
+    assert folder.error is None
+    assert not folder.report.exists()
+
+    assert Attempt(cfg, tmp_path / "log").status() == 0
+    undisturbed = whole(STRATEGY)
+    assert folder.metrics.read_bytes() == undisturbed.metrics.read_bytes()
+    assert same(parts(folder), parts(undisturbed))
+
+
+@pytest.mark.parametrize(("which", "status"), [(TERM, -15), (INT, 1)])  # INT: a KeyboardInterrupt, here uncaught
+def test_a_second_signal_does_not_wait_for_the_step(which: signal.Signals, status: int, tmp_path: Path) -> None:
+    cfg = tiny_config(tmp_path, STRATEGY)
+    folder, attempt = RunFolder(cfg), Attempt(cfg, tmp_path / "log", held=3)
+    attempt.wait_until_held()
+    attempt.send(which)
+    while "checkpoint after this step" not in attempt.said:
+        time.sleep(0.01)
+    time.sleep(1.1 if which == TERM else 0)  # see gcond.engine.interrupt.ECHO
+    attempt.send(which)
+    assert attempt.status() == status
+    assert saved_steps(folder) == [2]
+    assert folder.error is None
+
+
+@pytest.mark.parametrize("step", [1, 3])  # an epoch's last, the run's last
+def test_wherever_the_signal_comes_nothing_is_lost(
+    step: int, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = tiny_config(tmp_path, STRATEGY)
+    before = signal.getsignal(TERM), signal.getsignal(INT)
+    raise_signal_in_step(monkeypatch, step)
+    with pytest.raises(Interrupted) as left:
+        run(cfg)
+    assert left.value.code == 143
+    assert (signal.getsignal(TERM), signal.getsignal(INT)) == before
+    folder = RunFolder(cfg)
+    assert saved_steps(folder)[0] == step + 1
+    assert not folder.done
+    run(cfg)
+    assert folder.metrics.read_bytes() == whole(STRATEGY).metrics.read_bytes()
+    assert same(parts(folder), parts(whole(STRATEGY)))
+    assert (signal.getsignal(TERM), signal.getsignal(INT)) == before
+
+
+def test_workers_that_outlive_a_killed_process_do_not_keep_the_run(whole: Whole, tmp_path: Path) -> None:
+    cfg = tiny_config(tmp_path, STRATEGY, "scale.workers=1")
+    attempt = Attempt(cfg, tmp_path / "log", held=3)
+    attempt.wait_until_held()
+    attempt.send(KILL)
+    assert attempt.status() == -9
+    assert alive_in_group(attempt), "no worker outlived it: nothing was tested"
+    assert Attempt(cfg, tmp_path / "log").status() == 0
+    assert_ended_alike(RunFolder(cfg), whole(STRATEGY, "scale.workers=1"))
+
+
+def alive_in_group(attempt: Attempt) -> bool:
+    try:
+        attempt.send(signal.SIGCONT, group=True)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_failure_with_workers_ends(tmp_path: Path) -> None:
+    """A process that ends by an exception waits for its workers."""
+    cfg = tiny_config(
+        tmp_path, "strategy=baseline", "scale.workers=1", "loss.reconstruction._target_=engine.tiny.BreakingLoss"
+    )
+    assert Attempt(cfg, tmp_path / "log").status() == 1
+    assert "NotFinite" in str(RunFolder(cfg).error)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("which", "status"), [(TERM, 143), (INT, 130)])
+def test_the_command_as_typed_leaves_when_told_and_goes_on(which: signal.Signals, status: int, tmp_path: Path) -> None:
+    settings = (STRATEGY, "scale.workers=1", "scale.steps_per_epoch=60")
+    cfg, undisturbed = (tiny_config(tmp_path / name, *settings) for name in ("runs", "whole"))
+    folder = RunFolder(cfg)
+    attempt = typed(tmp_path / "runs", tmp_path / "log", *settings)
+    wait_for_lines(folder.metrics, 20)
+    os.killpg(attempt.pid, which)
+    assert attempt.wait(120) == status, (tmp_path / "log").read_text()
+    (reached,) = saved_steps(folder)[:1]
+    assert 20 <= reached < 120
+    assert len(steps(folder)) == reached
+    assert not folder.report.exists()
+    assert folder.error is None
+    assert typed(tmp_path / "runs", tmp_path / "log", *settings).wait(300) == 0, (tmp_path / "log").read_text()
+    assert f"from step {reached}" in (tmp_path / "log").read_text()
+    expected = run(undisturbed)
+    assert folder.metrics.read_bytes() == expected.metrics.read_bytes()
+    assert same(parts(folder), parts(expected))
+
+
+# Two processes, one run
+
+
+def test_the_second_process_on_a_run_leaves_and_changes_nothing(whole: Whole, tmp_path: Path) -> None:
+    cfg = tiny_config(tmp_path, STRATEGY)
+    folder, first = RunFolder(cfg), Attempt(cfg, tmp_path / "log", held=3)
+    first.wait_until_held()
+    before = contents(folder.path)
+    with pytest.raises(RuntimeError, match=r"another process is at work on .*; wait for it or end it"):
+        run(cfg)
+    assert contents(folder.path) == before
+    first.go_on()
+    assert first.status() == 0
+    assert_ended_alike(folder, whole(STRATEGY))
+
+
+# A checkpoint inside an epoch
+
+
+def test_a_checkpoint_after_every_step_changes_nothing_and_each_can_be_gone_on_from(
+    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = tiny_config(tmp_path, STRATEGY, "checkpoint_minutes=1e-9")
+    taken: list[int] = []
+
+    def step(trainer: Trainer, number: int) -> dict:
+        if number in (1, 3) and number not in taken:  # the middles of both epochs
+            taken.append(number)
+            raise KeyboardInterrupt
+        taken.append(number)
+        return TAKE_STEP(trainer, number)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run(cfg)
+    folder = run(cfg)
+    assert taken == [0, 1, 1, 2, 3, 3]  # 1 and 3 twice: tried, then taken; no other step again
+    assert folder.name == whole(STRATEGY).name
+    assert folder.metrics.read_bytes() == whole(STRATEGY).metrics.read_bytes()
+    assert same(parts(folder), parts(whole(STRATEGY)))
+
+
+# A full disk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 40 MB, where this user may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", place], capture_output=True, text=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"a small disk cannot be mounted: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def fill(disk: Path, left: int) -> Path:
+    """A file that leaves `left` bytes."""
+    filler = disk / "filler"
+    with filler.open("wb") as file:
+        file.write(bytes(shutil.disk_usage(disk).free - left))
+    return filler
+
+
+@pytest.mark.parametrize("left", [1_000_000, 0])  # too little for the checkpoint; for anything
+def test_a_full_disk_says_what_to_do_and_the_next_attempt_goes_on(
+    left: int, small_disk: Path, whole: Whole, tmp_path: Path
+) -> None:
+    cfg = tiny_config(small_disk / "runs", STRATEGY)
+    folder, attempt = RunFolder(cfg), Attempt(cfg, tmp_path / "log", held=2)
+    attempt.wait_until_held()
+    before = contents(folder.checkpoints)
+    filler = fill(small_disk, left)
+    attempt.go_on()
+    assert attempt.status() == 1
+    assert_told(attempt.said)
+    assert contents(folder.checkpoints) == before
+    if left:
+        assert_told(str(folder.error))
+        assert json.loads(folder.report.read_text())["error"] == folder.error
+    else:
+        assert folder.error is None
+        assert attempt.said.count("could not be written: [Errno 28] No space left on device") == 2  # FAILED, report
+        again = Attempt(cfg, tmp_path / "log")
+        assert again.status() == 1
+        assert_told(again.said)
+        assert contents(folder.checkpoints) == before
+    filler.unlink()
+    run(cfg)
+    assert_ended_alike(folder, whole(STRATEGY))
+
+
+def assert_told(text: str, cause: str = "No space left on device") -> None:
+    assert re.search(
+        rf"{cause}, \d+ MB are free. What was written before is intact: free some space, then the same command goes on "
+        "from the last checkpoint",
+        text,
+    ), text
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "logbook"])
+def test_a_file_that_may_not_grow_is_told_alike(what: str, whole: Whole, tmp_path: Path) -> None:
+    """RLIMIT_FSIZE, set when the first checkpoint has been written: EFBIG in place of ENOSPC."""
+    cfg = tiny_config(tmp_path / "runs", STRATEGY)
+    folder = RunFolder(cfg)
+
+    def limit_after_the_first_checkpoint() -> None:
+        save = Checkpoint.save
+
+        def save_and_limit(checkpoint: Checkpoint, state: State) -> None:
+            save(checkpoint, state)
+            most = 1_000_000 if what == "checkpoint" else state.logbook_size + 100
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+
+        Checkpoint.save = save_and_limit
+
+    attempt = Attempt(cfg, tmp_path / "log", prepare=limit_after_the_first_checkpoint)
+    assert attempt.status() == 1
+    assert_told(str(folder.error), "File too large")
+    assert saved_steps(folder) == [2]
+    assert len(list(folder.checkpoints.iterdir())) == 1  # half a checkpoint is not left behind
+    run(cfg)
+    assert_ended_alike(folder, whole(STRATEGY))
+
+
+# A name
+
+
+def test_a_named_run_goes_on_under_its_config_and_refuses_another(
+    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    cfg = tiny_config(tmp_path, STRATEGY, "name=mine")
+    other = tiny_config(tmp_path, STRATEGY, "name=mine", "optimizer.lr=5e-4", "strategy.conductor.update.beta=0.5")
+    raise_signal_in_step(monkeypatch, 2)
+    with pytest.raises(Interrupted):
+        run(cfg)
+    folder = RunFolder(cfg)
+    assert folder.path == tmp_path / "smoke" / "mine"
+    for _ in ("begun", "ended"):
+        before = contents(folder.path)
+        for start in (main, lambda other: gcond.train.train(other, RunFolder(other))):
+            with pytest.raises(ValueError, match=r"expected the config that the run began with") as refused:
+                start(other)
+            assert "optimizer.lr 0.001 there, 0.0005 here" in str(refused.value)
+            assert "strategy.conductor.update.beta 0.9 there, 0.5 here" in str(refused.value)
+        assert contents(folder.path) == before
+        assert folder.error is None
+        main(cfg)
+    assert_ended_alike(folder, whole(STRATEGY))
+    assert "mine: finished earlier" in capsys.readouterr().out
+
+
+# Not finite
+
+
+BREAKING = "loss.reconstruction._target_=engine.tiny.BreakingLoss"  # the third and the fourth step of four
+CONFLICTS = (
+    "strategy=gcond_sequential",
+    "strategy.conductor.resolver.thresholds=[-0.8,0.5,0.999]",
+    "strategy.conductor.resolver.dominance_window=1",
+)
+
+
+def both_states(folder: RunFolder) -> list[dict]:
+    """After the second and after the fourth step."""
+    assert saved_steps(folder) == [4, 2]
+    return [torch.load(path, weights_only=True)["parts"] for path in reversed(checkpoints(folder.checkpoints))]
+
+
+def test_skipped_steps_are_counted_and_move_nothing(tmp_path: Path) -> None:
+    folder = run(tiny_config(tmp_path, *CONFLICTS, BREAKING, SKIP))
+    records = steps(folder)
+    assert ["skipped" in record for record in records] == [False, False, True, True]
+    assert [record["loss/ssim"] is None for record in records] == [False, False, True, True]
+    assert all(record["loss/l1"] > 0 for record in records)
+    before, after = both_states(folder)
+    assert any(name.endswith("running_mean") for name in before["model"])
+    assert same(before["model"], after["model"])
+    assert same(before["optimizer"]["state"], after["optimizer"]["state"])
+    counts = [{key: state["conductor"].pop(key) for key in ("steps", "skipped")} for state in (before, after)]
+    assert counts == [{"steps": 2, "skipped": 0}, {"steps": 4, "skipped": 2}]
+    assert same(before["conductor"], after["conductor"])
+    report = json.loads(folder.report.read_text())
+    assert (report["status"], report["steps"], report["skipped_steps"]) == ("done", 4, 2)
+    assert report["train_ssim_first"] == records[0]["loss/ssim"]
+    assert report["train_ssim_tail"] == records[1]["loss/ssim"]  # the last one that was taken
+
+
+def test_a_run_that_skips_every_step_ends_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    always = "loss.reconstruction._target_=engine.attempts.BreaksAlways"
+    folder = run(tiny_config(tmp_path, "strategy=baseline", always, SKIP, "progress=lines"))
+    records = steps(folder)
+    assert [record["skipped"] for record in records] == [1.0] * 4
+    assert [record["loss/l1"] for record in records] == [None] * 4
+    assert all(record["loss/ssim"] > 0 for record in records)
+    report = json.loads(folder.report.read_text())
+    assert (report["status"], report["skipped_steps"]) == ("done", 4)
+    assert not [key for key in report if key.startswith("train_")]
+    first, last = report["validation"]
+    assert {**first, "epoch": 0, "step": 0} == {**last, "epoch": 0, "step": 0}  # of the same weights
+    assert all(math.isfinite(value) for value in last.values())
+    assert "epoch 2, step 4: validation L1" in capsys.readouterr().err
+
+
+def test_a_run_that_has_skipped_goes_on_bit_identical(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sometimes = "loss.reconstruction._target_=engine.attempts.BreaksSometimes"
+    settings = (*CONFLICTS, sometimes, SKIP, "seed=3", "checkpoint_minutes=1e-9")
+    undisturbed = run(tiny_config(tmp_path / "whole", *settings))
+    skipped = ["skipped" in record for record in steps(undisturbed)]
+    assert skipped[0] or skipped[1]
+    assert not all(skipped)
+    after_a_skip = skipped.index(True) + 1
+    cfg = tiny_config(tmp_path / "runs", *settings)
+    raise_signal_in_step(monkeypatch, after_a_skip - 1)
+    with pytest.raises(Interrupted):
+        run(cfg)
+    assert saved_steps(RunFolder(cfg))[0] == after_a_skip
+    assert_ended_alike(run(cfg), undisturbed)
+
+
+# Precision
+
+
+def interrupted_and_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *settings: str
+) -> tuple[RunFolder, RunFolder]:
+    cfg = tiny_config(tmp_path / "runs", *settings)
+    raise_signal_in_step(monkeypatch, 2)
+    with pytest.raises(Interrupted):
+        run(cfg)
+    return run(cfg), run(tiny_config(tmp_path / "whole", *settings))
+
+
+def test_bfloat16_is_another_run_with_float32_losses_and_goes_on_bit_identical(
+    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[tuple[str, torch.dtype]] = set()
+    watch_types(monkeypatch, seen)
+    folder, undisturbed = interrupted_and_whole(tmp_path, monkeypatch, STRATEGY, "precision=bf16")
+    assert same(parts(folder), parts(undisturbed))
+    assert folder.metrics.read_bytes() == undisturbed.metrics.read_bytes()
+    assert ("linear", torch.bfloat16) in seen
+    assert {kind for what, kind in seen if what in ("loss", "weight")} == {torch.float32}
+    exact = whole(STRATEGY)
+    assert folder.name != exact.name
+    for one, other in zip(steps(folder), steps(exact), strict=True):
+        assert one["loss/l1"] != other["loss/l1"]
+        assert one["loss/l1"] == pytest.approx(other["loss/l1"], rel=0.05)  # 8 bits of mantissa
+
+
+def watch_types(monkeypatch: pytest.MonkeyPatch, seen: set[tuple[str, torch.dtype]]) -> None:
+    """Note the types of weights, of what linear layers give in training, and of the losses."""
+    forward, call = nn.Linear.forward, gcond.train.Objective.__call__
+
+    def linear(layer: nn.Linear, given: Tensor) -> Tensor:
+        result = forward(layer, given)
+        if torch.is_grad_enabled():
+            seen.update({("linear", result.dtype), ("weight", layer.weight.dtype)})
+        return result
+
+    def objective(*given: object) -> dict[str, Tensor]:
+        values = call(*given)
+        seen.update({("loss", value.dtype) for value in values.values()})
+        return values
+
+    monkeypatch.setattr(nn.Linear, "forward", linear)
+    monkeypatch.setattr(gcond.train.Objective, "__call__", objective)
+
+
+def test_float16_lowers_its_scale_and_remembers_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scale so large that gradients overflow at first: times it, a loss is beyond float32."""
+    scaler = functools.partial(torch.amp.GradScaler, init_scale=2.0**125, backoff_factor=2.0**-55)
+    monkeypatch.setattr(torch.amp, "GradScaler", scaler)
+    folder, undisturbed = interrupted_and_whole(tmp_path, monkeypatch, STRATEGY, "precision=fp16")
+    assert folder.metrics.read_bytes() == undisturbed.metrics.read_bytes()
+    assert same(parts(folder), parts(undisturbed))
+    records = steps(folder)
+    skipped = ["skipped" in record for record in records]
+    assert skipped[0]
+    assert not skipped[-1]
+    expected = 2.0**125  # by hand
+    for record, left_out in zip(records, skipped, strict=True):
+        assert record["scale"] == expected
+        assert all(value is not None for value in losses(record).values())
+        expected *= 2.0**-55 if left_out else 1.0
+    assert parts(folder)["scaler"]["scale"] == expected
+    assert json.loads(folder.report.read_text())["skipped_steps"] == sum(skipped)
+
+
+def test_an_overflow_moves_no_statistics_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scaler = functools.partial(torch.amp.GradScaler, init_scale=2.0**125, backoff_factor=0.99)
+    monkeypatch.setattr(torch.amp, "GradScaler", scaler)
+    folder = run(tiny_config(tmp_path, STRATEGY, "precision=fp16"))
+    assert ["skipped" in record for record in steps(folder)] == [True] * 4
+    before, after = both_states(folder)
+    assert same(before["model"], after["model"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on the CPU")
+def test_a_compiled_model_trains_alike(tmp_path: Path, whole: Whole) -> None:
+    """Inductor orders floating-point sums in its own way: losses agree to a few units of float32 in the first step."""
+    folder = run(tiny_config(tmp_path, *CONFLICTS, "compile=true"))
+    assert folder.done
+    first, expected = steps(folder)[0], steps(whole(*CONFLICTS))[0]
+    assert losses(first) == pytest.approx(losses(expected), rel=1e-5)
+    assert all(not name.startswith("_orig_mod") for name in parts(folder)["model"])

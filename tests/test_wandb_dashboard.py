@@ -1,0 +1,147 @@
+"""The saved dashboard: everything that it shows is something that runs log, and it reaches wandb whole."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import wandb
+import yaml
+from engine.runs import CONFIG, run, tiny_config
+
+from gcond.engine import wandb_mirror
+from gcond.engine.logbook import read
+
+SCRIPT = CONFIG.parent / "scripts" / "wandb_dashboard.py"
+DEFINITION = yaml.safe_load(SCRIPT.with_suffix(".yaml").read_text(encoding="utf-8"))
+FAST = ("gcond_stochastic", "pcgrad")
+LISTED = sorted({strategy for figure in DEFINITION["figures"] for strategy in figure["strategies"]})
+
+
+@pytest.fixture(scope="module")
+def printed() -> list[dict[str, Any]]:
+    """What --print writes: the definition of the figures, for scale mini."""
+    command = [sys.executable, str(SCRIPT), "--scale", "mini", "--print"]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.parametrize("strategy", [pytest.param(s, marks=() if s in FAST else pytest.mark.slow) for s in LISTED])
+def test_each_strategy_logs_what_its_figures_show(
+    strategy: str, printed: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys as the mirror sends them, tables and pictures included, by a stand-in for wandb's run."""
+    folder = run(tiny_config(tmp_path, f"strategy={strategy}"))
+    logged: set[str] = set()
+    stand_in = SimpleNamespace(
+        log=logged.update,
+        define_metric=lambda *names, **options: None,
+        summary={},
+        finish=lambda exit_code: None,
+        settings=SimpleNamespace(sync_dir=""),
+    )
+    monkeypatch.setattr(wandb_mirror.WandbMirror, "_open", lambda self: stand_in)
+    mirror = wandb_mirror.WandbMirror(folder.path, "none")
+    mirror.start()
+    mirror.finish(json.loads(folder.report.read_text()))
+    assert {key for record in read(folder.metrics) for key in record} - {"kind"} <= logged | undefined(folder.metrics)
+    shown = {
+        panel["key"]
+        for figure in printed
+        for grid in figure["grids"]
+        if f"'strategy:{strategy}'" in grid["filter"]
+        for panel in grid["panels"]
+    }
+    assert shown
+    assert shown <= logged
+
+
+def undefined(metrics: Path) -> set[str]:
+    """Keys that are null in every record."""
+    records = read(metrics)
+    keys = {key for record in records for key in record}
+    return {key for key in keys if all(record.get(key) is None for record in records)}
+
+
+def test_every_run_that_a_figure_asks_for_can_exist(printed: list[dict[str, Any]]) -> None:
+    for figure in printed:
+        for grid in figure["grids"]:
+            conditions = [condition.split(" in ") for condition in grid["filter"].split(" and ")]
+            assert [name for name, _ in conditions] == ["Tags"] * 4
+            for _, values in conditions:
+                for tag in yaml.safe_load(values):
+                    group, _, option = tag.partition(":")
+                    assert (CONFIG / group / f"{option}.yaml").exists(), tag
+
+
+def test_every_figure_of_the_paper_is_there_or_named_as_absent(printed: list[dict[str, Any]]) -> None:
+    """The preprint has twelve figures."""
+    titles = " ".join(figure["title"] for figure in printed) + DEFINITION["about"]
+    assert all(f"Figure {number}{mark}" in titles for number, mark in [(n, ":") for n in range(1, 13) if n != 6])
+    assert "Figure 6 (activations, which runs do not log)" in " ".join(DEFINITION["about"].split())
+
+
+@functools.cache
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("wandb_dashboard", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_is_saved_holds_every_panel_of_the_definition(
+    printed: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library is not in the environment; a stand-in keeps what it is asked to make."""
+    saved: list[Any] = []
+
+    class Report(SimpleNamespace):
+        url = "https://wandb.example/report"
+
+        def __init__(self, project: str, entity: str, title: str, **content: Any) -> None:
+            super().__init__(project=project, entity=entity, title=title, **content)
+
+        def save(self) -> None:
+            saved.append(self)
+
+    library: Any = ModuleType("wandb_workspaces.reports.v2")
+    library.Report = Report
+    for name in ("P", "H2", "TableOfContents"):
+        setattr(library, name, lambda *text, name=name: SimpleNamespace(kind=name, text=text))
+    for name in ("Layout", "LinePlot", "MediaBrowser", "WeavePanelSummaryTable", "Runset", "PanelGrid"):
+        setattr(library, name, lambda name=name, **content: SimpleNamespace(kind=name, **content))
+    parents = {name: ModuleType(name) for name in ("wandb_workspaces", "wandb_workspaces.reports")}
+    for name, module in (parents | {library.__name__: library}).items():
+        monkeypatch.setitem(sys.modules, name, module)
+    parents["wandb_workspaces.reports"].v2 = library  # type: ignore[attr-defined]
+
+    assert script().save(DEFINITION, "mini", "gcond", "somebody") == Report.url
+    (report,) = saved
+    assert (report.project, report.entity) == ("gcond", "somebody")
+    assert "mini" in report.title
+    assert [block.text[0] for block in report.blocks if block.kind == "H2"] == [figure["title"] for figure in printed]
+    grids = [block for block in report.blocks if block.kind == "PanelGrid"]
+    expected = [grid for figure in printed for grid in figure["grids"]]
+    assert [grid.runsets[0].filters for grid in grids] == [grid["filter"] for grid in expected]
+    made = [
+        [getattr(p, "y", None) or getattr(p, "media_keys", None) or [p.table_name] for p in g.panels] for g in grids
+    ]
+    assert made == [[[panel["key"]] for panel in grid["panels"]] for grid in expected]
+    for grid in grids:
+        assert len({(panel.layout.x, panel.layout.y) for panel in grid.panels}) == len(grid.panels)  # none over another
+        assert all(panel.x == "step" for panel in grid.panels if panel.kind == "LinePlot")
+
+
+def test_without_the_library_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
+    monkeypatch.setattr(wandb, "Api", lambda: pytest.fail("asked the server"))
+    with pytest.raises(SystemExit, match=r"pip install wandb-workspaces"):
+        script().save(DEFINITION, "mini", "gcond", None)
