@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from engine.runs import TINY, config
+from engine.runs import TINY, config, tiny_config
+from engine.runs import run as carry_out
 
 import gcond.train
 from gcond.engine.folder import RunFolder
-from gcond.sweep import Planned, expected_seconds, plan, print_plan, print_summary
+from gcond.sweep.__main__ import print_summary
+from gcond.sweep.disk import disk_needed, size_of
+from gcond.sweep.plan import Estimate, Planned, estimate, plan, print_disk, print_plan
+from gcond.sweep.state import steps_logged
 
 ROOT = gcond.train.CONFIG.parent
 STRATEGIES = {"baseline", "cagrad", "gradnorm", "pcgrad", "gcond_sequential", "gcond_stochastic", "gcond_pure"}
@@ -32,6 +39,18 @@ def test_table2_is_60_runs_of_ten_strategies_on_two_data_sets_with_three_seeds()
     seeds = Counter(run.folder.name.split("-seed")[1].split("-")[0] for run in runs)
     assert seeds == {"11": 20, "42": 20, "2025": 20}
     assert {run.steps for run in runs} == {96}
+
+
+def test_the_grid_of_learning_rates_is_around_each_scales_own_and_reaches_lion_at_a_twentieth() -> None:
+    runs = plan(["experiment=lr_grid", "seed=11", "dataset=photos", "strategy=baseline,gcond_lion"])
+    rates = {
+        strategy: sorted(run.cfg.optimizer.lr for run in runs if run.cost[3] == strategy)
+        for strategy in ("baseline", "gcond_lion")
+    }
+    assert rates["baseline"] == rates["gcond_lion"] == [2e-4, 6.3e-4, 2e-3, 6.3e-3, 2e-2]
+    assert rates["baseline"][2] == config("scale=mini").optimizer.lr
+    assert {run.cfg.strategy.lr_scale for run in runs if run.cost[3] == "gcond_lion"} == {0.05}
+    assert len({run.folder.path for run in runs}) == 10
 
 
 def test_what_is_typed_replaces_the_experiments_own_choice() -> None:
@@ -67,19 +86,19 @@ def runs(tmp_path: Path) -> list[Planned]:
     for strategy in ("baseline", "pcgrad"):
         for seed in (1, 2):
             cfg = config("dataset=photos", "scale=smoke", f"strategy={strategy}", f"seed={seed}", f"runs={tmp_path}")
-            planned.append(Planned(RunFolder(cfg), ("smoke", "photos", "mobilenetv3_small", strategy), 4))
+            planned.append(Planned(RunFolder(cfg), ("smoke", "photos", "mobilenetv3_small", strategy), 4, cfg))
     return planned
 
 
 def record(results: Path, rows: list[str]) -> None:
     """results/<scale>/runs.csv; the scale is smoke."""
     (results / "smoke").mkdir(parents=True)
-    header = "dataset,model,strategy,seed,variant,status,seconds"
+    header = "dataset,model,strategy,seed,variant,status,seconds,peak_memory_mb,device"
     (results / "smoke" / "runs.csv").write_text("\n".join([header, *rows]) + "\n")
 
 
 def test_nothing_is_estimated_from_nothing(runs: list[Planned], tmp_path: Path) -> None:
-    assert expected_seconds(runs, tmp_path / "results") is None
+    assert estimate(runs, tmp_path / "results") == Estimate(None, None, "")
 
 
 def test_the_estimate_is_the_sum_of_medians_of_runs_of_the_same_kind(runs: list[Planned], tmp_path: Path) -> None:
@@ -88,17 +107,27 @@ def test_the_estimate_is_the_sum_of_medians_of_runs_of_the_same_kind(runs: list[
     rows += [f"{model},pcgrad,{seed},,done,{seconds}" for seed, seconds in ((1, 20), (2, 21), (3, 90))]
     rows += [f"{model},pcgrad,4,scale.epochs=9,done,1000", f"{model},pcgrad,5,,failed,1", f"{model},pcgrad,6,,done,"]
     record(tmp_path / "results", rows)
-    assert expected_seconds(runs, tmp_path / "results") == 2 * 12 + 2 * 21
+    assert estimate(runs, tmp_path / "results").seconds == 2 * 12 + 2 * 21
     finish(runs[0], 30.0)
-    assert expected_seconds(runs, tmp_path / "results") == 21 + 2 * 21  # median of 10, 12, 30, 50
+    assert estimate(runs, tmp_path / "results").seconds == 21 + 2 * 21  # median of 10, 12, 30, 50
 
 
 def test_a_strategy_never_recorded_is_taken_to_last_as_long_as_the_others(runs: list[Planned], tmp_path: Path) -> None:
     finish(runs[0], 8.0)
-    assert expected_seconds(runs, tmp_path / "results") == 3 * 8.0
+    assert estimate(runs, tmp_path / "results").seconds == 3 * 8.0
     for run in runs[1:]:
         finish(run, 8.0)
-    assert expected_seconds(runs, tmp_path / "results") == 0
+    assert estimate(runs, tmp_path / "results").seconds == 0
+
+
+def test_the_memory_needed_is_the_most_that_a_run_of_the_same_kind_took(runs: list[Planned], tmp_path: Path) -> None:
+    rows = [
+        f"photos,mobilenetv3_small,{strategy},1,,done,10,{megabytes},a {strategy} machine"
+        for strategy, megabytes in (("baseline", 900), ("pcgrad", 1000), ("mgda", 5000))
+    ]
+    record(tmp_path / "results", rows)
+    expected = estimate(runs, tmp_path / "results")
+    assert (expected.memory_mb, expected.device) == (1000, "a pcgrad machine")
 
 
 def test_the_plan_tells_finished_begun_and_failed_apart(runs: list[Planned], capsys: pytest.CaptureFixture) -> None:
@@ -107,10 +136,54 @@ def test_the_plan_tells_finished_begun_and_failed_apart(runs: list[Planned], cap
         run.folder.checkpoints.mkdir(parents=True)
         (run.folder.checkpoints / "00000001-0.pt").touch()
     (runs[2].folder.path / "FAILED").write_text("OSError: disk full\n")
-    print_plan(runs, jobs=2, seconds=480.0)
-    plan_line, time_line = capsys.readouterr().out.splitlines()
+    print_plan(runs, jobs=2, expected=Estimate(480.0, 1024.0, "a CPU"))
+    plan_line, time_line, memory_line = capsys.readouterr().out.splitlines()
     assert plan_line == "Plan: 4 runs, 1 finished, 3 to do (2 begun, 1 failed before)"
     assert "2 side by side, estimated time 4 min" in time_line
+    # 1 GiB = 1.074 GB
+    assert "memory 1.1 GB a run, 2.1 GB side by side, as recorded on a CPU; this machine has" in memory_line
+
+
+def test_the_plan_says_how_much_disk_is_free_and_when_that_is_too_little(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    asked: list[Path] = []
+    disk = type("Usage", (), {"free": 5_000_000_000})
+    monkeypatch.setattr("shutil.disk_usage", lambda place: asked.append(place) or disk)
+    print_disk(tmp_path / "not" / "yet", 3.9e9)
+    assert capsys.readouterr().out.splitlines() == [f"      disk 3.9 GB more in {tmp_path}/not/yet, 5.0 GB free"]
+    assert asked == [tmp_path]
+    print_disk(tmp_path, 5.1e9)
+    assert "NOT ENOUGH" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("strategy", ["baseline", "gcond_stochastic", "gcond_lion", "sam_gs"])
+def test_the_disk_needed_is_what_a_run_then_takes(strategy: str, tmp_path: Path) -> None:
+    """From next to nothing kept for a parameter but AdamW's two moments, to five vectors of the strategy's own."""
+    cfg = tiny_config(tmp_path, f"strategy={strategy}", "model.width=128")
+    planned = Planned(RunFolder(cfg), ("smoke", "photos", "mobilenetv3_small_050", strategy), 4, cfg)
+    expected = disk_needed([planned])
+    carry_out(cfg)
+    assert size_of(planned.folder.path) == pytest.approx(expected, rel=0.03)
+
+
+def test_the_disk_needed_is_that_of_finished_runs_less_what_is_there(runs: list[Planned]) -> None:
+    finish(runs[0], 8.0)
+    (runs[0].folder.path / "weights").write_bytes(bytes(100_000))
+    one = size_of(runs[0].folder.path)
+    assert one > 100_000
+    assert disk_needed(runs[:2]) == one
+    runs[1].folder.path.mkdir()
+    (runs[1].folder.path / "begun").write_bytes(bytes(60_000))
+    assert disk_needed(runs[:2]) == one - 60_000
+    (runs[1].folder.path / "begun").write_bytes(bytes(600_000))
+    assert disk_needed(runs[:2]) == 0
+    assert disk_needed(runs[:1]) == 0
+
+
+def test_what_a_run_will_refuse_does_not_stop_the_plan(tmp_path: Path) -> None:
+    cfg = config("strategy=gcond_stochastic", "scale.accumulation_steps=3", f"runs={tmp_path}")
+    assert disk_needed([Planned(RunFolder(cfg), ("mini", "ct", "mobilenetv3_small", "gcond_stochastic"), 4, cfg)]) == 0
 
 
 def test_the_summary_names_what_is_missing_and_why(runs: list[Planned], capsys: pytest.CaptureFixture) -> None:
@@ -129,27 +202,112 @@ def test_the_summary_names_what_is_missing_and_why(runs: list[Planned], capsys: 
     ]
 
 
+class Sweep:
+    """`python -m gcond.sweep` on tiny runs, in a process of its own."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder, self.options = folder, options
+
+    def start(self, *more: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "gcond.sweep", *self.options, *TINY, f"runs={self.folder}/runs", *more]
+        environment = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def runs(self) -> list[Path]:
+        return sorted(path.parent for path in self.folder.glob("runs/smoke/*/config.yaml"))
+
+    def wait_for_steps(self, process: subprocess.Popen[str], number: int, runs: int) -> None:
+        """Until so many runs have taken so many optimizer steps."""
+        deadline = time.monotonic() + 300
+        while sum(steps_logged(path / "metrics.jsonl") >= number for path in self.runs()) < runs:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def processes(words: str) -> list[int]:
+    """Those of a command line that contains `words`, zombies left out."""
+    found = subprocess.run(["ps", "-ww", "-eo", "pid=,stat=,args="], capture_output=True, text=True, check=True).stdout
+    split = [line.split(maxsplit=2) for line in found.splitlines()]
+    return [int(pid) for pid, state, command in split if words in command and state[0] != "Z"]
+
+
+def logged_steps(run: Path) -> list[int]:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [record["step"] for record in records if record["kind"] == "step"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_a_run_that_fails_stops_no_other_and_only_what_is_missing_is_repeated(jobs: int, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "gcond.sweep", "--jobs", str(jobs), *TINY, f"runs={tmp_path}/runs"]
-    command += ["strategy=gcond_stochastic", "scale.accumulation_steps=3,2,5,4"]  # 3 and 5 do not serve two tasks
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
+@pytest.mark.parametrize(("launcher", "jobs"), [("basic", 1), ("joblib", 2), ("local", 4)])
+def test_a_run_that_fails_stops_no_other_and_only_what_is_missing_is_repeated(
+    launcher: str, jobs: int, tmp_path: Path
+) -> None:
+    sweep = Sweep(tmp_path, "--launcher", launcher, "--jobs", str(jobs))
+    choices = ["strategy=gcond_stochastic", "scale.accumulation_steps=3,2,5,4"]  # 3 and 5 do not serve two tasks
 
-    def sweep() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-
-    first = sweep()
-    assert first.returncode == 1
-    assert "Plan: 4 runs, 0 finished, 4 to do (0 begun, 0 failed before)" in first.stdout
+    process = sweep.start(*choices)
+    first, _ = process.communicate(timeout=600)
+    assert process.returncode == 1
+    assert "Plan: 4 runs, 0 finished, 4 to do (0 begun, 0 failed before)" in first
     reports = list(tmp_path.glob("runs/smoke/*/DONE"))
     assert len(reports) == 2
     before = {path: path.stat().st_mtime_ns for done in reports for path in done.parent.iterdir()}
 
-    second = sweep()
-    assert second.returncode == 1
-    assert "Plan: 4 runs, 2 finished, 2 to do (0 begun, 2 failed before)" in second.stdout
+    process = sweep.start(*choices)
+    second, _ = process.communicate(timeout=600)
+    assert process.returncode == 1
+    assert "Plan: 4 runs, 2 finished, 2 to do (0 begun, 2 failed before)" in second
     assert {path: path.stat().st_mtime_ns for path in before} == before
     for attempt in (first, second):
-        summary = attempt.stdout.split("Sweep: 2 of 4 runs finished")[1]
+        summary = attempt.split("Sweep: 2 of 4 runs finished")[1]
         assert summary.count("`accumulation_steps`: the stochastic estimator expects a multiple of") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "local"])
+def test_a_sweep_that_is_stopped_leaves_no_process_and_goes_on_where_it_was(launcher: str, tmp_path: Path) -> None:
+    jobs = {"joblib": "2", "local": "3"}[launcher]  # joblib: two at work, and one that waits
+    sweep = Sweep(tmp_path, "--launcher", launcher, "--jobs", jobs)
+    process = sweep.start("seed=1,2,3", "scale.epochs=60")
+    sweep.wait_for_steps(process, 5, runs=2)
+    begun = sweep.runs()
+    assert len(processes(str(tmp_path))) > 1
+    process.send_signal(signal.SIGTERM)
+    shown, _ = process.communicate(timeout=600)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert shown.count("not finished; the same command continues it") == 3
+    assert processes(str(tmp_path)) == []
+    assert not any((run / "DONE").exists() for run in sweep.runs())
+    saved = {run: max(int(path.name[:8]) for path in (run / "checkpoints").glob("*.pt")) for run in begun}
+    assert [saved[run] for run in begun] == [steps_logged(run / "metrics.jsonl") for run in begun]  # no step is lost
+
+    process = sweep.start("seed=1,2,3", "scale.epochs=60")
+    shown, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, shown
+    assert [logged_steps(run) for run in sweep.runs()] == 3 * [list(range(120))]
+
+
+@pytest.mark.slow
+def test_a_job_that_is_preempted_is_queued_again_and_goes_on(tmp_path: Path) -> None:
+    """As submitit does it on SLURM: SIGUSR2 to the job's process."""
+    sweep = Sweep(tmp_path, "--launcher", "local", "--jobs", "2")
+    process = sweep.start("seed=1,2", "scale.epochs=60")
+    sweep.wait_for_steps(process, 5, runs=2)
+    (job, _) = processes(f"submitit.core._submit {tmp_path}")
+    os.kill(job, signal.SIGUSR2)
+    shown, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, shown
+    logs = "".join(path.read_text() for path in tmp_path.glob("runs/sweeps/*/submitit/*/*.err"))
+    assert logs.count("this job is preempted") == 1
+    assert len(re.findall(r"120 steps, from step [1-9]", logs)) == 1
+    assert [logged_steps(run) for run in sweep.runs()] == 2 * [list(range(120))]
+
+
+def test_more_runs_than_jobs_are_not_started_at_once(tmp_path: Path) -> None:
+    process = Sweep(tmp_path, "--launcher", "local", "--jobs", "1").start("seed=1,2")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "starts all 2 runs at once, expected at least --jobs 2, found 1" in errors
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,1 @@
+"""Many runs: what there is to do, starting it, and how it stands."""

@@ -1,0 +1,162 @@
+"""What a sweep will do, how long it may take, and what room it needs, before anything is started."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # what --multirun itself splits a sweep with
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from gcond.engine.folder import RunFolder
+from gcond.sweep import words
+
+CONFIG = Path(__file__).resolve().parents[3] / "conf"
+Cost = tuple[str, str, str, str]  # scale, dataset, model, strategy: what runs of about the same cost share
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of a sweep."""
+
+    folder: RunFolder
+    cost: Cost
+    steps: int | None
+    cfg: DictConfig
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run of the same kind took: seconds, and memory in MiB on `device` ("" where a report does not say)."""
+
+    seconds: float
+    memory_mb: float | None
+    device: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of the runs that are left: seconds of work in all, and the memory of the largest, in MiB on `device`; None:
+    unknown."""
+
+    seconds: float | None
+    memory_mb: float | None
+    device: str
+
+
+def plan(overrides: Sequence[str]) -> list[Planned]:
+    """The runs that `gcond-train --multirun` would start for these overrides.
+
+    Raises ValueError (from Hydra) for an unknown key or group.
+    """
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG)):
+        parser = OverridesParser.create()
+        fixed = [text for text in overrides if not parser.parse_override(text).is_sweep_override()]
+        params = compose("train", fixed, return_hydra_config=True).hydra.sweeper.params or {}
+        swept = parser.parse_overrides([f"{key}={value}" for key, value in params.items()] + list(overrides))
+        choices = BasicSweeper.split_arguments(swept, None)[0]
+        return [
+            _planned(compose("train", choice))
+            for choice in tqdm(choices, desc="plan", unit="run", delay=2, leave=False)
+        ]
+
+
+def _planned(cfg: DictConfig) -> Planned:
+    per_epoch = cfg.scale.steps_per_epoch
+    return Planned(
+        RunFolder(cfg),
+        (cfg.scale.name, cfg.dataset.name, cfg.model.name, cfg.strategy.name),
+        None if per_epoch is None else per_epoch * cfg.scale.epochs,
+        cfg,
+    )
+
+
+def estimate(runs: Sequence[Planned], results: Path) -> Estimate:
+    """From runs of the same kind, finished here or recorded below `results`."""
+    known = recorded(results)
+    for run in runs:
+        if run.folder.done:
+            known.setdefault(run.cost, []).append(_record(json.loads(run.folder.report.read_text())))
+    left = [run for run in runs if not run.folder.done]
+    largest = max((record for run in left for record in known.get(run.cost, [])), key=_memory, default=None)
+    return Estimate(
+        _seconds([run.cost for run in left], known),
+        None if largest is None else largest.memory_mb,
+        "" if largest is None else largest.device,
+    )
+
+
+def _seconds(left: Sequence[Cost], known: dict[Cost, list[Record]]) -> float | None:
+    """Medians of runs of the same kind; where there are none, of all."""
+    if not left:
+        return 0.0
+    everything = [record.seconds for records in known.values() for record in records]
+    if not everything:
+        return None
+    overall = statistics.median(everything)
+    medians = {cost: statistics.median(record.seconds for record in records) for cost, records in known.items()}
+    return sum(medians.get(cost, overall) for cost in left)
+
+
+def recorded(results: Path) -> dict[Cost, list[Record]]:
+    """Finished runs in results/<scale>/runs.csv, those with other settings left out."""
+    known: dict[Cost, list[Record]] = {}
+    for path in results.glob("*/runs.csv"):
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                if row["status"] == "done" and row["variant"] == "" and row["seconds"]:
+                    cost = (path.parent.name, row["dataset"], row["model"], row["strategy"])
+                    known.setdefault(cost, []).append(_record(row))
+    return known
+
+
+def _record(row: dict[str, str]) -> Record:
+    memory = row.get("peak_memory_mb")
+    return Record(float(row["seconds"]), float(memory) if memory else None, row.get("device") or "")
+
+
+def _memory(record: Record) -> float:
+    return record.memory_mb or 0.0
+
+
+def print_plan(runs: Sequence[Planned], jobs: int, expected: Estimate) -> None:
+    done = sum(run.folder.done for run in runs)
+    begun = sum(run.folder.begun and not run.folder.done for run in runs)
+    failed = sum(run.folder.error is not None and not run.folder.done for run in runs)
+    print(f"Plan: {len(runs)} runs, {done} finished, {len(runs) - done} to do ({begun} begun, {failed} failed before)")
+    if done == len(runs):
+        return
+    unknown = "unknown until runs of this kind have been recorded"
+    hours = unknown if expected.seconds is None else words.duration(expected.seconds / jobs)
+    print(f"      {jobs} side by side, estimated time {hours} (from recorded runs; other machines differ)")
+    memory = unknown
+    if expected.memory_mb is not None:
+        one = expected.memory_mb * 2**20
+        memory = f"{words.size(one)} a run, {words.size(jobs * one)} side by side, as recorded on {expected.device}"
+        memory += f"; this machine has {words.size(machine_memory())}"
+    print(f"      memory {memory}", flush=True)
+
+
+def print_disk(folder: Path, needed: float) -> None:
+    """What runs will add below `folder`, against what is free there."""
+    place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(place).free
+    print(f"      disk {words.size(needed)} more in {folder}, {words.size(free)} free", flush=True)
+    if needed > free:
+        print(
+            f"      NOT ENOUGH: expected {words.size(needed)} free; set runs= to a folder on a larger disk", flush=True
+        )
+
+
+def machine_memory() -> int:
+    """Bytes of RAM."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,214 @@
+"""What `make status` says of a run's folder: done, running, failed, interrupted."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from engine.runs import run, tiny_config
+
+from gcond.engine.folder import RunFolder
+from gcond.sweep.state import BLOCK, running, steps_logged
+from gcond.sweep.status import Status, print_statuses, status, statuses
+
+NOW = 1_000_000.0  # seconds; every time below is set by hand
+STEP = '{"kind": "step", "step": %d, "loss/l1": 0.5}\n'
+VALIDATION = '{"kind": "validation", "epoch": 1, "step": %d}\n'
+
+
+class Folder:
+    """A run's folder written by hand: 6 epochs of 16 steps unless said otherwise."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(parents=True)
+        self.config(epochs=6, steps_per_epoch=16)
+
+    def config(self, epochs: int, steps_per_epoch: int | None) -> None:
+        steps = "null" if steps_per_epoch is None else steps_per_epoch
+        text = f"seed: 1\nscale:\n  name: mini\n  epochs: {epochs}\n  steps_per_epoch: {steps}\n"
+        (self.path / "config.yaml").write_text(text)
+
+    def metrics(self, text: str, at: float = NOW) -> None:
+        (self.path / "metrics.jsonl").write_text(text)
+        os.utime(self.path / "metrics.jsonl", (at, at))
+
+    def checkpoint(self, step: int, at: float) -> None:
+        path = self.path / "checkpoints" / f"{step:08}-abc.pt"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        os.utime(path, (at, at))
+
+    def hold(self, since: float) -> object:
+        """The run's lock, as a process at work holds it since then."""
+        file = (self.path / ".lock").open("w")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.utime(self.path / ".lock", (since, since))
+        return file
+
+    @property
+    def status(self) -> Status:
+        return status(self.path, NOW)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path / "mini" / "run")
+
+
+@pytest.fixture
+def at_work(folder: Folder) -> Iterator[Folder]:
+    """A run that a process has held for 100 s."""
+    with folder.hold(NOW - 100):
+        yield folder
+
+
+def test_a_run_is_running_while_its_lock_is_held_and_looking_disturbs_neither(folder: Folder) -> None:
+    assert not running(folder.path)
+    assert not (folder.path / ".lock").exists()
+    with folder.hold(NOW):
+        assert [running(folder.path), running(folder.path)] == [True, True]
+    assert not running(folder.path)
+    with folder.hold(NOW):  # still free for the next attempt
+        assert folder.status.state == "running"
+
+
+def test_a_run_is_running_while_the_engine_itself_works_on_it(tmp_path: Path) -> None:
+    cfg = tiny_config(tmp_path)
+    with suppress(KeyboardInterrupt), RunFolder(cfg).open(cfg):
+        assert status(RunFolder(cfg).path, time.time()).state == "running"
+        raise KeyboardInterrupt
+    assert status(RunFolder(cfg).path, time.time()).state == "interrupted"
+
+
+def test_steps_are_counted_by_the_last_complete_line(folder: Folder) -> None:
+    metrics = folder.path / "metrics.jsonl"
+    assert steps_logged(metrics) == 0
+    for text, expected in (
+        ("", 0),
+        ('{"kind": "step", "st', 0),
+        (STEP % 0, 1),
+        (STEP % 0 + STEP % 1, 2),
+        (STEP % 0 + STEP % 1 + '{"kind": "step", "step": 2, "lo', 2),
+        (STEP % 15 + VALIDATION % 16, 16),
+        (STEP % 15 + VALIDATION % 16 + STEP % 16, 17),
+    ):
+        folder.metrics(text)
+        assert steps_logged(metrics) == expected, text
+
+
+@pytest.mark.parametrize("length", [BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK])
+def test_steps_are_counted_however_long_a_line_is(folder: Folder, length: int) -> None:
+    line = '{"kind": "step", "step": 7, "pad": "%s"}\n'
+    line %= "x" * (length - len(line) + 2)
+    assert len(line) == length
+    for text in (line, STEP % 6 + line, STEP % 6 + line + '{"kind": "step"', STEP % 6 + line + "x" * BLOCK):
+        folder.metrics(text)
+        assert steps_logged(folder.path / "metrics.jsonl") == 8
+
+
+def test_the_time_left_is_at_the_rate_of_this_attempt(at_work: Folder) -> None:
+    at_work.metrics(STEP % 23)  # 24 of 96 steps in 100 s: 72 more take 300 s
+    assert (at_work.status.steps, at_work.status.total, at_work.status.eta) == (24, 96, 300)
+    assert at_work.status.detail == "time left 5 min"
+
+
+def test_the_time_left_knows_steps_of_an_earlier_attempt(at_work: Folder) -> None:
+    at_work.checkpoint(16, NOW - 5000)  # hours before this attempt began
+    at_work.metrics(STEP % 35)  # 20 steps in 100 s; 60 are left
+    assert at_work.status.eta == 300
+
+
+def test_the_time_left_is_measured_between_checkpoints_where_there_are_some(at_work: Folder) -> None:
+    at_work.checkpoint(16, NOW - 40)  # the first 60 s went into reading data
+    at_work.checkpoint(32, NOW - 20)
+    at_work.metrics(STEP % 35)  # 20 steps in 40 s; 60 are left
+    assert at_work.status.eta == 120
+
+
+def test_the_time_left_is_unknown_before_the_first_step(at_work: Folder) -> None:
+    assert (at_work.status.eta, at_work.status.detail) == (None, "time left not known yet, last step 2 min ago")
+    at_work.checkpoint(16, NOW - 5000)
+    at_work.metrics(STEP % 15 + VALIDATION % 16)  # continued, and nothing new yet
+    assert at_work.status.eta is None
+
+
+def test_steps_of_an_epoch_that_is_a_pass_over_the_data_are_known_after_the_first(at_work: Folder) -> None:
+    at_work.config(epochs=3, steps_per_epoch=None)
+    at_work.metrics(STEP % 9)
+    assert (at_work.status.total, at_work.status.eta) == (None, None)
+    at_work.metrics(STEP % 9 + VALIDATION % 10 + STEP % 10 + STEP % 19 + VALIDATION % 20)
+    assert (at_work.status.total, at_work.status.eta) == (30, 50)  # 20 steps in 100 s
+
+
+def test_a_failed_run_shows_the_last_line_of_its_error(folder: Folder) -> None:
+    folder.metrics(STEP % 3)
+    (folder.path / "FAILED").write_text("InstantiationException: Error in call to 'load'\nno such file: x\n")
+    found = folder.status
+    assert (found.state, found.steps, found.detail) == ("failed", 4, "no such file: x")
+
+
+def test_an_interrupted_run_says_where_it_goes_on(folder: Folder) -> None:
+    (folder.path / ".lock").touch()
+    folder.metrics(STEP % 40)
+    assert folder.status.detail == "starts again"
+    folder.checkpoint(16, NOW - 20)
+    folder.checkpoint(32, NOW - 10)
+    assert (folder.status.state, folder.status.steps, folder.status.detail) == (
+        "interrupted",
+        32,
+        "goes on from step 32",
+    )
+
+
+def test_a_real_run_is_done(tmp_path: Path) -> None:
+    folder = run(tiny_config(tmp_path))
+    report = json.loads(folder.report.read_text())
+    found = status(folder.path, time.time())
+    assert (found.state, found.steps, found.total) == ("done", 4, 4)
+    assert found.detail == f"took {report['seconds']:.0f} s"
+    assert steps_logged(folder.metrics) == 4
+
+
+def test_a_broken_folder_hides_no_other(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    other = Folder(folder.path.with_name("other"))
+    folder.metrics("not JSON\n")
+    (folder.path.parent / "trivial-ct.json").touch()  # what the engine keeps beside runs
+    (folder.path.parent / "sweeps").mkdir()
+    print_statuses(statuses([folder.path.parent], NOW))
+    assert capsys.readouterr().out.splitlines() == [
+        "2 runs: 1 interrupted, 1 unreadable",
+        "interrupted         0/96  mini/other  starts again",
+        "unreadable           0/?  mini/run    JSONDecodeError: Expecting value: line 1 column 1 (char 0)",
+    ]
+    assert other.status.state == "interrupted"
+
+
+def test_the_command_lists_what_needs_a_look_first(folder: Folder) -> None:
+    (folder.path / "FAILED").write_text("OSError: disk full\n")
+    busy = Folder(folder.path.with_name("xyz"))
+    Folder(folder.path.parent.parent / "paper" / "elsewhere")
+    command = [sys.executable, "-m", "gcond.sweep.status", "--runs", str(folder.path.parents[1]), "--scale"]
+    with busy.hold(NOW):
+        shown = subprocess.run([*command, "mini"], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert [line.split()[0] for line in shown.splitlines()] == ["2", "running", "failed"]
+    shown = subprocess.run([*command, "smoke"], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert shown.startswith("no runs in")
+
+
+def test_a_thousand_runs_are_listed_within_two_seconds(tmp_path: Path) -> None:
+    for number in range(1000):
+        folder = Folder(tmp_path / "mini" / f"run{number}")
+        folder.metrics((STEP % 3) * 100)
+        (folder.path / ".lock").touch()
+    began = time.process_time()
+    assert len(statuses([tmp_path / "mini"], NOW)) == 1000
+    assert time.process_time() - began < 2
