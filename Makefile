@@ -7,6 +7,8 @@ SEEDS    ?= 11,42,2025
 CT       ?= data/ct
 IMAGENET ?=
 DEVICE   ?= auto
+LAUNCHER ?=
+EXPERIMENT ?= table2
 JOBS     ?= $(if $(filter cuda%,$(DEVICE)),1,$(shell nproc 2>/dev/null || echo 1))
 OUT      ?= results
 
@@ -16,11 +18,11 @@ READY    := $(VENV)/.ready
 NEEDS_GB := 8
 PHOTOS   := $(if $(IMAGENET),imagenet256,photos)
 DATASETS := $(PHOTOS),ct
-SWEEP    := experiment=table2 scale=$(SCALE) dataset=$(DATASETS) seed=$(SEEDS) device=$(DEVICE) paths.ct=$(CT) \
+SWEEP    := $(if $(LAUNCHER),--launcher $(LAUNCHER)) experiment=$(EXPERIMENT) scale=$(SCALE) dataset=$(DATASETS) seed=$(SEEDS) device=$(DEVICE) paths.ct=$(CT) \
             $(if $(IMAGENET),paths.imagenet=$(IMAGENET))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data data-ct reproduce-table2 plan table2 methods mutants reproduce-toy test test-slow lint format
+.PHONY: help setup data data-ct reproduce-table2 plan sweep status plan-memory table2 methods mutants reproduce-toy dashboard torture test test-slow lint format
 
 help: ## this list
 	@echo "Targets:"
@@ -31,6 +33,7 @@ help: ## this list
 	@echo "  CT=DIR                    a CT store (default data/ct: public samples, fetched on first use)"
 	@echo "  IMAGENET=DIR              a copy of ImageNet-256 or a folder of JPEG files (default: the photos of scikit-image)"
 	@echo "  DEVICE=auto|cpu|cuda      JOBS=N runs side by side (default: the number of cores, 1 on CUDA)"
+	@echo "  LAUNCHER=joblib|local|slurm  where runs go (default joblib; docs/clusters.md)   EXPERIMENT=table2|lr_grid"
 	@echo "  OUT=DIR                   where tables go (default results)"
 	@echo "  ALL=1                     reproduce-toy: descend MGDA and Nash-MTL anew as well, not only from the record"
 
@@ -58,7 +61,16 @@ reproduce-table2: $(READY) $(if $(filter data/ct,$(CT)),data) ## train everythin
 	@status=0; $(BIN)/python -m gcond.sweep --jobs $(JOBS) $(SWEEP) || status=$$?; \
 	  $(BIN)/python -m gcond.report table2 --scale $(SCALE) --datasets $(DATASETS) --seeds $(SEEDS) --results $(OUT) || status=$$?; exit $$status
 
-plan: $(READY) ## say what reproduce-table2 would run, and for how long
+sweep: $(READY) $(if $(filter data/ct,$(CT)),data) ## run EXPERIMENT=lr_grid (or another of conf/experiment) without making a table
+	@$(BIN)/python -m gcond.sweep --jobs $(JOBS) $(SWEEP)
+
+status: $(READY) ## list the runs: running with time left, failed with the error, interrupted, done
+	@$(BIN)/python -m gcond.sweep.status
+
+plan-memory: $(READY) ## what a step holds in memory: GB=80 CHOICES="scale=paper dataset=imagenet256 model=convnext_tiny"
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/plan_memory.py $(CHOICES) $(if $(GB),--device-gb $(GB))
+
+plan: $(READY) ## say what reproduce-table2 (or EXPERIMENT) would run, for how long, and what memory and disk it needs
 	@$(BIN)/python -m gcond.sweep --plan-only --jobs $(JOBS) $(SWEEP)
 
 table2: $(READY) ## print the recorded Table 2 again, from results/ alone
@@ -73,6 +85,12 @@ mutants: $(READY) ## show that the tests catch realistic mistakes in the strateg
 reproduce-toy: $(READY) ## all methods on the two-dimensional conflict problem, the noisy quadratic, GradOPS's trade-off (15 minutes; ALL=1: 45)
 	@status=0; OMP_NUM_THREADS=1 $(BIN)/python -m gcond.toy --jobs $(JOBS) --out $(OUT)/toy $(if $(ALL),--all) || status=$$?; \
 	  $(BIN)/python -m gcond.report.toy --results $(OUT)/toy || status=$$?; exit $$status
+
+dashboard: $(READY) ## one HTML page of all local runs, to open in a browser (runs/dashboard.html); no server, no network
+	@$(BIN)/python -m gcond.report.dashboard --runs runs --out runs/dashboard.html --recorded $(OUT)
+
+torture: $(READY) data ## kill N=100 runs at random moments, go on, and count which end as if nothing had happened
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/torture.py -n $(or $(N),100) --jobs $(JOBS)
 
 test: $(READY) ## the fast tests (under 5 minutes on two cores)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow"
