@@ -51,3 +51,10 @@ def test_an_error_about_a_full_disk_that_was_dealt_with_is_not_the_cause(tmp_pat
         raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(ValueError, match="another"), explaining_a_full_disk(tmp_path):
         raise ValueError("another")
+
+
+def test_an_error_that_is_its_own_context_passes(tmp_path: Path) -> None:
+    first, second = ValueError("first"), RuntimeError("second")
+    first.__context__, second.__cause__ = second, first
+    with pytest.raises(ValueError, match="first"), explaining_a_full_disk(tmp_path):
+        raise first

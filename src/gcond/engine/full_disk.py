@@ -35,6 +35,8 @@ def explaining_a_full_disk(folder: Path) -> Iterator[None]:
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
     current: BaseException | None = error
-    while current is not None:
+    seen: list[BaseException] = []
+    while current is not None and current not in seen:  # an error raised again by name can be its own context
         yield current
+        seen.append(current)
         current = current.__cause__ or current.__context__
