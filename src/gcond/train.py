@@ -58,10 +58,11 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
         folder.open(cfg, main=rank() == 0),
         mirror_of(cfg.logger, folder.path, main=rank() == 0) as mirror,
         explaining_a_full_disk(folder.path),
-        gathered(cfg.arbitration, cfg.device, cfg.threads) as team,
-        Record(cfg, folder, team) as record,
+        Record(cfg, folder) as record,
         explaining_a_full_disk(folder.path),  # once more: the report, too, is to say what there is to do
+        gathered(cfg.arbitration, cfg.device, cfg.threads) as team,
     ):
+        record.team = team
         settings, device = Settings(cfg, team.processes), team.device
 
         # Read the data, and score what predicts without looking.

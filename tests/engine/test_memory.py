@@ -136,11 +136,13 @@ def test_what_is_held_by_hand_and_as_really_held(choices: list[str], rows: float
     "choices",
     [
         ["strategy=baseline", "scale.micro_batch=2"],
-        ["strategy=pcgrad", "scale.micro_batch=16"],
+        pytest.param(["strategy=pcgrad", "scale.micro_batch=16"], marks=pytest.mark.slow),
         ["strategy=gcond_sequential", "strategy.conductor.estimator.forward=per_task"],
-        ["strategy=gcond_stochastic", "scale.micro_batch=1"],
-        ["strategy=gcond_sequential", BFLOAT16, "scale.micro_batch=4"],
-        ["strategy=gcond_lion", "scale.micro_batch=32", "strategy.model_mode=eval"],
+        pytest.param(["strategy=gcond_stochastic", "scale.micro_batch=1"], marks=pytest.mark.slow),
+        pytest.param(["strategy=gcond_sequential", BFLOAT16, "scale.micro_batch=4"], marks=pytest.mark.slow),
+        pytest.param(
+            ["strategy=gcond_lion", "scale.micro_batch=32", "strategy.model_mode=eval"], marks=pytest.mark.slow
+        ),
     ],
 )
 def test_the_planned_peak_is_the_peak_of_real_steps(choices: list[str]) -> None:
@@ -167,7 +169,7 @@ def test_validation_is_counted_as_it_runs() -> None:
     assert planned == pytest.approx(live.peak, rel=0.05)
 
 
-@pytest.mark.parametrize("strategy", ["baseline", "gcond_stochastic"])
+@pytest.mark.parametrize("strategy", ["baseline", pytest.param("gcond_stochastic", marks=pytest.mark.slow)])
 def test_activations_grow_with_the_micro_batch_in_a_line(strategy: str) -> None:
     plans = planner(f"strategy={strategy}")
     two, four, eight = (plans.plan(size, 2).phases["forward and backward"] for size in (2, 4, 8))
@@ -175,6 +177,7 @@ def test_activations_grow_with_the_micro_batch_in_a_line(strategy: str) -> None:
     assert four > 1.5 * two
 
 
+@pytest.mark.slow
 def test_tasks_that_take_turns_need_less_than_tasks_together() -> None:
     def step(*choices: str) -> int:
         return planner(*choices).plan(16, 2).phases["forward and backward"]
@@ -185,6 +188,7 @@ def test_tasks_that_take_turns_need_less_than_tasks_together() -> None:
     assert in_turn == step("strategy=gcond_stochastic")
 
 
+@pytest.mark.slow
 def test_lower_precision_needs_less_for_activations() -> None:
     wide, low = (planner(f"precision={name}").plan(64, 2).phases["forward and backward"] for name in ("fp32", "bf16"))
     assert low < 0.8 * wide
@@ -212,6 +216,7 @@ def test_choices_keep_the_effective_batch(choices: list[str], expected: list[int
     assert all(size * steps == 12 for size, steps in found)
 
 
+@pytest.mark.slow
 def test_the_largest_that_fits_is_the_largest() -> None:
     plans = planner("strategy=gcond_stochastic", "scale.micro_batch=8", "scale.accumulation_steps=2")
     peaks = {size: plans.plan(size, steps).peak for size, steps in plans.choices()}

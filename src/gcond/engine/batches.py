@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from gcond.data.intensity import Intensity
 from gcond.data.splits import ImageSet
-from gcond.engine.interrupt import leave_to_the_parent
+from gcond.engine.interrupt import leave_to_the_parent, signals_held_back
 from gcond.engine.seeding import generator
 from gcond.model.masking import draw_hidden
 
@@ -63,7 +63,8 @@ class MicroBatches:
             persistent_workers=workers > 0,
             worker_init_fn=leave_to_the_parent,
         )
-        self._raw: Iterator[Tensor] = iter(loader)
+        with signals_held_back():
+            self._raw: Iterator[Tensor] = iter(loader)
 
     def __iter__(self) -> Iterator[Batch]:
         return self

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Subset
 
 from gcond.data.intensity import Intensity
 from gcond.data.splits import ImageSet
-from gcond.engine.interrupt import leave_to_the_parent
+from gcond.engine.interrupt import leave_to_the_parent, signals_held_back
 from gcond.engine.team import Team
 from gcond.loss import ReconstructionLoss
 from gcond.model.masking import fixed_hidden
@@ -65,7 +65,11 @@ def evaluate(
     model.eval()
     totals = torch.zeros(len(tasks) + 1, dtype=torch.float64, device=device)  # per task, and of images
     start = 0
-    for raw in DataLoader(part.images, batch_size=BATCH, num_workers=workers, worker_init_fn=leave_to_the_parent):
+    with signals_held_back():
+        loader = iter(
+            DataLoader(part.images, batch_size=BATCH, num_workers=workers, worker_init_fn=leave_to_the_parent)
+        )
+    for raw in loader:
         images = intensity.normalise(raw.to(device))
         hidden = part.hidden[start : start + len(raw)].to(device)
         values = loss(model(images, hidden), images, hidden, tasks)

@@ -6,7 +6,8 @@ import os
 import signal
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -62,6 +63,16 @@ class Interrupt:
         self._restore()
         if isinstance(error, Interrupted) and self.number == signal.SIGUSR2:
             signal.raise_signal(signal.SIGUSR2)
+
+
+@contextmanager
+def signals_held_back() -> Iterator[None]:
+    """For starting DataLoader workers, which inherit it: a signal must not meet them before `leave_to_the_parent`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def leave_to_the_parent(worker: int) -> None:

@@ -17,9 +17,10 @@ from gcond.engine import device as devices
 from gcond.engine.folder import RunFolder, telling_what_could_not_be_written
 from gcond.engine.logbook import read
 from gcond.engine.mirror import experiment
-from gcond.engine.team import Team
+from gcond.engine.team import Team, rank
 from gcond.files import write_json
 from gcond.loss import TASKS
+from gcond.strategy.processes import Alone
 
 SCHEMA = 1
 # A run is known by these choices; every other override is its variant, hydra's own settings aside.
@@ -51,11 +52,12 @@ EDGE = 0.1  # share of the steps that "first" and "tail" average over
 class Record:
     """Writes report.json when the run ends, with status "done" or, on an exception, "failed".
 
-    Of several processes the main one writes.
+    Of several processes the main one writes. `team` may be told later than the run begins.
     """
 
-    def __init__(self, cfg: DictConfig, folder: RunFolder, team: Team) -> None:
-        self._folder, self._team = folder, team
+    def __init__(self, cfg: DictConfig, folder: RunFolder, team: Team | None = None) -> None:
+        self._cfg, self._folder = cfg, folder
+        self.team = team or Team(Alone(), torch.device("cpu"))
         self._content: dict[str, Any] = {
             "schema": SCHEMA,
             "name": folder.name,
@@ -68,8 +70,6 @@ class Record:
             "seed": cfg.seed,
             "variant": variant(),
             "experiment": experiment(),
-            "processes": team.size,
-            "arbitration": cfg.arbitration if team.size > 1 else "once",
             "missing_packages": [],
             "trivial": {},
         }
@@ -91,7 +91,7 @@ class Record:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._team.main:
+        if not self.team.main or rank() > 0:
             return
         if error is None:
             self._write(status="done", error="", **self._results())
@@ -123,18 +123,20 @@ class Record:
             if values:
                 results[f"train_{task}_first"] = sum(values[:edge]) / edge
                 results[f"train_{task}_tail"] = sum(values[-edge:]) / edge
-        if self._team.size > 1:
+        if self.team.size > 1:
             results["collectives_per_window"] = {
-                name: count / self.windows for name, count in self._team.processes.counts.items()
+                name: count / self.windows for name, count in self.team.processes.counts.items()
             }
         results["validation"] = [{key: value for key, value in epoch.items() if key != "kind"} for epoch in epochs]
         return results
 
     def _write(self, **results: Any) -> None:
         measured = {
-            "device": devices.describe(self._team.device),
+            "processes": self.team.size,
+            "arbitration": self._cfg.arbitration if self.team.size > 1 else "once",
+            "device": devices.describe(self.team.device),
             "seconds": round(self.elapsed(), 3),
-            "peak_memory_mb": round(devices.peak_memory_mb(self._team.device), 1),
+            "peak_memory_mb": round(devices.peak_memory_mb(self.team.device), 1),
         }
         write_json(self._folder.report, self._content | measured | results)
 
