@@ -55,7 +55,7 @@ def test_every_optimizer_builds_without_knowing_a_strategy(optimizer: str) -> No
 @pytest.mark.parametrize("scale", options("scale"))
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_every_run_of_an_experiment_is_valid(scale: str, experiment: str) -> None:
-    """All of its combinations at the paper's scale, where a mistake costs days; seeds and rates aside, and one elsewhere."""
+    """All combinations at the paper's scale, where a mistake costs days, seeds and rates aside; one elsewhere."""
     params = OmegaConf.load(CONFIG / "experiment" / f"{experiment}.yaml").hydra.sweeper.params
     swept = {key: str(values).split(",") for key, values in params.items()}
     once = ("seed", "optimizer.lr")

@@ -132,14 +132,17 @@ def test_what_is_held_by_hand_and_as_really_held(choices: list[str], rows: float
     assert planned == pytest.approx(held(run.conductor, run.optimizer, but=weights), abs=counters)
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     "choices",
     [
         ["strategy=baseline", "scale.micro_batch=2"],
-        pytest.param(["strategy=pcgrad", "scale.micro_batch=16"], marks=pytest.mark.slow),
+        pytest.param(["strategy=pcgrad", "scale.micro_batch=16"], marks=SLOW),
         ["strategy=gcond_sequential", "strategy.conductor.estimator.forward=per_task"],
-        pytest.param(["strategy=gcond_stochastic", "scale.micro_batch=1"], marks=pytest.mark.slow),
-        pytest.param(["strategy=gcond_sequential", BFLOAT16, "scale.micro_batch=4"], marks=pytest.mark.slow),
+        pytest.param(["strategy=gcond_stochastic", "scale.micro_batch=1"], marks=SLOW),
+        pytest.param(["strategy=gcond_sequential", BFLOAT16, "scale.micro_batch=4"], marks=SLOW),
         pytest.param(
             ["strategy=gcond_lion", "scale.micro_batch=32", "strategy.model_mode=eval"], marks=pytest.mark.slow
         ),
@@ -169,7 +172,7 @@ def test_validation_is_counted_as_it_runs() -> None:
     assert planned == pytest.approx(live.peak, rel=0.05)
 
 
-@pytest.mark.parametrize("strategy", ["baseline", pytest.param("gcond_stochastic", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("strategy", ["baseline", pytest.param("gcond_stochastic", marks=SLOW)])
 def test_activations_grow_with_the_micro_batch_in_a_line(strategy: str) -> None:
     plans = planner(f"strategy={strategy}")
     two, four, eight = (plans.plan(size, 2).phases["forward and backward"] for size in (2, 4, 8))
