@@ -16,14 +16,13 @@ from gcond.engine.batches import Batch, MicroBatches
 from gcond.engine.interrupt import Interrupted
 from gcond.engine.logbook import Logbook
 from gcond.engine.mirror import Mirror
+from gcond.engine.precision import autocast
 from gcond.engine.probe import StepProbe
 from gcond.engine.progress import Progress
 from gcond.engine.schedule import WarmupCosine
 from gcond.loss import ReconstructionLoss, outside_unit_share
 from gcond.strategy import GradientConductor
 from gcond.strategy.batchnorm import merged_batchnorm
-
-PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Objective:
@@ -36,12 +35,11 @@ class Objective:
         self, model: nn.Module, loss: ReconstructionLoss, intensity: Intensity, precision: str = "fp32"
     ) -> None:
         self._model, self._loss, self._intensity = model, loss, intensity
-        self._dtype = PRECISION[precision]
+        self._precision = precision
         self._outside: list[Tensor] | None = None
 
     def __call__(self, batch: Batch, tasks: Sequence[str]) -> dict[str, Tensor]:
-        low = self._dtype != torch.float32
-        with torch.autocast(batch.images.device.type, self._dtype if low else None, enabled=low):
+        with autocast(batch.images.device.type, self._precision):
             predictions = self._model(batch.images, batch.hidden)
         if self._outside is not None:
             self._outside.append(outside_unit_share(predictions.detach(), self._intensity))

@@ -32,6 +32,7 @@ from torch.utils._pytree import tree_leaves
 
 from gcond.data.intensity import Intensity
 from gcond.engine import evaluate
+from gcond.engine.precision import autocast
 from gcond.engine.settings import Settings
 from gcond.loss import TASKS, ReconstructionLoss, outside_unit_share
 from gcond.model import MaskedAutoencoder
@@ -42,7 +43,6 @@ from gcond.strategy.gradients import CHUNK_ELEMENTS
 MARGINS = {"cpu": 1.35, "cuda": 1.1}
 """A plan fits where its peak times this does. CPU: what `scripts/plan_memory.py --measure` found glibc's allocator to
 keep besides; CUDA: a guess, not measured."""
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class Planner:
         shared = isinstance(estimator, Sequential) and estimator.forward == "shared"
         together = shared or isinstance(estimator, Joint)
         with FakeTensorMode(allow_non_fake_inputs=True):
-            pass_ = _FakePass(self, micro_batch, AUTOCAST[self._precision])
+            pass_ = _FakePass(self, micro_batch, self._precision)
             model = pass_.model.train(self._cfg.strategy.model_mode == "train")
             for parameter in model.parameters():
                 if self._direct:
@@ -213,7 +213,7 @@ class Planner:
     @cached_property
     def _validation(self) -> int:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            pass_ = _FakePass(self, evaluate.BATCH, None)
+            pass_ = _FakePass(self, evaluate.BATCH, "fp32")
             pass_.model.eval()
             with pass_.counting() as live:
                 pass_.losses(TASKS)
@@ -223,10 +223,10 @@ class Planner:
 class _FakePass:
     """A micro-batch of fake images for a fake copy of the planner's model; to be made and used in a fake mode."""
 
-    def __init__(self, planner: Planner, micro_batch: int, dtype: torch.dtype | None) -> None:
+    def __init__(self, planner: Planner, micro_batch: int, precision: str) -> None:
         scale, channels = planner._cfg.scale, planner._model.channels
         self._loss, self._intensity = planner._loss, planner._intensity
-        self._dtype = dtype
+        self._precision = precision
         self.model = copy_to(planner._model, "cpu")
         self._images = torch.empty(micro_batch, channels, scale.image_size, scale.image_size)
         self._hidden = torch.zeros(micro_batch, planner._hidden, dtype=torch.long)
@@ -236,7 +236,7 @@ class _FakePass:
         return LiveBytes([*state_of(self.model), *gradients, self._images, self._hidden])
 
     def losses(self, tasks: Iterable[str]) -> dict[str, Tensor]:
-        with torch.autocast("cpu", self._dtype, enabled=self._dtype is not None):
+        with autocast("cpu", self._precision):
             predictions = self.model(self._images, self._hidden)
             outside_unit_share(predictions.detach(), self._intensity)
             return self._loss(predictions, self._images, self._hidden, list(tasks))

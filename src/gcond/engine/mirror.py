@@ -80,10 +80,7 @@ class Guarded:
             self._try(self._finish, error is not None and not isinstance(error, Exception))
 
     def _finish(self, interrupted: bool) -> None:
-        """An interrupted run writes no report; one that is there is of an earlier attempt."""
-        path = self._folder / "report.json"
-        report = json.loads(path.read_text()) if path.exists() else {"status": "failed"}
-        self._mirror.finish({"status": "interrupted"} if interrupted else report)
+        self._mirror.finish({"status": "interrupted"} if interrupted else report_in(self._folder))
 
     def _try(self, call: Callable[..., None], *arguments: Any) -> None:
         if self.failed:
@@ -100,6 +97,12 @@ class Guarded:
                 file=sys.stderr,
                 flush=True,
             )
+
+
+def report_in(folder: Path) -> dict[str, Any]:
+    """What a run that has ended reports; all that is known of one that failed before it could."""
+    path = folder / "report.json"
+    return json.loads(path.read_text()) if path.exists() else {"status": "failed"}
 
 
 def mirror_of(logger: DictConfig, folder: Path, main: bool) -> Guarded:

@@ -9,7 +9,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from gcond.engine.loop import PRECISION
+from gcond.engine.precision import PRECISION
 from gcond.engine.progress import KINDS
 from gcond.engine.schedule import WarmupCosine
 from gcond.loss import TASKS

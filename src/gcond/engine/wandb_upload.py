@@ -8,20 +8,18 @@ copied; runs that have not ended are listed and left alone.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
-from gcond.engine.mirror import NO_EXPERIMENT
+from gcond.engine.mirror import NO_EXPERIMENT, report_in
 from gcond.engine.wandb_mirror import WandbMirror
 
 
 def upload(folder: Path, mode: str, project: str, entity: str | None) -> None:
     """The run in `folder`, which has ended, as a wandb run; its group is the experiment that report.json names."""
-    path = folder / "report.json"
-    report = json.loads(path.read_text()) if path.exists() else {"status": "failed"}
+    report = report_in(folder)
     mirror = WandbMirror(folder, report.get("experiment", NO_EXPERIMENT), mode, project, entity)
     mirror.start()
     mirror.finish(report)
