@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -10,11 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from script_files import load
 
 ROOT = Path(__file__).parents[1]
-spec = importlib.util.spec_from_file_location("mutants_script", ROOT / "scripts" / "mutants.py")
-script = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
+script = load("mutants")
 MUTANTS = script.declared(script.DECLARATIONS)
 
 

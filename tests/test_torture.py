@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from engine.runs import TINY, run, tiny_config
+from script_files import load
 
 from gcond.engine.checkpoint import checkpoints
 from gcond.engine.folder import RunFolder
 from gcond.files import sha256
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "torture.py"
-
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("torture", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["torture"] = module  # its workers look it up by name
-    spec.loader.exec_module(module)
-    return module
+    return load("torture")
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from engine import tiny
+from engine.attempts import same
 from engine.runs import TINY, config, parts, run, tiny_config
 from hydra.errors import ConfigCompositionException
 from torch import Tensor
@@ -103,19 +104,6 @@ class Loaded:
 
         checkpoint.load = load_and_look
         return checkpoint
-
-
-def same(left: object, right: object) -> bool:
-    """Bit-identical, however deeply tensors are nested."""
-    if isinstance(left, Tensor):
-        return isinstance(right, Tensor) and torch.equal(left, right)
-    if isinstance(left, dict):
-        return (
-            isinstance(right, dict) and list(left) == list(right) and all(same(left[key], right[key]) for key in left)
-        )
-    if isinstance(left, list | tuple):
-        return len(left) == len(right) and all(map(same, left, right))
-    return left == right
 
 
 # Common random numbers

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 import wandb
 import yaml
 from engine.runs import CONFIG, run, tiny_config
+from script_files import load
 
 from gcond.engine import wandb_mirror
 from gcond.engine.logbook import read
@@ -89,12 +89,7 @@ def test_every_figure_of_the_paper_is_there_or_named_as_absent(printed: list[dic
 
 @functools.cache
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("wandb_dashboard", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("wandb_dashboard")
 
 
 def test_what_is_saved_holds_every_panel_of_the_definition(

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +8,7 @@ import torch
 from engine.runs import config
 from engine.tiny import gratings
 from hydra.utils import instantiate
+from script_files import load
 from torch import Tensor
 
 from gcond.data.images import TensorImages
@@ -23,7 +22,6 @@ from gcond.loss import TASKS
 from gcond.model import MaskedAutoencoder
 from gcond.model.masking import draw_hidden
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "plan_memory.py"
 CHANNELS, SIZE, HIDDEN = 3, 64, 12
 SMALL = (
     "scale=smoke",
@@ -251,12 +249,7 @@ def test_live_bytes_by_hand() -> None:
 
 @pytest.fixture
 def script() -> Any:
-    spec = importlib.util.spec_from_file_location("plan_memory", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("plan_memory")
 
 
 def test_the_script_says_what_fits_without_data(script: Any) -> None:
