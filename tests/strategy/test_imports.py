@@ -34,6 +34,8 @@ ALLOWED = {
         "gcond.trivial",
         "gcond.files",
     },
+    "gcond.timing": {"gcond.engine"},
+    "gcond.rehearsal": {"gcond.data", "gcond.model", "gcond.engine", "gcond.train"},
     "gcond.toy": {"gcond.strategy", "gcond.files"},
     "gcond.report": {"gcond.files", "gcond.toy.problem"},  # the surface to draw; no torch in it
 }

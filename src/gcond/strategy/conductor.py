@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from itertools import islice
 from typing import Any
 
@@ -144,14 +144,16 @@ class GradientConductor:
         if diagnose and len(gradients.rows) < len(self.tasks) and not self.resolver.weighs_losses:
             estimator, gradients = Sequential(estimator.accumulation_steps), self._allocate(len(self.tasks))
         scale = scale_of(scaler)
+        count = self._count(batches)
         window = Window(
-            self._take(batches),
+            self._take(batches, count),
+            count,
             losses,
             self.tasks,
             weigh=self.resolver.weigh if isinstance(self.resolver, LossWeighting) else None,
             enlarge=scaler.scale if scaler is not None and scale is not None else lambda loss: loss,
         )
-        parts = len(window.batches) if estimator.resolves_micro_batches else 1
+        parts = count if estimator.resolves_micro_batches else 1
         out = self._output(gradients, parts)
         try:
             metrics = self._resolve_window(estimator, gradients, window, out, parts, scale or 1.0)
@@ -291,17 +293,25 @@ class GradientConductor:
         out.mul_(self.clip_norm / norm)
         return True
 
-    def _take(self, batches: Iterable[Any]) -> list[Any]:
+    def _count(self, batches: Iterable[Any]) -> int:
         count = len(self.share)
-        expected = f"expected accumulation_steps = {count} micro-batches"
-        if self.processes.size > 1:
-            expected = f"expected {count} micro-batches, this process's share of {self.estimator.accumulation_steps}"
         if isinstance(batches, Sized) and len(batches) != count:
-            raise ValueError(f"`batches`: {expected}, found {len(batches)}")
-        window = list(islice(batches, count))
-        if len(window) < count:
-            raise ValueError(f"`batches`: {expected}, found only {len(window)}")
-        return window
+            raise ValueError(f"`batches`: {self._expected(count)}, found {len(batches)}")
+        return count
+
+    def _take(self, batches: Iterable[Any], count: int) -> Iterator[Any]:
+        """One micro-batch after the other: the window's images need never be in memory together."""
+        taken = 0
+        for batch in islice(batches, count):
+            taken += 1
+            yield batch
+        if taken < count:
+            raise ValueError(f"`batches`: {self._expected(count)}, found only {taken}; `p.grad` is not to be used")
+
+    def _expected(self, count: int) -> str:
+        if self.processes.size > 1:
+            return f"expected {count} micro-batches, this process's share of {self.estimator.accumulation_steps}"
+        return f"expected accumulation_steps = {count} micro-batches"
 
     def _allocate(self, rows: int) -> TaskGradients:
         gradients = TaskGradients(self._parameters, rows, self._dtype)

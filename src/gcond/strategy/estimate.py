@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -25,12 +26,13 @@ HALF = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Window:
-    """This process's micro-batches of a window, and what is done with each.
+    """This process's `count` micro-batches of a window, each to be taken once, and what is done with each.
 
     `tasks` is name -> lambda. `enlarge` multiplies a loss before its backward pass (a GradScaler's `scale`).
     """
 
-    batches: Sequence[Any]
+    batches: Iterator[Any]
+    count: int
     losses: Losses
     tasks: Mapping[str, float]
     weigh: Weigh | None = None
@@ -115,7 +117,7 @@ class Joint:
                 else:
                     stacked = torch.stack([values[name].reshape(()) for name in tasks])
                     weighted = (window.weigh(stacked.detach()) * stacked).sum()
-                window.backward(weighted / len(window.batches))
+                window.backward(weighted / window.count)
         yield total.mean()
 
 
@@ -160,13 +162,13 @@ class Sequential:
 
     def gather(self, gradients: TaskGradients, window: Window) -> Iterator[Tensor]:
         tasks = window.tasks
-        parts = [[batch] for batch in window.batches] if self.resolves_micro_batches else [window.batches]
-        for part in parts:
+        size = 1 if self.resolves_micro_batches else window.count
+        for _ in range(window.count // size):
             gradients.zero()
             total = _Mean(len(tasks))
             with gradients.collecting():
-                for batch in part:
-                    self._backward_all(gradients, window, batch, len(part), total)
+                for batch in islice(window.batches, size):
+                    self._backward_all(gradients, window, batch, size, total)
             yield total.mean()
 
     def _backward_all(
@@ -216,14 +218,14 @@ class Stochastic:
         return [task * block + rank * own + step for task in range(len(tasks)) for step in range(own)]
 
     def gather(self, gradients: TaskGradients, window: Window) -> Iterator[Tensor]:
-        tasks, batches = window.tasks, window.batches
+        tasks = window.tasks
         gradients.zero()
         total = _Mean(len(tasks))
-        block = len(batches) // len(tasks)
+        block = window.count // len(tasks)
         with gradients.collecting():
             for row, name in enumerate(tasks):
                 gradients.select(row)
-                for batch in batches[row * block : (row + 1) * block]:
+                for batch in islice(window.batches, block):
                     loss = window.ask(batch, [name])[name]
                     total.add({name: loss}, tasks)
                     window.backward(loss * (tasks[name] / block))

@@ -1,0 +1,85 @@
+"""Real training steps without data: what benchmarks, the memory planner's check and traces run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from gcond.data.intensity import Intensity
+from gcond.engine.batches import Batch
+from gcond.engine.loop import Objective, Trainer
+from gcond.engine.settings import Settings
+from gcond.model.masking import draw_hidden
+from gcond.train import CONFIG, build
+
+CHANNELS = {"ct": 1, "photos": 3, "imagenet256": 3}
+
+
+def composed(overrides: list[str]) -> DictConfig:
+    """The config of `gcond-train OVERRIDES`."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG)):
+        return compose("train", overrides)
+
+
+def channels_of(cfg: DictConfig) -> int:
+    """Of the images of the config's data set, without reading it. Raises ValueError for one that is not known here."""
+    if cfg.dataset.name not in CHANNELS:
+        raise ValueError(
+            f"`dataset`: expected one of {', '.join(CHANNELS)}, whose channels are known here, found "
+            f"{cfg.dataset.name}; add it to gcond.rehearsal.CHANNELS"
+        )
+    return CHANNELS[cfg.dataset.name]
+
+
+class Rehearsal:
+    """The config's model, strategy and optimizer, in real optimizer steps on one made micro-batch, shown again and
+    again.
+
+    Args:
+        cfg: of the run; its data set is not read, only the number of channels matters.
+        device: where the steps run.
+        diagnose_every: as in the scale, but by default the diagnosed steps, which cost more, are left out.
+    """
+
+    def __init__(self, cfg: DictConfig, device: torch.device, diagnose_every: int = 10**9) -> None:
+        settings, scale, channels = Settings(cfg), cfg.scale, channels_of(cfg)
+        torch.manual_seed(0)
+        self.model = build(cfg.model, channels=channels).to(device)
+        intensity = Intensity(0, 1, (0.0,) * channels, (1.0,) * channels)
+        loss = instantiate(cfg.loss.reconstruction)(patch_size=scale.patch_size, intensity=intensity)
+        schedule = settings.schedule(1000)
+        self.conductor = settings.conductor(self.model.parameter_groups(), seed=0)
+        self.optimizer = instantiate(cfg.optimizer.build)(self.model.parameters(), lr=schedule.peak)
+        generator = torch.Generator().manual_seed(0)
+        size = (scale.micro_batch, channels, scale.image_size, scale.image_size)
+        self._batch = Batch(
+            torch.randn(size, generator=generator).to(device),
+            draw_hidden(scale.micro_batch, settings.patches, scale.mask_ratio, generator).to(device),
+        )
+        model = torch.compile(self.model) if cfg.compile else self.model
+        self._trainer = Trainer(
+            self.model,
+            Objective(model, loss, intensity, cfg.precision),
+            self.conductor,
+            self.optimizer,
+            schedule,
+            self._batches(),
+            training=cfg.strategy.model_mode == "train",
+            diagnose_every=diagnose_every,
+            scaler=torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16"),
+        )
+        self._taken = 1 if diagnose_every > 1 else 0  # step 0 is diagnosed always
+
+    def step(self) -> dict[str, float]:
+        """One optimizer step and its record."""
+        record = self._trainer.step(self._taken)
+        self._taken += 1
+        return record
+
+    def _batches(self) -> Iterator[Batch]:
+        while True:
+            yield self._batch

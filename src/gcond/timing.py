@@ -1,0 +1,79 @@
+"""How long things take: measured side by side in one process, told as ratios with intervals."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from gcond.engine.device import describe
+
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The median of paired ratios, and the 95 % bootstrap interval of that median."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, times: np.ndarray, base: np.ndarray) -> Ratio:
+        """`times` and `base` [rounds], taken in the same rounds."""
+        ratios = times / base
+        return cls(float(np.median(ratios)), *interval(ratios))
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % bootstrap interval of the median."""
+    draws = np.random.default_rng(0).choice(values, (DRAWS, len(values)))
+    low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """CPU: processor time of this process. CUDA: time until the device is idle."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        work()
+        torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def interleaved(
+    works: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, warm_up: int = 1
+) -> dict[str, np.ndarray]:
+    """Seconds [rounds] of each: all take a turn in every round, in a new order, so that a machine whose speed drifts
+    slows them alike."""
+    random = np.random.default_rng(0)
+    names = list(works)
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    with tqdm(total=(warm_up + rounds) * len(names), unit="turn", mininterval=2) as bar:
+        for number in range(warm_up + rounds):
+            for name in random.permutation(names):
+                taken_now = seconds(works[name], device)
+                if number >= warm_up:
+                    taken[name].append(taken_now)
+                bar.update()
+    return {name: np.array(values) for name, values in taken.items()}
+
+
+def machine(device: torch.device, packages: tuple[str, ...] = ("torch",)) -> str:
+    """Device and versions, for a table's heading."""
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
+    return f"{describe(device)}; Python {platform.python_version()}, {versions}"
