@@ -48,6 +48,12 @@ STRATEGIES = {
         "update": EMA(0.9),
         "buffer_dtype": torch.bfloat16,
     },
+    "gcond, bfloat16 reference": lambda: {
+        "estimator": Sequential(K),
+        "resolver": GCond(),
+        "update": EMA(0.9),
+        "reference_dtype": "bfloat16",
+    },
     "gcond micro-batch": lambda: {
         "estimator": Sequential(K, resolve_every="micro_batch"),
         "resolver": GCond(),

@@ -354,6 +354,12 @@ STRATEGIES = {
         "update": EMA(0.9),
         "buffer_dtype": torch.bfloat16,
     },
+    "bfloat16 reference": lambda: {
+        "estimator": Sequential(2),
+        "resolver": GCond(),
+        "update": EMA(0.9),
+        "reference_dtype": torch.bfloat16,
+    },
     "pcgrad of three tasks": lambda: {"estimator": Sequential(2), "resolver": PCGrad(), "update": EMA(0.5), "seed": 3},
     "gradnorm": lambda: {"estimator": Sequential(2), "resolver": GradNorm(lr=0.05), "update": Raw()},
 }

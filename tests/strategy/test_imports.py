@@ -42,7 +42,8 @@ ALLOWED = {
 STRATEGY = {
     "gcond.strategy.flat": set(),
     "gcond.strategy.finite": set(),
-    "gcond.strategy.gradients": {"gcond.strategy.flat"},
+    "gcond.strategy.products": set(),
+    "gcond.strategy.gradients": {"gcond.strategy.flat", "gcond.strategy.products"},
     "gcond.strategy.conflict": set(),
     "gcond.strategy.compiled": set(),
     "gcond.strategy.scaling": set(),
@@ -63,6 +64,7 @@ STRATEGY = {
             "conflict",
             "gradients",
             "flat",
+            "products",
             "finite",
             "scaling",
         )

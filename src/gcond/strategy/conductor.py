@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gcond.strategy import products
 from gcond.strategy.conflict import Conflict, LossWeighting, Resolution, Resolver
 from gcond.strategy.diagnose import average, describe
 from gcond.strategy.estimate import Estimator, Losses, Sequential, Stochastic, Window
@@ -38,7 +39,12 @@ class GradientConductor:
         estimator, resolver, update: what the strategy is made of. The defaults are the paper's GCond stochastic, whose
             outer optimizer is AdamW with betas (0, 0.95).
         clip_norm: the resolved gradient is clipped to this norm before the update; None is off. 50 in the paper.
-        buffer_dtype: of task gradients, history and momentum; None is the parameters' own. bfloat16 as published.
+        buffer_dtype: of task gradients, history and momentum, as a dtype or its name; None is the parameters' own.
+            bfloat16 as published.
+        reference_dtype: of the previous task gradients alone, which a resolver with history (GCond) compares with;
+            None is that of the buffers. bfloat16 halves their memory; they enter only the choice between tasks.
+        compiled: compute inner products by `torch.compile`: fewer passes over the rows, and seconds of compiling in the
+            first window. Needs a C++ compiler, on CUDA Triton.
         seed: of the resolver's own randomness (PCGrad's order).
         nonfinite: what to do when a loss or a gradient is not finite: "raise" `NotFinite`, or "skip" the step: `p.grad`
             is then None everywhere, so that `optimizer.step()` moves nothing, `skipped` counts it, and the resolver,
@@ -60,7 +66,9 @@ class GradientConductor:
         resolver: Resolver | None = None,
         update: Update | None = None,
         clip_norm: float | None = 50.0,
-        buffer_dtype: torch.dtype | None = None,
+        buffer_dtype: torch.dtype | str | None = None,
+        reference_dtype: torch.dtype | str | None = None,
+        compiled: bool = False,
         seed: int = 0,
         nonfinite: str = "raise",
         processes: Processes | None = None,
@@ -92,8 +100,15 @@ class GradientConductor:
             )
         self.resolver.check(self.tasks, groups)
         self._parameters = parameters
-        self._dtype = buffer_dtype
-        self.gradients = TaskGradients(parameters, rows, buffer_dtype)
+        self._dtype = _dtype("buffer_dtype", buffer_dtype)
+        self._products = products.compiled if compiled else products.by_chunks
+        self.gradients = TaskGradients(parameters, rows, self._dtype, self._products)
+        if reference_dtype is not None and not self.resolver.uses_history:
+            raise ValueError(
+                f"`reference_dtype`: expected None, since {type(self.resolver).__name__} keeps no previous task "
+                f"gradients, found {reference_dtype}"
+            )
+        self.reference_dtype = _dtype("reference_dtype", reference_dtype) or self.gradients.dtype
         sharded = self.gradients.sharded
         self.processes = chosen(processes, sharded)
         self.processes.check(self.estimator, self.resolver, sharded)
@@ -154,15 +169,14 @@ class GradientConductor:
             enlarge=scaler.scale if scaler is not None and scale is not None else lambda loss: loss,
         )
         parts = count if estimator.resolves_micro_batches else 1
-        out = self._output(gradients, parts)
         try:
-            metrics = self._resolve_window(estimator, gradients, window, out, parts, scale or 1.0)
+            out, metrics = self._resolve_window(estimator, gradients, window, parts, scale or 1.0)
             self.processes.finish(out, gradients)
             if "resolved_norm" not in metrics:
                 metrics["resolved_norm"] = math.sqrt(float(gradients.dot(out, out)))
             self._check_resolved(metrics)
         except NotFinite as problem:
-            return self._leave_out(problem, gradients, out, scale)
+            return self._leave_out(problem, gradients, scale)
         metrics["clipped"] = float(self._clip(out, metrics["resolved_norm"]))
         self.resolved_gradient = out.clone() if diagnose else None
         self.update.apply(out, gradients)
@@ -173,9 +187,9 @@ class GradientConductor:
         return metrics
 
     def _resolve_window(
-        self, estimator: Estimator, gradients: TaskGradients, window: Window, out: Tensor, parts: int, scale: float
-    ) -> dict[str, float]:
-        """Combine the window's gradients into `out` [P], the mean of its resolutions, and return their metrics."""
+        self, estimator: Estimator, gradients: TaskGradients, window: Window, parts: int, scale: float
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The mean of the window's resolutions [P], and their metrics."""
         resolutions: list[dict[str, float]] = []
         for part, mean_losses in enumerate(estimator.gather(gradients, window)):
             if scale != 1:
@@ -187,12 +201,16 @@ class GradientConductor:
                 resolutions += self.processes.merge_metrics(metrics)
                 if place == gathered.own:
                     own = resolution
+            if self.resolver.uses_history and not self._swaps:
+                self._previous(gradients).copy_(gradients.rows)
+            out = self._output(gradients, parts)
             self._combine(gradients, own, out, 1 / parts, add=part > 0)
-            self._keep_history(gradients)
+            if self._swaps:
+                self._reference = gradients.swap(self._previous(gradients))
         merged = average(resolutions)
         if len(resolutions) > 1:
             merged.pop("resolved_norm", None)  # of the mean it is another
-        return merged
+        return out, merged
 
     def _combine(self, gradients: TaskGradients, resolution: Resolution, out: Tensor, scale: float, add: bool) -> None:
         exclusive = torch.ones(len(gradients.rows)) if resolution.exclusive is None else resolution.exclusive
@@ -201,9 +219,7 @@ class GradientConductor:
         else:
             gradients.combine(resolution.weights, exclusive, out, scale, add)
 
-    def _leave_out(
-        self, problem: NotFinite, gradients: TaskGradients, out: Tensor, scale: float | None
-    ) -> dict[str, float]:
+    def _leave_out(self, problem: NotFinite, gradients: TaskGradients, scale: float | None) -> dict[str, float]:
         if isinstance(self.resolver, LossWeighting):
             self.resolver.forget_window()
         overflow = scale is not None and scale > 1 and isinstance(problem, GradientNotFinite)
@@ -212,7 +228,7 @@ class GradientConductor:
         if scale is None:
             gradients.forget()
         else:
-            gradients.write(out.fill_(math.inf), gradients.reached.any(0).tolist())
+            gradients.write(gradients.rows[0].fill_(math.inf), gradients.reached.any(0).tolist())
         self.steps += 1
         self.skipped += 1
         return {f"loss/{task}": value for task, value in problem.losses.items()} | {"skipped": 1.0}
@@ -275,17 +291,22 @@ class GradientConductor:
         return resolution, metrics
 
     def _output(self, gradients: TaskGradients, parts: int) -> Tensor:
-        if parts == 1 and not self.resolver.uses_history:
-            return gradients.rows[0]
+        """Where the window's resolution goes [P]: a row that nothing needs any more, if there is one."""
+        if parts == 1:
+            return self._previous(gradients)[0] if self._swaps else gradients.rows[0]
         if self._direction is None:
             self._direction = gradients.new_rows(1)[0]
         return self._direction
 
-    def _keep_history(self, gradients: TaskGradients) -> None:
-        if self.resolver.uses_history:
-            self._reference = gradients.swap(
-                gradients.new_rows(len(gradients.rows)) if self._reference is None else self._reference
-            )
+    @property
+    def _swaps(self) -> bool:
+        """Whether the rows themselves become the reference; in another dtype they are copied."""
+        return self.resolver.uses_history and self.reference_dtype == self.gradients.dtype
+
+    def _previous(self, gradients: TaskGradients) -> Tensor:
+        if self._reference is None:
+            self._reference = gradients.new_rows(len(gradients.rows), self.reference_dtype)
+        return self._reference
 
     def _clip(self, out: Tensor, norm: float) -> bool:
         if self.clip_norm is None or norm <= self.clip_norm:
@@ -314,7 +335,7 @@ class GradientConductor:
         return f"expected accumulation_steps = {count} micro-batches"
 
     def _allocate(self, rows: int) -> TaskGradients:
-        gradients = TaskGradients(self._parameters, rows, self._dtype)
+        gradients = TaskGradients(self._parameters, rows, self._dtype, self._products)
         self.processes.attach(gradients)
         return gradients
 
@@ -340,7 +361,9 @@ class GradientConductor:
         self._resolutions = state["resolutions"]
         self.gradients.restore_reached(state["reached"])
         reference = state["reference"]
-        self._reference = None if reference is None else reference.to(self.gradients.rows, copy=True)
+        if reference is not None:
+            reference = reference.to(self.gradients.device, self.reference_dtype, copy=True)
+        self._reference = reference
         self._generator.set_state(state["generator"])
         self.resolver.load_state_dict(state["resolver"])
         self.update.load_state_dict(state["update"])
@@ -354,3 +377,12 @@ def _checked_tasks(tasks: Mapping[str, float]) -> dict[str, float]:
     if wrong or sum(checked.values()) == 0:
         raise ValueError(f"`tasks`: expected finite lambdas >= 0, not all 0, found {wrong or checked}")
     return checked
+
+
+def _dtype(setting: str, name: torch.dtype | str | None) -> torch.dtype | None:
+    if name is None:
+        return None
+    found = getattr(torch, name, None) if isinstance(name, str) else name
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"`{setting}`: expected None or a floating-point dtype (bfloat16, float32), found {name!r}")
+    return found

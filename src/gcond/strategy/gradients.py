@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from gcond.strategy.flat import FlatParameters, Named, local
-
-CHUNK_ELEMENTS = {"cpu": 1 << 16, "cuda": 1 << 22}  # cpu: two float64 chunks of a few rows stay in the cache
+from gcond.strategy.products import CHUNK_ELEMENTS, Products, by_chunks
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,7 @@ class TaskGradients(FlatParameters):
         parameters, dtype: see `FlatParameters`. With the parameters' own dtype autograd writes into the rows; with
             another, and for sharded parameters, a hook adds each finished gradient to its row and frees it.
         rows: the number of rows m.
+        products: how inner products are computed.
 
     `ranges` are the parts [start, stop) of the buffer that this process combines, `counted` those whose inner products
     it computes: everything, unless processes share the work (`gcond.strategy.processes`).
@@ -55,8 +55,10 @@ class TaskGradients(FlatParameters):
         parameters: Iterable[Named] | Mapping[str, Iterable[Named]],
         rows: int,
         dtype: torch.dtype | None = None,
+        products: Products = by_chunks,
     ) -> None:
         super().__init__(parameters, dtype)
+        self._add_products = products
         self._direct = self.dtype == self.parameter_dtype and not self.sharded  # autograd can write into the rows
         self.rows = self.new_rows(rows)
         self._views = [self.views(row) for row in self.rows]
@@ -65,9 +67,9 @@ class TaskGradients(FlatParameters):
         self.ranges = self.counted = [(0, self.size)]
         self.add_up: Callable[[Tensor], None] = lambda partial: None  # sums over processes, in place
 
-    def new_rows(self, rows: int) -> Tensor:
-        """Zeros [rows, P] of the buffer's dtype, on the parameters' device."""
-        return torch.zeros(rows, self.size, dtype=self.dtype, device=self.device)
+    def new_rows(self, rows: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Zeros [rows, P] on the parameters' device, of the buffer's dtype or another."""
+        return torch.zeros(rows, self.size, dtype=dtype or self.dtype, device=self.device)
 
     def zero(self) -> None:
         self.rows.zero_()
@@ -80,9 +82,13 @@ class TaskGradients(FlatParameters):
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
-        """While open, note which parameters the backward passes reach, and keep low-precision rows filled."""
+        """While open, note which parameters the backward passes reach, and keep low-precision rows filled.
+
+        A parameter of which every row is known to reach it needs no hook where autograd writes into the rows.
+        """
         self._row = 0
         touched = torch.zeros_like(self.reached)
+        known = self.reached.all(0).tolist()
 
         def hook(index: int) -> None:
             touched[self._row, index] = True
@@ -95,6 +101,7 @@ class TaskGradients(FlatParameters):
         handles = [
             parameter.register_post_accumulate_grad_hook(lambda _, index=index: hook(index))  # type: ignore[no-untyped-call]
             for index, parameter in enumerate(self.parameters)
+            if not (self._direct and known[index])
         ]
         try:
             yield
@@ -146,20 +153,15 @@ class TaskGradients(FlatParameters):
     def products(self, reference: Tensor | None) -> Tensor:
         """Inner products of the rows with each other and with `reference` [m, P], in one pass over both.
 
-        Float64 [segments, m, 2 m] on the device. Accumulated in float64 by chunks: a float32 `J @ J.T` at P = 3e6 is
-        wrong by 1e-4, a `.double()` of J doubles the memory.
+        Float64 [segments, m, 2 m] on the device.
         """
         rows = len(self.rows)
-        per_segment = []
-        for segment in self.segments:
-            sums = torch.zeros(rows, 2 * rows, dtype=torch.float64, device=self.device)
-            for start, stop in _chunks(segment.start, segment.stop, self.counted, self.device):
-                chunk = self.rows[:, start:stop].double()
-                sums[:, :rows].addmm_(chunk, chunk.T)
-                if reference is not None:
-                    sums[:, rows:].addmm_(chunk, reference[:, start:stop].double().T)
-            per_segment.append(sums)
-        return torch.stack(per_segment)
+        sums = torch.zeros(len(self.segments), rows, 2 * rows, dtype=torch.float64, device=self.device)
+        for place, segment in enumerate(self.segments):
+            for start, stop in _overlaps(segment.start, segment.stop, self.counted):
+                other = None if reference is None else reference[:, start:stop]
+                self._add_products(sums[place], self.rows[:, start:stop], other)
+        return sums
 
     def summarise(self, products: Tensor) -> Statistics:
         """What `products` [segments, m, 2 m] say of groups and tasks. One synchronisation with the device."""
@@ -190,10 +192,9 @@ class TaskGradients(FlatParameters):
         return len(self.parameters)
 
     def combine(self, shared: Tensor, exclusive: Tensor, out: Tensor, scale: float = 1.0, add: bool = False) -> None:
-        """Write `scale * sum_i weight_i * row_i` into `out` [P], or add it there.
+        """Write `scale * sum_i weight_i * row_i` into `out` [P], or add it there. `out` may be row 0.
 
-        The weights are `shared` [m] where several tasks meet and `exclusive` [m] where one is alone. `out` may be row
-        0.
+        The weights are `shared` [m] where several tasks meet and `exclusive` [m] where one is alone.
         """
         for segment in self.segments:
             weights = [scale * w for w in (shared if segment.shared else exclusive).tolist()]

@@ -57,7 +57,7 @@ class EMA:
             self._momentum = torch.zeros_like(direction)
         self._momentum = self._momentum.to(direction.device)  # a checkpoint may have been read on the CPU
         self._steps += 1
-        self._momentum.mul_(self.beta).add_(direction, alpha=1 - self.beta)
+        self._momentum.lerp_(direction, 1 - self.beta)
         torch.div(self._momentum, 1 - self.beta**self._steps, out=direction)
 
     def state_dict(self) -> dict[str, Any]:
