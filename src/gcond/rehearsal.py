@@ -8,6 +8,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from torch import Tensor
 
 from gcond.data.intensity import Intensity
 from gcond.engine.batches import Batch
@@ -61,9 +62,10 @@ class Rehearsal:
             draw_hidden(scale.micro_batch, settings.patches, scale.mask_ratio, generator).to(device),
         )
         model = torch.compile(self.model) if cfg.compile else self.model
+        self._objective = Objective(model, loss, intensity, cfg.precision)
         self._trainer = Trainer(
             self.model,
-            Objective(model, loss, intensity, cfg.precision),
+            self._objective,
             self.conductor,
             self.optimizer,
             schedule,
@@ -79,6 +81,10 @@ class Rehearsal:
         record = self._trainer.step(self._taken)
         self._taken += 1
         return record
+
+    def losses(self, tasks: list[str]) -> dict[str, Tensor]:
+        """One forward pass, in the mode that the last step left the model in."""
+        return self._objective(self._batch, tasks)
 
     def _batches(self) -> Iterator[Batch]:
         while True:

@@ -56,24 +56,33 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def interleaved(
-    works: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, warm_up: int = 1
+    works: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    warm_up: int = 1,
+    prepare: Callable[[str], object] = lambda name: None,
 ) -> dict[str, np.ndarray]:
     """Seconds [rounds] of each: all take a turn in every round, in a new order, so that a machine whose speed drifts
-    slows them alike."""
+    slows them alike. `prepare(name)` runs before each turn and is not timed."""
     random = np.random.default_rng(0)
     names = list(works)
     taken: dict[str, list[float]] = {name: [] for name in names}
     with tqdm(total=(warm_up + rounds) * len(names), unit="turn", mininterval=2) as bar:
         for number in range(warm_up + rounds):
             for name in random.permutation(names):
-                taken_now = seconds(works[name], device)
+                prepare(name)
+                turn = seconds(works[name], device)
                 if number >= warm_up:
-                    taken[name].append(taken_now)
+                    taken[name].append(turn)
                 bar.update()
     return {name: np.array(values) for name, values in taken.items()}
 
 
 def machine(device: torch.device, packages: tuple[str, ...] = ("torch",)) -> str:
     """Device and versions, for a table's heading."""
-    versions = ", ".join(f"{package} {version(package)}" for package in packages)
-    return f"{describe(device)}; Python {platform.python_version()}, {versions}"
+    return f"{describe(device)}; {versions(packages)}"
+
+
+def versions(packages: tuple[str, ...] = ("torch",)) -> str:
+    found = ", ".join(f"{package} {version(package)}" for package in packages)
+    return f"Python {platform.python_version()}, {found}"

@@ -1,0 +1,83 @@
+"""scripts/bench_step.py, bench_resolve.py and the yardstick of the latter."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from script_files import SCRIPTS, load
+
+from gcond.report import resolve, step
+from gcond.report.records import read_csv
+from gcond.strategy import EMA, GCond, GradientConductor, Sequential
+
+
+@pytest.fixture(autouse=True)
+def scripts_find_each_other(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+
+
+@pytest.mark.parametrize("tasks", [2, 3, 5])
+def test_naive_gcond_is_gcond(tasks):
+    """Five steps in float64, with conflicts in every zone."""
+    torch.manual_seed(tasks)
+    weight = torch.nn.Parameter(torch.zeros(40, dtype=torch.float64))
+    names = [f"t{i}" for i in range(tasks)]
+    conductor = GradientConductor(
+        [weight], dict.fromkeys(names, 1.0), Sequential(1), GCond(), EMA(0.9), clip_norm=None
+    )
+    naive = load("naive_gcond").NaiveGCond()
+    zones = set()
+    for strength in (0.3, 1.0, 2.5, 0.5, 1.5):
+        rows = torch.randn(tasks, 40, dtype=torch.float64)
+        rows[1] -= strength * rows[0]
+        metrics = conductor.step([rows], lambda rows, asked: dict(zip(names, rows @ weight, strict=True)))
+        zones |= {zone for zone in ("weak", "main", "critical") if metrics[f"zone/{zone}"]}
+        torch.testing.assert_close(naive.step(rows), weight.grad, rtol=1e-9, atol=1e-12)
+    assert zones == {"weak", "main", "critical"}
+
+
+def test_planted_conflict_has_the_cosine_that_is_said():
+    rows = load("bench_resolve").task_gradients(4, 200_000, torch.device("cpu"))
+    unit = rows / rows.norm(dim=1, keepdim=True)
+    cosines = unit @ unit.T
+    for i in range(4):
+        for j in range(i):
+            assert float(cosines[i, j]) == pytest.approx(0.297 if (i - j) % 2 == 0 else -0.297, abs=0.01)
+
+
+@pytest.mark.slow
+def test_resolve_is_measured_once_for_a_commit(tmp_path, monkeypatch, capsys):
+    script = load("bench_resolve")
+    out = tmp_path / "resolve.csv"
+    words = ["--parameters", "2000", "--tasks", "2", "--rounds", "2", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["bench_resolve", *words])
+    script.main()
+    rows = read_csv(out, resolve.COLUMNS, resolve.KEY)
+    assert set(rows.work) == {resolve.PASS, *resolve.ORDER}
+    assert out.with_suffix(".md").read_text() == resolve.page(rows)
+    script.main()
+    assert "measured already" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_step_is_measured_and_recorded(tmp_path, monkeypatch):
+    script = load("bench_step")
+    out = tmp_path / "step.csv"
+    words = ["--rounds", "2", "--strategies", "gcond_sequential", "--out", str(out), "scale=smoke", "dataset=ct"]
+    monkeypatch.setattr(sys, "argv", ["bench_step", *words])
+    script.main()
+    rows = read_csv(out, step.COLUMNS, step.KEY).set_index("strategy")
+    per_task = "gcond_sequential, a forward pass per task"
+    assert set(rows.index) == {"baseline", "forward", "forward and backward", "gcond_sequential", per_task}
+    assert rows[["forward", "backward"]].loc["gcond_sequential"].tolist() == [1, 2]
+    assert rows[["forward", "backward"]].loc[per_task].tolist() == [2, 2]
+    assert rows.ratio["baseline"] == 1
+    assert out.with_suffix(".md").read_text() == step.page(read_csv(out, step.COLUMNS, step.KEY))
+
+
+def test_unknown_strategies_are_refused(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["bench_step", "--strategies", "baseline,no_such"])
+    with pytest.raises(ValueError, match="expected names of conf/strategy, found no_such"):
+        load("bench_step").main()
