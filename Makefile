@@ -11,6 +11,8 @@ LAUNCHER ?=
 EXPERIMENT ?= table2
 JOBS     ?= $(if $(filter cuda%,$(DEVICE)),1,$(shell nproc 2>/dev/null || echo 1))
 OUT      ?= results
+CARD     := $(if $(filter auto,$(DEVICE)),$(if $(shell command -v nvidia-smi 2>/dev/null),cuda,cpu),$(DEVICE))
+PEERS    := gcond_stochastic,gcond_pure,gcond_lion,gcond_sequential,baseline_integrated,pcgrad,cagrad,gradnorm,graddrop
 
 VENV     := .venv
 BIN      := $(VENV)/bin
@@ -88,6 +90,21 @@ reproduce-toy: $(READY) ## all methods on the two-dimensional conflict problem, 
 
 dashboard: $(READY) ## one HTML page of all local runs, to open in a browser (runs/dashboard.html); no server, no network
 	@$(BIN)/python -m gcond.report.dashboard --runs runs --out runs/dashboard.html --recorded $(OUT)
+
+bench: bench-resolve bench-step bench-memory bench-precision bench-startup trace reproduce-table3 reproduce-table4 ## everything under results/bench that belongs to the cost of a step (hours on a CPU)
+
+bench-step: $(READY) ## one optimizer step of every strategy against Baseline, three encoders (1.5 hours on an idle CPU)
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_step.py --device $(CARD) --out $(OUT)/bench/step.csv $(if $(filter cuda,$(CARD)),scale.micro_batch=96)
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_step.py --device $(CARD) --out $(OUT)/bench/step.csv model=convnext_tiny --strategies $(PEERS) \
+	  $(if $(filter cuda,$(CARD)),scale.micro_batch=32,--rounds 6 scale.image_size=128 scale.micro_batch=1)
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_step.py --device $(CARD) --out $(OUT)/bench/step.csv model=convnextv2_base --strategies gcond_stochastic,gcond_sequential \
+	  --rounds 5 $(if $(filter cuda,$(CARD)),scale.micro_batch=16,scale.image_size=64 scale.micro_batch=1)
+
+bench-resolve: $(READY) ## the arbitration alone, in passes over the task gradients (15 minutes, 13 GB of memory)
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_resolve.py --device $(CARD) --out $(OUT)/bench/resolve.csv
+
+bench-precision: $(READY) data ## low-precision buffers against float32 (40 minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_precision.py --out $(OUT)/bench/precision.csv
 
 torture: $(READY) data ## kill N=100 runs at random moments, go on, and count which end as if nothing had happened
 	@OMP_NUM_THREADS=1 $(BIN)/python scripts/torture.py -n $(or $(N),100) --jobs $(JOBS)

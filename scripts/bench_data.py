@@ -23,7 +23,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from bench_step import interval
 from datasets import Array2D, Dataset, Features, Value, disable_progress_bars, load_from_disk
 from datasets import Image as ImageFeature
 from PIL import Image
@@ -36,6 +35,7 @@ from gcond.data.imagenet256 import ParquetPhotos
 from gcond.data.splits import ImageSet
 from gcond.data.store import STORED_SIZE
 from gcond.files import write_text
+from gcond.timing import interval
 
 SMALL = 64
 READS = 100
