@@ -106,6 +106,9 @@ bench-resolve: $(READY) ## the arbitration alone, in passes over the task gradie
 bench-precision: $(READY) data ## low-precision buffers against float32 (40 minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_precision.py --out $(OUT)/bench/precision.csv
 
+scaling: $(READY) ## the tables of docs/scaling.md: what a window costs on several GPUs (computed, seconds)
+	@$(BIN)/python scripts/scaling.py --write
+
 torture: $(READY) data ## kill N=100 runs at random moments, go on, and count which end as if nothing had happened
 	@OMP_NUM_THREADS=1 $(BIN)/python scripts/torture.py -n $(or $(N),100) --jobs $(JOBS)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from script_files import SCRIPTS, load
 
-from gcond.report import resolve, step
+from gcond.report import precision, resolve, step
 from gcond.report.records import read_csv
 from gcond.strategy import EMA, GCond, GradientConductor, Sequential
 
@@ -75,6 +75,21 @@ def test_step_is_measured_and_recorded(tmp_path, monkeypatch):
     assert rows[["forward", "backward"]].loc[per_task].tolist() == [2, 2]
     assert rows.ratio["baseline"] == 1
     assert out.with_suffix(".md").read_text() == step.page(read_csv(out, step.COLUMNS, step.KEY))
+
+
+@pytest.mark.slow
+def test_float32_agrees_with_itself_and_bfloat16_almost(tmp_path, monkeypatch):
+    script = load("bench_precision")
+    monkeypatch.setattr(script, "CASES", [("photos", "gcond_sequential", "train")])
+    out = tmp_path / "precision.csv"
+    monkeypatch.setattr(sys, "argv", ["bench_precision", "--steps", "3", "--seeds", "11", "--out", str(out)])
+    script.main()
+    rows = read_csv(out, precision.COLUMNS, precision.KEY).set_index("form")
+    assert rows.resolved_worst["float32"] == rows.written_worst["float32"] == 0
+    assert 0 < rows.written_worst["float32, micro-batches in reverse"] < 1e-5
+    assert rows.resolved_worst["bfloat16 reference"] == 0  # no conflict yet, so nothing is compared with it
+    assert 1e-4 < rows.resolved["bfloat16 buffers"] < 2e-2
+    assert (rows.same == 3).all()
 
 
 def test_unknown_strategies_are_refused(monkeypatch):

@@ -76,3 +76,22 @@ def test_passes_within_the_limit_are_bold():
     page = resolve.page(frame(rows, resolve.COLUMNS))
     assert cells(page, "GCond") == ["GCond", "4.05 [3.95, 4.15]"]
     assert "| GCond | 2 | 1 | 1 | 0 |" in page
+
+
+def test_precision_page_adds_up_the_seeds():
+    """Medians of medians, the worst of all, counts summed; float32 itself is only the yardstick's place."""
+    common = {"dataset": "ct", "strategy": "gcond_sequential", "mode": "eval", "steps": 10, "device": "CPU, made"}
+    common |= {"versions": "torch", "commit": "c"}
+
+    def form(name, seed, same, distance):
+        distances = {"resolved": distance, "resolved_worst": 3 * distance, "written": 0.5, "written_worst": 0.75}
+        return common | {"form": name, "seed": seed, "conflicts": 4, "same": same} | distances
+
+    rows = [form(precision.REFERENCE, seed, 10, 0.0) for seed in (11, 43)]
+    rows += [form(name, seed, seed % 10, seed / 1e4) for name in precision.ORDER for seed in (11, 43)]
+    page = precision.page(frame(rows, precision.COLUMNS))
+    line = next(line for line in page.splitlines() if "bfloat16 reference" in line and line.startswith("|"))
+    found = [cell.strip() for cell in line.strip("|").split("|")]
+    assert found == ["", "", "", "", "bfloat16 reference", "4 of 20", "2.7e-03 (1.3e-02)", "5.0e-01 (7.5e-01)"]
+    first = next(line for line in page.splitlines() if line.startswith("| ct |"))
+    assert "| 8 of 20 | float32, micro-batches in reverse |" in first

@@ -85,10 +85,8 @@ class Alone:
         pass
 
     def gather(self, gradients: TaskGradients, reference: Tensor | None, losses: Tensor) -> Gathered:
-        products = gradients.products(reference)
-        told = torch.cat([products.flatten(), losses]).cpu()  # one synchronisation with the device
-        m = len(losses)
-        return Gathered([gradients.summarise(told[:-m].view_as(products))], [told[-m:]])
+        products, losses = _read(gradients.products(reference), losses)
+        return Gathered([gradients.summarise(products)], [losses])
 
     def finish(self, out: Tensor, gradients: TaskGradients) -> None:
         pass
@@ -196,7 +194,7 @@ class Replicated(_Group):
         else:
             rest = rows[:, self._rest]
             self._reduce_scatter(rows)
-        reached = gradients.reached.to(losses)
+        reached = gradients.reached.to(losses, non_blocking=True)
         told = torch.cat([losses, reached.flatten(), rest.double().flatten()])
         self.sum(told)
         gradients.agree(told[m : m + reached.numel()].view_as(reached).cpu() > 0)
@@ -204,7 +202,8 @@ class Replicated(_Group):
         products = gradients.products(reference)
         if not self._on_coordinates:
             self.sum(products)
-        return Gathered([gradients.summarise(products)], [(told[:m] / self.size).cpu()])
+        products, losses = _read(products, told[:m] / self.size)
+        return Gathered([gradients.summarise(products)], [losses])
 
     def _reduce_scatter(self, rows: Tensor) -> None:
         for row in rows:
@@ -216,10 +215,10 @@ class Replicated(_Group):
 
     def _gather_micro_batches(self, gradients: TaskGradients, losses: Tensor) -> Gathered:
         m = len(losses)
-        told = self.all_gather(torch.cat([losses, gradients.reached.to(losses).flatten()]))
+        told = self.all_gather(torch.cat([losses, gradients.reached.to(losses, non_blocking=True).flatten()]))
         gradients.agree(told[:, m:].sum(0).view_as(gradients.reached).cpu() > 0)
-        products = self.all_gather(gradients.products(None))
-        return Gathered([gradients.summarise(each) for each in products], list(told[:, :m].cpu()), self.rank)
+        products, losses = _read(self.all_gather(gradients.products(None)), told[:, :m])
+        return Gathered([gradients.summarise(each) for each in products], list(losses), self.rank)
 
     def finish(self, out: Tensor, gradients: TaskGradients) -> None:
         if self._by_micro_batch:
@@ -254,14 +253,16 @@ class ReplicatedPerRank(_Group):
         segments = gradients.segments
         products = gradients.products(reference)
         wrong = torch.stack([~torch.isfinite(values).all() for values in (losses, products)]).to(losses)
-        told = torch.cat([wrong, gradients.reached.to(losses).flatten()])
+        told = torch.cat([wrong, gradients.reached.to(losses, non_blocking=True).flatten()])
         self.sum(told)
-        gradients.agree(told[2:].view_as(gradients.reached).cpu() > 0)
+        told = told.cpu()
+        gradients.agree(told[2:].view_as(gradients.reached) > 0)
         if gradients.segments != segments:
             products = gradients.products(reference)
         wrong_losses, wrong_products = told[:2].tolist()
         found = "loss" if wrong_losses else "gradient" if wrong_products else ""
-        return Gathered([gradients.summarise(products)], [losses.cpu()], wrong=found)
+        products, losses = _read(products, losses)
+        return Gathered([gradients.summarise(products)], [losses], wrong=found)
 
     def first(self, index: int) -> int:
         return index
@@ -313,13 +314,20 @@ class Sharded(_Group):
 
     def gather(self, gradients: TaskGradients, reference: Tensor | None, losses: Tensor) -> Gathered:
         m = len(losses)
-        reached = gradients.reached.to(losses)
+        reached = gradients.reached.to(losses, non_blocking=True)
         told = torch.cat([losses, reached.flatten()])
         self.sum(told)
         gradients.agree(told[m:].view_as(reached).cpu() > 0)
         products = gradients.products(reference)
         self.sum(products)
-        return Gathered([gradients.summarise(products)], [(told[:m] / self.size).cpu()])
+        products, losses = _read(products, told[:m] / self.size)
+        return Gathered([gradients.summarise(products)], [losses])
+
+
+def _read(products: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+    """Both on the host, after one synchronisation with the device."""
+    told = torch.cat([products.flatten(), losses.flatten()]).cpu()
+    return told[: products.numel()].view_as(products), told[products.numel() :].view_as(losses)
 
 
 def chosen(processes: Processes | None, sharded: bool) -> Processes:

@@ -40,7 +40,7 @@ class DWA(LossWeighting):
 
     def weigh(self, losses: Tensor) -> Tensor:
         if self._weights is None:
-            self._weights = self._current_weights().to(losses)
+            self._weights = self._current_weights().to(losses, non_blocking=True)
         return self._weights
 
     def after_window(self, losses: Tensor) -> dict[str, float]:

@@ -55,12 +55,13 @@ class FAMO(LossWeighting):
         self._logits = torch.zeros(len(tasks), dtype=torch.float64)
         self._adam = torch.optim.Adam([self._logits], lr=self.lr, weight_decay=self.weight_decay)
         self._previous: Tensor | None = None  # [m] log D of the last window
-        self._on_device: tuple[Tensor, Tensor] | None = None  # z and b, for this window
+        self._on_device: Tensor | None = None  # [2, m] z and b, for this window
         self._lowest: Tensor | None = None  # [m] smallest L - b of this window's micro-batches, on their device
 
     def weigh(self, losses: Tensor) -> Tensor:
         if self._on_device is None:
-            self._on_device = (torch.softmax(self._logits, 0).to(losses), self._bounds.to(losses))
+            known = torch.stack([torch.softmax(self._logits, 0), self._bounds])
+            self._on_device = known.to(losses, non_blocking=True)
         z, bounds = self._on_device
         gaps = losses - bounds
         self._lowest = gaps if self._lowest is None else torch.minimum(self._lowest, gaps)

@@ -69,7 +69,7 @@ class SAMGS(StatelessResolver):
             momentum = self._momentum_at(rows, start)
             momentum.mul_(self.beta1).add_(rows, alpha=1 - self.beta1)
             if equalise:
-                return (scales.to(rows).unsqueeze(1) * rows).sum(0)
+                return (scales.to(rows, non_blocking=True).unsqueeze(1) * rows).sum(0)
             return (momentum.abs() / (correction * spread) * rows).sum(0)
 
         metrics = {"sam_gs/similarity": similarity, "sam_gs/equalised": float(equalise)}

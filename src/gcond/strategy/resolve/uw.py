@@ -37,7 +37,7 @@ class UW(LossWeighting):
 
     def weigh(self, losses: Tensor) -> Tensor:
         if self._weights is None:
-            self._weights = (torch.exp(-self._log_variances) / 2).to(losses)
+            self._weights = (torch.exp(-self._log_variances) / 2).to(losses, non_blocking=True)
         return self._weights
 
     def after_window(self, losses: Tensor) -> dict[str, float]:
