@@ -1,4 +1,4 @@
-"""gcond-train: one run of dataset x model x strategy, or many with --multirun."""
+"""One run, from its config to its report: the pipeline in order. `gcond.command` is what a person types."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from gcond.command import CONFIG, main
 from gcond.engine.batches import MicroBatches
 from gcond.engine.checkpoint import Checkpoint, State
 from gcond.engine.evaluate import EvaluationSet, evaluate
@@ -24,25 +24,16 @@ from gcond.engine.mirror import mirror_of
 from gcond.engine.out_of_memory import explaining_out_of_memory
 from gcond.engine.pause import Pause
 from gcond.engine.progress import Progress
+from gcond.engine.rank import rank
 from gcond.engine.reconstruct import Reconstructions
 from gcond.engine.record import Record
 from gcond.engine.seeding import seeded, subseed
 from gcond.engine.settings import Settings
-from gcond.engine.team import gathered, rank
+from gcond.engine.team import gathered
 from gcond.engine.trivial import trivial_scores
 from gcond.loss import TASKS
 
-CONFIG = Path(__file__).resolve().parents[2] / "conf"
-
-
-@hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="train")
-def main(cfg: DictConfig) -> None:
-    folder = RunFolder(cfg)
-    folder.check(cfg)
-    if folder.done and rank() == 0:
-        print(f"{folder.name}: finished earlier, see {folder.path}")
-    if not folder.done:
-        train(cfg, folder)
+__all__ = ["CONFIG", "build", "main", "train"]
 
 
 def train(cfg: DictConfig, folder: RunFolder) -> None:

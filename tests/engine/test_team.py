@@ -21,7 +21,8 @@ from torch import nn
 from gcond.engine.evaluate import EvaluationSet, evaluate
 from gcond.engine.folder import RunFolder
 from gcond.engine.logbook import read
-from gcond.engine.team import EveryState, Team, gathered, rank
+from gcond.engine.rank import rank
+from gcond.engine.team import EveryState, Team, gathered
 from gcond.loss import ReconstructionLoss
 from gcond.model import MaskedAutoencoder
 from gcond.strategy.processes import Alone

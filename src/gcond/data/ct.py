@@ -1,12 +1,14 @@
 """Axial CT slices from a store (gcond.data.store), windowed by an Intensity."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from datasets import Dataset
 from PIL import Image
 from torch import Tensor
 
@@ -14,6 +16,9 @@ from gcond.data import store, windows
 from gcond.data.images import check_size, hold_in_memory
 from gcond.data.intensity import Intensity
 from gcond.data.splits import Splits
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 PAPER_MEAN, PAPER_STD = 0.107961, 0.173622
 

@@ -1,20 +1,23 @@
 """ImageNet at 256 pixels from a local folder: Parquet as in benjamin-paine/imagenet-1k-256x256, or JPEG files."""
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
-from datasets import Dataset
-from datasets import Image as ImageFeature
-from datasets.table import InMemoryTable
 from PIL import Image
 from torch import Tensor
 
 from gcond.data.images import IN_MEMORY_BYTES, PhotoFiles, check_size, hold_in_memory, square_rgb
 from gcond.data.intensity import Intensity
 from gcond.data.splits import ImageSet, Splits
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 FULL_TRAIN = 1_000_000
 """Only with so many training images (the whole has 1,281,167) is the title "ImageNet-256"."""
@@ -93,6 +96,10 @@ def _from_parquet(files: list[Path], size: int) -> dict[str, ImageSet]:
 
 def _open_parquet(files: list[Path]) -> Dataset:
     """Small files are read into memory; large ones are copied once into the Arrow cache (HF_DATASETS_CACHE)."""
+    from datasets import Dataset  # takes a second, which a folder of JPEG files can save
+    from datasets import Image as ImageFeature
+    from datasets.table import InMemoryTable
+
     if sum(file.stat().st_size for file in files) <= IN_MEMORY_BYTES:
         table = pq.read_table(files, columns=["image"])
         return Dataset(InMemoryTable(table.replace_schema_metadata(None)))

@@ -17,7 +17,8 @@ from gcond.engine import device as devices
 from gcond.engine.folder import RunFolder, telling_what_could_not_be_written
 from gcond.engine.logbook import read
 from gcond.engine.mirror import experiment
-from gcond.engine.team import Team, rank
+from gcond.engine.rank import rank
+from gcond.engine.team import Team
 from gcond.files import write_json
 from gcond.loss import TASKS
 from gcond.strategy.processes import Alone

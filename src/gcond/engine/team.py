@@ -86,11 +86,6 @@ class EveryState:
         self._part.load_state_dict(states[self._team.rank])
 
 
-def rank() -> int:
-    """Of this process among those that torchrun started; 0 without it."""
-    return int(os.environ.get("RANK", "0"))
-
-
 @contextmanager
 def gathered(arbitration: str, device: str, threads: int) -> Iterator[Team]:
     """The team that torchrun started, until the end of the block; a team of one where it did not.

@@ -1,6 +1,9 @@
 """Convolutional encoders from timm, cut at the stage whose stride is asked for."""
 
 import difflib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +34,8 @@ def build(name: str, channels: int, stride: int) -> Encoder:
     Tested with mobilenetv3_small_100, mobilenetv3_small_050, convnext_tiny and convnextv2_base at strides 8, 16 and 32.
     Raises ValueError for a name that timm does not know and for a stride that the network does not have.
     """
-    import timm  # seconds to import, and tables and data preparation do without
+    with not_importable("wandb"):  # timm would import it in case somebody calls its logging
+        import timm  # seconds to import, and tables and data preparation do without
 
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
@@ -50,6 +54,19 @@ def build(name: str, channels: int, stride: int) -> Encoder:
         # 1.6 to 1.8 times as fast on a CPU; ConvNeXt gains nothing
         net = net.to(memory_format=torch.channels_last)
     return Encoder(net)
+
+
+@contextmanager
+def not_importable(package: str) -> Iterator[None]:
+    """Inside, importing `package` raises ImportError, as if it were not installed; unless it has been imported."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[package]
 
 
 def _drop_later_blocks(net: nn.Module) -> None:

@@ -39,7 +39,7 @@ def launch(overrides: Sequence[str], launcher: str, jobs: int, runs: Sequence[Pl
 
     Raises Stopped after SIGINT, SIGTERM or SIGHUP, when the runs have saved their state and all processes have ended.
     """
-    command = [sys.executable, "-m", "gcond.train", "--multirun", *overrides]
+    command = [sys.executable, "-m", "gcond.command", "--multirun", *overrides]
     command += ["progress=quiet", "hydra/hydra_logging=disabled", *launcher_overrides(launcher, jobs)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     environment["PYTHONWARNINGS"] = "ignore:resource_tracker:UserWarning"  # joblib's, when it is told to end
