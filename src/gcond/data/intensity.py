@@ -1,5 +1,6 @@
 """Raw integer images -> [0, 1] -> z, and back. Letters: B batch, C channels, S image size."""
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -55,13 +56,19 @@ class Intensity:
         if raw.ndim < 3 or raw.shape[-3] != self.channels:
             raise ValueError(f"`raw` must be [B, {self.channels}, S, S], found {list(raw.shape)}")
         unit = ((raw.float() - self.raw_min) / (self.raw_max - self.raw_min)).clamp_(0, 1)
-        return (unit - self._per_channel(self.mean, unit)) / self._per_channel(self.std, unit)
+        return (unit - _per_channel(self.mean, unit)) / _per_channel(self.std, unit)
 
     def to_unit(self, z: Tensor) -> Tensor:
         """z [..., C, h, w] -> the [0, 1] space, not clamped: predictions may lie outside."""
-        return z * self._per_channel(self.std, z) + self._per_channel(self.mean, z)
+        return z * _per_channel(self.std, z) + _per_channel(self.mean, z)
 
-    def _per_channel(self, values: tuple[float, ...], like: Tensor) -> Tensor:
-        """[C, 1, 1], never below float32: bfloat16 would round the mean."""
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        return torch.tensor(values, dtype=dtype, device=like.device).view(-1, 1, 1)
+
+def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """[C, 1, 1], never below float32: bfloat16 would round the mean."""
+    return _on_device(values, torch.promote_types(like.dtype, torch.float32), like.device)
+
+
+@functools.cache  # each copy to a GPU would wait for everything that is queued there
+@torch.inference_mode(False)  # made during a validation, it must still serve the training
+def _on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=device).view(-1, 1, 1)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from gcond.data.intensity import Intensity
 from gcond.data.splits import ImageSet
 from gcond.engine.interrupt import leave_to_the_parent, signals_held_back
+from gcond.engine.prefetch import Ahead, transfer_to
 from gcond.engine.seeding import generator
 from gcond.model.masking import draw_hidden
 
@@ -33,6 +34,8 @@ class MicroBatches:
 
     The images come in one shuffled pass after the other; a micro-batch may span two passes. Of every `window`
     micro-batches only the places in `share` are given out: those of this process, among several.
+
+    On a GPU the raw integers of one micro-batch more than given out are there already, or on their way.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class MicroBatches:
             raise ValueError(f"`micro_batch`: expected at most the {len(images)} training images, found {size}")
         self._start, self._window, self._share, self._given = position, window, share, 0
         self._intensity = intensity
-        self._patches, self._mask_ratio, self._seed, self._device = patches, mask_ratio, seed, device
+        self._patches, self._mask_ratio, self._seed = patches, mask_ratio, seed
         order = Order(len(images), size, seed, self._position)
         loader: DataLoader[Tensor] = DataLoader(
             images,  # type: ignore[arg-type]
@@ -64,21 +67,25 @@ class MicroBatches:
             worker_init_fn=leave_to_the_parent,
         )
         with signals_held_back():
-            self._raw: Iterator[Tensor] = iter(loader)
+            raw: Iterator[Tensor] = iter(loader)
+        self._ahead = Ahead(map(self._masked, itertools.count(), raw), transfer_to(device))
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        raw = next(self._raw).to(self._device, non_blocking=True)
-        masks = generator(self._seed, "mask", self._position(self._given))
-        hidden = draw_hidden(len(raw), self._patches, self._mask_ratio, masks)
+        raw, hidden = next(self._ahead)
         self._given += 1
-        return Batch(self._intensity.normalise(raw), hidden.to(self._device, non_blocking=True))
+        return Batch(self._intensity.normalise(raw), hidden)
 
     def close(self) -> None:
         """End the workers; else a process that leaves with an exception, which still holds them, waits for them."""
-        self._raw = iter(())
+        self._ahead = Ahead(iter(()), None)
+
+    def _masked(self, count: int, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """This process's micro-batch number `count`, both parts still on the CPU."""
+        masks = generator(self._seed, "mask", self._position(count))
+        return raw, draw_hidden(len(raw), self._patches, self._mask_ratio, masks)
 
     @property
     def position(self) -> int:
