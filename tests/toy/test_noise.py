@@ -39,7 +39,7 @@ def test_the_estimators_of_the_package_accumulate_the_same_gradients(name, estim
         return found
 
     gradients = TaskGradients([theta], 2)
-    list(estimator.gather(gradients, Window(list(noise), losses, {"0": 1.0, "1": 1.0})))
+    list(estimator.gather(gradients, Window(iter(noise), len(noise), losses, {"0": 1.0, "1": 1.0})))
     expected = quadratic.true_gradients() + mean_noise(noise, name)
     np.testing.assert_allclose(gradients.rows.numpy(), expected, atol=1e-12)
 
