@@ -89,7 +89,7 @@ def test_bad_input_is_one_clear_line(command, capsys, arguments, message):
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [["table3"], ["table2", "--seeds", "11,11"], ["table2", "--datasets", "ct,"]])
+@pytest.mark.parametrize("arguments", [["table9"], ["table2", "--seeds", "11,11"], ["table2", "--datasets", "ct,"]])
 def test_unknown_arguments_are_refused(arguments):
     with pytest.raises(SystemExit) as exit_info:
         main(arguments)

@@ -1,4 +1,4 @@
-"""Command line of the report: `python -m gcond.report table2 --scale mini`.
+"""Command line of the report: `python -m gcond.report table2 --scale mini`, `table3`, `table4`.
 
 Exit code 0: complete; 1: a cell is missing or failed; 2: bad input.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from gcond.files import write_text
-from gcond.report import curves, lineup, render, table2
+from gcond.report import curves, lineup, render, table2, throughput_page
 from gcond.report.collect import collect
 from gcond.report.notes import write_notes
 from gcond.report.records import CURVE_COLUMNS, CURVE_KEY, read_csv
@@ -21,6 +21,8 @@ SEEDS = (11, 42, 2025)  # the paper's
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
+        if options.table != "table2":
+            return report_throughput(options.table, options.results)
         return report_table2(
             options.scale,
             options.runs,
@@ -78,6 +80,18 @@ def report_table2(
     return 0 if table.complete else 1
 
 
+def report_throughput(table: str, results: Path) -> int:
+    """Write the page of table3 or table4 from its recorded rows; returns the exit code."""
+    base = results / "bench" / table
+    markdown, complete = throughput_page.page(table, base.with_suffix(".csv"))
+    write_text(base.with_suffix(".md"), markdown)
+    print(markdown)
+    print(f"written: {base}.md")
+    if not complete:
+        print("incomplete: a method is not measured in a section above", file=sys.stderr)
+    return 0 if complete else 1
+
+
 def _draw_curves(
     folder: Path, rows: pd.DataFrame, datasets: tuple[str, ...], seeds: tuple[int, ...], title: str
 ) -> None:
@@ -102,6 +116,9 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--seeds", type=_seed_list, default=SEEDS, help="comma-separated (default: 11,42,2025)")
     table.add_argument("--datasets", type=_name_list, help="comma-separated, in the order of the columns")
     table.add_argument("--model", help="needed only where Table 2 was run with several")
+    for name, model in (("table3", "MobileNetV3-Small"), ("table4", "ConvNeXt-Tiny")):
+        costs = tables.add_parser(name, help=f"Table {name[-1]} of the paper: what a step costs, {model}, as recorded")
+        costs.add_argument("--results", type=Path, default=Path("results"), help="folder of recorded results")
     return parser
 
 
