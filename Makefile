@@ -24,7 +24,7 @@ SWEEP    := $(if $(LAUNCHER),--launcher $(LAUNCHER)) experiment=$(EXPERIMENT) sc
             $(if $(IMAGENET),paths.imagenet=$(IMAGENET))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data data-ct reproduce-table2 plan sweep status plan-memory table2 methods mutants reproduce-toy dashboard torture test test-slow lint format
+.PHONY: help setup data data-ct reproduce-table2 plan reproduce-table3 reproduce-table4 sweep status plan-memory table2 methods mutants reproduce-toy dashboard bench bench-step bench-resolve bench-precision scaling torture test test-slow lint format
 
 help: ## this list
 	@echo "Targets:"
@@ -105,6 +105,12 @@ bench-resolve: $(READY) ## the arbitration alone, in passes over the task gradie
 
 bench-precision: $(READY) data ## low-precision buffers against float32 (40 minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_precision.py --out $(OUT)/bench/precision.csv
+
+reproduce-table3: $(READY) ## Table 3: time and memory of a step, MobileNetV3-Small, on this device (CPU: ratios only, 15 minutes; CAP=16GB)
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_throughput.py --table 3 --device $(DEVICE) $(if $(CAP),--cap $(CAP)) --results $(OUT)
+
+reproduce-table4: $(READY) ## Table 4: the same for ConvNeXt-Tiny, and the largest micro-batch in CAP (CPU: 20 minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_throughput.py --table 4 --device $(DEVICE) $(if $(CAP),--cap $(CAP)) --results $(OUT)
 
 scaling: $(READY) ## the tables of docs/scaling.md: what a window costs on several GPUs (computed, seconds)
 	@$(BIN)/python scripts/scaling.py --write
