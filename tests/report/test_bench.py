@@ -70,6 +70,14 @@ def test_passes_within_the_limit_are_bold():
     page = resolve.page(frame(rows, resolve.COLUMNS))
     assert cells(page, "GCond") == ["GCond", "**5.80 [5.70, 5.90]**", "6.00 [5.90, 6.10]"]
     assert "synchronisations" not in page
+    assert "Target missed" not in page  # nothing was measured that would say why
+
+    parts = [work("GCond", 5, 7.0), work("- statistics", 5, 5.5), work(resolve.PRODUCTS, 5, 3.5)]
+    page = resolve.page(frame([work(resolve.PASS, 5, 1.0), *parts], resolve.COLUMNS))
+    assert (
+        "m = 5: eager GCond takes 7.00 passes, of which 5.50 are statistics; their float64 products take 3.50" in page
+    )
+    assert "The rest of the step: 1.50." in page
 
     counts = {"device": "NVIDIA Made", "synchronisations": 1, "to_host": 1, "to_device": 0}
     rows = [work(resolve.PASS, 2, 1.0, **counts), work("GCond", 2, 4.05, **counts)]
