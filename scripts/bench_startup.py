@@ -86,6 +86,7 @@ def measure(store: Path, rounds: int) -> pd.DataFrame:
         BARE: lambda: to_its_end([sys.executable, "-c", "import torch, timm"]),
         **{name: lambda words=smoke[dataset]: to_first_step(words) for dataset, name in FIRST_STEP.items()},
     }
+    load = os.getloadavg()[0]
     random = np.random.default_rng(0)
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
     for number in tqdm(range(rounds + 1), unit="round"):
@@ -104,6 +105,7 @@ def measure(store: Path, rounds: int) -> pd.DataFrame:
             "highest": float(wall[name].max()),
             "processor_seconds": float(np.median([turn[1] for turn in taken[name]])),
             "share": float(np.median(wall[BARE] / wall[name])),
+            "load": load,
             "versions": versions(("torch", "timm", "hydra-core", "datasets")),
             "commit": commit()[0],
         }

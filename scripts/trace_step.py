@@ -17,6 +17,7 @@ case's timeline, the parts in it, for chrome://tracing or https://ui.perfetto.de
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -253,6 +254,7 @@ def measure(
     """The row of one case."""
     dataset, kept, workers = case.split(":")
     words = ["scale=mini", f"device={device}", *overrides, f"dataset={dataset}", f"scale.workers={workers}"]
+    load = os.getloadavg()[0]
     held = {"memory": nullcontext(), "store": patch("gcond.data.images.IN_MEMORY_BYTES", 0)}
     with held[kept]:
         laps = run(words, steps)
@@ -281,6 +283,7 @@ def measure(
         "step": float(np.median(step)),
         **dict(zip(("headroom_low", "headroom", "headroom_high"), quartiles(loader / step), strict=True)),
         **seen,
+        "load": load,
         "versions": versions(("torch", "timm", "datasets")),
         "commit": commit()[0],
     }

@@ -106,7 +106,14 @@ def test_precision_page_adds_up_the_seeds():
 
 
 def start(work, seconds, highest, **others):
-    common = {"device": "CPU, made", "rounds": 3, "processor_seconds": 0.5, "versions": "torch", "commit": "c"}
+    common = {
+        "device": "CPU, made",
+        "rounds": 3,
+        "processor_seconds": 0.5,
+        "load": 1.5,
+        "versions": "torch",
+        "commit": "c",
+    }
     spread = {"seconds": seconds, "lowest": seconds - 0.1, "highest": highest, "share": 4.0 / seconds}
     return common | {"work": work} | spread | others
 
@@ -130,7 +137,7 @@ def way(dataset, workers, headroom, **others):
     common |= {"seconds": 0.2, "seconds_low": 0.19, "seconds_high": 0.25, "data_low": 0.01, "data_high": 0.035}
     parts = dict.fromkeys(trace.PARTS, 0.0) | {"data": 0.021, "passes": 0.9, "arbitration": 0.05}
     rates = {"loader": 1234.5, "step": 100, "headroom": headroom, "headroom_low": headroom - 1}
-    rates |= {"headroom_high": headroom + 1, "versions": "torch", "commit": "c"}
+    rates |= {"headroom_high": headroom + 1, "load": 1.5, "versions": "torch", "commit": "c"}
     return common | parts | rates | {"dataset": dataset, "workers": workers} | others
 
 

@@ -2,7 +2,8 @@
 
 A row is one piece of work, always in a new process: wall seconds from its start to its end or to the first optimizer
 step, the median over rounds with the lowest and highest, and median processor seconds. `share` is the median of paired
-ratios of importing torch and timm, in a process that does nothing else, to the work.
+ratios of importing torch and timm, in a process that does nothing else, to the work. `load` is the machine's load
+average when the measurement began.
 """
 
 import pandas as pd
@@ -13,6 +14,7 @@ COLUMNS: dict[str, object] = {
     **dict.fromkeys(["device", "work"], _TEXT),
     "rounds": _WHOLE,
     **dict.fromkeys(["seconds", "lowest", "highest", "processor_seconds", "share"], _REAL),
+    "load": _REAL,
     **dict.fromkeys(["versions", "commit"], _TEXT),
 }
 HELP, BARE = "`gcond-train --help`", "`import torch, timm`"
@@ -58,4 +60,5 @@ def _section(device: str, rows: pd.DataFrame) -> list[str]:
                 f"| {work} | {row.seconds:.2f} [{row.lowest:.2f}, {row.highest:.2f}] | {row.processor_seconds:.2f} "
                 f"| {share} | {verdict(row)} |"
             )
-    return [f"{device}; {rows.versions.iloc[0]}; {rows.rounds.iloc[0]} rounds.", "\n".join(lines)]
+    busy = f"; the machine's load average before them was {rows.load.iloc[0]:.1f}"
+    return [f"{device}; {rows.versions.iloc[0]}; {rows.rounds.iloc[0]} rounds{busy}.", "\n".join(lines)]

@@ -4,7 +4,7 @@ A row is one way of reading in one setting. `seconds` is the median step's wall 
 the median over steps; `_low` and `_high` are quartiles. `loader` and `step` are images a second of the data alone and
 of the step alone, `headroom` the median of their paired ratios. CUDA only: `busy`, the share of the time in which some
 kernel ran; `copying`, the share of it that copies from the host took; `hidden`, the share of the copies' time in which
-a kernel ran.
+a kernel ran. `load` is the machine's load average when the measurement began.
 """
 
 import pandas as pd
@@ -31,6 +31,7 @@ COLUMNS: dict[str, object] = {
     **dict.fromkeys(PARTS, _REAL),
     **dict.fromkeys(["loader", "step", "headroom", "headroom_low", "headroom_high"], _REAL),
     **dict.fromkeys(CUDA, _REAL),
+    "load": _REAL,
     **dict.fromkeys(["versions", "commit"], _TEXT),
 }
 COMMAND = "make trace"
@@ -76,7 +77,8 @@ def _section(rows: pd.DataFrame) -> list[str]:
     first = rows.iloc[0]
     about = (
         f"{first.device}; {first.versions}; {first.precision}. Micro-batches of {first.micro_batch}, "
-        f"K = {first.accumulation_steps}; {_range(rows.steps)} steps; rates from {_range(rows.rounds)} rounds."
+        f"K = {first.accumulation_steps}; {_range(rows.steps)} steps; rates from {_range(rows.rounds)} rounds. "
+        f"The machine's load average was {rows.load.min():.1f} to {rows.load.max():.1f}, this process included."
     )
     heading = f"## {first.model}, {first.strategy}, {first.image_size} x {first.image_size} pixels"
     found = [heading, about, finding(rows), _parts(rows), _rates(rows)]
