@@ -42,7 +42,9 @@ def page(table: pd.DataFrame) -> str:
         "trivial predictors scored, the model built and one window trained. Processor: the process's own time, which "
         "other work on the machine disturbs less. torch and timm: what importing these two, in a process that does "
         "nothing else, takes of the work in the same round; a run cannot do without them.",
-        "The files are in the page cache; the first start after a boot also waits for the disk, which is not measured.",
+        "The targets are for wall time. Where the load average lies above the number of cores, a process waits for "
+        "its turn, and wall time says as much of the others' work; processor time hardly does. The files are in the "
+        "page cache; the first start after a boot also waits for the disk, which is not measured.",
     ]
     for device, rows in table.groupby("device", sort=False):
         parts += _section(str(device), rows)

@@ -49,8 +49,10 @@ def page(table: pd.DataFrame) -> str:
         "[data.md](data.md).",
         "`memory`: the split is decoded once when a run begins, as it is below 2 GiB; `store`: every slice is read "
         "from disk (the page cache, here) when its turn comes, as in the paper's 2.2 million. Wall time, median over "
-        "steps, so that a row need not add up to 100 %; brackets are quartiles. On a machine that does other work too, "
-        "workers and training share its cores.",
+        "steps, so that a row need not add up to 100 %; brackets are quartiles. Cases ran one after the other: between "
+        "rows compare shares and headroom, not milliseconds. Where the load average lies above the number of cores, "
+        "workers and training wait for each other's turn: a headroom well above 1 says that a worker could have had "
+        "the micro-batch ready, and what a step still waits for is a core.",
     ]
     for _, rows in table.groupby(CASE, sort=False):
         parts += _section(rows)
