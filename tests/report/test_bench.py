@@ -10,7 +10,7 @@ from gcond.report import precision, resolve, startup, step, trace
 from gcond.report.records import frame, read_csv
 
 BENCH = Path(__file__).parents[2] / "results" / "bench"
-PAGES = {"step": step, "resolve": resolve, "precision": precision}
+PAGES = {"step": step, "resolve": resolve, "precision": precision, "startup": startup, "trace": trace}
 
 
 @pytest.mark.parametrize("name", PAGES)
