@@ -18,6 +18,7 @@ from engine.runs import run as carry_out
 
 import gcond.train
 from gcond.engine.folder import RunFolder
+from gcond.report.collect import collect
 from gcond.sweep.__main__ import print_summary
 from gcond.sweep.disk import disk_needed, size_of
 from gcond.sweep.plan import Estimate, Planned, estimate, plan, print_disk, print_plan
@@ -71,6 +72,54 @@ def test_the_plan_is_what_hydras_multirun_starts(tmp_path: Path, monkeypatch: py
     gcond.train.main()
     assert len(started) == 4  # the experiment names two data sets
     assert [run.folder.path for run in plan(overrides)] == started
+
+
+def test_what_is_recorded_is_not_repeated_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Two runs that another machine recorded, one that it saw fail, one that it does not know; all but two train."""
+    first, results = tmp_path / "there", tmp_path / "results"
+    reports = [carry_out(tiny_config(first, f"seed={seed}")).report for seed in (1, 2, 3)]
+    reports[2].write_text(json.dumps(json.loads(reports[2].read_text()) | {"status": "failed", "error": "disk full"}))
+    collect(first / "smoke", results / "smoke")
+    capsys.readouterr()
+
+    overrides = [*TINY, f"runs={tmp_path}/here", "seed=1,2,3,4"]
+    assert [run.done for run in plan(overrides)] == 4 * [False]  # a reproduction trains
+    runs = plan([*overrides, f"recorded={results}"])
+    assert [run.done for run in runs] == [True, True, False, False]
+    print_plan(runs, jobs=1, expected=estimate(runs, results))
+    assert "Plan: 4 runs, 0 finished, 2 recorded, 2 to do (0 begun, 0 failed before)" in capsys.readouterr().out
+
+    argv = ["gcond-train", "--multirun", "hydra/hydra_logging=disabled", f"recorded={results}", *overrides]
+    monkeypatch.setattr(sys, "argv", argv)
+    gcond.train.main()
+    shown = capsys.readouterr().out
+    assert shown.count(f"recorded in {results}/smoke/runs.csv, not repeated") == 2
+    assert sorted(path.parent.name for path in tmp_path.glob("here/smoke/*/DONE")) == sorted(
+        run.folder.name for run in runs[2:]
+    )
+    reports = [json.loads(run.folder.report.read_text()) for run in runs[2:]]
+    assert not any("recorded" in report["variant"] for report in reports)
+    assert print_summary(runs) == 0
+    assert [run.done for run in plan([*overrides, f"recorded={tmp_path}/nothing"])] == [False, False, True, True]
+
+
+@pytest.mark.slow
+def test_a_study_goes_on_where_another_machine_left_it(tmp_path: Path) -> None:
+    carry_out(tiny_config(tmp_path / "there", "seed=1"))
+    collect(tmp_path / "there" / "smoke", tmp_path / "results" / "smoke")
+    sweep = Sweep(tmp_path, "--jobs", "1", "--missing")
+    process = sweep.start("seed=1,2")
+    shown, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert "Plan: 2 runs, 0 finished, 1 recorded, 1 to do" in shown
+    assert "Sweep: 2 of 2 runs finished" in shown
+    assert [logged_steps(run) for run in sweep.runs()] == [[0, 1, 2, 3]]
+
+    process = sweep.start("seed=1")
+    shown, _ = process.communicate(timeout=300)
+    assert (process.returncode, "0 to do" in shown, len(sweep.runs())) == (0, True, 1)
 
 
 def finish(run: Planned, seconds: float) -> None:
@@ -210,7 +259,7 @@ class Sweep:
 
     def start(self, *more: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "gcond.sweep", *self.options, *TINY, f"runs={self.folder}/runs", *more]
-        environment = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"PYTHONPATH": f"{ROOT}/tests{os.pathsep}{ROOT}/src", "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(
             command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
