@@ -26,6 +26,7 @@ from gcond.sweep.state import steps_logged
 
 ROOT = gcond.train.CONFIG.parent
 STRATEGIES = {"baseline", "cagrad", "gradnorm", "pcgrad", "gcond_sequential", "gcond_stochastic", "gcond_pure"}
+DECAY = "optimizer.build.weight_decay=0.05"
 STRATEGIES |= {"gcond_lion", "graddrop", "baseline_integrated"}  # the paper's nine, and the control
 
 
@@ -43,15 +44,49 @@ def test_table2_is_60_runs_of_ten_strategies_on_two_data_sets_with_three_seeds()
 
 
 def test_the_grid_of_learning_rates_is_around_each_scales_own_and_reaches_lion_at_a_twentieth() -> None:
-    runs = plan(["experiment=lr_grid", "seed=11", "dataset=photos", "strategy=baseline,gcond_lion"])
+    runs = plan(["experiment=o2", "seed=11", "dataset=photos", "strategy=baseline,gcond_lion", DECAY])
     rates = {
         strategy: sorted(run.cfg.optimizer.lr for run in runs if run.cost[3] == strategy)
         for strategy in ("baseline", "gcond_lion")
     }
-    assert rates["baseline"] == rates["gcond_lion"] == [2e-4, 6.3e-4, 2e-3, 6.3e-3, 2e-2]
-    assert rates["baseline"][2] == config("scale=mini").optimizer.lr
+    assert rates["baseline"] == rates["gcond_lion"] == [2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2]
+    assert rates["baseline"][3] == config("scale=mini").optimizer.lr
     assert {run.cfg.strategy.lr_scale for run in runs if run.cost[3] == "gcond_lion"} == {0.05}
-    assert len({run.folder.path for run in runs}) == 10
+    assert len({run.folder.path for run in runs}) == 14
+
+
+SHARED = {  # experiment, what is typed -> its runs on CT a seed, and how many of them are Table 2's too
+    **{(f"figure{number}",): (2, 2) for number in (1, 2)},
+    **{(f"figure{number}",): (7, 7) for number in (3, 4)},
+    **{(f"figure{number}",): (2, 0) for number in (5, 6)},  # of another model
+    **{(f"figure{number}",): (3, 3) for number in (7, 8, 9, 11)},
+    ("figure10", "dataset=photos"): (6, 6),
+    ("figure12",): (3, 2),  # gcond_as_pcgrad is not in the table
+    **{(f"ablation_{name}",): (4, 1) for name in ("thresholds", "dominance", "iterations", "norm_cap")},
+    ("ablation_power",): (3, 1),
+    ("ablation_momentum",): (6, 1),
+    ("ablation_weights",): (5, 1),
+    ("o2", DECAY, "optimizer.lr=2e-3"): (10, 9),  # at mini's rate; GCond lion has no weight decay in the table
+    ("o3",): (8, 4),
+    ("o3_lion",): (5, 0),
+    ("o4",): (10, 0),
+    ("o5",): (2, 0),
+    ("o8_weights", "optimizer.lr=2e-3"): (8, 1),
+    ("o8_single",): (2, 0),
+}
+
+
+def test_experiments_share_their_runs(tmp_path: Path) -> None:
+    """A value that is the default anyway leads to the same folder, so that no run is trained for two artefacts."""
+    fixed = ["scale=mini", "seed=11", "dataset=ct", f"runs={tmp_path}"]
+    table2 = {run.folder.path for run in plan(["experiment=table2", *fixed, "dataset=photos,ct"])}
+    found = {}
+    for experiment, *typed in SHARED:
+        runs = {run.folder.path for run in plan([f"experiment={experiment}", *fixed, *typed])}
+        found[experiment, *typed] = (len(runs), len(runs & table2))
+    assert found == SHARED
+    missing = {path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")} - {key[0] for key in SHARED}
+    assert missing == {"table2", "table3", "table4"}
 
 
 def test_what_is_typed_replaces_the_experiments_own_choice() -> None:
