@@ -30,15 +30,16 @@ endif
 # What each artefact is made of: conf/experiment/NAME.yaml, and others where it says so here.
 FIGURES   := $(addprefix figure,1 2 3 4 5 6 7 8 9 10 11 12)
 ABLATIONS := $(basename $(notdir $(wildcard conf/experiment/ablation_*.yaml)))
-QUESTIONS := o2 o3 o4 o5 o6 o8 o10
+QUESTIONS := o1 o2 o3 o4 o5 o6 o8 o10
 RUNS_ablations := $(ABLATIONS)
+RUNS_o1   := o1 o1_micro_batch
 RUNS_o3   := o3 o3_lion
 RUNS_o5   := figure1 o5
 RUNS_o6   := table2
 RUNS_o8   := o8_weights o8_single
 RUNS_o10  := table2
-STUDY     := o6 o10 table2 $(FIGURES) ablations o2 o3 o4 o5 o8
-PAGES     := table1 table2 table3 table4 table5 $(FIGURES) ablations o6 o10 claims
+STUDY     := o1 o6 o10 table2 $(FIGURES) ablations o2 o3 o4 o5 o8
+PAGES     := table1 table2 table3 table4 table5 $(FIGURES) ablations o1 o6 o10 claims
 
 unique    = $(if $1,$(firstword $1) $(call unique,$(filter-out $(firstword $1),$1)))
 runs_of   = $(or $(RUNS_$1),$1)
@@ -57,7 +58,7 @@ paper_needs = $(if $(filter paper,$(SCALE)),$(if $(IMAGENET),,echo "SCALE=paper 
 help: ## this list
 	@echo "Targets:"
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | while IFS="$$(printf '\t')" read -r name words; do printf '  %-18s %s\n' "$$name" "$$words"; done
-	@echo "  reproduce-figure1 … reproduce-figure12, reproduce-ablations, reproduce-o2 … o6, reproduce-o8, reproduce-o10: one artefact each (conf/experiment)"
+	@echo "  reproduce-figure1 … reproduce-figure12, reproduce-ablations, reproduce-o1 … o6, reproduce-o8, reproduce-o10: one artefact each (conf/experiment)"
 	@echo "Variables (make TARGET NAME=value):"
 	@echo "  SCALE=mini|sample|paper   how large a study; mini takes minutes, sample hours on two cores, paper needs a GPU"
 	@echo "  SEEDS=11,42,2025          one run per seed; SEEDS=10: ten, of which these three are the paper's"

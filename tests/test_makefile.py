@@ -29,6 +29,7 @@ def experiments(shown: str) -> list[str]:
     [
         ("figure7", ["figure7"], "figure7"),
         ("ablations", ABLATIONS, "ablations"),
+        ("o1", ["o1", "o1_micro_batch"], "o1"),
         ("o6", ["table2"], "o6"),
         ("o5", ["figure1", "o5"], "claims"),
     ],
@@ -46,7 +47,7 @@ def test_the_study_runs_every_experiment_once_after_it_has_planned_them_and_cont
     assert planned == run
     assert len(set(run)) == len(run)
     assert set(run) == EXPERIMENTS - PAPER
-    assert run[0] == "table2"
+    assert run[:3] == ["o1", "o1_micro_batch", "table2"]
     assert shown.split("trained once")[0].count("--plan-only") == len(planned)
     assert "--plan-only" not in shown.split("trained once")[1]
 
@@ -54,7 +55,7 @@ def test_the_study_runs_every_experiment_once_after_it_has_planned_them_and_cont
 def test_data_sets_are_the_experiments_own_and_imagenet_takes_the_place_of_photos() -> None:
     assert "dataset=ct " in commands("reproduce-figure11", "IMAGENET=/d")
     assert "dataset=imagenet256 " in commands("reproduce-figure10", "IMAGENET=/d")
-    assert "dataset=imagenet256,ct " in commands("plan", "EXPERIMENT=o3", "IMAGENET=/d")
+    assert "dataset=ct,imagenet256 " in commands("plan", "EXPERIMENT=o1", "IMAGENET=/d")
     assert "dataset=photos,ct " in commands("plan")
     assert "dataset=ct " in commands("plan", "DATASETS=ct")
 

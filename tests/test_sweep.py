@@ -66,7 +66,9 @@ SHARED = {  # experiment, what is typed -> its runs on CT a seed, and how many o
     ("ablation_power",): (3, 1),
     ("ablation_momentum",): (6, 1),
     ("ablation_weights",): (5, 1),
-    ("o2", DECAY, "optimizer.lr=2e-3"): (10, 9),  # at mini's rate; GCond lion has no weight decay in the table
+    ("o1",): (12, 5),  # all in train mode but gcond_sequential_pure
+    ("o1_micro_batch",): (4, 0),
+    ("o2", DECAY, "optimizer.lr=2e-3"): (11, 9),  # at mini's rate; GCond lion has no weight decay in the table
     ("o3",): (8, 4),
     ("o3_lion",): (5, 0),
     ("o4",): (10, 0),
