@@ -9,6 +9,9 @@ IMAGENET ?=
 DEVICE   ?= auto
 LAUNCHER ?=
 EXPERIMENT ?= table2
+DATASETS ?=
+MISSING  ?=
+MORE     ?=
 JOBS     ?= $(if $(filter cuda%,$(DEVICE)),1,$(shell nproc 2>/dev/null || echo 1))
 OUT      ?= results
 CARD     := $(if $(filter auto,$(DEVICE)),$(if $(shell command -v nvidia-smi 2>/dev/null),cuda,cpu),$(DEVICE))
@@ -20,9 +23,35 @@ BIN      := $(VENV)/bin
 READY    := $(VENV)/.ready
 NEEDS_GB := 8
 PHOTOS   := $(if $(IMAGENET),imagenet256,photos)
-DATASETS := $(PHOTOS),ct
-SWEEP    := $(if $(LAUNCHER),--launcher $(LAUNCHER)) experiment=$(EXPERIMENT) scale=$(SCALE) dataset=$(DATASETS) seed=$(SEEDS) device=$(DEVICE) paths.ct=$(CT) \
-            $(if $(IMAGENET),paths.imagenet=$(IMAGENET))
+CT_DATA  := $(if $(filter data/ct,$(CT)),data)
+ifeq ($(SEEDS),10)
+override SEEDS := 11,42,2025,1,2,3,4,5,6,7
+endif
+
+# What each artefact is made of: conf/experiment/NAME.yaml, and others where it says so here.
+FIGURES   := $(addprefix figure,1 2 3 4 5 6 7 8 9 10 11 12)
+ABLATIONS := $(basename $(notdir $(wildcard conf/experiment/ablation_*.yaml)))
+QUESTIONS := o1 o2 o3 o4 o5 o6 o8 o10
+RUNS_ablations := $(ABLATIONS)
+RUNS_o1   := o1 o1_micro_batch
+RUNS_o3   := o3 o3_lion
+RUNS_o5   := figure1 o5
+RUNS_o6   := table2
+RUNS_o8   := o8_weights o8_single
+RUNS_o10  := table2
+STUDY     := o1 o6 o10 table2 $(FIGURES) ablations o2 o3 o4 o5 o8
+PAGES     := table1 table2 table3 table4 table5 $(FIGURES) ablations o1 o6 o10 claims
+
+unique    = $(if $1,$(firstword $1) $(call unique,$(filter-out $(firstword $1),$1)))
+runs_of   = $(or $(RUNS_$1),$1)
+datasets  = $(or $(DATASETS),$(subst photos,$(PHOTOS),$(shell sed -n 's/^ *dataset: *//p' conf/experiment/$1.yaml)))
+sweep     = $(BIN)/python -m gcond.sweep --jobs $(JOBS) $(if $(MISSING),--missing --results $(OUT)) $(if $(LAUNCHER),--launcher $(LAUNCHER)) \
+            experiment=$1 scale=$(SCALE) dataset=$(call datasets,$1) seed=$(SEEDS) device=$(DEVICE) paths.ct=$(CT) $(if $(IMAGENET),paths.imagenet=$(IMAGENET)) $(MORE)
+study     = status=0; $(foreach experiment,$1,echo "== $(experiment)"; $(call sweep,$(experiment)) || status=$$?;) $(call report,collect) || status=$$?
+# A page that only reads what is recorded; those of O2 to O5 and O8 are rows of the claims.
+report    = $(BIN)/python -m gcond.report $(if $(filter o2 o3 o4 o5 o8,$1),claims,$1) --results $(OUT) $(if $(filter table1 table3 table4 table5,$1),,--scale $(SCALE)) \
+            $(if $(filter table2,$1),--datasets $(call datasets,table2) --seeds $(SEEDS))
+paper_needs = $(if $(filter paper,$(SCALE)),$(if $(IMAGENET),,echo "SCALE=paper needs IMAGENET=DIR (and CT=DIR, a store of the CT archives)"; exit 1;))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup data data-ct reproduce-table2 plan reproduce-table3 reproduce-table4 sweep status plan-memory table2 methods mutants reproduce-toy dashboard bench bench-step bench-resolve bench-precision bench-startup trace scaling torture test test-slow lint format
@@ -30,13 +59,17 @@ SWEEP    := $(if $(LAUNCHER),--launcher $(LAUNCHER)) experiment=$(EXPERIMENT) sc
 help: ## this list
 	@echo "Targets:"
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | while IFS="$$(printf '\t')" read -r name words; do printf '  %-18s %s\n' "$$name" "$$words"; done
+	@echo "  reproduce-figure1 … reproduce-figure12, reproduce-ablations, reproduce-o1 … o6, reproduce-o8, reproduce-o10: one artefact each (conf/experiment)"
 	@echo "Variables (make TARGET NAME=value):"
 	@echo "  SCALE=mini|sample|paper   how large a study; mini takes minutes, sample hours on two cores, paper needs a GPU"
-	@echo "  SEEDS=11,42,2025          one run per seed"
+	@echo "  SEEDS=11,42,2025          one run per seed; SEEDS=10: ten, of which these three are the paper's"
+	@echo "  DATASETS=ct               only these data sets (default: the experiment's own)"
+	@echo "  MISSING=1                 leave out runs that results/ records as done, whichever machine made them"
+	@echo "  MORE='optimizer.lr=1e-3'  further settings for every run"
 	@echo "  CT=DIR                    a CT store (default data/ct: public samples, fetched on first use)"
 	@echo "  IMAGENET=DIR              a copy of ImageNet-256 or a folder of JPEG files (default: the photos of scikit-image)"
 	@echo "  DEVICE=auto|cpu|cuda      JOBS=N runs side by side (default: the number of cores, 1 on CUDA)"
-	@echo "  LAUNCHER=joblib|local|slurm  where runs go (default joblib; docs/clusters.md)   EXPERIMENT=table2|lr_grid"
+	@echo "  LAUNCHER=joblib|local|slurm  where runs go (default joblib; docs/clusters.md)   EXPERIMENT=table2|o2|…"
 	@echo "  OUT=DIR                   where tables go (default results)"
 	@echo "  ALL=1                     reproduce-toy: descend MGDA and Nash-MTL anew as well, not only from the record"
 
@@ -59,13 +92,22 @@ data-ct: $(READY) ## make CT=DIR from the archives that you have: ICH=DIR CSPINE
 	@$(BIN)/python data_prep/ct.py $(if $(ICH),--ich '$(ICH)') $(if $(CSPINE),--cspine '$(CSPINE)') $(if $(RADCURE),--radcure '$(RADCURE)') \
 	  --out '$(CT)' --workers $(JOBS)
 
-reproduce-table2: $(READY) $(if $(filter data/ct,$(CT)),data) ## train everything of Table 2 that is not finished yet, and print it
-	@$(if $(filter paper,$(SCALE)),$(if $(IMAGENET),,echo "SCALE=paper needs IMAGENET=DIR (and CT=DIR, a store of the CT archives)"; exit 1;))true
-	@status=0; $(BIN)/python -m gcond.sweep --jobs $(JOBS) $(SWEEP) || status=$$?; \
-	  $(BIN)/python -m gcond.report table2 --scale $(SCALE) --datasets $(DATASETS) --seeds $(SEEDS) --results $(OUT) || status=$$?; exit $$status
+reproduce-table2: $(READY) $(CT_DATA) ## train everything of Table 2 that is not finished yet, and print it
+	@$(paper_needs) status=0; $(call sweep,table2) || status=$$?; $(call report,table2) || status=$$?; exit $$status
 
-sweep: $(READY) $(if $(filter data/ct,$(CT)),data) ## run EXPERIMENT=lr_grid (or another of conf/experiment) without making a table
-	@$(BIN)/python -m gcond.sweep --jobs $(JOBS) $(SWEEP)
+ARTEFACTS := $(FIGURES) ablations $(QUESTIONS)
+.PHONY: $(ARTEFACTS:%=reproduce-%) reproduce-all
+$(ARTEFACTS:%=reproduce-%): reproduce-%: $(READY) $(CT_DATA)
+	@$(paper_needs) $(call study,$(call runs_of,$*)); $(call report,$*) || status=$$?; exit $$status
+
+reproduce-all: $(READY) $(CT_DATA) ## the whole study: plan it, run it (controls first), print every table, draw every figure
+	@$(paper_needs) $(foreach experiment,$(call unique,$(foreach artefact,$(STUDY),$(call runs_of,$(artefact)))),echo "== $(experiment)"; $(call sweep,$(experiment)) --plan-only || exit 1;) \
+	  echo "Experiments share runs: one that two plans count is trained once."
+	@$(call study,$(call unique,$(foreach artefact,$(STUDY),$(call runs_of,$(artefact))))); \
+	  $(foreach page,$(PAGES),$(call report,$(page)) || status=$$?;) exit $$status
+
+sweep: $(READY) $(CT_DATA) ## run EXPERIMENT=o2 (or another of conf/experiment) without making a table
+	@$(call sweep,$(EXPERIMENT))
 
 status: $(READY) ## list the runs: running with time left, failed with the error, interrupted, done
 	@$(BIN)/python -m gcond.sweep.status
@@ -74,10 +116,10 @@ plan-memory: $(READY) ## what a step holds in memory: GB=80 CHOICES="scale=paper
 	@OMP_NUM_THREADS=1 $(BIN)/python scripts/plan_memory.py $(CHOICES) $(if $(GB),--device-gb $(GB))
 
 plan: $(READY) ## say what reproduce-table2 (or EXPERIMENT) would run, for how long, and what memory and disk it needs
-	@$(BIN)/python -m gcond.sweep --plan-only --jobs $(JOBS) $(SWEEP)
+	@$(call sweep,$(EXPERIMENT)) --plan-only
 
 table2: $(READY) ## print the recorded Table 2 again, from results/ alone
-	@$(BIN)/python -m gcond.report table2 --recorded --scale $(SCALE) --datasets $(DATASETS) --seeds $(SEEDS) --results $(OUT)
+	@$(BIN)/python -m gcond.report table2 --recorded --scale $(SCALE) --datasets $(call datasets,table2) --seeds $(SEEDS) --results $(OUT)
 
 methods: $(READY) ## measure which method has which property, and write results/methods.md
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/methods tests/strategy -q -m "oracle or measures" --methods-table results/methods.md

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
+from itertools import product
 
 import pytest
 from engine.runs import CONFIG, config
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import zeros
 from torch.nn import Parameter
 
+from gcond.engine.folder import config_hash
 from gcond.engine.settings import Settings
+from gcond.sweep.disk import bytes_per_parameter
 
 GROUPS = ("dataset", "loss", "model", "optimizer", "strategy")  # beside scale and experiment
 
@@ -52,17 +55,47 @@ def test_every_optimizer_builds_without_knowing_a_strategy(optimizer: str) -> No
         assert built.param_groups[0]["lr"] == 0.5
 
 
+NUMBERS = ("seed", "optimizer.lr", "optimizer.build.weight_decay")
+
+
+def runs_of(experiment: str, once: tuple[str, ...] = ()) -> list[list[str]]:
+    """Overrides of every run, but with the first value only of each key in `once`."""
+    params = OmegaConf.load(CONFIG / "experiment" / f"{experiment}.yaml").hydra.sweeper.params
+    swept = OverridesParser.create().parse_overrides([f"{key}={values}" for key, values in params.items()])
+    values = {
+        override.get_key_element(): [*override.sweep_string_iterator()]
+        if override.is_sweep_override()
+        else [override.get_value_element_as_str()]
+        for override in swept
+    }
+    values = {key: found[:1] if key in once else found for key, found in values.items()}
+    return [[f"{key}={value}" for key, value in zip(values, run, strict=True)] for run in product(*values.values())]
+
+
 @pytest.mark.parametrize("scale", options("scale"))
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_every_run_of_an_experiment_is_valid(scale: str, experiment: str) -> None:
-    """All combinations at the paper's scale, where a mistake costs days, seeds and rates aside; one elsewhere."""
-    params = OmegaConf.load(CONFIG / "experiment" / f"{experiment}.yaml").hydra.sweeper.params
-    swept = {key: str(values).split(",") for key, values in params.items()}
-    once = ("seed", "optimizer.lr")
-    swept = {key: values if scale == "paper" and key not in once else values[:1] for key, values in swept.items()}
-    for values in itertools.product(*swept.values()):
-        choice = [f"{key}={value}" for key, value in zip(swept, values, strict=True)]
+    """All combinations at the paper's scale, where a mistake costs days, but of seeds and numbers; one elsewhere."""
+    runs = runs_of(experiment, NUMBERS)
+    for choice in runs if scale == "paper" else runs[:1]:
         Settings(config(f"experiment={experiment}", f"scale={scale}", *choice))
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_every_run_of_an_experiment_takes_a_step(experiment: str) -> None:
+    """On a stand-in for the model, data and seeds aside."""
+    for choice in runs_of(experiment, (*NUMBERS, "dataset", "scale.micro_batch")):
+        cfg = config(f"experiment={experiment}", "scale=smoke", *choice)
+        assert bytes_per_parameter(cfg) >= 4, choice  # a float32 weight at least
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_an_experiment_changes_a_run_by_what_names_its_variant_alone(experiment: str) -> None:
+    """A setting beside the sweep would be no override: two different runs would be recorded under one name."""
+    assert set(OmegaConf.load(CONFIG / "experiment" / f"{experiment}.yaml")) == {"hydra"}
+    for choice in runs_of(experiment)[:1]:
+        alone, within = config("scale=mini", *choice), config("scale=mini", f"experiment={experiment}", *choice)
+        assert config_hash(alone) == config_hash(within)
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))

@@ -18,6 +18,7 @@ from engine.runs import run as carry_out
 
 import gcond.train
 from gcond.engine.folder import RunFolder
+from gcond.report.collect import collect
 from gcond.sweep.__main__ import print_summary
 from gcond.sweep.disk import disk_needed, size_of
 from gcond.sweep.plan import Estimate, Planned, estimate, plan, print_disk, print_plan
@@ -25,6 +26,7 @@ from gcond.sweep.state import steps_logged
 
 ROOT = gcond.train.CONFIG.parent
 STRATEGIES = {"baseline", "cagrad", "gradnorm", "pcgrad", "gcond_sequential", "gcond_stochastic", "gcond_pure"}
+DECAY = "optimizer.build.weight_decay=0.05"
 STRATEGIES |= {"gcond_lion", "graddrop", "baseline_integrated"}  # the paper's nine, and the control
 
 
@@ -42,15 +44,51 @@ def test_table2_is_60_runs_of_ten_strategies_on_two_data_sets_with_three_seeds()
 
 
 def test_the_grid_of_learning_rates_is_around_each_scales_own_and_reaches_lion_at_a_twentieth() -> None:
-    runs = plan(["experiment=lr_grid", "seed=11", "dataset=photos", "strategy=baseline,gcond_lion"])
+    runs = plan(["experiment=o2", "seed=11", "dataset=photos", "strategy=baseline,gcond_lion", DECAY])
     rates = {
         strategy: sorted(run.cfg.optimizer.lr for run in runs if run.cost[3] == strategy)
         for strategy in ("baseline", "gcond_lion")
     }
-    assert rates["baseline"] == rates["gcond_lion"] == [2e-4, 6.3e-4, 2e-3, 6.3e-3, 2e-2]
-    assert rates["baseline"][2] == config("scale=mini").optimizer.lr
+    assert rates["baseline"] == rates["gcond_lion"] == [2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2]
+    assert rates["baseline"][3] == config("scale=mini").optimizer.lr
     assert {run.cfg.strategy.lr_scale for run in runs if run.cost[3] == "gcond_lion"} == {0.05}
-    assert len({run.folder.path for run in runs}) == 10
+    assert len({run.folder.path for run in runs}) == 14
+
+
+SHARED = {  # experiment, what is typed -> its runs on CT a seed, and how many of them are Table 2's too
+    **{(f"figure{number}",): (2, 2) for number in (1, 2)},
+    **{(f"figure{number}",): (7, 7) for number in (3, 4)},
+    **{(f"figure{number}",): (2, 0) for number in (5, 6)},  # of another model
+    **{(f"figure{number}",): (3, 3) for number in (7, 8, 9, 11)},
+    ("figure10", "dataset=photos"): (6, 6),
+    ("figure12",): (3, 2),  # gcond_as_pcgrad is not in the table
+    **{(f"ablation_{name}",): (4, 1) for name in ("thresholds", "dominance", "iterations", "norm_cap")},
+    ("ablation_power",): (3, 1),
+    ("ablation_momentum",): (6, 1),
+    ("ablation_weights",): (5, 1),
+    ("o1",): (12, 5),  # all in train mode but gcond_sequential_pure
+    ("o1_micro_batch",): (4, 0),
+    ("o2", DECAY, "optimizer.lr=2e-3"): (11, 9),  # at mini's rate; GCond lion has no weight decay in the table
+    ("o3",): (8, 4),
+    ("o3_lion",): (5, 0),
+    ("o4",): (10, 0),
+    ("o5",): (2, 0),
+    ("o8_weights", "optimizer.lr=2e-3"): (8, 1),
+    ("o8_single",): (2, 0),
+}
+
+
+def test_experiments_share_their_runs(tmp_path: Path) -> None:
+    """A value that is the default anyway leads to the same folder, so that no run is trained for two artefacts."""
+    fixed = ["scale=mini", "seed=11", "dataset=ct", f"runs={tmp_path}"]
+    table2 = {run.folder.path for run in plan(["experiment=table2", *fixed, "dataset=photos,ct"])}
+    found = {}
+    for experiment, *typed in SHARED:
+        runs = {run.folder.path for run in plan([f"experiment={experiment}", *fixed, *typed])}
+        found[experiment, *typed] = (len(runs), len(runs & table2))
+    assert found == SHARED
+    missing = {path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")} - {key[0] for key in SHARED}
+    assert missing == {"table2", "table3", "table4"}
 
 
 def test_what_is_typed_replaces_the_experiments_own_choice() -> None:
@@ -71,6 +109,54 @@ def test_the_plan_is_what_hydras_multirun_starts(tmp_path: Path, monkeypatch: py
     gcond.train.main()
     assert len(started) == 4  # the experiment names two data sets
     assert [run.folder.path for run in plan(overrides)] == started
+
+
+def test_what_is_recorded_is_not_repeated_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Two runs that another machine recorded, one that it saw fail, one that it does not know; all but two train."""
+    first, results = tmp_path / "there", tmp_path / "results"
+    reports = [carry_out(tiny_config(first, f"seed={seed}")).report for seed in (1, 2, 3)]
+    reports[2].write_text(json.dumps(json.loads(reports[2].read_text()) | {"status": "failed", "error": "disk full"}))
+    collect(first / "smoke", results / "smoke")
+    capsys.readouterr()
+
+    overrides = [*TINY, f"runs={tmp_path}/here", "seed=1,2,3,4"]
+    assert [run.done for run in plan(overrides)] == 4 * [False]  # a reproduction trains
+    runs = plan([*overrides, f"recorded={results}"])
+    assert [run.done for run in runs] == [True, True, False, False]
+    print_plan(runs, jobs=1, expected=estimate(runs, results))
+    assert "Plan: 4 runs, 0 finished, 2 recorded, 2 to do (0 begun, 0 failed before)" in capsys.readouterr().out
+
+    argv = ["gcond-train", "--multirun", "hydra/hydra_logging=disabled", f"recorded={results}", *overrides]
+    monkeypatch.setattr(sys, "argv", argv)
+    gcond.train.main()
+    shown = capsys.readouterr().out
+    assert shown.count(f"recorded in {results}/smoke/runs.csv, not repeated") == 2
+    assert sorted(path.parent.name for path in tmp_path.glob("here/smoke/*/DONE")) == sorted(
+        run.folder.name for run in runs[2:]
+    )
+    reports = [json.loads(run.folder.report.read_text()) for run in runs[2:]]
+    assert not any("recorded" in report["variant"] for report in reports)
+    assert print_summary(runs) == 0
+    assert [run.done for run in plan([*overrides, f"recorded={tmp_path}/nothing"])] == [False, False, True, True]
+
+
+@pytest.mark.slow
+def test_a_study_goes_on_where_another_machine_left_it(tmp_path: Path) -> None:
+    carry_out(tiny_config(tmp_path / "there", "seed=1"))
+    collect(tmp_path / "there" / "smoke", tmp_path / "results" / "smoke")
+    sweep = Sweep(tmp_path, "--jobs", "1", "--missing")
+    process = sweep.start("seed=1,2")
+    shown, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert "Plan: 2 runs, 0 finished, 1 recorded, 1 to do" in shown
+    assert "Sweep: 2 of 2 runs finished" in shown
+    assert [logged_steps(run) for run in sweep.runs()] == [[0, 1, 2, 3]]
+
+    process = sweep.start("seed=1")
+    shown, _ = process.communicate(timeout=300)
+    assert (process.returncode, "0 to do" in shown, len(sweep.runs())) == (0, True, 1)
 
 
 def finish(run: Planned, seconds: float) -> None:
@@ -210,7 +296,7 @@ class Sweep:
 
     def start(self, *more: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "gcond.sweep", *self.options, *TINY, f"runs={self.folder}/runs", *more]
-        environment = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"PYTHONPATH": f"{ROOT}/tests{os.pathsep}{ROOT}/src", "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(
             command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )

@@ -26,6 +26,7 @@ def base_hash() -> str:
         "paths.ct=elsewhere",
         "dataset.root=elsewhere",
         "runs=r",
+        "recorded=results",
         "progress=bar",
         "device=cuda",
         "name=mine",

@@ -21,6 +21,7 @@ from gcond.strategy.processes import Alone
         ([], ""),
         (["dataset=ct", "model=convnext_tiny", "strategy=baseline", "scale=smoke", "seed=1"], ""),
         (["device=cpu", "runs=elsewhere", "progress=quiet", "paths.ct=d", "dataset.root=d", "paths.imagenet=d"], ""),
+        (["recorded=results"], ""),
         (["threads=2", "strategy=baseline", "optimizer.lr=1e-4"], "optimizer.lr=1e-4,threads=2"),
         (["+loss.tasks.depth=1"], "+loss.tasks.depth=1"),
         (["strategy.model_mode=eval"], "strategy.model_mode=eval"),

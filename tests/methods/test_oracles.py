@@ -201,8 +201,10 @@ def test_cagrad_without_radius_is_the_mean():
         assert_close(update("cagrad", case.rows, c=0.0), case.rows.mean(0), tolerance=1e-9)
 
 
-@pytest.mark.oracle("gcond_stochastic gcond_sequential gcond_pure gcond_lion", "published code on a 2 x 3 matrix")
+@pytest.mark.oracle(
+    "gcond_stochastic gcond_sequential gcond_sequential_pure gcond_pure gcond_lion", "published code on a 2 x 3 matrix"
+)
 def test_gcond_published_value():
     """By hand from the published code's rules: task 1 is stronger, the conflict is critical (cosine -0.84)."""
-    for name in ("gcond_stochastic", "gcond_sequential", "gcond_pure", "gcond_lion"):
+    for name in ("gcond_stochastic", "gcond_sequential", "gcond_sequential_pure", "gcond_pure", "gcond_lion"):
         assert_close(update(name, J_BASE), np.array([104, 49, 49]) / 19, tolerance=1e-9)

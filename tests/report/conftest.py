@@ -53,13 +53,16 @@ def report(dataset: str, strategy: str, seed: int, epochs: list[tuple[float, flo
 
 @pytest.fixture
 def write_run(tmp_path: Path) -> Callable[..., Path]:
-    """write_run(dataset, strategy, seed, epochs, **overrides of report.json) -> the run's folder."""
+    """write_run(dataset, strategy, seed, epochs, logged=records of metrics.jsonl, **overrides of report.json) -> the
+    run's folder."""
 
-    def write(dataset, strategy, seed, epochs, folder: str | None = None, **more) -> Path:
+    def write(dataset, strategy, seed, epochs, folder: str | None = None, logged: list[dict] = (), **more) -> Path:
         content = report(dataset, strategy, seed, epochs, **more)
         path = tmp_path / "runs" / "mini" / (folder or f"{content['name']}-{content['variant']}")
         path.mkdir(parents=True)
         (path / "report.json").write_text(json.dumps(content))
+        if logged:
+            (path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in logged))
         (path / ("DONE" if content["status"] == "done" else "FAILED")).write_text(content["error"] or "")
         return path
 

@@ -1,14 +1,29 @@
-"""Run folders -> runs.csv and curves.csv."""
+"""Run folders -> runs.csv, curves.csv, steps.csv, probes.csv and activations.csv."""
 
 import json
+import shutil
 
 import pytest
 
 from gcond.report.collect import collect
 from gcond.report.folders import read_run
-from gcond.report.records import COLUMNS, CURVE_COLUMNS, CURVE_KEY, KEY, frame, read_csv, write_csv
+from gcond.report.records import (
+    ACTIVATION_COLUMNS,
+    ACTIVATION_KEY,
+    COLUMNS,
+    CURVE_COLUMNS,
+    CURVE_KEY,
+    KEY,
+    PROBE_COLUMNS,
+    PROBE_KEY,
+    QUANTILES,
+    STEP_COLUMNS,
+    STEP_KEY,
+    frame,
+    read_csv,
+    write_csv,
+)
 
-DATASETS = ("photos", "ct")
 EPOCH = (0.5, 0.4, 0.6, 0.45)
 
 
@@ -18,7 +33,7 @@ def gather(tmp_path):
 
     def run():
         results = tmp_path / "results" / "mini"
-        remarks = collect(tmp_path / "runs" / "mini", results, DATASETS, None)
+        remarks = collect(tmp_path / "runs" / "mini", results)
         return read_csv(results / "runs.csv"), remarks
 
     return run
@@ -99,64 +114,170 @@ def test_unfinished_nameless_and_repeated_folders_are_told(write_run, gather, tm
     assert "crashed: failed without a report, left out: no data in data/ct" in text
 
 
-def test_local_runs_replace_all_of_table2_and_nothing_else(write_run, gather, tmp_path):
-    def recorded(**more):
-        row = dict.fromkeys(COLUMNS) | {"dataset": "ct", "model": "mobilenetv3_small", "strategy": "baseline"}
-        return row | {"seed": 42, "status": "done", "best_val_l1": 9.0} | more
+def recorded(**more):
+    """A row of runs.csv that another machine made."""
+    row = dict.fromkeys(COLUMNS) | {"dataset": "ct", "model": "mobilenetv3_small", "strategy": "baseline", "seed": 42}
+    return row | {"status": "done", "commit": "a" * 16, "device": "a test device", "best_val_l1": 9.0} | more
 
+
+def test_a_local_run_replaces_the_recorded_one_of_its_name_and_no_other(write_run, gather, tmp_path):
     rows = [
-        recorded(),  # of Table 2: goes, although no local run has this seed
-        recorded(strategy="pcgrad"),
+        recorded(seed=11),  # goes
+        recorded(),
+        recorded(strategy="pcgrad", seed=11),
+        recorded(seed=11, variant="optimizer.lr=0.1"),
+        recorded(seed=11, dataset="imagenet256"),
+        recorded(seed=11, model="convnext_tiny"),
         recorded(strategy="trivial:zero", model="", seed=None),
-        recorded(strategy="gradops"),  # the rest stays
-        recorded(variant="optimizer.lr=0.1"),
-        recorded(dataset="imagenet256"),
-        recorded(model="convnext_tiny"),
     ]
     path = tmp_path / "results" / "mini" / "runs.csv"
     write_csv(path, frame(rows), KEY)
     write_run("ct", "baseline", 11, [EPOCH])
-    table = gather()[0]
-    kept = table[table.best_val_l1 == 9.0]
-    assert len(kept) == 4
-    assert set(kept.strategy) == {"gradops", "baseline"}
-    assert not ((kept.strategy == "baseline") & (kept.variant == "") & (kept.dataset == "ct")).sum() > 1
-    assert len(table) == 4 + 1 + 4  # kept, local, trivial predictors
+    table, remarks = gather()
+    assert (table.best_val_l1 == 9.0).sum() == 6
+    assert len(table) == 6 + 1 + 4  # kept, local, trivial predictors
+    own = table[(table.strategy == "baseline") & (table.seed == 11) & (table.model == "mobilenetv3_small")]
+    assert sorted(own[(own.dataset == "ct") & (own.variant == "")].best_val_l1) == [0.5]
+    assert any(
+        "1 local runs recorded" in remark and "6 recorded rows of other runs stay" in remark for remark in remarks
+    )
 
     before = path.read_bytes()
     gather()
     assert path.read_bytes() == before
 
 
-def test_a_local_variant_leaves_the_recorded_table2_alone(write_run, gather):
-    folder = write_run("ct", "baseline", 11, [EPOCH])
-    gather()
-    for file in folder.iterdir():
-        file.unlink()
-    folder.rmdir()
-    write_run("ct", "baseline", 11, [(0.1, 0.1, 0.1, 0.1)], variant="optimizer.lr=0.1", trivial={})
-    table, remarks = gather()
-    assert sorted(table[table.strategy == "baseline"].best_val_l1) == [0.1, 0.5]
-    assert any("recorded rows stay" in remark for remark in remarks)
-    gather()  # the variant replaces its own record
-
-
-def test_curves_are_tidy(write_run, gather, tmp_path):
-    write_run("ct", "pcgrad", 42, [EPOCH, (0.3, 0.2, 0.4, 0.3)])
-    write_run("ct", "pcgrad", 11, [EPOCH], variant="optimizer.lr=0.1")
-    gather()
-    curves = read_csv(tmp_path / "results" / "mini" / "curves.csv", CURVE_COLUMNS, CURVE_KEY)
-    assert curves.to_numpy().tolist() == [
-        ["ct", "pcgrad", 42, 0, 4, *EPOCH],
-        ["ct", "pcgrad", 42, 1, 8, 0.3, 0.2, 0.4, 0.3],
+def test_runs_of_every_strategy_model_and_variant_are_recorded(write_run, gather):
+    for more in ({}, {"model": "convnextv2_base"}, {"variant": "strategy.model_mode=eval"}):
+        write_run("ct", "gcond_as_pcgrad", 11, [EPOCH], folder=f"run-{more}", **more)
+    table, _ = gather()
+    own = table[table.strategy == "gcond_as_pcgrad"]
+    assert sorted(own.model + own.variant) == [
+        "convnextv2_base",
+        "mobilenetv3_small",
+        "mobilenetv3_smallstrategy.model_mode=eval",
     ]
 
 
-def test_local_runs_of_another_model_than_the_recorded_are_not_mixed(write_run, gather, tmp_path):
-    row = dict.fromkeys(COLUMNS) | {"dataset": "ct", "model": "mobilenetv3_small", "strategy": "baseline", "seed": 11}
-    write_csv(tmp_path / "results" / "mini" / "runs.csv", frame([row]), KEY)
-    write_run("ct", "baseline", 11, [EPOCH], model="convnext_tiny")
-    with pytest.raises(ValueError, match="`--model` must be named: local runs are of convnext_tiny"):
+def test_recorded_rows_of_another_commit_or_device_are_told(write_run, gather, tmp_path):
+    rows = [
+        recorded(commit="b" * 16),
+        recorded(seed=43, device="a GPU"),
+        recorded(seed=44, commit="b" * 16, status="failed"),  # no number of it is in a table
+        recorded(dataset="photos", commit="c" * 16),  # no local run is of that data
+        recorded(model="convnext_tiny", device="a TPU"),
+    ]
+    write_csv(tmp_path / "results" / "mini" / "runs.csv", frame(rows), KEY)
+    write_run("ct", "pcgrad", 11, [EPOCH])
+    remarks = [remark for remark in gather()[1] if "are of another" in remark]
+    assert [remark.split(";")[0] for remark in remarks] == [
+        "ct, mobilenetv3_small: 1 recorded rows that stay are of another commit than the local runs (bbbbbbbbbb)",
+        "ct, mobilenetv3_small: 1 recorded rows that stay are of another device than the local runs (a GPU)",
+    ]
+
+
+def test_recorded_rows_that_saw_other_images_are_refused(write_run, gather, tmp_path):
+    seen = {f"{when}_{metric}": 0.7 for when in ("best", "last") for metric in ("val_l1", "val_ssim", "test_l1")}
+    seen |= {"best_test_ssim": 0.7, "last_test_ssim": 0.7, "model": "", "seed": None}
+    path = tmp_path / "results" / "mini" / "runs.csv"
+    write_run("ct", "baseline", 11, [EPOCH])
+    write_csv(path, frame([recorded(strategy="trivial:pixel_median", **seen)]), KEY)
+    gather()  # agrees: the local predictor scores .7 too
+    write_csv(path, frame([recorded(strategy="trivial:pixel_median", **seen | {"best_test_l1": 0.701})]), KEY)
+    before = path.read_bytes()
+    with pytest.raises(
+        ValueError, match=r"disagree about `trivial:pixel_median`: `test_l1` is 0.7 here and 0.701 there"
+    ):
+        gather()
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("variant", "other_images"),
+    [("scale.image_size=128", True), ("optimizer.lr=0.1,dataset.window=m1000p2000", True), ("optimizer.lr=0.1", False)],
+)
+def test_a_variant_with_other_images_has_other_trivial_predictors(write_run, gather, variant, other_images):
+    other = dict.fromkeys(("val_l1", "val_ssim", "test_l1", "test_ssim"), 0.71)
+    write_run("ct", "baseline", 11, [EPOCH])
+    write_run("ct", "baseline", 11, [EPOCH], variant=variant, trivial={"pixel_median": other})
+    if other_images:
+        table, _ = gather()
+        assert list(table[table.strategy == "trivial:pixel_median"].best_val_l1) == [0.7]
+    else:
+        with pytest.raises(ValueError, match="disagree"):
+            gather()
+
+
+def series(tmp_path, name, columns, key):
+    return read_csv(tmp_path / "results" / "mini" / name, columns, key)
+
+
+def test_curves_are_those_of_all_runs(write_run, gather, tmp_path):
+    write_run("ct", "pcgrad", 42, [EPOCH, (0.3, 0.2, 0.4, 0.3)])
+    write_run("ct", "pcgrad", 42, [EPOCH], variant="optimizer.lr=0.1")
+    write_run("ct", "pcgrad", 11, [EPOCH], status="failed", error="nan")
+    gather()
+    curves = series(tmp_path, "curves.csv", CURVE_COLUMNS, CURVE_KEY)
+    assert curves.to_numpy().tolist() == [
+        ["ct", "mobilenetv3_small", "pcgrad", 42, "", 0, 4, *EPOCH],
+        ["ct", "mobilenetv3_small", "pcgrad", 42, "", 1, 8, 0.3, 0.2, 0.4, 0.3],
+        ["ct", "mobilenetv3_small", "pcgrad", 42, "optimizer.lr=0.1", 0, 4, *EPOCH],
+    ]
+
+
+PROBE = {"kind": "probe", "epoch": 1, "step": 4, "micro_batches": 8, "batch_size": 16, "cosine/all": -0.1234567}
+ACTIVATIONS = {"kind": "activations", "epoch": 1, "step": 4, "mean": 0.5, "std": 2.0, "zero_share": 0.25}
+ACTIVATIONS |= {"quantiles": {quantile: float(quantile) for quantile in QUANTILES}}
+LOGGED = [{"kind": "step", "step": 0, "loss/l1": 0.5}, {"kind": "validation", "epoch": 1, "step": 1}]
+
+
+def test_what_happened_inside_a_run_is_recorded_beside_it(write_run, gather, tmp_path):
+    write_run("ct", "pcgrad", 42, [EPOCH], logged=[*LOGGED, PROBE | {"self_cosine/l1/all": None}, ACTIVATIONS])
+    gather()
+    name = ["ct", "mobilenetv3_small", "pcgrad", 42, ""]
+    steps = series(tmp_path, "steps.csv", STEP_COLUMNS, STEP_KEY)
+    assert steps[[*KEY, "bin", "first_step", "last_step", "loss_l1", "cosine_steps"]].to_numpy().tolist() == [
+        [*name, 0, 0, 0, 0.5, 0]
+    ]
+    assert steps.cosine_mean.isna().all()
+    probes = series(tmp_path, "probes.csv", PROBE_COLUMNS, PROBE_KEY)
+    assert probes.iloc[0].tolist() == [*name, 1, 4, 8, 16, "cosine/all", -0.123457]  # 6 significant digits
+    assert (probes.iloc[1]["name"], probes.value.isna().tolist()) == ("self_cosine/l1/all", [False, True])
+    (activations,) = series(tmp_path, "activations.csv", ACTIVATION_COLUMNS, ACTIVATION_KEY).to_numpy().tolist()
+    assert activations == [*name, 1, 4, 0.5, 2.0, 0.25, 0, 0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 1]
+
+
+def test_what_was_not_logged_gives_no_rows_and_no_file(write_run, gather, tmp_path):
+    write_run("ct", "pcgrad", 42, [EPOCH], logged=LOGGED)
+    gather()
+    names = {path.name for path in (tmp_path / "results" / "mini").iterdir()}
+    assert names == {"runs.csv", "curves.csv", "steps.csv"}
+
+
+def test_a_repeated_run_replaces_all_that_was_recorded_of_it_and_only_that(write_run, gather, tmp_path):
+    for seed in (11, 42):
+        write_run("ct", "pcgrad", seed, [EPOCH, EPOCH], logged=[*LOGGED, PROBE, ACTIVATIONS])
+    gather()
+    shutil.rmtree(tmp_path / "runs")
+    write_run("ct", "pcgrad", 42, [EPOCH], logged=[LOGGED[0] | {"loss/l1": 0.75}])  # without probes
+    gather()
+    assert series(tmp_path, "curves.csv", CURVE_COLUMNS, CURVE_KEY).seed.tolist() == [11, 11, 42]
+    assert series(tmp_path, "steps.csv", STEP_COLUMNS, STEP_KEY).loss_l1.tolist() == [0.5, 0.75]
+    assert series(tmp_path, "probes.csv", PROBE_COLUMNS, PROBE_KEY).seed.tolist() == [11]
+    assert series(tmp_path, "activations.csv", ACTIVATION_COLUMNS, ACTIVATION_KEY).seed.tolist() == [11]
+
+    shutil.rmtree(tmp_path / "runs")
+    write_run("ct", "pcgrad", 11, [], status="failed", error="nan", logged=LOGGED)
+    gather()
+    assert series(tmp_path, "curves.csv", CURVE_COLUMNS, CURVE_KEY).seed.tolist() == [42]
+    assert len(series(tmp_path, "probes.csv", PROBE_COLUMNS, PROBE_KEY)) == 0
+
+
+def test_a_broken_log_is_named(write_run, gather):
+    folder = write_run("ct", "pcgrad", 42, [EPOCH], logged=LOGGED)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "st\n')
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 3 is not JSON"):
         gather()
 
 

@@ -46,6 +46,41 @@ def test_complete_table_exits_zero_and_writes_everything(all_runs, command, fold
     assert "ImageNet: L1" not in markdown.split("## Orderings")[0]
 
 
+def test_collect_records_every_run_and_makes_no_table(write_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_run("ct", "mgda", 11, [(0.5, 0.4, 0.6, 0.45)], variant="strategy.model_mode=eval")
+    assert main(["collect"]) == 0
+    assert "1 local runs recorded in results/mini/runs.csv" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "results" / "mini").iterdir()} == {"runs.csv", "curves.csv"}
+    assert main(["collect", "--scale", "sample"]) == 2
+    assert "nothing to record: no finished run in runs/sample" in capsys.readouterr().err
+    assert main(["collect", "--runs", "elsewhere"]) == 0  # nothing local, something recorded
+    shutil.rmtree(tmp_path / "runs")
+
+
+def test_table2_and_its_figure_leave_other_models_and_variants_out(all_runs, write_run, command, folder, capsys, drawn):
+    all_runs()
+    command()
+    before, shown = (folder / "tables" / "table2.csv").read_text(), drawn.pop()
+    for index, more in enumerate(({"model": "convnextv2_base"}, {"variant": "strategy.model_mode=eval"})):
+        write_run("ct", "baseline", 11, [(0.1, 0.1, 0.1, 0.1)], folder=f"other{index}", **more)
+    capsys.readouterr()
+    assert command() == 0
+    assert "Table 2 of mobilenetv3_small; others are recorded too: --model convnextv2_base" in capsys.readouterr().out
+    assert (folder / "tables" / "table2.csv").read_text() == before
+    assert drawn.pop().equals(shown)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What curves.draw was given, a table per call."""
+    given = []
+    monkeypatch.setattr(
+        "gcond.report.__main__.curves.draw", lambda curves, *rest: given.append(curves.reset_index(drop=True))
+    )
+    return given
+
+
 def test_one_missing_run_exits_one(all_runs, command, folder, capsys):
     all_runs(skip=(("ct", "pcgrad", 42),))
     assert command() == 1

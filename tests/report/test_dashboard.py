@@ -450,7 +450,7 @@ def test_without_runs_recorded_results_are_shown_instead(page):
     baseline = group["series"][0]
     assert (baseline["label"], baseline["seeds"]) == ("Baseline", [11, 42, 2025])
     rows = [line.split(",") for line in (ROOT / "results/mini/curves.csv").read_text().splitlines()]
-    last = [float(row[5]) for row in rows if row[:2] == ["ct", "baseline"] and row[4] == "96"]
+    last = [float(row[7]) for row in rows if (row[0], row[2], row[6]) == ("ct", "baseline", "96")]
     assert baseline["validation"]["val_l1"][-1] == pytest.approx(np.mean(last), rel=1e-3)
     row = next(run for run in recorded.data["runs"] if (run["dataset"], run["strategy"]) == ("ct", "baseline"))
     assert row["best_val_l1"] == pytest.approx(0.70092021, rel=1e-3)

@@ -21,7 +21,7 @@ def make_table(tmp_path):
 
     def make(seeds=SEEDS, datasets=DATASETS):
         results = tmp_path / "results" / "mini"
-        collect(tmp_path / "runs" / "mini", results, datasets, None)
+        collect(tmp_path / "runs" / "mini", results)
         recorded = read_csv(results / "runs.csv")
         rows = table2.select(recorded, datasets, "mobilenetv3_small", seeds)
         table = table2.build(rows, datasets, len(seeds))
@@ -232,7 +232,7 @@ def test_model_is_chosen_only_where_it_is_clear(write_run, tmp_path):
     epoch = [(0.5, 0.4, 0.6, 0.4)]
     write_run("ct", "baseline", 11, epoch, model="convnext_tiny", folder="a")
     results = tmp_path / "results"
-    collect(tmp_path / "runs" / "mini", results, DATASETS, None)
+    collect(tmp_path / "runs" / "mini", results)
     recorded = read_csv(results / "runs.csv")
     assert choose_model(recorded, DATASETS) == "convnext_tiny"
     two = recorded.assign(model=["convnext_tiny", *["convnextv2_base"] * (len(recorded) - 1)], strategy="baseline")

@@ -153,3 +153,20 @@ def test_control_is_baseline_with_gcond_s_update_and_outer_optimizer(composed):
     assert control.strategy.conductor["update"] == gcond.strategy.conductor["update"]
     for part in ("resolver", "estimator", "clip_norm"):
         assert control.strategy.conductor[part] == baseline.strategy.conductor[part]
+
+
+def test_sequential_pure_is_sequential_with_the_update_and_the_outer_optimizer_of_pure(composed):
+    own, sequential, pure = (
+        OmegaConf.to_container(composed[name, "paper"], resolve=True)
+        for name in ("gcond_sequential_pure", "gcond_sequential", "gcond_pure")
+    )
+    assert (
+        own["optimizer"]
+        == pure["optimizer"]
+        == OmegaConf.to_container(composed["baseline", "paper"].optimizer, resolve=True)
+    )
+    conductor = own["strategy"]["conductor"]
+    assert conductor.pop("update") == pure["strategy"]["conductor"].pop("update") == {"_target_": "gcond.strategy.Raw"}
+    sequential["strategy"]["conductor"].pop("update")
+    assert conductor == sequential["strategy"]["conductor"]
+    assert own["strategy"]["model_mode"] == "train"

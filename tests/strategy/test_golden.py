@@ -41,7 +41,9 @@ def assert_close(found: torch.Tensor, expected: object) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
 
 
-@pytest.mark.oracle("gcond_stochastic gcond_sequential gcond_pure gcond_lion", "published code, 14 golden cases")
+@pytest.mark.oracle(
+    "gcond_stochastic gcond_sequential gcond_sequential_pure gcond_pure gcond_lion", "published code, 14 golden cases"
+)
 def test_golden_case(golden_case: dict) -> None:
     config, m = golden_case["config"], golden_case["num_tasks"]
     parameters = [torch.nn.Parameter(matrix(values)) for values in golden_case["params"]]

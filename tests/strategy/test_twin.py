@@ -124,7 +124,10 @@ OPTIONS = st.fixed_dictionaries(
 THRESHOLDS = st.sampled_from([(-0.8, -0.5, 0.0), (-1.0, -0.4, 0.1), (-0.8, -0.5, -0.001), (-0.6, -0.2, 0.3)])
 
 
-@pytest.mark.oracle("gcond_stochastic gcond_sequential gcond_pure gcond_lion", "vector-space twin, generated gradients")
+@pytest.mark.oracle(
+    "gcond_stochastic gcond_sequential gcond_sequential_pure gcond_pure gcond_lion",
+    "vector-space twin, generated gradients",
+)
 def test_coefficients_and_vectors_agree():
     seen = Counter()
 

@@ -23,7 +23,8 @@ from gcond.engine.full_disk import explaining_a_full_disk
 from gcond.files import write_text
 
 # What cannot change the numbers, or (device) stands in the report.
-NOT_IN_HASH = ("name", "runs", "paths", "progress", "device", "checkpoint_minutes", "logger", "reconstructions")
+NOT_IN_HASH = ("name", "runs", "recorded", "paths", "progress", "device", "checkpoint_minutes", "logger")
+NOT_IN_HASH += ("reconstructions",)
 
 
 LOCK_TRIES, LOCK_SECONDS = 10, 0.05  # `make status` holds a run's lock for a moment to see whether it is free

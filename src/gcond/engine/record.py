@@ -34,6 +34,7 @@ NAMED = (
     "experiment",
     "device",
     "runs",
+    "recorded",
     "name",
     "progress",
     "checkpoint_minutes",

@@ -1,4 +1,4 @@
-"""Command line of the report: `python -m gcond.report table2 --scale mini`, `table3`, `table4`.
+"""Command line of the report: `python -m gcond.report table2 --scale mini`, `table3`, `table4`; `collect` only records.
 
 Exit code 0: complete; 1: a cell is missing or failed; 2: bad input.
 """
@@ -21,6 +21,8 @@ SEEDS = (11, 42, 2025)  # the paper's
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
+        if options.table == "collect":
+            return report_collected(options.scale, options.runs, options.results)
         if options.table != "table2":
             return report_throughput(options.table, options.results)
         return report_table2(
@@ -37,6 +39,15 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
+def report_collected(scale: str, runs: Path, results: Path) -> int:
+    """Record the local runs of `scale`, whatever they belong to; returns the exit code."""
+    for remark in collect(runs / scale, results / scale):
+        print(remark)
+    if not (results / scale / "runs.csv").exists():
+        raise ValueError(f"nothing to record: no finished run in {runs / scale}")
+    return 0
+
+
 def report_table2(
     scale: str,
     runs: Path,
@@ -51,7 +62,7 @@ def report_table2(
     datasets = datasets or lineup.default_datasets(scale)
     folder = results / scale
     if not recorded_only:
-        for remark in collect(runs / scale, folder, datasets, model):
+        for remark in collect(runs / scale, folder):
             print(remark)
     if not (folder / "runs.csv").exists():
         raise ValueError(f"nothing to report: neither runs in {runs / scale} nor {folder / 'runs.csv'}")
@@ -62,6 +73,8 @@ def report_table2(
     # Numbers: always from the recorded file, so that recorded and fresh tables are the same bytes.
     recorded = read_csv(folder / "runs.csv")
     model = model or lineup.choose_model(recorded, datasets)
+    if others := sorted(set(recorded.model[lineup.in_lineup(recorded, datasets)]) - {model}):
+        print(f"Table 2 of {model}; others are recorded too: --model {' or '.join(others)}")
     rows = table2.select(recorded, datasets, model, seeds)
     table = table2.build(rows, datasets, len(seeds))
     notes = write_notes(scale, rows, table, model, seeds)
@@ -74,7 +87,7 @@ def report_table2(
     write_text(base.with_suffix(".csv"), render.tidy_csv(table, scale))
     print(markdown)
     print(f"written: {base}.{{md,tex,csv}}")
-    _draw_curves(folder, rows, datasets, seeds, notes.title.replace("Table 2", "Validation during training", 1))
+    _draw_curves(folder, rows, datasets, model, seeds, notes.title.replace("Table 2", "Validation during training", 1))
     if not table.complete:
         print("incomplete: a cell above is not run or failed", file=sys.stderr)
     return 0 if table.complete else 1
@@ -93,7 +106,7 @@ def report_throughput(table: str, results: Path) -> int:
 
 
 def _draw_curves(
-    folder: Path, rows: pd.DataFrame, datasets: tuple[str, ...], seeds: tuple[int, ...], title: str
+    folder: Path, rows: pd.DataFrame, datasets: tuple[str, ...], model: str, seeds: tuple[int, ...], title: str
 ) -> None:
     path = folder / "curves.csv"
     if not path.exists():
@@ -101,17 +114,22 @@ def _draw_curves(
         return
     recorded = read_csv(path, CURVE_COLUMNS, CURVE_KEY)
     figure = folder / "figures" / "table2_curves.png"
-    curves.draw(recorded[recorded.seed.isin(seeds)], rows, datasets, title, figure)
+    own = recorded[(recorded.model == model) & (recorded.variant == "") & recorded.seed.isin(seeds)]
+    curves.draw(own, rows, datasets, title, figure)
     print(f"written: {figure}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m gcond.report", description=__doc__.splitlines()[0])
     tables = parser.add_subparsers(dest="table", required=True)
-    table = tables.add_parser("table2", help="Table 2 of the paper, and the validation curves behind it")
-    table.add_argument("--scale", default="mini", help="folder below --runs and --results (default: mini)")
-    table.add_argument("--runs", type=Path, default=Path("runs"), help="folder of local runs")
-    table.add_argument("--results", type=Path, default=Path("results"), help="folder of recorded results")
+    below = argparse.ArgumentParser(add_help=False)  # what every part of the study takes
+    below.add_argument("--scale", default="mini", help="folder below --runs and --results (default: mini)")
+    below.add_argument("--runs", type=Path, default=Path("runs"), help="folder of local runs")
+    below.add_argument("--results", type=Path, default=Path("results"), help="folder of recorded results")
+    tables.add_parser("collect", parents=[below], help="record the local runs of a scale, without making a table")
+    table = tables.add_parser(
+        "table2", parents=[below], help="Table 2 of the paper, and the validation curves behind it"
+    )
     table.add_argument("--recorded", action="store_true", help="use only what is recorded, collect nothing")
     table.add_argument("--seeds", type=_seed_list, default=SEEDS, help="comma-separated (default: 11,42,2025)")
     table.add_argument("--datasets", type=_name_list, help="comma-separated, in the order of the columns")

@@ -1,22 +1,40 @@
-"""Local runs -> results/<scale>/runs.csv and curves.csv."""
+"""Local runs -> results/<scale>/: runs.csv, and what happened inside each run."""
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from gcond.report import logged, records
 from gcond.report.folders import METRICS, Run, read_folders
-from gcond.report.lineup import TRIVIAL, choose_model, in_lineup
-from gcond.report.records import COLUMNS, CURVE_COLUMNS, CURVE_KEY, KEY, frame, read_csv, write_csv
+from gcond.report.lineup import TRIVIAL
+from gcond.report.logged import Record
+from gcond.report.probes import activation_rows, probe_rows
+from gcond.report.records import COLUMNS, KEY, frame, read_csv, write_csv
+from gcond.report.steps import bin_steps
 
 TRIVIAL_TOLERANCE = 1e-4  # relative; devices differ by less, another split or another mask by far more
+# Overrides that change images, masks or the measure: of such a run the trivial predictors are others.
+OTHER_IMAGES = ("dataset.", "loss.reconstruction.")
+OTHER_IMAGES += tuple(f"scale.{key}" for key in ("image_size", "patch_size", "mask_ratio", "eval_images"))
+
+Rows = Callable[[Run, Sequence[Record]], list[dict[str, object]]]
+# File -> its columns, what names a row, significant digits, and a run's rows.
+SERIES: dict[str, tuple[dict[str, object], list[str], int, Rows]] = {
+    "curves.csv": (records.CURVE_COLUMNS, records.CURVE_KEY, 8, lambda run, own: list(run.curve)),
+    "steps.csv": (records.STEP_COLUMNS, records.STEP_KEY, 6, lambda run, own: bin_steps(own)),
+    "probes.csv": (records.PROBE_COLUMNS, records.PROBE_KEY, 6, lambda run, own: probe_rows(own)),
+    "activations.csv": (records.ACTIVATION_COLUMNS, records.ACTIVATION_KEY, 6, lambda run, own: activation_rows(own)),
+}
 
 
-def collect(runs: Path, results: Path, datasets: tuple[str, ...], asked_model: str | None) -> list[str]:
-    """Record the runs below `runs` (one scale) in `results`; returns remarks to print.
+def collect(runs: Path, results: Path) -> list[str]:
+    """Record every finished or failed run below `runs` (one scale) in `results`; returns remarks to print.
 
-    If any local run belongs to Table 2, all recorded rows of Table 2 give way to the local ones, and so do the
-    curves; recorded rows of other runs stay unless a local run has the same name. Without local runs nothing changes.
+    A run replaces the recorded one of the same name (`KEY`), in all files, and no other: seeds that another machine
+    recorded stay. Without local runs nothing changes. Raises ValueError where local and recorded runs of a data set
+    disagree about a trivial predictor.
     """
     found = read_folders(runs)
     remarks = [f"{name}: unfinished, left out" for name in found.unfinished]
@@ -25,52 +43,67 @@ def collect(runs: Path, results: Path, datasets: tuple[str, ...], asked_model: s
     if not found.runs:
         return [*remarks, f"no local runs in {runs}: using the recorded {results / 'runs.csv'}"]
 
-    rows = frame([run.row for run in found.runs])
-    model = asked_model or choose_model(rows, datasets)
-    members = [run for run, belongs in zip(found.runs, _is_member(rows, datasets, model), strict=True) if belongs]
-    local = frame([*rows.to_dict("records"), *_trivial_rows(members)])
+    # Runs.
+    path = results / "runs.csv"
+    recorded = read_csv(path) if path.exists() else frame([])
+    trivial = _trivial_rows(found.runs)
+    _check_recorded_trivial(trivial, recorded, path)
+    local = frame([*(run.row for run in found.runs), *trivial])
+    kept = _without(recorded, local)
+    remarks.append(f"{len(found.runs)} local runs recorded in {path}; {len(kept)} recorded rows of other runs stay")
+    remarks += _remarks_on_origin(kept, local)
+    write_csv(path, _joined(kept, local), KEY)
 
-    recorded = results / "runs.csv"
-    kept = read_csv(recorded) if recorded.exists() else frame([])
-    if members:
-        outdated = _is_member(kept, datasets, model) | _is_trivial(kept, datasets)
-        remarks.append(f"Table 2: {len(members)} local runs replace {outdated.sum()} recorded rows")
-        kept = kept[~outdated]
-    else:
-        remarks.append(f"no local run in {runs} belongs to Table 2: its recorded rows stay")
-    names = set(local[KEY].itertuples(index=False, name=None))
-    kept = kept[[name not in names for name in kept[KEY].itertuples(index=False, name=None)]]
-    merged = frame([*kept.to_dict("records"), *local.to_dict("records")])
-    if members and not asked_model and choose_model(merged, datasets) != model:
-        raise ValueError(f"`--model` must be named: local runs are of {model}, recorded ones of other models too")
-    write_csv(recorded, merged, KEY)
-    if members:
-        curves = [_curve_row(run, epoch) for run in members for epoch in run.curve]
-        write_csv(results / "curves.csv", frame(curves, CURVE_COLUMNS), CURVE_KEY)
+    # What happened inside them.
+    done = [(run, logged.read(run.path)) for run in found.runs if run.row["status"] == "done"]
+    for name, (columns, key, digits, rows_of) in SERIES.items():
+        path = results / name
+        rows = [{part: run.row[part] for part in KEY} | row for run, own in done for row in rows_of(run, own)]
+        before = read_csv(path, columns, key) if path.exists() else frame([], columns)
+        after = _joined(_without(before, local), frame(rows, columns))
+        if path.exists() or len(after):
+            write_csv(path, after, key, digits)
     return remarks
 
 
-def _is_member(runs: pd.DataFrame, datasets: tuple[str, ...], model: str) -> pd.Series:
-    return in_lineup(runs, datasets) & (runs.model == model)
+def _without(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `table` that belong to none of `runs`."""
+    names = set(runs[KEY].itertuples(index=False, name=None))
+    stays = [name not in names for name in table[KEY].itertuples(index=False, name=None)]
+    return table[pd.Series(stays, index=table.index, dtype=bool)]
 
 
-def _is_trivial(runs: pd.DataFrame, datasets: tuple[str, ...]) -> pd.Series:
-    return runs.strategy.str.startswith(TRIVIAL) & runs.dataset.isin(datasets)
+def _joined(*tables: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat([table for table in tables if len(table)] or tables[:1])
 
 
-def _curve_row(run: Run, epoch: dict[str, float]) -> dict[str, object]:
-    return {name: run.row[name] for name in ("dataset", "strategy", "seed")} | epoch
+def _remarks_on_origin(kept: pd.DataFrame, local: pd.DataFrame) -> list[str]:
+    """Where recorded rows stay beside local ones of the same data and model, made by another commit or device."""
+    remarks = []
+    for (dataset, model), own in local[local.model != ""].groupby(["dataset", "model"]):
+        beside = kept[(kept.dataset == dataset) & (kept.model == model) & (kept.status == "done")]
+        for what, width in (("commit", 10), ("device", None)):
+            foreign = beside[~beside[what].isin(set(own[what]))]
+            if len(foreign):
+                origins = ", ".join(sorted({value[:width] or "unknown" for value in foreign[what]}))
+                remarks.append(
+                    f"{dataset}, {model}: {len(foreign)} recorded rows that stay are of another {what} than the local "
+                    f"runs ({origins}); a table of both says so, and is no fair comparison"
+                )
+    return remarks
 
 
-def _trivial_rows(members: list[Run]) -> list[dict[str, object]]:
+def _trivial_rows(runs: Sequence[Run]) -> list[dict[str, object]]:
     """One row per dataset and predictor. Raises ValueError if two runs of one dataset disagree about a predictor."""
     witnesses: dict[tuple[str, str], Run] = {}
-    for run in members:
+    for run in runs:
+        if _sees_other_images(str(run.row["variant"])):
+            continue
         for name, values in run.trivial.items():
             witness = witnesses.setdefault((str(run.row["dataset"]), name), run)
             for metric in METRICS:
                 expected = witness.trivial[name][metric]
-                if not math.isclose(values[metric], expected, rel_tol=TRIVIAL_TOLERANCE):
+                if not _agree(values[metric], expected):
                     raise ValueError(
                         f"runs of dataset `{run.row['dataset']}` disagree about the trivial predictor `{name}`: "
                         f"`{metric}` is {expected:.6g} in {witness.folder} and {values[metric]:.6g} in {run.folder}; "
@@ -79,9 +112,33 @@ def _trivial_rows(members: list[Run]) -> list[dict[str, object]]:
     return [_trivial_row(dataset, name, witness) for (dataset, name), witness in witnesses.items()]
 
 
+def _sees_other_images(variant: str) -> bool:
+    return any(override.startswith(OTHER_IMAGES) for override in variant.split(","))
+
+
+def _agree(value: float, expected: float) -> bool:
+    return math.isclose(value, expected, rel_tol=TRIVIAL_TOLERANCE)
+
+
 def _trivial_row(dataset: str, name: str, witness: Run) -> dict[str, object]:
     row = dict.fromkeys(COLUMNS) | {"dataset": dataset, "strategy": TRIVIAL + name, "status": "done"}
     row |= {key: witness.row[key] for key in ("dataset_title", "missing_packages")}
     for metric in METRICS:
         row |= {f"best_{metric}": witness.trivial[name][metric], f"last_{metric}": witness.trivial[name][metric]}
     return row
+
+
+def _check_recorded_trivial(local: Sequence[dict[str, object]], recorded: pd.DataFrame, path: Path) -> None:
+    """Rows that stay beside the local ones must have seen the same images and masks."""
+    for row in local:
+        for before in recorded[
+            (recorded.dataset == row["dataset"]) & (recorded.strategy == row["strategy"])
+        ].itertuples():
+            for metric in METRICS:
+                here, there = float(row[f"best_{metric}"]), float(getattr(before, f"best_{metric}"))
+                if not _agree(here, there):
+                    raise ValueError(
+                        f"local runs of dataset `{row['dataset']}` and {path} disagree about "
+                        f"`{row['strategy']}`: `{metric}` is {here:.6g} here and {there:.6g} there; they did not see "
+                        "the same images or masks, so record the local ones elsewhere (--results DIR, make OUT=DIR)"
+                    )

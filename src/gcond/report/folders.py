@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from gcond.report.records import COLUMNS
+from gcond.report.records import COLUMNS, KEY
 
 METRICS = ("val_l1", "val_ssim", "test_l1", "test_ssim")  # "ssim" is 1 - SSIM throughout
 L1_WEIGHT, SSIM_WEIGHT = 0.85, 0.15  # the paper's, used to choose the epoch of every method
@@ -13,10 +13,14 @@ L1_WEIGHT, SSIM_WEIGHT = 0.85, 0.15  # the paper's, used to choose the epoch of 
 
 @dataclass(frozen=True)
 class Run:
-    folder: str
+    path: Path
     row: dict[str, object]
     trivial: dict[str, dict[str, float]]  # predictor -> METRICS
     curve: list[dict[str, float]]  # one dict per epoch: epoch, step and METRICS
+
+    @property
+    def folder(self) -> str:
+        return self.path.name
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ def read_folders(scale_folder: Path) -> Collected:
                 unfinished.append(folder.name)
             continue
         run = read_run(folder)
-        key = tuple(run.row[name] for name in ("dataset", "model", "strategy", "seed", "variant"))
+        key = tuple(run.row[name] for name in KEY)
         older, newer = sorted([runs.get(key, run), run], key=lambda candidate: str(candidate.row["started"]))
         if older is not newer:
             superseded.append(older.folder)
@@ -63,14 +67,14 @@ def read_run(folder: Path) -> Run:
         row["missing_packages"] = ";".join(report.get("missing_packages") or [])
         error = _error(folder, report)
         if error:
-            return Run(folder.name, row | {"status": "failed", "error": " ".join(error.split())}, {}, [])
+            return Run(folder, row | {"status": "failed", "error": " ".join(error.split())}, {}, [])
         curve = [{name: epoch[name] for name in ("epoch", "step", *METRICS)} for epoch in report["validation"]]
         trivial = {name: {metric: values[metric] for metric in METRICS} for name, values in report["trivial"].items()}
     except KeyError as missing:
         raise ValueError(f"{path} lacks the key `{missing.args[0]}`") from None
     except json.JSONDecodeError as broken:
         raise ValueError(f"{path} is not JSON: {broken}") from None
-    return Run(folder.name, row | {"error": ""} | _summary(curve), trivial, curve)
+    return Run(folder, row | {"error": ""} | _summary(curve), trivial, curve)
 
 
 def _error(folder: Path, report: dict) -> str:

@@ -1,7 +1,9 @@
-"""runs.csv and curves.csv: one row per run and one row per epoch, as committed under results/<scale>/.
+"""The files under results/<scale>/: runs.csv has one row per run; curves.csv, steps.csv, probes.csv, activations.csv
+have what happened inside each run that is done.
 
-Numbers are written with 8 significant digits (a float32 metric has about 7), "" means not known. Trivial
-predictors are rows too: strategy "trivial:<name>", no model and no seed, the same numbers at every epoch.
+A run is known by `KEY`. "" means not known. The numbers of runs.csv and curves.csv have 8 significant digits (a float32
+metric has about 7), those of the others 6. Trivial predictors are rows of runs.csv too: strategy "trivial:<name>", no
+model and no seed, the same numbers at every epoch.
 """
 
 from pathlib import Path
@@ -27,12 +29,43 @@ COLUMNS = {
 }
 KEY = ["dataset", "model", "strategy", "seed", "variant"]
 
+_NAME = {name: COLUMNS[name] for name in KEY}
+
 CURVE_COLUMNS = {
-    **dict.fromkeys(["dataset", "strategy"], _TEXT),
-    **dict.fromkeys(["seed", "epoch", "step"], _WHOLE),
+    **_NAME,
+    **dict.fromkeys(["epoch", "step"], _WHOLE),
     **dict.fromkeys(["val_l1", "val_ssim", "test_l1", "test_ssim"], _REAL),
 }
-CURVE_KEY = ["dataset", "strategy", "seed", "epoch"]
+CURVE_KEY = [*KEY, "epoch"]
+
+STEP_COLUMNS = {  # one row per bin of steps; gcond.report.steps says what each is
+    **_NAME,
+    **dict.fromkeys(["bin", "first_step", "last_step"], _WHOLE),
+    **dict.fromkeys(["loss_l1", "loss_ssim", "grad_norm_l1", "grad_norm_ssim", "resolved_norm", "norm_jump"], _REAL),
+    **dict.fromkeys(["cosine_min", "cosine_mean"], _REAL),
+    "cosine_steps": _WHOLE,
+    **dict.fromkeys(["cosine_encoder", "cosine_body", "cosine_head", "cosine_resolved_min", "conflicts"], _REAL),
+    **dict.fromkeys(["resolved", "correction", "clipped", "zone_weak", "zone_main", "zone_critical"], _REAL),
+    **dict.fromkeys(["published_cosine", "weight_l1", "weight_ssim"], _REAL),
+    **dict.fromkeys(["step_rms_over_lr", "cosine_step_resolved"], _REAL),
+}
+STEP_KEY = [*KEY, "bin"]
+
+PROBE_COLUMNS = {  # one row per number of a probe, named as the run's log names it ("cosine/encoder")
+    **_NAME,
+    **dict.fromkeys(["epoch", "step", "micro_batches", "batch_size"], _WHOLE),
+    "name": _TEXT,
+    "value": _REAL,
+}
+PROBE_KEY = [*KEY, "epoch", "name"]
+
+QUANTILES = ("0", "0.001", "0.01", "0.05", "0.25", "0.5", "0.75", "0.95", "0.99", "0.999", "1")
+ACTIVATION_COLUMNS = {  # of the last encoder layer
+    **_NAME,
+    **dict.fromkeys(["epoch", "step"], _WHOLE),
+    **dict.fromkeys(["mean", "std", "zero_share", *(f"q{quantile}" for quantile in QUANTILES)], _REAL),
+}
+ACTIVATION_KEY = [*KEY, "epoch"]
 
 
 def frame(rows: list[dict[str, object]], columns: dict[str, object] = COLUMNS) -> pd.DataFrame:
@@ -45,10 +78,10 @@ def frame(rows: list[dict[str, object]], columns: dict[str, object] = COLUMNS) -
     return table.astype(columns)
 
 
-def write_csv(path: Path, table: pd.DataFrame, key: list[str]) -> None:
+def write_csv(path: Path, table: pd.DataFrame, key: list[str], digits: int = 8) -> None:
     """Write `table` sorted by `key`, so that the same runs always give the same bytes."""
     ordered = table.sort_values(key, kind="stable", na_position="first")
-    write_atomically(path, lambda to: ordered.to_csv(to, index=False, float_format="%.8g", lineterminator="\n"))
+    write_atomically(path, lambda to: ordered.to_csv(to, index=False, float_format=f"%.{digits}g", lineterminator="\n"))
 
 
 def read_csv(path: Path, columns: dict[str, object] = COLUMNS, key: list[str] = KEY) -> pd.DataFrame:

@@ -23,6 +23,7 @@ TARGETS = {
     "gcond_pure": "stochastic",
     "gcond_lion": "stochastic",
     "gcond_sequential": "sequential",
+    "gcond_sequential_pure": "sequential",
     "gcond_sequential, a forward pass per task": "sequential",
 }
 STOCHASTIC_LIMIT = {"cpu": 1.05, "cuda": 1.02}

@@ -1,4 +1,4 @@
-"""A sweep from plan to summary: python -m gcond.sweep [--jobs N] [--launcher NAME] [--plan-only] HYDRA_OVERRIDES
+"""A sweep from plan to summary: python -m gcond.sweep [OPTIONS] HYDRA_OVERRIDES (--help)
 
 Prints what there is to do, how long it may take and what room it needs, hands what is not finished to
 `gcond-train --multirun`, shows its progress, and ends with what failed and why (exit status 1). A finished run is not
@@ -20,7 +20,7 @@ from gcond.sweep.plan import Planned, estimate, plan, print_disk, print_plan
 
 def print_summary(runs: Sequence[Planned]) -> int:
     """How the sweep ended; the exit status."""
-    missing = [run for run in runs if not run.folder.done]
+    missing = [run for run in runs if not run.done]
     print(f"Sweep: {len(runs) - len(missing)} of {len(runs)} runs finished")
     for run in missing:
         print(f"  {run.folder.name}: {run.folder.error or 'not finished; the same command continues it'}")
@@ -33,6 +33,7 @@ def main() -> int:
     parser.add_argument("--launcher", choices=LAUNCHERS, help="default: joblib, or basic for one run at a time")
     parser.add_argument("--plan-only", action="store_true", help="print the plan and start nothing")
     parser.add_argument("--results", type=Path, default=Path("results"), help="where recorded runs are looked up")
+    parser.add_argument("--missing", action="store_true", help="do not repeat runs that are recorded below --results")
     parser.add_argument("overrides", nargs="+", help="as for gcond-train --multirun, e.g. experiment=table2 scale=mini")
     arguments = parser.parse_args()
     jobs = arguments.jobs
@@ -41,21 +42,24 @@ def main() -> int:
     launcher = arguments.launcher or ("joblib" if jobs > 1 else "basic")
     if launcher == "basic" and arguments.launcher and jobs > 1:
         parser.error(f"--jobs: expected 1 with --launcher basic, found {jobs}; take joblib for more")
-    runs = plan(arguments.overrides)
+    overrides = [*arguments.overrides]
+    if arguments.missing:
+        overrides.append(f"recorded={arguments.results.absolute()}")
+    runs = plan(overrides)
     if launcher == "local" and len(runs) > jobs and not arguments.plan_only:
         parser.error(
             f"--jobs: --launcher local starts all {len(runs)} runs at once, expected at least --jobs "
             f"{len(runs)}, found {jobs}; narrow the sweep, or take --launcher joblib, which keeps to --jobs"
         )
     print_plan(runs, jobs, estimate(runs, arguments.results))
-    left = [run for run in runs if not run.folder.done]
+    left = [run for run in runs if not run.done]
     if left:
         print_disk(Path(runs[0].cfg.runs), disk_needed(runs))
     if arguments.plan_only:
         return 0
     try:
         if left:
-            launch(arguments.overrides, launcher, jobs, runs)
+            launch(overrides, launcher, jobs, runs)
     except Stopped as stopped:
         print_summary(runs)
         return 128 + stopped.signum

@@ -30,7 +30,7 @@ def disk_needed(runs: Sequence[Planned]) -> float:
     computed: dict[str, int] = {}
     needed = 0.0
     for run in runs:
-        if not run.folder.done:
+        if not run.done:
             kind = _kind(run.cfg)
             if kind in held:
                 expected = statistics.median(held[kind])

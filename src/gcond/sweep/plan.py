@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from gcond.engine.folder import RunFolder
+from gcond.engine.recorded import recorded_hashes
 from gcond.sweep import words
 
 CONFIG = Path(__file__).resolve().parents[3] / "conf"
@@ -26,12 +27,17 @@ Cost = tuple[str, str, str, str]  # scale, dataset, model, strategy: what runs o
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of a sweep."""
+    """One run of a sweep; `recorded`: by another machine, so that it need not be repeated."""
 
     folder: RunFolder
     cost: Cost
     steps: int | None
     cfg: DictConfig
+    recorded: bool = False
+
+    @property
+    def done(self) -> bool:
+        return self.recorded or self.folder.done
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class Estimate:
 
 
 def plan(overrides: Sequence[str]) -> list[Planned]:
-    """The runs that `gcond-train --multirun` would start for these overrides.
+    """The runs that `gcond-train --multirun` would start for these overrides (`recorded=DIR` among them or not).
 
     Raises ValueError (from Hydra) for an unknown key or group.
     """
@@ -72,11 +78,13 @@ def plan(overrides: Sequence[str]) -> list[Planned]:
 
 def _planned(cfg: DictConfig) -> Planned:
     per_epoch = cfg.scale.steps_per_epoch
+    folder = RunFolder(cfg)
     return Planned(
-        RunFolder(cfg),
+        folder,
         (cfg.scale.name, cfg.dataset.name, cfg.model.name, cfg.strategy.name),
         None if per_epoch is None else per_epoch * cfg.scale.epochs,
         cfg,
+        cfg.recorded is not None and folder.hash in recorded_hashes(Path(cfg.recorded), cfg.scale.name),
     )
 
 
@@ -86,7 +94,7 @@ def estimate(runs: Sequence[Planned], results: Path) -> Estimate:
     for run in runs:
         if run.folder.done:
             known.setdefault(run.cost, []).append(_record(json.loads(run.folder.report.read_text())))
-    left = [run for run in runs if not run.folder.done]
+    left = [run for run in runs if not run.done]
     largest = max((record for run in left for record in known.get(run.cost, [])), key=_memory, default=None)
     return Estimate(
         _seconds([run.cost for run in left], known),
@@ -129,11 +137,14 @@ def _memory(record: Record) -> float:
 
 
 def print_plan(runs: Sequence[Planned], jobs: int, expected: Estimate) -> None:
-    done = sum(run.folder.done for run in runs)
-    begun = sum(run.folder.begun and not run.folder.done for run in runs)
-    failed = sum(run.folder.error is not None and not run.folder.done for run in runs)
-    print(f"Plan: {len(runs)} runs, {done} finished, {len(runs) - done} to do ({begun} begun, {failed} failed before)")
-    if done == len(runs):
+    left = [run for run in runs if not run.done]
+    here = sum(run.folder.done for run in runs)
+    elsewhere = len(runs) - len(left) - here
+    begun = sum(run.folder.begun for run in left)
+    failed = sum(run.folder.error is not None for run in left)
+    finished = f"{here} finished" + (f", {elsewhere} recorded" if elsewhere else "")
+    print(f"Plan: {len(runs)} runs, {finished}, {len(left)} to do ({begun} begun, {failed} failed before)")
+    if not left:
         return
     unknown = "unknown until runs of this kind have been recorded"
     hours = unknown if expected.seconds is None else words.duration(expected.seconds / jobs)

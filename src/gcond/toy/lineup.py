@@ -21,6 +21,7 @@ LEFT_OUT = {
     "baseline_integrated": "resolves nothing, as baseline; its update is not what this problem shows",
     "gcond_lion": "the resolver of gcond_pure",
     "gcond_sequential": "the resolver of gcond_pure: these gradients have no noise",
+    "gcond_sequential_pure": "the resolver of gcond_pure: these gradients have no noise",
     "gcond_stochastic": "the resolver of gcond_pure: these gradients have no noise",
     "gradnorm": "divides by the first losses, which are not above 0 here",
 }

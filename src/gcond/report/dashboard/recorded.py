@@ -10,8 +10,8 @@ import pandas as pd
 
 from gcond.report.dashboard.metrics import VALIDATION, Metrics
 from gcond.report.dashboard.read import Entry
-from gcond.report.lineup import STRATEGIES, TRIVIAL, choose_model
-from gcond.report.records import CURVE_COLUMNS, CURVE_KEY, read_csv
+from gcond.report.lineup import STRATEGIES, TRIVIAL
+from gcond.report.records import CURVE_COLUMNS, CURVE_KEY, KEY, read_csv
 
 
 def read_recorded(results: Path) -> tuple[list[Entry], list[str]]:
@@ -29,7 +29,7 @@ def read_recorded(results: Path) -> tuple[list[Entry], list[str]]:
         own = [_entry(path.parent.name, row, trivial) for row in rows if row not in trivial]
         if (curves := path.with_name("curves.csv")).exists():
             try:
-                _add_curves(own, runs, read_csv(curves, CURVE_COLUMNS, CURVE_KEY))
+                _add_curves(own, read_csv(curves, CURVE_COLUMNS, CURVE_KEY))
             except (ValueError, KeyError) as error:
                 remarks.append(f"{curves} was left out: {error}")
         entries += own
@@ -63,13 +63,10 @@ def _entry(scale: str, row: dict[str, Any], trivial: list[dict[str, Any]]) -> En
     )
 
 
-def _add_curves(entries: list[Entry], runs: pd.DataFrame, curves: pd.DataFrame) -> None:
-    """curves.csv names neither model nor variant: it holds Table 2, which is of one model and has no variants."""
-    model = choose_model(runs, tuple(sorted(set(curves.dataset))))
+def _add_curves(entries: list[Entry], curves: pd.DataFrame) -> None:
     epochs: dict[tuple[object, ...], list[dict[str, Any]]] = defaultdict(list)
     for row in _rows(curves):
-        epochs[row["dataset"], row["strategy"], row["seed"]].append(row)
+        epochs[tuple(row[name] for name in KEY)].append(row)
     for entry in entries:
-        if entry.model == model and entry.variant == "":
-            own = epochs[entry.dataset, entry.strategy, entry.seed]
+        if own := epochs.get((entry.dataset, entry.model, entry.strategy, entry.seed, entry.variant)):
             entry.metrics = Metrics(validation=own, reached=int(entry.facts["steps"] or 0))

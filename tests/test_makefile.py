@@ -1,0 +1,75 @@
+"""What the Makefile would start for each artefact of the study; nothing is run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENTS = {path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")}
+ABLATIONS = sorted(name for name in EXPERIMENTS if name.startswith("ablation_"))
+PAPER = {"table3", "table4"}  # benchmarks, which are not trained
+
+
+def commands(target: str, *variables: str) -> str:
+    """The lines that concern runs and reports."""
+    shown = subprocess.run(["make", "-n", target, *variables], cwd=ROOT, capture_output=True, text=True, check=True)
+    return "\n".join(line for line in shown.stdout.splitlines() if "gcond." in line or "trained once" in line)
+
+
+def experiments(shown: str) -> list[str]:
+    return re.findall(r"gcond\.sweep .*?experiment=(\w+)", shown.replace(";", ";\n"))
+
+
+@pytest.mark.parametrize(
+    ("artefact", "runs", "page"),
+    [
+        ("figure7", ["figure7"], "figure7"),
+        ("ablations", ABLATIONS, "ablations"),
+        ("o1", ["o1", "o1_micro_batch"], "o1"),
+        ("o6", ["table2"], "o6"),
+        ("o5", ["figure1", "o5"], "claims"),
+    ],
+)
+def test_an_artefact_is_run_recorded_and_printed(artefact: str, runs: list[str], page: str) -> None:
+    shown = commands(f"reproduce-{artefact}", "SCALE=smoke", "OUT=there")
+    assert experiments(shown) == runs
+    assert re.findall(r"gcond\.report (\w+) --results there --scale smoke", shown) == ["collect", page]
+    assert shown.count("scale=smoke") == len(runs)
+
+
+def test_the_study_runs_every_experiment_once_after_it_has_planned_them_and_controls_first() -> None:
+    shown = commands("reproduce-all")
+    planned, run = experiments(shown.split("trained once")[0]), experiments(shown.split("trained once")[1])
+    assert planned == run
+    assert len(set(run)) == len(run)
+    assert set(run) == EXPERIMENTS - PAPER
+    assert run[:3] == ["o1", "o1_micro_batch", "table2"]
+    assert shown.split("trained once")[0].count("--plan-only") == len(planned)
+    assert "--plan-only" not in shown.split("trained once")[1]
+
+
+def test_data_sets_are_the_experiments_own_and_imagenet_takes_the_place_of_photos() -> None:
+    assert "dataset=ct " in commands("reproduce-figure11", "IMAGENET=/d")
+    assert "dataset=imagenet256 " in commands("reproduce-figure10", "IMAGENET=/d")
+    assert "dataset=ct,imagenet256 " in commands("plan", "EXPERIMENT=o1", "IMAGENET=/d")
+    assert "dataset=photos,ct " in commands("plan")
+    assert "dataset=ct " in commands("plan", "DATASETS=ct")
+
+
+def test_variables_reach_the_runs() -> None:
+    shown = commands("sweep", "SEEDS=10", "MISSING=1", "OUT=there", "LAUNCHER=slurm", "JOBS=3", "MORE=optimizer.lr=0.1")
+    assert "seed=11,42,2025,1,2,3,4,5,6,7 " in shown
+    assert "--jobs 3 --missing --results there --launcher slurm experiment=table2" in shown
+    assert shown.rstrip().endswith("optimizer.lr=0.1")
+    assert "--missing" not in commands("sweep")
+    shown = commands("reproduce-table2", "SEEDS=11,42")
+    assert "gcond.report table2 --results results --scale mini --datasets photos,ct --seeds 11,42" in shown
+
+
+def test_the_papers_scale_asks_for_its_data() -> None:
+    assert "SCALE=paper needs IMAGENET=DIR" in commands("reproduce-figure1", "SCALE=paper")
+    assert "needs IMAGENET" not in commands("reproduce-figure1", "SCALE=paper", "IMAGENET=/d")
