@@ -63,6 +63,13 @@ reproduce-table2: $(READY) $(if $(filter data/ct,$(CT)),data) ## train everythin
 	@status=0; $(BIN)/python -m gcond.sweep --jobs $(JOBS) $(SWEEP) || status=$$?; \
 	  $(BIN)/python -m gcond.report table2 --scale $(SCALE) --datasets $(DATASETS) --seeds $(SEEDS) --results $(OUT) || status=$$?; exit $$status
 
+.PHONY: reproduce-table1 reproduce-table5
+reproduce-table1: $(READY) ## GCond's zones, drawn and tabulated from the resolver itself (seconds; trains nothing)
+	@$(BIN)/python scripts/zones.py --out $(OUT)/table1 && $(BIN)/python -m gcond.report table1 --results $(OUT)
+
+reproduce-table5: $(READY) ## the hyper-parameters as composed, differences to the paper's marked (seconds; trains nothing)
+	@$(BIN)/python scripts/paper_settings.py --out $(OUT)/paper_settings && $(BIN)/python -m gcond.report table5 --results $(OUT)
+
 sweep: $(READY) $(if $(filter data/ct,$(CT)),data) ## run EXPERIMENT=lr_grid (or another of conf/experiment) without making a table
 	@$(BIN)/python -m gcond.sweep --jobs $(JOBS) $(SWEEP)
 
