@@ -261,6 +261,7 @@ def test_runs_of_another_model_or_with_overrides_are_not_drawn(copy, capsys):
     table.loc[table.strategy.str.startswith("gcond"), "variant"] = "optimizer.lr=1"
     table.to_csv(path, index=False)
     assert draw(copy, 2) == 2
+    assert "no finished run of mobilenetv3_small on photos or ct by gcond_stochastic" in capsys.readouterr().err
 
 
 def test_a_missing_method_is_drawn_around_named_and_exits_one(copy, capsys):
