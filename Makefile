@@ -106,6 +106,13 @@ reproduce-all: $(READY) $(CT_DATA) ## the whole study: plan it, run it (controls
 	@$(call study,$(call unique,$(foreach artefact,$(STUDY),$(call runs_of,$(artefact))))); \
 	  $(foreach page,$(PAGES),$(call report,$(page)) || status=$$?;) exit $$status
 
+.PHONY: reproduce-table1 reproduce-table5
+reproduce-table1: $(READY) ## GCond's zones, drawn and tabulated from the resolver itself (seconds; trains nothing)
+	@$(BIN)/python scripts/zones.py --out $(OUT)/table1 && $(BIN)/python -m gcond.report table1 --results $(OUT)
+
+reproduce-table5: $(READY) ## the hyper-parameters as composed, differences to the paper's marked (seconds; trains nothing)
+	@$(BIN)/python scripts/paper_settings.py --out $(OUT)/paper_settings && $(BIN)/python -m gcond.report table5 --results $(OUT)
+
 sweep: $(READY) $(CT_DATA) ## run EXPERIMENT=o2 (or another of conf/experiment) without making a table
 	@$(call sweep,$(EXPERIMENT))
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pandas as pd
 
 from gcond.files import write_text
-from gcond.report import curves, lineup, render, table2, throughput_page
+from gcond.report import curves, lineup, render, settings_pages, table2, throughput_page
 from gcond.report.collect import collect
+from gcond.report.figures import command as figures
 from gcond.report.notes import write_notes
 from gcond.report.records import CURVE_COLUMNS, CURVE_KEY, read_csv
 
@@ -23,6 +24,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.table == "collect":
             return report_collected(options.scale, options.runs, options.results)
+        if options.table in figures.NAMES:
+            return figures.run(options)
+        if options.table in settings_pages.PAGES:
+            return settings_pages.report(options.table, options.results)
         if options.table != "table2":
             return report_throughput(options.table, options.results)
         return report_table2(
@@ -137,6 +142,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, model in (("table3", "MobileNetV3-Small"), ("table4", "ConvNeXt-Tiny")):
         costs = tables.add_parser(name, help=f"Table {name[-1]} of the paper: what a step costs, {model}, as recorded")
         costs.add_argument("--results", type=Path, default=Path("results"), help="folder of recorded results")
+    settings_pages.add_parsers(tables)
+    figures.add_parsers(tables, _seed_list, _name_list)
     return parser
 
 

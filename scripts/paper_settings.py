@@ -1,0 +1,117 @@
+"""The settings of Table 5 of arXiv 2509.07252 as this project composes them: results/paper_settings/composed.csv.
+
+    python scripts/paper_settings.py [--out results/paper_settings] [HYDRA_OVERRIDES]
+    python -m gcond.report table5
+
+Composes experiment=table5 at scale=paper, as gcond-train would, and writes one row per setting and strategy. "-": the
+strategy has no such setting. Nothing here knows a number of the paper's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from gcond.files import write_atomically
+from gcond.sweep.plan import plan
+
+COLUMNS = ("strategy", "label", "setting", "value")
+NONE = "-"
+GCOND = (
+    "smooth",
+    "remap_power",
+    "projection_max_iters",
+    "norm_cap",
+    "thresholds",
+    "dominance_window",
+    "norm_ema_beta",
+    "tie_breaking_weights",
+)
+
+
+def settings(cfg: DictConfig) -> dict[str, object]:
+    """Setting -> value of one composed run; names as in gcond.report.paper_settings."""
+    conductor = OmegaConf.to_container(cfg.strategy.conductor, resolve=True)
+    outer = OmegaConf.to_container(cfg.optimizer.build, resolve=True)
+    assert isinstance(conductor, dict)
+    assert isinstance(outer, dict)
+    estimator, resolver, update = (_kind(conductor[part]) for part in ("estimator", "resolver", "update"))
+    lion, gradnorm, gcond = update == "LionLARS", resolver == "GradNorm", resolver == "GCond"
+    lr = cfg.optimizer.lr * cfg.strategy.lr_scale
+    lambdas = cfg.loss.tasks
+    ours = conductor["resolver"]
+    return {
+        "optimizer": f"Lion/LARS inside, {_kind(outer)} outside" if lion else _kind(outer),
+        "lr": lr,
+        "outer_lr": lr if lion else NONE,
+        "weight_decay": outer["weight_decay"],
+        "betas": outer.get("betas", NONE),
+        "outer_momentum": outer.get("momentum", NONE),
+        "lambda_l1": "dynamic" if gradnorm else lambdas["l1"],
+        "lambda_ssim": "dynamic" if gradnorm else lambdas["ssim"],
+        "gradnorm_alpha": ours["alpha"] if gradnorm else NONE,
+        "gradnorm_lr": ours["lr"] if gradnorm else NONE,
+        "return_raw_grad": update == "Raw" if gcond else NONE,
+        "stochastic": estimator == "Stochastic" if gcond else NONE,
+        "momentum_beta": conductor["update"].get("beta", 0) if gcond else NONE,
+        "trust_ratio_clip": conductor["update"]["clip"] if lion else NONE,
+        **{name: ours[name] if gcond else NONE for name in GCOND},
+        "encoder": cfg.model.encoder,
+        "decoder_blocks": cfg.model.depth,
+        "decoder_width": cfg.model.width,
+        "image_size": cfg.scale.image_size,
+        "patch_size": cfg.scale.patch_size,
+        "mask_ratio": cfg.scale.mask_ratio,
+        "epochs": cfg.scale.epochs,
+        "micro_batch": cfg.scale.micro_batch,
+        "accumulation_steps": conductor["estimator"]["accumulation_steps"],
+        "effective_batch": cfg.scale.micro_batch * conductor["estimator"]["accumulation_steps"],
+        "clip_norm": conductor["clip_norm"],
+        "warmup_epochs": cfg.scale.warmup_epochs,
+        "final_lr": cfg.scale.final_lr,
+    }
+
+
+def _kind(target: dict[str, Any]) -> str:
+    return str(target["_target_"]).rsplit(".", 1)[-1]
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "/".join(map(_text, value))
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/paper_settings"), help="default: results/paper_settings"
+    )
+    parser.add_argument("overrides", nargs="*", help="as for gcond-train, e.g. optimizer.lr=1e-3")
+    options = parser.parse_args(arguments)
+    rows = [
+        (run.cfg.strategy.name, run.cfg.strategy.label, setting, _text(value))
+        for run in plan(["experiment=table5", "scale=paper", *options.overrides])
+        for setting, value in settings(run.cfg).items()
+    ]
+
+    def save(temporary: Path) -> None:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerows([COLUMNS, *rows])
+
+    write_atomically(options.out / "composed.csv", save)
+    print(f"written: {options.out}/composed.csv")
+
+
+if __name__ == "__main__":
+    main()
