@@ -11,6 +11,7 @@ import pandas as pd
 
 from gcond.files import write_text
 from gcond.report import curves, lineup, render, table2, throughput_page
+from gcond.report.claims import page as claims_page
 from gcond.report.collect import collect
 from gcond.report.notes import write_notes
 from gcond.report.records import CURVE_COLUMNS, CURVE_KEY, read_csv
@@ -21,6 +22,8 @@ SEEDS = (11, 42, 2025)  # the paper's
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
+        if options.table == "claims":
+            return claims_page.report(options.results, options.scale)
         if options.table != "table2":
             return report_throughput(options.table, options.results)
         return report_table2(
@@ -119,6 +122,9 @@ def _parser() -> argparse.ArgumentParser:
     for name, model in (("table3", "MobileNetV3-Small"), ("table4", "ConvNeXt-Tiny")):
         costs = tables.add_parser(name, help=f"Table {name[-1]} of the paper: what a step costs, {model}, as recorded")
         costs.add_argument("--results", type=Path, default=Path("results"), help="folder of recorded results")
+    judged = tables.add_parser("claims", help="what holds of the paper's claims, from recorded results")
+    judged.add_argument("--scale", help="largest scale to look at (default: every recorded one)")
+    judged.add_argument("--results", type=Path, default=Path("results"), help="folder of recorded results")
     return parser
 
 
