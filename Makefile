@@ -12,6 +12,7 @@ EXPERIMENT ?= table2
 JOBS     ?= $(if $(filter cuda%,$(DEVICE)),1,$(shell nproc 2>/dev/null || echo 1))
 OUT      ?= results
 CARD     := $(if $(filter auto,$(DEVICE)),$(if $(shell command -v nvidia-smi 2>/dev/null),cuda,cpu),$(DEVICE))
+TRACED   := ct:memory:8,ct:store:0,ct:store:4,ct:store:8,photos:memory:8
 PEERS    := gcond_stochastic,gcond_pure,gcond_lion,gcond_sequential,baseline_integrated,pcgrad,cagrad,gradnorm,graddrop
 
 VENV     := .venv
@@ -24,7 +25,7 @@ SWEEP    := $(if $(LAUNCHER),--launcher $(LAUNCHER)) experiment=$(EXPERIMENT) sc
             $(if $(IMAGENET),paths.imagenet=$(IMAGENET))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data data-ct reproduce-table2 plan sweep status plan-memory table2 methods mutants reproduce-toy dashboard torture test test-slow lint format
+.PHONY: help setup data data-ct reproduce-table2 plan reproduce-table3 reproduce-table4 sweep status plan-memory table2 methods mutants reproduce-toy dashboard bench bench-step bench-resolve bench-precision bench-startup trace scaling torture test test-slow lint format
 
 help: ## this list
 	@echo "Targets:"
@@ -109,6 +110,19 @@ bench-resolve: $(READY) ## the arbitration alone, in passes over the task gradie
 
 bench-precision: $(READY) data ## low-precision buffers against float32 (40 minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_precision.py --out $(OUT)/bench/precision.csv
+
+bench-startup: $(READY) data ## how long `gcond-train --help` and the first step of a smoke run take (3 minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_startup.py --out $(OUT)/bench/startup.csv
+
+trace: $(READY) data ## what a training step waits for: data, transfer, passes, arbitration (4 minutes; CHROME=FILE: a timeline too)
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/trace_step.py --device $(CARD) --out $(OUT)/bench/trace.csv $(if $(CHROME),--chrome $(CHROME)) \
+	  $(if $(filter cuda,$(CARD)),--cases $(TRACED) scale=paper scale.micro_batch=96)
+
+reproduce-table3: $(READY) ## Table 3: time and memory of a step, MobileNetV3-Small, on this device (CPU: ratios only, 15 minutes; CAP=16GB)
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_throughput.py --table 3 --device $(DEVICE) $(if $(CAP),--cap $(CAP)) --results $(OUT)
+
+reproduce-table4: $(READY) ## Table 4: the same for ConvNeXt-Tiny, and the largest micro-batch in CAP (CPU: 20 minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_throughput.py --table 4 --device $(DEVICE) $(if $(CAP),--cap $(CAP)) --results $(OUT)
 
 scaling: $(READY) ## the tables of docs/scaling.md: what a window costs on several GPUs (computed, seconds)
 	@$(BIN)/python scripts/scaling.py --write

@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="11,42,2025")
     parser.add_argument("--out", type=Path, help="a CSV file; the page is written beside it")
     parser.add_argument("overrides", nargs="*")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     table = frame([], COLUMNS)

@@ -6,7 +6,8 @@
 J [m, P] is random, with cosines near -.3 between every other pair of tasks. One pass is a copy of J into a buffer that
 is there already, timed in the same rounds. Timed against it: a whole step of the conductor with rows that are filled
 already (statistics, solver, combination, momentum, and what stands in `p.grad`), eager and with `compiled=True`; its
-parts; GCond on whole vectors (`naive_gcond.py`); TorchJD's PCGrad, CAGrad and UPGrad on the same J, and ours. The
+parts; the float64 products of the statistics alone, on numbers that are in the cache (what no order of passes can
+save); GCond on whole vectors (`naive_gcond.py`); TorchJD's PCGrad, CAGrad and UPGrad on the same J, and ours. The
 solver's own time is on m x m numbers; it is given in seconds.
 
 On CUDA the synchronisations and host-device copies of one step are counted by PyTorch's profiler. A finished case is
@@ -34,7 +35,7 @@ from torchjd import aggregation
 from gcond.engine.device import commit, describe
 from gcond.files import write_text
 from gcond.report.records import frame, read_csv, write_csv
-from gcond.report.resolve import COLUMNS, KEY, PASS, page
+from gcond.report.resolve import COLUMNS, KEY, PASS, PRODUCTS, page
 from gcond.strategy import EMA, CAGrad, GCond, GradientConductor, PCGrad, Raw
 from gcond.strategy.estimate import Sequential
 from gcond.strategy.resolve.torchjd import TorchJD
@@ -42,6 +43,7 @@ from gcond.timing import Ratio, interleaved, versions
 
 CONFLICT = 0.65  # share of the common direction: cosine -a^2 / (1 + a^2) = -.3 between tasks of unlike sign
 SEEDS = 3
+IN_CACHE = 1 << 13  # numbers of a row that are multiplied again and again
 
 
 class Filled(Sequential):
@@ -110,12 +112,20 @@ def works_of(rows: Tensor) -> tuple[dict[str, Callable[[], object]], dict[str, A
     compiled = arbitrations["GCond, compiled"].conductor.gradients
     weights, momentum = torch.rand(m), EMA()
     out = torch.empty_like(rows[0])
+    near = torch.rand(2 * m, IN_CACHE, dtype=torch.float64, device=rows.device)
+    sums = torch.zeros(m, 2 * m, dtype=torch.float64, device=rows.device)
     naive = NaiveGCond()
+
+    def multiply() -> None:
+        for _ in range(0, rows.shape[1], IN_CACHE):
+            sums.addmm_(near[:m], near.T)
+
     works: dict[str, Callable[[], object]] = {
         PASS: lambda: buffer.copy_(rows),
         **{name: arbitration.step for name, arbitration in arbitrations.items()},
         "- statistics": lambda: parts.gradients.products(rows),
         "- statistics, compiled": lambda: compiled.products(rows),
+        PRODUCTS: multiply,
         "- combination": lambda: parts.gradients.combine(weights, weights, out),
         "- momentum": lambda: momentum.apply(out, parts.gradients),
         "emptying the rows": lambda: buffer.zero_(),

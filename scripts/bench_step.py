@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="a CSV file; the page is written beside it")
     parser.add_argument("overrides", nargs="*", help="e.g. model=convnext_tiny scale.image_size=128")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     device = torch.device(arguments.device)
     torch.set_num_threads(1)
     strategies = list(dict.fromkeys(["baseline", *arguments.strategies.split(",")]))

@@ -91,6 +91,8 @@ def test_float32_agrees_with_itself_and_bfloat16_almost(tmp_path, monkeypatch):
 
 
 def test_unknown_strategies_are_refused(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["bench_step", "--strategies", "baseline,no_such"])
+    """Options stand between overrides, as in the Makefile."""
+    words = ["model=convnext_tiny", "--strategies", "baseline,no_such", "scale.image_size=64"]
+    monkeypatch.setattr(sys, "argv", ["bench_step", *words])
     with pytest.raises(ValueError, match="expected names of conf/strategy, found no_such"):
         load("bench_step").main()

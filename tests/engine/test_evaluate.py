@@ -1,6 +1,10 @@
+from contextlib import nullcontext
+from typing import Any
+
 import pytest
 import torch
 from engine import tiny
+from strategy.far_device import CudaDevice, FarDevice
 from torch import Tensor, nn
 
 from gcond.engine import evaluate as module
@@ -54,6 +58,22 @@ def test_a_thinned_set_takes_evenly_spaced_images_with_the_masks_they_have_in_th
     assert score(Normalised(), count=3) == pytest.approx(score_by_hand([0, 3, 6]), rel=1e-6)
     assert score(Normalised(), count=1) == pytest.approx(score_by_hand([0]), rel=1e-6)
     assert score(Normalised(), count=100) == score(Normalised())
+
+
+@pytest.mark.parametrize("device", [FarDevice, pytest.param(CudaDevice, marks=pytest.mark.cuda)])
+def test_an_evaluation_waits_for_the_device_once_at_its_end(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    if device is CudaDevice and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    monkeypatch.setattr(module, "BATCH", 2)
+    if device is FarDevice:
+        monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # knows no "meta"
+    device, data = device(), EvaluationSet.of(DATA.val, None, 16, 0.75)
+    with device:
+        model = Normalised().to(device.device)
+        for _ in range(2):  # the first moves mean and standard deviation
+            device.clear()
+            evaluate(model, LOSS, DATA.intensity, data, TASKS, device.device)
+        assert (device.counts["synchronisations"], device.counts["transfers"]) == (1, 0), device.log
 
 
 def test_looking_changes_nothing() -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from gcond.report import precision, resolve, step
+from gcond.report import precision, resolve, startup, step, trace
 from gcond.report.records import frame, read_csv
 
 BENCH = Path(__file__).parents[2] / "results" / "bench"
-PAGES = {"step": step, "resolve": resolve, "precision": precision}
+PAGES = {"step": step, "resolve": resolve, "precision": precision, "startup": startup, "trace": trace}
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -70,6 +70,14 @@ def test_passes_within_the_limit_are_bold():
     page = resolve.page(frame(rows, resolve.COLUMNS))
     assert cells(page, "GCond") == ["GCond", "**5.80 [5.70, 5.90]**", "6.00 [5.90, 6.10]"]
     assert "synchronisations" not in page
+    assert "Target missed" not in page  # nothing was measured that would say why
+
+    parts = [work("GCond", 5, 7.0), work("- statistics", 5, 5.5), work(resolve.PRODUCTS, 5, 3.5)]
+    page = resolve.page(frame([work(resolve.PASS, 5, 1.0), *parts], resolve.COLUMNS))
+    assert (
+        "m = 5: eager GCond takes 7.00 passes, of which 5.50 are statistics; their float64 products take 3.50" in page
+    )
+    assert "The rest of the step: 1.50." in page
 
     counts = {"device": "NVIDIA Made", "synchronisations": 1, "to_host": 1, "to_device": 0}
     rows = [work(resolve.PASS, 2, 1.0, **counts), work("GCond", 2, 4.05, **counts)]
@@ -95,3 +103,57 @@ def test_precision_page_adds_up_the_seeds():
     assert found == ["", "", "", "", "bfloat16 reference", "4 of 20", "2.7e-03 (1.3e-02)", "5.0e-01 (7.5e-01)"]
     first = next(line for line in page.splitlines() if line.startswith("| ct |"))
     assert "| 8 of 20 | float32, micro-batches in reverse |" in first
+
+
+def start(work, seconds, highest, **others):
+    common = {
+        "device": "CPU, made",
+        "rounds": 3,
+        "processor_seconds": 0.5,
+        "load": 1.5,
+        "versions": "torch",
+        "commit": "c",
+    }
+    spread = {"seconds": seconds, "lowest": seconds - 0.1, "highest": highest, "share": 4.0 / seconds}
+    return common | {"work": work} | spread | others
+
+
+def test_a_start_meets_its_target_only_if_every_round_did():
+    """2 s for the help, 10 s to a first step; of 5 s, 4 s for torch and timm are 80 %."""
+    works = [*startup.FIRST_STEP.values()]
+    rows = [start(startup.BARE, 4.0, 4.2), start(works[0], 5.0, 10.0), start(works[1], 9.0, 10.5)]
+    page = startup.page(frame([*rows, start(startup.HELP, 0.6, 0.7)], startup.COLUMNS))
+    assert cells(page, startup.HELP)[1:] == ["0.60 [0.50, 0.70]", "0.50", "needs neither", "met (at most 2 s)"]
+    assert cells(page, works[0])[3:] == ["80 %", "met (at most 10 s)"]
+    assert cells(page, works[1])[-1] == "met by the median, not by every round (10 s)"
+    assert cells(page, startup.BARE)[-2:] == ["", ""]
+    missed = startup.page(frame([start(startup.HELP, 2.1, 2.5)], startup.COLUMNS))
+    assert cells(missed, startup.HELP)[-1] == "missed (2 s)"
+
+
+def way(dataset, workers, headroom, **others):
+    common = {"device": "CPU, made", "precision": "fp32", "model": "m", "strategy": "s", "image_size": 64}
+    common |= {"micro_batch": 8, "accumulation_steps": 4, "kept": "store", "steps": 10, "rounds": 3}
+    common |= {"seconds": 0.2, "seconds_low": 0.19, "seconds_high": 0.25, "data_low": 0.01, "data_high": 0.035}
+    parts = dict.fromkeys(trace.PARTS, 0.0) | {"data": 0.021, "passes": 0.9, "arbitration": 0.05}
+    rates = {"loader": 1234.5, "step": 100, "headroom": headroom, "headroom_low": headroom - 1}
+    rates |= {"headroom_high": headroom + 1, "load": 1.5, "versions": "torch", "commit": "c"}
+    return common | parts | rates | {"dataset": dataset, "workers": workers} | others
+
+
+def test_the_trace_says_what_the_least_headroom_means():
+    page = trace.page(frame([way("ct", 0, 12.3), way("photos", 1, 20.0, data=0.0)], trace.COLUMNS))
+    assert "at least 12.3 times as fast as a step takes them (ct, store, no workers)" in page
+    assert "waits for them 0.0 to 2.1 % of its time" in page
+    times, rates = (line for line in page.splitlines() if line.startswith("| ct, store | 0 |"))
+    assert times.startswith("| ct, store | 0 | 200 [190, 250] | 2.1 % [1.0, 3.5] | 0.0 % | 0.0 % | 90.0 % | 5.0 % |")
+    assert rates == "| ct, store | 0 | 1,234 | 100 | 12.3 [11.3, 13.3] |"
+    assert "hidden, how much" not in page
+
+    slow = trace.page(frame([way("ct", 0, 12.3), way("ct", 2, 1.9)], trace.COLUMNS))  # a quartile of 0.9
+    assert "**The data are, or may be, the bottleneck** with ct, store, 2 workers" in slow
+
+
+def test_the_trace_of_a_gpu_says_how_busy_it_was():
+    page = trace.page(frame([way("ct", 8, 3.0, busy=0.9, copying=0.02, hidden=0.75)], trace.COLUMNS))
+    assert "| ct, store | 8 | 90.0 % | 2.0 % | 75.0 % |" in page

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Subset
 from gcond.data.intensity import Intensity
 from gcond.data.splits import ImageSet
 from gcond.engine.interrupt import leave_to_the_parent, signals_held_back
+from gcond.engine.prefetch import Ahead, transfer_to
 from gcond.engine.team import Team
 from gcond.loss import ReconstructionLoss
 from gcond.model.masking import fixed_hidden
@@ -64,17 +65,20 @@ def evaluate(
     part = data.part(team.rank, team.size)
     model.eval()
     totals = torch.zeros(len(tasks) + 1, dtype=torch.float64, device=device)  # per task, and of images
-    start = 0
     with signals_held_back():
         loader = iter(
-            DataLoader(part.images, batch_size=BATCH, num_workers=workers, worker_init_fn=leave_to_the_parent)
+            DataLoader(
+                part.images,
+                batch_size=BATCH,
+                num_workers=workers,
+                pin_memory=device.type == "cuda",
+                worker_init_fn=leave_to_the_parent,
+            )
         )
-    for raw in loader:
-        images = intensity.normalise(raw.to(device))
-        hidden = part.hidden[start : start + len(raw)].to(device)
+    for raw, hidden in Ahead(zip(loader, part.hidden.split(BATCH), strict=False), transfer_to(device)):
+        images = intensity.normalise(raw)
         values = loss(model(images, hidden), images, hidden, tasks)
         totals[:-1] += torch.stack([values[task].double() for task in tasks]) * len(raw)
         totals[-1] += len(raw)
-        start += len(raw)
     *sums, images_seen = team.sum(totals).tolist()
     return {task: total / images_seen for task, total in zip(tasks, sums, strict=True)}

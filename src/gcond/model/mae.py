@@ -40,7 +40,8 @@ class MaskedAutoencoder(nn.Module):
             raise ValueError(f"`image_size` must be a multiple of `patch_size`, found {image_size} and {patch_size}")
         if width % heads:
             raise ValueError(f"`width` must be a multiple of `heads`, found {width} and {heads}")
-        from timm.models.vision_transformer import Block  # seconds to import
+        with encoders.not_importable("wandb"):  # as in encoders.build, which comes too late
+            from timm.models.vision_transformer import Block  # seconds to import
 
         self.patch_size = patch_size
         self.channels = channels

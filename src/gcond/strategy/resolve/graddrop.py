@@ -53,9 +53,12 @@ class GradDrop(StatelessResolver):
             rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
             chance = torch.rand(rows.shape[1], generator=generator).to(rows, non_blocking=True)
             positive, negative = rows.clamp(min=0), rows.clamp(max=0)
-            up, down = positive.sum(0), -negative.sum(0)
-            # P = up / (up + down); multiplied out, as that is 0 / 0 where every gradient is zero
-            kept = torch.where(up > chance * (up + down), positive, negative)
+            up, down = positive.sum(0), negative.sum(0)
+            # P = up / (up - down); multiplied out, as that is 0 / 0 where every gradient is zero
+            upward = up > chance * (up - down)
+            if not self.leak:
+                return torch.where(upward, up, down)
+            kept = torch.where(upward, positive, negative)
             return torch.lerp(kept, rows, leak.to(rows, non_blocking=True).unsqueeze(1)).sum(0)
 
         return Resolution(None, blockwise=blockwise)

@@ -1,0 +1,70 @@
+"""What a process has imported when it has answered, or taken its first optimizer step: nothing that it does not need.
+
+Each in a process of its own, since this one has imported everything. How long that takes: scripts/bench_startup.py.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from engine.runs import config
+
+from gcond.engine.folder import RunFolder
+
+PROGRAM = r"""
+import os, sys
+from gcond.command import main
+from gcond.engine.logbook import Logbook
+
+def leave(*_):
+    print("\nIMPORTED", *sys.modules, flush=True)
+    os._exit(0)
+
+Logbook.write = leave  # what is written first is the record of the first optimizer step
+try:
+    main()
+finally:
+    leave()
+"""
+SMOKE = ("scale=smoke", "dataset=photos", "device=cpu", "progress=quiet", "hydra.job_logging.root.level=ERROR")
+NEVER = {"torchjd", "matplotlib", "scipy.optimize", "wandb", "submitit", "joblib"}
+
+
+def imported(*words: str) -> tuple[set[str], str]:
+    """The modules of a `gcond-train WORDS` at its first step or its end, and what it said."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *words], capture_output=True, text=True, timeout=300)
+    said, _, modules = done.stdout.rpartition("\nIMPORTED ")
+    return set(modules.split()), said + done.stderr
+
+
+def test_help_is_given_without_pytorch() -> None:
+    modules, said = imported("--help")
+    assert "strategy: " in said
+    assert "gcond.command" in modules
+    assert not modules & {*NEVER, "torch", "timm", "datasets", "pandas"}
+
+
+def test_a_misspelt_key_is_refused_without_pytorch() -> None:
+    modules, said = imported("strategi=baseline")
+    assert "strategi" in said
+    assert not modules & {*NEVER, "torch", "timm", "datasets", "pandas"}
+
+
+def test_a_finished_run_is_recognised_without_pytorch(tmp_path: Path) -> None:
+    words = [*SMOKE, f"runs={tmp_path}"]
+    folder = RunFolder(config(*words))
+    folder.path.mkdir(parents=True)
+    folder.finish()
+    modules, said = imported(*words)
+    assert f"{folder.name}: finished earlier" in said
+    assert not modules & {*NEVER, "torch", "timm", "datasets", "pandas"}
+
+
+@pytest.mark.parametrize("strategy", ["gcond_stochastic", pytest.param("baseline", marks=pytest.mark.slow)])
+def test_the_first_step_is_taken_without_what_it_does_not_need(tmp_path: Path, strategy: str) -> None:
+    modules, said = imported(*SMOKE, f"runs={tmp_path}", f"strategy={strategy}")
+    assert {"torch", "timm", "gcond.engine.loop"} <= modules, said
+    assert not modules & {*NEVER, "datasets", "pandas"}
