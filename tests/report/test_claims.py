@@ -422,6 +422,20 @@ def test_gradops_follows_its_tests_and_the_trade_off(judge, results):
     assert judge([])["G1"].verdict == "undecided"
 
 
+def test_buffers_are_told_from_single_steps_where_no_run_has_them(judge, results):
+    (results / "bench").mkdir(parents=True)
+    shutil.copy(RESULTS / "bench" / "precision.csv", results / "bench")
+    row = judge([])["O5"]
+    assert row.found.source.startswith("single steps: ")
+    assert "bfloat16 buffers" in row.found.shown.about
+    runs = table2({"gcond_stochastic": 0.4}) + table2(
+        {"gcond_stochastic": 0.404}, variant="+strategy.conductor.buffer_dtype=bfloat16"
+    )
+    row = judge(runs)["O5"]
+    assert (row.found.source, row.more.source[:12]) == ("sample", "single steps")
+    assert row.found.shown.effect.mean == pytest.approx(1.0, abs=0.01)
+
+
 # Words and files
 
 

@@ -4,12 +4,15 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import pandas as pd
 
+from gcond.report import precision
 from gcond.report.claims.evidence import BLOCKS, METRICS, RATE, WINDOW, Arm, Evidence, overrides, tune
 from gcond.report.claims.judge import Answer, Claim, Finding, answer, compare, number, sweep
 from gcond.report.claims.reconstruction import BASELINE, CAGRAD, GRADNORM, PCGRAD, SEQUENTIAL, STOCHASTIC
+from gcond.report.records import read_csv
 from gcond.report.statistics import single
 
 DECAY = "optimizer.build.weight_decay"
@@ -81,6 +84,30 @@ def buffers(evidence: Evidence) -> Answer | None:
                 for metric, block in product(METRICS, BLOCKS)
             ]
     return answer(findings, words=_listed(findings), where="claims.csv, ../bench/precision.md")
+
+
+def buffers_in_one_step(results: Path) -> Answer | None:
+    """What bfloat16 buffers change in a step, all else equal; not what they change in the end."""
+    path = results / "bench" / "precision.csv"
+    if not path.exists():
+        return None
+    rows = read_csv(path, precision.COLUMNS, precision.KEY)
+    findings, words = [], []
+    for form in ("bfloat16 buffers", precision.ORDER[0]):
+        own = rows[rows.form == form]
+        for (dataset, strategy, mode), each in own.groupby(["dataset", "strategy", "mode"]):
+            about = f"{dataset}, {Arm(strategy).label}, {mode} mode: distance of what is written from float32's, {form}"
+            findings.append(Finding(about, single(100 * each.set_index("seed").written), "share"))
+        if len(own):
+            low, high = 100 * own.written.min(), 100 * own.written.max()
+            words.append(
+                f"{form[0].upper()}{form[1:]}: the arbitration is float32's in {own.same.sum()} of {own.steps.sum()} "
+                f"steps, what is written is {low:.2g} to {high:.2g} % away (median over steps)."
+            )
+    worst = max(findings[: len(findings) // 2], key=lambda found: found.effect.mean, default=None)
+    found = answer(findings, worst, words, "../bench/precision.md")
+    devices = " and ".join(sorted(set(rows.device)))
+    return found and replace(found, source=f"single steps: {devices}")
 
 
 def front(evidence: Evidence) -> Answer | None:
@@ -183,6 +210,7 @@ CLAIMS = (
         sweep("strategy=gcond_stochastic,gcond_sequential", "+strategy.conductor.buffer_dtype=float32,bfloat16"),
         f"80 runs, {MINUTES}",
         buffers,
+        buffers_in_one_step,
         question=True,
     ),
     Claim(

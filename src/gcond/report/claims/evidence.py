@@ -18,6 +18,7 @@ METRICS = {"l1": "L1", "ssim": "1 - SSIM"}
 MODE = "strategy.model_mode"
 RATE = "optimizer.lr"
 WINDOW = "strategy.conductor.estimator.resolve_every"
+LABELS = lineup.STRATEGIES | {"gcond_sequential_pure": "GCond sequential pure", "gcond_as_pcgrad": "GCond-as-PCGrad"}
 TEXT = [name for name in KEY if name != "seed"]
 
 
@@ -30,7 +31,7 @@ class Arm:
 
     @property
     def label(self) -> str:
-        name = lineup.STRATEGIES.get(self.strategy, self.strategy).split(" (")[0]
+        name = LABELS.get(self.strategy, self.strategy).split(" (")[0]
         return f"{name} ({self.variant})" if self.variant else name
 
 
