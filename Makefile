@@ -128,6 +128,10 @@ plan: $(READY) ## say what reproduce-table2 (or EXPERIMENT) would run, for how l
 table2: $(READY) ## print the recorded Table 2 again, from results/ alone
 	@$(BIN)/python -m gcond.report table2 --recorded --scale $(SCALE) --datasets $(call datasets,table2) --seeds $(SEEDS) --results $(OUT)
 
+.PHONY: claims
+claims: $(READY) ## what holds of the paper's claims and what is open, from results/ alone (SCALE=… for one scale)
+	@$(BIN)/python -m gcond.report claims --results $(OUT) $(if $(filter-out file,$(origin SCALE)),--scale $(SCALE))
+
 methods: $(READY) ## measure which method has which property, and write results/methods.md
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/methods tests/strategy -q -m "oracle or measures" --methods-table results/methods.md
 

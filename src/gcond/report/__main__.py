@@ -11,6 +11,7 @@ import pandas as pd
 
 from gcond.files import write_text
 from gcond.report import curves, lineup, render, settings_pages, table2, throughput_page
+from gcond.report.claims import page as claims_page
 from gcond.report.collect import collect
 from gcond.report.figures import command as figures
 from gcond.report.notes import write_notes
@@ -28,6 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
             return figures.run(options)
         if options.table in settings_pages.PAGES:
             return settings_pages.report(options.table, options.results)
+        if options.table == "claims":
+            return claims_page.report(options.results, options.scale)
         if options.table != "table2":
             return report_throughput(options.table, options.results)
         return report_table2(
@@ -144,6 +147,9 @@ def _parser() -> argparse.ArgumentParser:
         costs.add_argument("--results", type=Path, default=Path("results"), help="folder of recorded results")
     settings_pages.add_parsers(tables)
     figures.add_parsers(tables, _seed_list, _name_list)
+    judged = tables.add_parser("claims", help="what holds of the paper's claims, from recorded results")
+    judged.add_argument("--scale", help="largest scale to look at (default: every recorded one)")
+    judged.add_argument("--results", type=Path, default=Path("results"), help="folder of recorded results")
     return parser
 
 

@@ -1,0 +1,23 @@
+"""The paper's claims and what it leaves open, each judged by recorded numbers alone: `make claims`."""
+
+from gcond.report.claims import (
+    ablations,
+    conflict,
+    controls,
+    cost,
+    dynamics,
+    factorial,
+    further,
+    memory,
+    reconstruction,
+    updates,
+)
+from gcond.report.claims.judge import Claim
+
+_FAMILIES = (reconstruction, cost, memory, dynamics, updates, ablations, further)
+_QUESTIONS = (factorial, controls, conflict)
+
+CLAIMS: tuple[Claim, ...] = tuple(claim for family in _FAMILIES for claim in family.CLAIMS)
+QUESTIONS: tuple[Claim, ...] = tuple(
+    sorted((claim for family in _QUESTIONS for claim in family.CLAIMS), key=lambda claim: int(claim.id[1:]))
+)

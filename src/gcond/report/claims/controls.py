@@ -1,0 +1,241 @@
+"""O2 to O5 and O7 to O9: the controls that critics of such comparisons ask for."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pandas as pd
+
+from gcond.report import precision
+from gcond.report.claims.evidence import BLOCKS, METRICS, RATE, WINDOW, Arm, Evidence, overrides, tune
+from gcond.report.claims.judge import Answer, Claim, Finding, answer, compare, number, sweep
+from gcond.report.claims.reconstruction import BASELINE, CAGRAD, GRADNORM, PCGRAD, SEQUENTIAL, STOCHASTIC
+from gcond.report.records import read_csv
+from gcond.report.statistics import single
+
+DECAY = "optimizer.build.weight_decay"
+BATCH = ("scale.micro_batch", "scale.accumulation_steps")
+BUFFERS = ("strategy.conductor.buffer_dtype", "strategy.conductor.reference_dtype")
+WEIGHTS = ("loss.tasks.l1", "loss.tasks.ssim")
+RATES = "optimizer.lr=1e-4,3.2e-4,1e-3,3.2e-3,1e-2"
+PEERS = (PCGRAD, CAGRAD, GRADNORM)
+METHODS = (*PEERS, Arm("graddrop"), SEQUENTIAL, STOCHASTIC, Arm("gcond_pure"), Arm("gcond_lion"))
+CONTROL = Arm("baseline_integrated")
+MINUTES = "5 to 8 minutes a run on one core"
+
+
+def tuned(evidence: Evidence) -> Answer | None:
+    """Every method at its best of the rates (and weight decays) tried for it, against Baseline at its best."""
+    best = tune(evidence, (RATE, DECAY))
+    own = replace(evidence, runs=best.runs)
+    findings = [
+        _differs(own, dataset, arm, BASELINE, metric, block, "each tuned")
+        for dataset in own.datasets
+        for arm in (STOCHASTIC, SEQUENTIAL, CONTROL, *(arm for arm in METHODS if arm not in (STOCHASTIC, SEQUENTIAL)))
+        if own.ran(dataset, arm, BASELINE)
+        for metric, block in product(METRICS, BLOCKS)
+    ]
+    counts = sorted(set(best.tried.values()))
+    words = [*_listed(findings), "The setting is chosen on validation: read the test numbers (claims.csv)."]
+    if len(counts) > 1:
+        words.append(f"Budgets differ: {counts[0]} to {counts[-1]} settings for a method.")
+    if best.at_the_edge:
+        words.append(f"Best rate at an end of the grid, so not found: {', '.join(best.at_the_edge)}.")
+    return answer(findings, words=words, where="claims.csv")
+
+
+def accumulate_first(evidence: Evidence) -> Answer | None:
+    """Peers that resolve once per window, and peers with Lion/LARS, against themselves as published."""
+    runs, findings = evidence.runs, []
+    for dataset in evidence.datasets:
+        for arm in (*PEERS, Arm("graddrop"), BASELINE):
+            variants = sorted(set(runs[(runs.strategy == arm.strategy) & (runs.dataset == dataset)].variant))
+            for text in variants:
+                changed = overrides(text)
+                windowed = set(changed) == {WINDOW} and changed[WINDOW] == "window"
+                if (windowed or "LionLARS" in text) and evidence.ran(dataset, arm):
+                    name = "once per window" if windowed else "with Lion/LARS"
+                    findings += [
+                        _differs(evidence, dataset, Arm(arm.strategy, text), arm, metric, block, name)
+                        for metric, block in product(METRICS, BLOCKS)
+                    ]
+        if findings and evidence.ran(dataset, STOCHASTIC, Arm("gcond_lion")):
+            findings += [
+                _differs(evidence, dataset, Arm("gcond_lion"), STOCHASTIC, metric, block, "with Lion/LARS")
+                for metric, block in product(METRICS, BLOCKS)
+            ]
+    return answer(findings, words=_listed(findings), where="claims.csv")
+
+
+def small_batches(evidence: Evidence) -> Answer | None:
+    return _same_change(evidence, lambda changed: bool(changed) and set(changed) <= set(BATCH))
+
+
+def buffers(evidence: Evidence) -> Answer | None:
+    """The same method with other buffers than float32."""
+    runs, findings = evidence.runs, []
+    named = runs[["dataset", "strategy", "variant"]].drop_duplicates().sort_values(["dataset", "strategy", "variant"])
+    for dataset, strategy, text in named.itertuples(index=False):
+        if set(overrides(text)) and set(overrides(text)) <= set(BUFFERS) and evidence.ran(dataset, Arm(strategy)):
+            findings += [
+                _differs(evidence, dataset, Arm(strategy, text), Arm(strategy), metric, block, "bfloat16 or float32")
+                for metric, block in product(METRICS, BLOCKS)
+            ]
+    return answer(findings, words=_listed(findings), where="claims.csv, ../bench/precision.md")
+
+
+def buffers_in_one_step(results: Path) -> Answer | None:
+    """What bfloat16 buffers change in a step, all else equal; not what they change in the end."""
+    path = results / "bench" / "precision.csv"
+    if not path.exists():
+        return None
+    rows = read_csv(path, precision.COLUMNS, precision.KEY)
+    findings, words = [], []
+    for form in ("bfloat16 buffers", precision.ORDER[0]):
+        own = rows[rows.form == form]
+        for (dataset, strategy, mode), each in own.groupby(["dataset", "strategy", "mode"]):
+            about = f"{dataset}, {Arm(strategy).label}, {mode} mode: distance of what is written from float32's, {form}"
+            findings.append(Finding(about, single(100 * each.set_index("seed").written), "share"))
+        if len(own):
+            low, high = 100 * own.written.min(), 100 * own.written.max()
+            words.append(
+                f"{form[0].upper()}{form[1:]}: the arbitration is float32's in {own.same.sum()} of {own.steps.sum()} "
+                f"steps, what is written is {low:.2g} to {high:.2g} % away (median over steps)."
+            )
+    worst = max(findings[: len(findings) // 2], key=lambda found: found.effect.mean, default=None)
+    found = answer(findings, worst, words, "../bench/precision.md")
+    devices = " and ".join(sorted(set(rows.device)))
+    return found and replace(found, source=f"single steps: {devices}")
+
+
+def front(evidence: Evidence) -> Answer | None:
+    """Per seed: the smallest over static points of the larger of the two gaps, point - method. Above zero no static
+    point is as good in both losses; the gap is in percent of Baseline's loss."""
+    findings, words = [], []
+    runs = evidence.runs[evidence.runs.model == evidence.model]
+    for dataset in evidence.datasets:
+        static = runs[(runs.dataset == dataset) & (runs.strategy == "baseline")]
+        allowed = {*WEIGHTS, RATE}
+        static = static[[set(overrides(text)) <= allowed for text in static.variant]]
+        weights = {text for text in static.variant if set(overrides(text)) & set(WEIGHTS)}
+        if not weights or not evidence.ran(dataset, BASELINE):
+            continue
+        means = evidence.by_seed(dataset, BASELINE)
+        for arm, block in product(METHODS, ("best_val", "last_val", "best_test")):
+            if evidence.ran(dataset, arm):
+                columns = [f"{block}_{metric}" for metric in METRICS]
+                ahead = _ahead(static, evidence.by_seed(dataset, arm), columns, means)
+                about = f"{dataset}: {arm.label} ahead of the front of {static.variant.nunique()} static settings"
+                findings.append(Finding(about, single(ahead), block=block))
+    if findings:
+        words = ["Above zero: no static weights were as good in L1 and SSIM at once, by at least this much."]
+        words += _listed(findings)
+    return answer(findings, words=words, where="claims.csv")
+
+
+def _ahead(static: pd.DataFrame, own: pd.DataFrame, columns: list[str], base: pd.DataFrame) -> pd.Series:
+    found = {}
+    for seed in own.index:
+        points = static[static.seed == seed]
+        if len(points):
+            gaps = [100 * (points[name] - own.loc[seed, name]) / base[name].mean() for name in columns]
+            found[seed] = float(pd.concat(gaps, axis=1).max(axis=1).min())
+    return pd.Series(found, dtype=float)
+
+
+def _same_change(evidence: Evidence, chosen: Callable[[dict[str, str]], bool]) -> Answer | None:
+    """Methods against Baseline under the same change of settings."""
+    findings = []
+    for dataset in evidence.datasets:
+        texts = sorted({text for text in evidence.runs.variant if chosen(overrides(text))})
+        for text, arm in product(texts, (STOCHASTIC, SEQUENTIAL, CONTROL)):
+            ours, theirs = Arm(arm.strategy, text), Arm("baseline", text)
+            if evidence.ran(dataset, ours, theirs):
+                findings += [
+                    _differs(evidence, dataset, ours, theirs, metric, block, "")
+                    for metric, block in product(METRICS, BLOCKS)
+                ]
+    return answer(findings, words=_listed(findings), where="claims.csv")
+
+
+def _differs(evidence: Evidence, dataset: str, ours: Arm, theirs: Arm, metric: str, block: str, how: str) -> Finding:
+    found = compare(evidence, dataset, ours, theirs, metric, block=block)
+    about = f"{found.about} ({how})" if how else found.about
+    return Finding(about, found.effect, block=block, remarks=found.remarks)
+
+
+def _listed(findings: list[Finding], most: int = 12) -> list[str]:
+    own = [found for found in findings if found.block == "best_val"]
+    texts = [f"{found.about} {number(found.effect, found.unit)}" for found in own if not math.isnan(found.effect.mean)]
+    more = f"; and {len(texts) - most} more (claims.csv)" if len(texts) > most else ""
+    return [f"{'; '.join(texts[:most])}{more}."] if texts else []
+
+
+CLAIMS = (
+    Claim(
+        "O2",
+        "Is the gap still there when every method gets the same tuning budget for the learning rate?",
+        "each method at its best of the same grid, chosen on validation, against Baseline at its best",
+        "make sweep EXPERIMENT=lr_grid SCALE=sample",
+        f"300 runs, {MINUTES}",
+        tuned,
+        question=True,
+    ),
+    Claim(
+        "O3",
+        "Do the peers gain as much from accumulating first, and from Lion/LARS?",
+        "peers resolved once per window and with Lion/LARS, against themselves as published",
+        sweep("strategy=pcgrad,cagrad,gradnorm,graddrop", f"{WINDOW}=micro_batch,window"),
+        f"160 runs, {MINUTES}; Lion/LARS for the peers besides",
+        accumulate_first,
+        question=True,
+    ),
+    Claim(
+        "O4",
+        "Does GCond work at small effective batches?",
+        "GCond against Baseline at the same smaller micro-batch or window",
+        sweep(
+            "strategy=baseline,baseline_integrated,gcond_stochastic,gcond_sequential", "scale.accumulation_steps=2,4"
+        ),
+        f"160 runs, {MINUTES}",
+        small_batches,
+        question=True,
+    ),
+    Claim(
+        "O5",
+        "bf16 or fp32 accumulators: does it matter?",
+        "the same method with bfloat16 buffers, paired by seed",
+        sweep("strategy=gcond_stochastic,gcond_sequential", "+strategy.conductor.buffer_dtype=float32,bfloat16"),
+        f"80 runs, {MINUTES}",
+        buffers,
+        buffers_in_one_step,
+        question=True,
+    ),
+    Claim(
+        "O7",
+        "Does lower reconstruction loss mean a better representation?",
+        "linear probe on the frozen encoder",
+        "",
+        "a linear probe, which the project does not have, and labelled images",
+        question=True,
+    ),
+    Claim(
+        "O8",
+        "Where does each method lie against the front of static weights, and against single-task runs?",
+        "Baseline over lambda_L1 (1 - lambda_SSIM) x learning rate",
+        sweep("strategy=baseline", "loss.tasks.l1=0.05,0.15,0.3,0.5,0.7,0.85,0.95", RATES),
+        f"700 runs, {MINUTES}; for each lambda_L1 its own loss.tasks.ssim, so one command for each pair",
+        front,
+        question=True,
+    ),
+    Claim(
+        "O9",
+        "Freeze a method's time-averaged implied weights and train with those: how much of its gain is left?",
+        "runs with frozen average weights against the method's",
+        "",
+        "the average of the logged implied weights as static weights, one command that the project does not have",
+        question=True,
+    ),
+)

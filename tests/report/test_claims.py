@@ -1,0 +1,490 @@
+"""Verdicts of made runs by hand, and that the committed pages are those of the committed numbers."""
+
+import csv
+import itertools
+import math
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from gcond.report.__main__ import main
+from gcond.report.claims import CLAIMS, QUESTIONS
+from gcond.report.claims.evidence import Arm, overrides, read, tune, variant
+from gcond.report.claims.factorial import STRATEGY
+from gcond.report.claims.judge import Finding, compare, conjunction, number
+from gcond.report.claims.page import _from, judge_all, page, tidy_csv
+from gcond.report.records import COLUMNS, KEY, frame, write_csv
+from gcond.report.statistics import Effect, paired
+from gcond.report.throughput import COLUMNS as COSTS
+from gcond.report.throughput import KEY as COSTS_KEY
+
+RESULTS = Path(__file__).parents[2] / "results"
+SEEDS = (11, 42, 2025, 1, 2, 3, 4, 5, 6, 7)
+ABOUT = {"model": "mobilenetv3_small", "variant": "", "status": "done", "commit": "c", "device": "CPU", "steps": 500}
+METHODS = ("baseline", "pcgrad", "cagrad", "gradnorm", "gcond_sequential", "gcond_stochastic")
+
+
+def noise(strategy: str, seed: int) -> float:
+    """Small, fixed, and not the same for two strategies."""
+    return 0.001 * math.sin(seed + 7 * sum(map(ord, strategy)))
+
+
+def run(dataset: str, strategy: str, seed: int, l1: float, ssim: float | None = None, **more: object):
+    ssim = l1 if ssim is None else ssim
+    numbers = {f"{block}_{metric}": value for block in ("best_val", "last_val", "best_test", "last_test")
+               for metric, value in (("l1", l1), ("ssim", ssim))}  # fmt: skip
+    return ABOUT | {"dataset": dataset, "strategy": strategy, "seed": seed} | numbers | more
+
+
+def table2(levels: dict[str, float], seeds=SEEDS, datasets=("photos", "ct"), **more: object):
+    return [
+        run(dataset, strategy, seed, level + noise(strategy, seed), **more)
+        for dataset in datasets
+        for strategy, level in levels.items()
+        for seed in seeds
+    ]
+
+
+@pytest.fixture
+def results(tmp_path):
+    return tmp_path / "results"
+
+
+class Judged(dict):
+    def __init__(self, results: Path, scale: str):
+        self.results, self.scale = results, scale
+
+    def __missing__(self, name: str):
+        claim = next(claim for claim in (*CLAIMS, *QUESTIONS) if claim.id == name)
+        (self[name],) = judge_all(self.results, self.scale, (claim,))
+        return self[name]
+
+
+@pytest.fixture
+def judge(results):
+    """Record runs and other tables of a scale; claim id -> its row, judged when it is asked for."""
+
+    def judge(rows, scale="sample", **tables):
+        write_csv(results / scale / "runs.csv", frame(rows, COLUMNS), KEY)
+        for name, table in tables.items():
+            pd.DataFrame(table).to_csv(results / scale / f"{name}.csv", index=False)
+        return Judged(results, scale)
+
+    return judge
+
+
+def levels(gcond: float = 0.4, **more: float) -> dict[str, float]:
+    return dict.fromkeys(METHODS, 0.5) | {"gcond_sequential": gcond, "gcond_stochastic": gcond} | more
+
+
+def test_every_claim_and_question_has_a_row_and_a_way_to_run_it():
+    assert [claim.id for claim in CLAIMS] == (
+        ["T2a", "T2b", "T2c", "S1", "S2", "M1", "M2", "D1", "D2", "D3", "D4", "I1", "I2", "A1", "A2", "V1", "B1", "G1"]
+    )  # fmt: skip
+    assert [claim.id for claim in QUESTIONS] == [f"O{number}" for number in range(1, 11)]
+    for claim in (*CLAIMS, *QUESTIONS):
+        assert claim.needs
+        assert claim.question == claim.text.endswith("?")
+
+
+# Verdicts
+
+
+def test_gcond_below_all_others_holds(judge):
+    rows = judge(table2(levels()))
+    assert rows["T2a"].verdict == "holds"
+    assert rows["T2a"].found.shown.effect.n == 10
+    assert rows["T2a"].found.shown.effect.mean == pytest.approx(-20, abs=1)  # percent of .5
+    assert len([found for found in rows["T2a"].found.findings if found.block == "best_val"]) == 2 * 2 * 2 * 4
+    assert rows["T2c"].verdict == "holds"
+    assert rows["T2b"].verdict == "undecided"
+    assert rows["S1"].verdict == rows["D1"].verdict == rows["B1"].verdict == rows["O7"].verdict == "not run"
+
+
+def test_one_comparison_that_fails_decides_a_conjunction(judge):
+    rows = judge(table2(levels(gradnorm=0.3)))
+    assert rows["T2a"].verdict == "contradicted"
+    assert "GradNorm" in rows["T2a"].found.shown.about
+    rows = judge(table2(levels(gradnorm=0.4)))
+    assert rows["T2a"].verdict == "undecided"
+    assert "GradNorm" in rows["T2a"].found.shown.about
+
+
+def test_three_seeds_are_undecided_however_large_the_gap(judge):
+    rows = judge(table2(levels(), SEEDS[:3]))
+    assert [rows[name].verdict for name in ("T2a", "T2b", "T2c")] == ["undecided"] * 3
+    assert "Fewer than 6 seeds (n = 3) are always undecided." in rows["T2a"].found.words
+
+
+def test_a_missing_comparison_keeps_a_conjunction_from_holding(judge):
+    without = {name: level for name, level in levels().items() if name != "cagrad"}
+    rows = judge(table2(without))
+    assert rows["T2a"].verdict == "undecided"
+    assert any("CAGrad on ct" in line for line in rows["T2a"].found.words)
+    rows = judge(table2(levels(), datasets=("ct",)))
+    assert rows["T2a"].verdict == "undecided"
+    assert any(line == "Not run: photographs." for line in rows["T2a"].found.words)
+    rows = judge(table2(levels(gradnorm=0.3), datasets=("ct",)))
+    assert rows["T2a"].verdict == "contradicted"
+
+
+def test_peers_that_trade_l1_for_ssim(judge):
+    rows = [
+        run(dataset, strategy, seed, l1 + noise(strategy, seed), ssim + noise(strategy, seed))
+        for dataset in ("photos", "ct")
+        for strategy, l1, ssim in (
+            ("baseline", 0.5, 0.5), ("pcgrad", 0.6, 0.4), ("cagrad", 0.6, 0.4), ("gradnorm", 0.5, 0.4))
+        for seed in SEEDS
+    ]  # fmt: skip
+    assert judge(rows)["T2b"].verdict == "holds"
+    found = judge(rows)["T2b"].found
+    assert any("ct 1 - SSIM: PCGrad (-20.0 %), CAGrad (-20.0 %), GradNorm (-20.0 %)" in line for line in found.words)
+
+
+def test_different_modes_are_not_equivalent(judge):
+    assert judge(table2(levels(gcond_stochastic=0.45)))["T2c"].verdict == "contradicted"  # 10 % apart
+
+
+def test_last_epoch_that_disagrees_is_told(judge):
+    rows = table2(levels())
+    for row in rows:
+        if row["strategy"].startswith("gcond"):
+            row |= {"last_val_l1": 0.7 + noise("x", row["seed"]), "last_val_ssim": 0.7}
+    found = judge(rows)["T2a"].found
+    assert found.verdict == "holds"
+    last = next(line for line in found.words if line.startswith("Validation, last epoch"))
+    assert "32 contradict" in last
+    assert last.endswith("Judged by it, the claim would be: contradicted.")
+    assert next(line for line in found.words if line.startswith("Test")).count("Judged") == 0
+
+
+def test_pairs_of_different_devices_or_lengths_are_dropped_and_counted(judge, results):
+    rows = table2(levels())
+    for row in rows:
+        if row["strategy"] == "pcgrad" and row["seed"] in (1, 2):
+            row["device"] = "GPU"
+        if row["strategy"] == "pcgrad" and row["seed"] == 3:
+            row["steps"] = 9
+        if row["strategy"] == "pcgrad" and row["seed"] == 4:
+            row["commit"] = "d"
+    judge(rows)
+    found = compare(read(results, "sample"), "ct", Arm("pcgrad"), Arm("baseline"), "l1", "higher")
+    assert found.effect.n == 7
+    assert found.remarks == (
+        "1 pair dropped: runs of different length (PCGrad, Baseline)",
+        "2 pairs dropped: runs on different devices (PCGrad, Baseline)",
+        "1 pair of runs from different commits, kept (PCGrad, Baseline)",
+    )
+
+
+def test_failed_runs_and_other_variants_take_no_part(judge, results):
+    rows = table2(levels())
+    rows += [run("ct", "baseline", seed, 9.0, variant="optimizer.lr=0.1") for seed in SEEDS]
+    rows += [run("ct", "pcgrad", 99, 9.0, status="failed"), run("ct", "baseline", 98, 0.5)]
+    judge(rows)
+    found = compare(read(results, "sample"), "ct", Arm("pcgrad"), Arm("baseline"), "l1")
+    assert (found.effect.n, found.effect.missing) == (10, (98,))
+    assert found.remarks == ("seeds without a partner: 98 (PCGrad, Baseline)",)
+
+
+def test_contradictions_are_corrected_for_the_number_of_comparisons():
+    def finding(mean):
+        values = pd.Series({seed: mean + 0.1 * (place % 2) for place, seed in enumerate(SEEDS)})
+        return Finding("", paired(values, 0 * values), region=(-math.inf, 0.0))
+
+    weak = Finding("", Effect(9, 2.1, 0.02, 4.18, math.nan), region=(-math.inf, 0.0))
+    assert conjunction([weak]) == "contradicted"
+    assert conjunction([weak] + [finding(-1.0)] * 20) == "undecided"
+    assert conjunction([finding(1.0)] + [finding(-1.0)] * 20) == "contradicted"
+    assert conjunction([finding(-1.0)] * 20) == "holds"
+    assert conjunction([finding(-1.0)] * 20, ["something"]) == "undecided"
+
+
+# Scales
+
+
+def test_each_row_is_of_the_largest_scale_at_which_it_was_run_and_never_of_two(judge, results):
+    small = table2(levels(gcond=0.6)) + table2({"gcond_pure": 0.7})
+    judge(small, "mini")
+    rows = judge(table2(levels()), "sample")
+    assert (rows["T2a"].verdict, rows["T2a"].found.source) == ("holds", "sample")
+    assert (rows["I1"].verdict, rows["I1"].found.source) == ("mini, not evidence", "mini")  # pure: at mini only
+    text = page(judge_all(results, "sample"), "sample")
+    assert re.search(r"\| I1 .*\| mini, not evidence \| .*\| mini \| claims.csv \|", text)
+    mini = Judged(results, "mini")
+    assert (mini["T2a"].verdict, mini["T2a"].found.source) == ("mini, not evidence", "mini")
+    assert "**holds**" not in page(judge_all(results, "mini"), "mini").split("## Claims")[1]
+    assert _from("sample", mini["T2a"].found) == "../mini/tables/table2.md"
+    # half of the seeds at one scale, half at another: no six seeds
+    half = results.parent / "half"
+    for scale, seeds in (("sample", SEEDS[:5]), ("sample_gpu", SEEDS[5:])):
+        write_csv(half / scale / "runs.csv", frame(table2(levels(), seeds), COLUMNS), KEY)
+    row = Judged(half, "sample_gpu")["T2a"]
+    assert (row.verdict, row.found.source, row.found.shown.effect.n) == ("undecided", "sample_gpu", 5)
+
+
+# Questions
+
+
+def test_factorial_finds_the_effects_that_were_put_in(judge):
+    """EMA -10, eval mode +2, no resolution effect, EMA x eval +4, in percent of Baseline's .5."""
+    rows = []
+    for (resolution, update), mode in itertools.product(STRATEGY, ("train", "eval")):
+        level = 0.5 - 0.05 * (update == "ema") + 0.01 * (mode == "eval")
+        level += 0.02 * (update == "ema" and mode == "eval")
+        name = STRATEGY[resolution, update]
+        text = "strategy.model_mode=eval" if mode == "eval" else ""
+        rows += [run("ct", name, seed, level + noise(name + mode, seed), variant=text) for seed in SEEDS]
+    found = judge(rows)["O1"].found
+    effects = {each.about: each.effect for each in found.findings if each.block == "best_val"}
+    assert effects["ct L1: EMA update (beta1 = 0)"].mean == pytest.approx(-8, abs=0.3)  # -10 and -6
+    assert effects["ct L1: eval mode"].mean == pytest.approx(4, abs=0.3)  # 2 and 6
+    assert effects["ct L1: EMA update (beta1 = 0) x eval mode"].mean == pytest.approx(4, abs=0.5)
+    assert effects["ct L1: sequential resolution"].mean == pytest.approx(0, abs=0.3)
+    assert effects["ct L1: share of the gap that EMA alone gives"].mean == pytest.approx(100, abs=3)
+    assert found.shown.about == "ct L1: share of the gap that EMA alone gives"
+    assert found.verdict == ""
+    assert not any("Arms not run" in line for line in found.words)
+
+
+def test_factorial_with_arms_missing_says_which(judge):
+    found = judge(table2({"baseline": 0.5, "baseline_integrated": 0.45, "gcond_stochastic": 0.45}))["O1"].found
+    effects = {each.about: each.effect.mean for each in found.findings if each.block == "best_val"}
+    assert effects["ct L1: EMA update (beta1 = 0)"] == pytest.approx(-10, abs=0.3)
+    assert effects["ct L1: stochastic resolution"] == pytest.approx(0, abs=0.3)
+    assert "ct L1: eval mode" not in effects
+    missing = next(line for line in found.words if line.startswith("Arms not run"))
+    assert "GCond pure" in missing
+    assert "Baseline (strategy.model_mode=eval)" in missing
+
+
+def test_tuning_takes_each_arm_at_its_best_rate(judge, results):
+    rows = table2({"baseline": 0.5, "gcond_stochastic": 0.4})
+    for rate, ours, theirs in (("1e-4", 0.45, 0.6), ("1e-2", 0.48, 0.4)):
+        for strategy, level in (("gcond_stochastic", ours), ("baseline", theirs)):
+            rows += table2({strategy: level}, variant=f"optimizer.lr={rate}")
+    found = judge(rows)["O2"].found
+    first = found.findings[0]
+    assert first.about == "photos L1: GCond stochastic vs Baseline (each tuned)"
+    assert first.effect.mean == pytest.approx(0, abs=0.5)  # .4 and .4
+    best = tune(read(results, "sample"))
+    assert best.tried == {(d, s): 3 for d in ("ct", "photos") for s in ("baseline", "gcond_stochastic")}
+    assert set(best.runs.variant) == {""}
+
+
+def bins(strategy: str, seed: int, **columns: object) -> list[dict[str, object]]:
+    key = {"dataset": "ct", "model": ABOUT["model"], "strategy": strategy, "seed": seed, "variant": ""}
+    rows = []
+    for number_ in range(10):
+        row = key | {"bin": number_, "first_step": 10 * number_ + 1, "last_step": 10 * (number_ + 1)}
+        rows.append(row | {name: value(number_) if callable(value) else value for name, value in columns.items()})
+    return rows
+
+
+def test_dynamics_and_frequency_of_conflicts(judge):
+    steps = []
+    for seed in SEEDS[:6]:
+        level = 1 + 0.01 * noise("a", seed)
+        common = {"cosine_steps": 5, "conflicts": 0.25, "resolved": 0.2, "correction": 0.01 * level}
+        common |= {"zone_weak": 0.2, "zone_main": 0.0, "zone_critical": 0.0, "cosine_step_resolved": 0.3 * level}
+        collinear = lambda place, level=level: 0.2 if place < 2 else (0.95 if place < 8 else 0.93) * level  # noqa: E731
+        for name, jump, norm, cosine, published in (
+            ("baseline", 1.0, 1.0, 0.3, math.nan),
+            ("pcgrad", 2.0, 1.0, -0.95 * level, math.nan),
+            ("gradnorm", 2.0, 1.0, 0.3, math.nan),
+            ("cagrad", 1.0, 0.5, 0.3, math.nan),
+            ("gcond_sequential", 0.5, 1.0, 0.3, 1.0),
+            ("gcond_stochastic", 0.5, 1.0, collinear, 1.0),
+        ):
+            own = {"norm_jump": jump * (1 + noise(name, seed)), "resolved_norm": norm * (1 + noise(name + "n", seed))}
+            own |= {"cosine_min": cosine, "cosine_resolved_min": 0.0, "published_cosine": published}
+            steps += bins(name, seed, **common, **own)
+    rows = judge(table2(levels(), SEEDS[:6]), steps=steps)
+    assert rows["D1"].verdict == "holds"
+    jumps = next(found for found in rows["D1"].found.findings if "PCGrad" in found.about)
+    assert jumps.effect.mean == pytest.approx(100, abs=1)
+    assert rows["D2"].verdict == "holds"
+    assert any("would have shown +1.00" in line for line in rows["D2"].found.words)
+    often = {found.about: found.effect.mean for found in rows["O6"].found.findings}
+    assert often["ct, GCond stochastic: steps with a conflict"] == pytest.approx(25)
+    assert often["ct, GCond stochastic: median correction"] == pytest.approx(1, abs=0.01)
+    assert often["ct, GCond stochastic: times in the weak zone"] == pytest.approx(0.2)
+    assert rows["O6"].found.shown.about == "ct, GCond stochastic: steps with a conflict"
+    left = [found for found in rows["O10"].found.findings if found.about.startswith("ct, GCond stochastic: cosine of")]
+    assert left[0].effect.mean == pytest.approx(0.3, abs=0.01)
+
+
+def test_probes_stand_beside_their_own_reliability(judge):
+    key = {"dataset": "ct", "model": ABOUT["model"], "strategy": "baseline", "variant": "", "epoch": 1, "step": 50}
+    names = {"cosine/encoder": 0.4, "cosine_disjoint/encoder": 0.1, "self_cosine/l1/encoder": 0.05}
+    names |= {"self_cosine/ssim/encoder": 0.5, "noise/l1/1": 8.0, "noise/l1/4": 2.0, "noise/l1/8": 1.0}
+    names |= {"sign_agreement/1": 0.6, "sign_agreement/8": 1.0}
+    probes = [
+        key
+        | {"seed": seed, "micro_batches": 8, "batch_size": 16, "name": name}
+        | {"value": value * (1 + noise(name, seed))}
+        for seed in SEEDS[:6]
+        for name, value in names.items()
+    ]
+    rows = judge(table2({"baseline": 0.5}, SEEDS[:6]), probes=probes)
+    assert rows["D4"].verdict == "holds"
+    line = next(line for line in rows["O10"].found.words if "encoder" in line)
+    assert re.search(r"shared samples \+0.40 .*disjoint samples \+0.10 .*l1 with itself on other samples \+0.05 ", line)
+    for probe in probes:
+        if probe["name"] == "noise/l1/8":
+            probe["value"] = 4.0 * (1 + noise("x", probe["seed"]))  # K x variance is 4 times that of K = 1
+    assert judge(table2({"baseline": 0.5}, SEEDS[:6]), probes=probes)["D4"].verdict == "contradicted"
+
+
+# Results that belong to no scale
+
+
+def cost(method: str, against: str, ratio: float, width: float = 0.01, **more: object) -> dict[str, object]:
+    row = {"device": "CPU, made", "precision": "fp32", "batches": "1", "cap": "16GB", "model": "mobilenetv3_small"}
+    row |= {"dataset": "ct", "image_size": 256, "patch_size": 32, "accumulation_steps": 24, "micro_batch": 1}
+    row |= {"method": method, "against": against, "rounds": 9, "ratio": ratio, "step_seconds": ratio}
+    return row | {"ratio_low": ratio - width, "ratio_high": ratio + width} | more
+
+
+def costs(stochastic: float, half: float, peer: float = 1.5, **more: object) -> list[dict[str, object]]:
+    rows = [cost("baseline", "baseline", 1.0, 0.0), cost("gcond_stochastic", "baseline", stochastic)]
+    rows += [cost(name, "baseline", peer) for name in ("pcgrad", "cagrad", "gradnorm")]
+    rows += [
+        cost("gcond_stochastic", "gcond_sequential_per_task", half),
+        cost("gcond_stochastic", "gcond_sequential", 0.6),
+    ]
+    return [row | more for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("rows", "first", "second"),
+    [
+        (costs(1.01, 0.52), "holds", "holds"),
+        (costs(1.01, 0.70), "contradicted", "holds"),
+        (costs(1.2, 0.545), "undecided", "contradicted"),
+        (costs(1.01, 0.52, peer=0.9), "holds", "contradicted"),
+        (costs(1.01, 0.52, rounds=5), "undecided", "undecided"),
+        (costs(1.3, 0.7) + costs(1.0, 0.5, device="A GPU"), "holds", "holds"),  # devices are not mixed
+    ],
+)
+def test_costs(judge, results, rows, first, second):
+    write_csv(results / "bench" / "table3.csv", frame(rows, COSTS), COSTS_KEY)
+    found = judge([])
+    assert (found["S1"].verdict, found["S2"].verdict) == (first, second)
+    assert found["S1"].found.source.startswith("benchmark: ")
+
+
+def plan(strategy: str, peak: int, micro_batch: float = 4, **more: object) -> dict[str, object]:
+    row = {"budget": "", "model": "mobilenetv3_small", "strategy": strategy, "form": "", "graph": "freed", "tasks": 2}
+    return row | {"accumulation_steps": 24, "micro_batch": micro_batch, "peak": peak, "one": 5e9} | more
+
+
+def plans(window: int = 100, peer: int = 150, fits: float = math.nan, ours: float = 80) -> list[dict[str, object]]:
+    rows = [plan("gcond_stochastic", 100), plan("gcond_stochastic", window, accumulation_steps=2)]
+    rows += [plan("gcond_stochastic", 110, tasks=3)]
+    for name in ("pcgrad", "cagrad", "gradnorm"):
+        rows += [plan(name, 100, graph="kept"), plan(name, peer, graph="kept", tasks=3)]
+    base = {"model": "convnextv2_base", "budget": "16GB"}
+    return [*rows, plan("gcond_stochastic", 0, ours, **base), plan("pcgrad", 0, fits, **base)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "first", "second"),
+    [
+        (plans(), "holds", "holds"),
+        (plans(window=120), "contradicted", "holds"),
+        (plans(peer=105), "contradicted", "holds"),
+        (plans(fits=9), "holds", "contradicted"),
+        (plans(ours=12), "holds", "contradicted"),
+        (plans()[:-4], "undecided", "not run"),
+    ],
+)
+def test_memory(judge, results, rows, first, second):
+    (results / "bench").mkdir(parents=True)
+    pd.DataFrame(rows).to_csv(results / "bench" / "memory.csv", index=False)
+    found = judge([])
+    assert (found["M1"].verdict, found["M2"].verdict) == (first, second)
+
+
+def test_gradops_follows_its_tests_and_the_trade_off(judge, results):
+    for name in ("methods.md", "toy/tradeoff.csv"):
+        (results / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(RESULTS / name, results / name)
+    assert judge([])["G1"].verdict == "holds"
+    text = (results / "methods.md").read_text()
+    line = next(line for line in text.splitlines() if line.startswith("| `gradops_alpha` | Gram"))
+    (results / "methods.md").write_text(text.replace(line, line.replace("| yes | yes |", "| yes | **no** [1] |", 1)))
+    assert judge([])["G1"].verdict == "contradicted"
+    (results / "methods.md").unlink()
+    assert judge([])["G1"].verdict == "undecided"
+
+
+def test_buffers_are_told_from_single_steps_where_no_run_has_them(judge, results):
+    (results / "bench").mkdir(parents=True)
+    shutil.copy(RESULTS / "bench" / "precision.csv", results / "bench")
+    row = judge([])["O5"]
+    assert row.found.source.startswith("single steps: ")
+    assert "bfloat16 buffers" in row.found.shown.about
+    runs = table2({"gcond_stochastic": 0.4}) + table2(
+        {"gcond_stochastic": 0.404}, variant="+strategy.conductor.buffer_dtype=bfloat16"
+    )
+    row = judge(runs)["O5"]
+    assert (row.found.source, row.more.source[:12]) == ("sample", "single steps")
+    assert row.found.shown.effect.mean == pytest.approx(1.0, abs=0.01)
+
+
+# Words and files
+
+
+def test_numbers_as_printed():
+    effect = Effect(6, -3.14159, -4.0, -2.25, 0.03)
+    assert number(effect, "%") == "-3.1 % [-4.0, -2.2]"
+    assert number(effect, "cosine") == "-3.14 [-4.00, -2.25]"
+    assert number(Effect(1, 0.5, math.nan, math.nan, math.nan), "ratio") == "0.50"
+    assert number(Effect(0, math.nan, math.nan, math.nan, math.nan), "%") == "no number"
+
+
+def test_variants_are_taken_apart_and_put_together():
+    text = "optimizer.build.betas=[0.9,0.95],optimizer.lr=1e-3"
+    assert overrides(text) == {"optimizer.build.betas": "[0.9,0.95]", "optimizer.lr": "1e-3"}
+    assert variant(overrides(text)) == text
+    assert overrides("") == {}
+
+
+def test_command_writes_every_recorded_scale_and_prints_the_largest(judge, results, capsys):
+    judge(table2(levels(), SEEDS[:3]), "mini")
+    judge(table2(levels()), "sample")
+    assert main(["claims", "--results", str(results)]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^T2a  holds ", printed, re.M)
+    assert re.search(r"^S1   not run .*\n +Command: make reproduce-table3", printed, re.M)
+    assert sorted(path.parent.name for path in results.rglob("CLAIMS.md")) == ["mini", "sample"]
+    rows = list(csv.DictReader((results / "sample" / "claims.csv").open()))
+    assert {row["id"] for row in rows} == {claim.id for claim in (*CLAIMS, *QUESTIONS)}
+    assert {row["verdict"] for row in rows if row["id"] == "T2a"} == {"holds"}
+    (results / "sample" / "CLAIMS.md").unlink()
+    assert main(["claims", "--results", str(results), "--scale", "mini"]) == 0
+    assert not (results / "sample" / "CLAIMS.md").exists()
+
+
+def test_bad_input_is_named(judge, results, capsys):
+    assert main(["claims", "--results", str(results)]) == 2
+    judge(table2(levels(), SEEDS[:3]), "mini")
+    (results / "mini" / "steps.csv").write_text("dataset,bin\nct,0\n")
+    assert main(["claims", "--results", str(results), "--scale", "paper"]) == 2
+    assert main(["claims", "--results", str(results)]) == 2
+    errors = capsys.readouterr().err
+    assert "no runs.csv" in errors
+    assert "`--scale`: expected one that is recorded (mini), found 'paper'" in errors
+    assert "steps.csv lacks the columns model, seed, strategy, variant" in errors
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*/CLAIMS.md")), ids=lambda path: path.parent.name)
+def test_committed_page_is_that_of_the_committed_numbers(path):
+    """If it is not, `make claims` writes it anew."""
+    rows = judge_all(RESULTS, path.parent.name)
+    assert page(rows, path.parent.name) == path.read_text()
+    assert tidy_csv(rows) == (path.parent / "claims.csv").read_text()
