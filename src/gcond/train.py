@@ -136,6 +136,8 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
         ):
             pause = Pause(interrupt, cfg.checkpoint_minutes, team)
             fit(trainer, state.step, schedule, steps_per_epoch, logbook, mirror, progress, score, draw, save, pause)
+            if team.main:
+                pictures.keep(model, device, folder.final_reconstructions, cfg.scale.patch_size)
         record.windows = schedule.total_steps - state.step
 
 
