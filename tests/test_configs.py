@@ -106,7 +106,7 @@ def test_an_experiment_opens_with_its_command_its_hardware_and_what_to_expect(ex
 
 
 def test_the_papers_scale() -> None:
-    """By hand from the supplementary of arXiv 2509.07252; the last two are ours."""
+    """By hand from the supplementary of arXiv 2509.07252; the last three are ours."""
     scale = OmegaConf.load(CONFIG / "scale" / "paper.yaml")
     assert scale == {
         "name": "paper",
@@ -122,6 +122,7 @@ def test_the_papers_scale() -> None:
         "final_lr": 1e-6,
         "eval_images": None,
         "diagnose_every": 50,
+        "probe_micro_batches": 24,
         "workers": 8,
     }
     assert scale.micro_batch * scale.accumulation_steps == 6144

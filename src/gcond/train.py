@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from gcond.command import CONFIG, main
+from gcond.engine.activations import Activations
 from gcond.engine.batches import MicroBatches
 from gcond.engine.checkpoint import Checkpoint, State
 from gcond.engine.evaluate import EvaluationSet, evaluate
 from gcond.engine.folder import RunFolder
 from gcond.engine.full_disk import explaining_a_full_disk
+from gcond.engine.gradient_probe import GradientProbe
 from gcond.engine.interrupt import Interrupt
 from gcond.engine.logbook import Logbook
 from gcond.engine.loop import Objective, Trainer, fit
@@ -32,6 +33,7 @@ from gcond.engine.settings import Settings
 from gcond.engine.team import gathered
 from gcond.engine.trivial import trivial_scores
 from gcond.loss import TASKS
+from gcond.model import MaskedAutoencoder
 
 __all__ = ["CONFIG", "build", "main", "train"]
 
@@ -65,7 +67,7 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
 
         # Build the model, and the strategy that trains it.
         with seeded(cfg.seed, "weights"):
-            model: nn.Module = build(cfg.model, channels=data.intensity.channels).to(device)
+            model: MaskedAutoencoder = build(cfg.model, channels=data.intensity.channels).to(device)
         conductor = settings.conductor(model.parameter_groups(), seed=subseed(cfg.seed, "resolver"))
         steps_per_epoch = settings.steps_per_epoch(len(data.train))
         schedule = settings.schedule(steps_per_epoch)
@@ -116,6 +118,28 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
                 ).items()
             }
 
+        probe = GradientProbe(
+            model,
+            Objective(model, loss, data.intensity, cfg.precision),
+            conductor.tasks,
+            data.train,
+            data.intensity,
+            cfg.scale.probe_micro_batches,
+            cfg.scale.micro_batch,
+            settings.patches,
+            cfg.scale.mask_ratio,
+            cfg.seed,
+            training=cfg.strategy.model_mode == "train",
+            device=device,
+            workers=cfg.scale.workers,
+            scaler=scaler,
+        )
+        activations = Activations(val, data.intensity, device)
+
+        def examine(epoch: int) -> dict[str, dict[str, Any]]:
+            wanted = team.main and cfg.scale.probe_micro_batches > 0  # the others go on, and wait in the next step
+            return {"probe": probe.measure(epoch), "activations": activations.measure(model)} if wanted else {}
+
         pictures = Reconstructions(folder.reconstructions, data, val, **cfg.reconstructions)
 
         def draw(step: int, epoch: int) -> Path | None:
@@ -135,7 +159,22 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
             explaining_out_of_memory(cfg, model, device),
         ):
             pause = Pause(interrupt, cfg.checkpoint_minutes, team)
-            fit(trainer, state.step, schedule, steps_per_epoch, logbook, mirror, progress, score, draw, save, pause)
+            fit(
+                trainer,
+                state.step,
+                schedule,
+                steps_per_epoch,
+                logbook,
+                mirror,
+                progress,
+                score,
+                examine,
+                draw,
+                save,
+                pause,
+            )
+            if team.main:
+                pictures.keep(model, device, folder.final_reconstructions, cfg.scale.patch_size)
         record.windows = schedule.total_steps - state.step
 
 

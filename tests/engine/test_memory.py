@@ -30,6 +30,7 @@ SMALL = (
     "model.width=32",
     "model.depth=1",
     "device=cpu",
+    "scale.probe_micro_batches=0",
 )
 BFLOAT16 = "+strategy.conductor.buffer_dtype={_target_:hydra.utils.get_object,path:torch.bfloat16}"
 

@@ -109,3 +109,31 @@ def test_no_more_images_than_there_are_and_none_for_zero(tmp_path: Path) -> None
     assert Reconstructions(tmp_path / "none", data, split, images=0, patients=False).draw(model, CPU, 1, 1) is None
     with pytest.raises(ValueError, match=r"`reconstructions\.images`: expected an integer >= 0.*found -1"):
         Reconstructions(tmp_path, data, split, images=-1, patients=False)
+
+
+def test_what_is_kept_is_what_is_drawn(tmp_path: Path) -> None:
+    data = tiny.load(SIZE)
+    split = evaluation(data.val)
+    torch.manual_seed(0)
+    model = Constant(torch.randn(3))
+    pictures = Reconstructions(tmp_path / "r", data, split, images=3, patients=False)
+    drawn = pictures.draw(model, CPU, 1, 1)
+    pictures.keep(model, CPU, tmp_path / "kept.npz", PATCH)
+    assert drawn is not None
+    with np.load(tmp_path / "kept.npz") as kept:
+        assert set(kept) == {"original", "masked", "pasted", "hidden", "patch_size"}
+        for place, name in ((0, "original"), (1, "masked"), (3, "pasted")):
+            assert kept[name].dtype == np.uint8
+            np.testing.assert_array_equal(np.moveaxis(kept[name], 1, -1), cells(drawn)[:, place])
+        np.testing.assert_array_equal(kept["hidden"], split.hidden[:3].numpy())
+        assert int(kept["patch_size"]) == PATCH
+
+
+def test_patients_are_kept_on_request_only(tmp_path: Path) -> None:
+    data = dataclasses.replace(tiny.load(SIZE), shows_patients=True)
+    for patients in (False, True):
+        path = tmp_path / f"{patients}.npz"
+        Reconstructions(tmp_path, data, evaluation(data.val), 2, patients).keep(
+            Constant(torch.zeros(3)), CPU, path, PATCH
+        )
+        assert path.exists() == patients

@@ -6,7 +6,9 @@ import torch
 from engine import tiny
 from engine.runs import CONFIG, config
 from hydra import compose, initialize_config_dir
+from hydra.conf import ConfigSourceInfo
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict
 
 from gcond.engine.folder import RunFolder
 from gcond.engine.logbook import Logbook
@@ -25,6 +27,15 @@ from gcond.strategy.processes import Alone
         (["threads=2", "strategy=baseline", "optimizer.lr=1e-4"], "optimizer.lr=1e-4,threads=2"),
         (["+loss.tasks.depth=1"], "+loss.tasks.depth=1"),
         (["strategy.model_mode=eval"], "strategy.model_mode=eval"),
+        (["strategy.model_mode=train"], ""),  # the default
+        (["strategy.model_mode=eval", "strategy.model_mode=train"], ""),  # the last one counts
+        (["scale=smoke", "optimizer.lr=1e-3", "threads=2", "scale.epochs=2"], "threads=2"),  # smoke's own
+        (["scale=mini", "optimizer.lr=1e-3"], "optimizer.lr=1e-3"),
+        (["strategy=baseline", "optimizer=adamw"], ""),
+        (["strategy=baseline", "optimizer=sgd"], "optimizer=sgd"),
+        (["strategy=gcond_sequential", "strategy.conductor.estimator.resolve_every=window"], ""),
+        (["~loss.tasks.ssim"], "~loss.tasks.ssim"),
+        (["+loss.tasks.depth=1", "loss.tasks.depth=2"], "+loss.tasks.depth=1,loss.tasks.depth=2"),  # needs the first
     ],
 )
 def test_a_variant_is_what_was_overridden_beside_the_named_choices(
@@ -32,8 +43,14 @@ def test_a_variant_is_what_was_overridden_beside_the_named_choices(
 ) -> None:
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG)):
-        HydraConfig.instance().set_config(compose("train", overrides, return_hydra_config=True))
+        composed = compose("train", overrides, return_hydra_config=True)
+    with open_dict(composed.hydra):
+        composed.hydra.runtime.config_sources = [ConfigSourceInfo(str(CONFIG), "file", "main")]
+        composed.hydra.job.config_name = "train"
+    HydraConfig.instance().set_config(composed)
     assert variant() == expected
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG)):  # as in a process that Hydra began in
+        assert variant() == expected
 
 
 @pytest.fixture

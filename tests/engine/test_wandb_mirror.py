@@ -43,8 +43,20 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def rows(folder: RunFolder) -> list[dict[str, Any]]:
     """metrics.jsonl as it should arrive."""
-    records = read(folder.metrics)
-    return [{key: value for key, value in row.items() if key != "kind" and value is not None} for row in records]
+    return [
+        {key: value for key, value in as_sent(record).items() if value is not None} for record in read(folder.metrics)
+    ]
+
+
+def as_sent(record: dict[str, Any]) -> dict[str, Any]:
+    """Steps and validations as they are; other kinds, and what is nested, with names in front."""
+    kind = record.pop("kind")
+    if kind in ("step", "validation"):
+        return record
+    own = {key: record.pop(key) for key in ("epoch", "step")}
+    for share, value in record.pop("quantiles", {}).items():
+        own[f"{kind}/quantiles/{share}"] = value
+    return own | {f"{kind}/{key}": value for key, value in record.items()}
 
 
 def logged(folder: RunFolder) -> list[dict[str, Any]]:
@@ -88,7 +100,7 @@ def test_what_wandb_wrote_is_what_metrics_jsonl_holds(
     )
     assert "wandb" not in "".join(capfd.readouterr())
     assert logged(folder) == rows(folder)
-    assert len(rows(folder)) == 6  # four steps, two validations
+    assert len(rows(folder)) == 10  # four steps; two validations, probes and records of activations
 
     # The run, and how it is found
     copy = wandb_file.only_copy(folder.path)
@@ -155,7 +167,7 @@ def test_an_interrupted_run_goes_on_in_the_same_wandb_run_and_nothing_is_there_t
     folder = RunFolder(cfg)
     first = wandb_file.only_copy(folder.path)
     run_id = wandb_file.header(first).run_id
-    assert [row["step"] for row in logged(folder)] == [0, 1, 2, 2]  # 2 steps, the validation after them, a step more
+    assert [row["step"] for row in logged(folder)] == [0, 1, 2, 2, 2, 2]  # 2 steps, what follows them, a step more
     assert wandb_file.summary(first)["report/status"] == "interrupted"
     assert wandb_file.exit_code(first) == 1
     run(cfg)
@@ -163,7 +175,7 @@ def test_an_interrupted_run_goes_on_in_the_same_wandb_run_and_nothing_is_there_t
     assert wandb_file.header(second).run_id == run_id
     assert second != first
     assert logged(folder) == rows(folder)
-    assert len(rows(folder)) == 6
+    assert len(rows(folder)) == 10
     pictures = [row["step"] for row in wandb_file.history(second) if "reconstructions" in row]
     assert pictures == [2, 4]  # the first was drawn by the interrupted attempt
 
@@ -214,7 +226,7 @@ def test_online_without_an_account_or_a_server_the_run_ends_well(tmp_path: Path,
     assert done.returncode == 0, done.stderr
     folder = only_run(tmp_path / "runs")
     assert (folder / "DONE").exists()
-    assert len(read(folder / "metrics.jsonl")) == 6
+    assert len(read(folder / "metrics.jsonl")) == 10
     assert done.stderr.count("mirroring failed in `start`") == 1
 
 

@@ -322,6 +322,20 @@ def test_only_the_last_line_of_the_logbook_may_be_half_written(tmp_path):
         read_metrics_of(path, b"\n".join(lines))
 
 
+def test_records_that_are_not_drawn_are_passed_over(tmp_path):
+    path = make_run(tmp_path / "runs") / "metrics.jsonl"
+    whole, found = path.read_bytes(), read_metrics(path)
+    more = b'{"kind": "probe", "step": 8, "cosine/all": 0.5}\n{"kind": "activations", "step": 8, "std": 1.0}\n'
+    again = read_metrics_of(path, whole + more)
+    assert (again.reached, again.validation, again.notes) == (found.reached, found.validation, found.notes)
+    assert set(again.steps) == set(found.steps)
+    assert len(again.steps["cosine/all"][0]) == len(found.steps["cosine/all"][0])
+    with pytest.raises(
+        ValueError, match=r"line \d+: .*`kind` is 'prob', allowed: step, validation, probe, activations"
+    ):
+        read_metrics_of(path, whole + b'{"kind": "prob", "step": 8}\n' + more)
+
+
 def read_metrics_of(path: Path, raw: bytes):
     path.write_bytes(raw)
     return read_metrics(path)

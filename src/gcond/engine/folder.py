@@ -1,7 +1,8 @@
 """A run's folder: its name, what it holds, and whether it is finished.
 
 runs/<scale>/<dataset>-<model>-<strategy>-seed<seed>-<hash>/     or runs/<scale>/<name>/
-    config.yaml  metrics.jsonl  checkpoints/  reconstructions/  wandb/  report.json  DONE | FAILED
+    config.yaml  metrics.jsonl  checkpoints/  reconstructions/  final_reconstructions.npz  wandb/  report.json
+    DONE | FAILED
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class RunFolder:
         self.path = Path(cfg.runs) / cfg.scale.name / self.name
         self.checkpoints = self.path / "checkpoints"
         self.reconstructions = self.path / "reconstructions"
+        self.final_reconstructions = self.path / "final_reconstructions.npz"
         self.metrics = self.path / "metrics.jsonl"
         self.report = self.path / "report.json"
 

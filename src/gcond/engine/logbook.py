@@ -57,4 +57,6 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def _json_number(value: Any) -> Any:
     """JSON has no nan: an undefined number is null."""
+    if isinstance(value, dict):
+        return {key: _json_number(member) for key, member in value.items()}
     return None if isinstance(value, float) and math.isnan(value) else value

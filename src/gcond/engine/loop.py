@@ -127,11 +127,14 @@ def fit(
     mirror: Mirror,
     progress: Progress,
     score: Callable[[], dict[str, float]],
+    examine: Callable[[int], dict[str, dict[str, Any]]],
     draw: Callable[[int, int], Path | None],
     save: Callable[[int], None],
     pause: Callable[[], tuple[bool, int]],
 ) -> None:
-    """Train from optimizer step `start` to the schedule's end; after each epoch score, draw(step, epoch) and save.
+    """Train from optimizer step `start` to the schedule's end; after each epoch score, examine, draw and save.
+
+    `examine(epoch)` gives further records, by their kind; `draw(step, epoch)` is where a picture has been written.
 
     `pause` says after each step whether a checkpoint is due, and which signal asks the run to stop (0 for none); the
     run then saves and raises `Interrupted`.
@@ -149,6 +152,8 @@ def fit(
         if rest == 0:
             scores = {"epoch": epoch, "step": step + 1, **score()}
             write({"kind": "validation", **scores})
+            for kind, record in examine(epoch).items():
+                write({"kind": kind, "epoch": epoch, "step": step + 1, **record})
             picture = draw(step + 1, epoch)
             if picture is not None:
                 mirror.picture(step + 1, picture)

@@ -32,6 +32,7 @@ from torch.utils._pytree import tree_leaves
 
 from gcond.data.intensity import Intensity
 from gcond.engine import evaluate
+from gcond.engine.gradient_probe import rows_held
 from gcond.engine.precision import autocast
 from gcond.engine.settings import Settings
 from gcond.loss import TASKS, ReconstructionLoss, outside_unit_share
@@ -142,7 +143,16 @@ class Planner:
         phases["optimizer step, diagnosed"] = lasting + self._optimizer[1] + self._parameter_row
         phases["step probe"] = lasting + 3 * self._parameter_row
         phases[f"validation, {evaluate.BATCH} images"] = lasting + evaluate.BATCH * self._image + self._validation
+        if self._cfg.scale.probe_micro_batches:
+            phases["gradient probe"] = lasting + self._gradient_probe(micro_batch)
         return phases
+
+    def _gradient_probe(self, micro_batch: int) -> int:
+        """Images, a pass whose gradients are not written anywhere, sums of them."""
+        tasks = sum(weight > 0 for weight in self.conductor.tasks.values())
+        rows = 1 + rows_held(self._cfg.scale.probe_micro_batches, tasks)
+        images = micro_batch * self._image
+        return images + self._training(Sequential(), micro_batch) + rows * self._parameter_row
 
     @property
     def _image(self) -> int:

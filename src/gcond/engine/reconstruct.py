@@ -55,6 +55,18 @@ class Reconstructions:
         write_json(path.with_suffix(".json"), facts)
         return path
 
+    def keep(self, model: nn.Module, device: torch.device, path: Path, patch_size: int) -> None:
+        """Write what `draw` would draw as numbers, an .npz file; nothing if no picture is wanted.
+
+        original, masked, pasted: uint8 [n, C, S, S]. hidden: [n, H], the places of patches of `patch_size`, row-major.
+        """
+        if not self._raw:
+            return
+        original, masked, _, pasted = _pixels(self.cells(model, device)).unbind(1)
+        arrays = {"original": original.numpy(), "masked": masked.numpy(), "pasted": pasted.numpy()}
+        arrays |= {"hidden": self._hidden.numpy(), "patch_size": np.array(patch_size)}
+        write_atomically(path, lambda temporary: np.savez_compressed(temporary, **arrays))
+
     @torch.no_grad()
     def cells(self, model: nn.Module, device: torch.device) -> Tensor:
         """[n, 4, C, S, S] in [0, 1], on the CPU."""
@@ -69,10 +81,14 @@ class Reconstructions:
         return torch.stack(columns, dim=1).clamp(0, 1).cpu()
 
 
+def _pixels(cells: Tensor) -> Tensor:
+    return (cells * 255).round().to(torch.uint8)
+
+
 def _grid(cells: Tensor) -> np.ndarray:
     """[n, 4, C, S, S] in [0, 1] -> uint8 [height, width, 3], white between the cells; one channel becomes grey."""
     rows, columns, _, size, _ = cells.shape
-    pixels = (cells * 255).round().to(torch.uint8).movedim(2, -1).expand(-1, -1, -1, -1, 3).numpy()
+    pixels = _pixels(cells).movedim(2, -1).expand(-1, -1, -1, -1, 3).numpy()
     pitch = size + GAP
     sheet = np.full((rows * pitch - GAP, columns * pitch - GAP, 3), 255, dtype=np.uint8)
     for row in range(rows):

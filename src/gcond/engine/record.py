@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.conf import ConfigSourceInfo
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from gcond.data.splits import Splits
 from gcond.engine import device as devices
-from gcond.engine.folder import RunFolder, telling_what_could_not_be_written
+from gcond.engine.folder import RunFolder, config_hash, telling_what_could_not_be_written
 from gcond.engine.logbook import read
 from gcond.engine.mirror import experiment
 from gcond.engine.rank import rank
@@ -144,8 +151,40 @@ class Record:
 
 
 def variant() -> str:
-    """What was overridden beside the named choices: "optimizer.lr=1e-4,threads=2", "" for nothing."""
+    """What was overridden beside the named choices: "optimizer.lr=1e-4,threads=2", "" for nothing.
+
+    An override without which the config would be the same is none.
+    """
     if not HydraConfig.initialized():
         return ""
-    overrides = HydraConfig.get().overrides.task
-    return ",".join(sorted(text for text in overrides if text.lstrip("+~").split("=", 1)[0] not in NAMED))
+    hydra = HydraConfig.get()
+    overrides = list(hydra.overrides.task)
+    others = sorted(text for text in overrides if text.lstrip("+~").split("=", 1)[0] not in NAMED)
+    if not others:
+        return ""
+    with _composing(hydra.runtime.config_sources):
+        config = _config(hydra.job.config_name, overrides)
+        for text in list(others):
+            rest = [*overrides]
+            rest.remove(text)
+            if config is not None and _config(hydra.job.config_name, rest) == config:
+                overrides = rest
+                others.remove(text)
+    return ",".join(others)
+
+
+def _composing(sources: Sequence[ConfigSourceInfo]) -> AbstractContextManager[Any]:
+    """While open, `compose` reads the config that the run was started from."""
+    if GlobalHydra.instance().is_initialized():  # in the process that Hydra began in; a launcher's others need not be
+        return nullcontext()
+    (folder,) = (source.path for source in sources if source.provider == "main")
+    context: AbstractContextManager[Any] = initialize_config_dir(version_base="1.3", config_dir=folder)
+    return context
+
+
+def _config(name: str, overrides: list[str]) -> str | None:
+    """The hash of what `overrides` make of the config `name`; None where there is no such config."""
+    try:
+        return config_hash(compose(name, overrides))
+    except (HydraException, OmegaConfBaseException):  # an override may need another one
+        return None

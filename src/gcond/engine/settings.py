@@ -30,6 +30,13 @@ class Settings:
             _expect(isinstance(scale[key], int) and scale[key] >= 1, f"scale.{key}", "an integer >= 1", scale[key])
         for key in ("steps_per_epoch", "eval_images"):
             _expect(scale[key] is None or scale[key] >= 1, f"scale.{key}", "null or an integer >= 1", scale[key])
+        probed = scale.probe_micro_batches
+        _expect(
+            isinstance(probed, int) and probed >= 0 and probed % 2 == 0,
+            "scale.probe_micro_batches",
+            "an even integer, 0 for no probe",
+            probed,
+        )
         _expect(
             scale.image_size % scale.patch_size == 0,
             "scale.image_size",

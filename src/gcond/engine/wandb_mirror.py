@@ -54,7 +54,7 @@ class WandbMirror:
                 shutil.rmtree(copy)
 
     def write(self, record: dict[str, Any]) -> None:
-        self._run.log({key: value for key, value in record.items() if key != "kind" and value is not None})
+        self._run.log({key: value for key, value in row(record).items() if value is not None})
 
     def picture(self, step: int, path: Path) -> None:
         import wandb
@@ -67,7 +67,7 @@ class WandbMirror:
         import wandb
 
         records = read(self._folder / "metrics.jsonl")
-        curve = [{key: record[key] for key in record if key != "kind"} for record in records if "epoch" in record]
+        curve = [row(record) for record in records if record["kind"] == "validation"]
         if curve:
             columns = list(curve[0])
             metrics = [name for name in columns if name not in ("epoch", "step")]
@@ -130,3 +130,17 @@ class WandbMirror:
             )
         finally:
             sys.exit, sys.excepthook = hooks
+
+
+def row(record: dict[str, Any]) -> dict[str, Any]:
+    """A record as wandb gets it: flat, and what is neither of a step nor of a validation under its kind's name."""
+    values = {key: value for key, value in record.items() if key != "kind"}
+    if record["kind"] in ("step", "validation"):
+        return values
+    placed = {key: values.pop(key) for key in ("epoch", "step")}
+    for key, value in values.items():
+        members = (
+            {f"{key}/{name}": member for name, member in value.items()} if isinstance(value, dict) else {key: value}
+        )
+        placed |= {f"{record['kind']}/{name}": member for name, member in members.items()}
+    return placed

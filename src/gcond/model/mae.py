@@ -63,13 +63,18 @@ class MaskedAutoencoder(nn.Module):
         mask = hidden_mask(hidden, self.patches)
 
         # Encode the visible pixels: one token per patch
-        features = self.encoder(blank(images, mask, self.patch_size))
+        features = self.encode(images, mask)
         tokens = self.embed(features.flatten(2).transpose(1, 2))
 
         # Decode
         tokens = torch.where(mask[..., None], self.mask_token, tokens) + self.positions
         tokens = select(self.blocks(tokens), hidden)
         return self.head(self.norm(tokens)).unflatten(-1, (self.channels, self.patch_size, self.patch_size))
+
+    def encode(self, images: Tensor, mask: Tensor) -> Tensor:
+        """The encoder's map [B, D, S / p, S / p] of what is visible; `mask` bool [B, N], True = hidden."""
+        features: Tensor = self.encoder(blank(images, mask, self.patch_size))
+        return features
 
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """A partition of all parameters, with names. "head" is the last layer that both losses share (GradNorm's W)."""

@@ -1,0 +1,83 @@
+"""What Gram matrices of task gradients say of conflict and of noise.
+
+Letters: n micro-batches, m tasks, K micro-batches of a window.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from gcond.strategy.diagnose import minimum_cosine
+
+
+def window_sizes(n: int) -> list[int]:
+    """K = 1, 2, 4, … that divide n and leave more than one window."""
+    return [1 << power for power in range(n.bit_length()) if n % (1 << power) == 0 and 1 << power < n]
+
+
+def describe(
+    tasks: Sequence[str], n: int, halves: Mapping[str, Tensor], windows: Mapping[int, Tensor]
+) -> dict[str, float]:
+    """What there is to log; nan where a gradient vanishes or is not finite.
+
+    Args:
+        tasks: the names of m tasks.
+        halves: parameter group -> [2m, 2m], inner products of the tasks' gradients summed over the first half of the n
+            micro-batches, then over the second.
+        windows: K -> [n / K, m, m], those of the sums over K consecutive micro-batches.
+
+    Returns:
+        cosine/GROUP: the smallest between two tasks' means over all n. Common samples, so common noise, raise it.
+        cosine_disjoint/GROUP: the same of means over disjoint halves, averaged over which task gets which half.
+        self_cosine/TASK/GROUP: between the task's means over the two halves: how well n / 2 micro-batches know it.
+        norm/TASK: of the mean over all n.
+        noise/TASK/K: sampled (unbiased) variance of means over K around the mean over n, summed over coordinates, over
+            the squared norm of the latter. Falls as 1 / K where micro-batches are independent.
+        sign_agreement/K: share of windows in which the cosine of the first two tasks has the sign that it has over n.
+
+        GROUP is "all" or a parameter group. Two tasks or more only: cosine, cosine_disjoint, sign_agreement.
+    """
+    m = len(tasks)
+    halves = {"all": torch.stack(list(halves.values())).sum(0), **halves}
+    whole = {group: gram.view(2, m, 2, m).sum((0, 2)) for group, gram in halves.items()}
+    total, squares = whole["all"], whole["all"].diagonal()
+    record: dict[str, float] = {}
+    if m > 1:
+        record |= {f"cosine/{group}": minimum_cosine(gram) for group, gram in whole.items()}
+        record |= {f"cosine_disjoint/{group}": _disjoint_cosine(gram) for group, gram in halves.items()}
+    for place, task in enumerate(tasks):
+        for group, gram in halves.items():
+            record[f"self_cosine/{task}/{group}"] = float(_cosines(gram)[place, m + place])
+    for place, task in enumerate(tasks):
+        record[f"norm/{task}"] = math.sqrt(max(0.0, float(squares[place]))) / n
+        for size, grams in windows.items():
+            record[f"noise/{task}/{size}"] = _noise(grams[:, place, place] / size**2, squares[place] / n**2)
+    if m > 1:
+        for size, grams in windows.items():
+            alike = torch.sign(grams[:, 0, 1]) == torch.sign(total[0, 1])
+            known = bool(torch.isfinite(total[:2, :2]).all()) and float(squares[:2].min()) > 0
+            record[f"sign_agreement/{size}"] = float(alike.double().mean()) if known else math.nan
+    return {key: value if math.isfinite(value) else math.nan for key, value in record.items()}
+
+
+def _noise(squares: Tensor, square: Tensor) -> float:
+    """From the squared norms of the windows' means [W] and of their mean: sum |x_w - x|^2 = sum |x_w|^2 - W |x|^2."""
+    deviations = squares.sum() - len(squares) * square
+    return float(deviations / (len(squares) - 1) / square)
+
+
+def _cosines(gram: Tensor) -> Tensor:
+    norms = gram.diagonal().clamp(min=0).sqrt()
+    return gram / torch.outer(norms, norms)
+
+
+def _disjoint_cosine(halves: Tensor) -> float:
+    """The smallest over pairs of tasks; nan without a pair whose gradients are nonzero in both halves."""
+    m = len(halves) // 2
+    across = _cosines(halves)[:m, m:]
+    pairs = ((across + across.T) / 2)[torch.triu_indices(m, m, offset=1).unbind()]
+    return min((value for value in pairs.tolist() if not math.isnan(value)), default=math.nan)

@@ -1,0 +1,188 @@
+"""The task gradients at the current weights, whatever strategy trains: how strong the conflict is, and the noise.
+
+Letters: n micro-batches of B images, m tasks, P parameters, K micro-batches of a window, H hidden patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+from gcond.data.intensity import Intensity
+from gcond.data.splits import ImageSet
+from gcond.engine.batches import Batch
+from gcond.engine.gradient_noise import describe, window_sizes
+from gcond.engine.interrupt import leave_to_the_parent, signals_held_back
+from gcond.engine.seeding import generator
+from gcond.model import MaskedAutoencoder
+from gcond.model.masking import draw_hidden
+from gcond.strategy.estimate import Losses
+from gcond.strategy.flat import FlatParameters
+from gcond.strategy.products import by_chunks
+
+
+class GradientProbe:
+    """Gradients of each task on n micro-batches of training images, drawn by seed and epoch alone.
+
+    So all strategies of a seed are probed on the same images and masks, whatever their estimator. A forward pass serves
+    all tasks; lambdas are applied, and a task whose lambda is 0 has no gradient and is left out.
+
+    The training does not notice: `p.grad` is not touched, buffers (BatchNorm's statistics) are put back, and no random
+    number is drawn from a generator of others. `losses` must not be the training's own, which may be compiled or note
+    what it has seen. In float16 losses are enlarged by the scale of `scaler`, which stays as it is.
+
+    Args:
+        micro_batches: n; 0 where `measure` is never called.
+        tasks: name -> lambda.
+        training: the model's mode, as in the training.
+
+    Raises:
+        ValueError: fewer than n * B training images, so that halves of them would not be disjoint.
+    """
+
+    def __init__(
+        self,
+        model: MaskedAutoencoder,
+        losses: Losses,
+        tasks: Mapping[str, float],
+        images: ImageSet,
+        intensity: Intensity,
+        micro_batches: int,
+        size: int,
+        patches: int,
+        mask_ratio: float,
+        seed: int,
+        training: bool,
+        device: torch.device,
+        workers: int,
+        scaler: torch.amp.GradScaler,
+    ) -> None:
+        if micro_batches * size > len(images):
+            raise ValueError(
+                f"`scale.probe_micro_batches`: expected at most {len(images) // size}, since there are {len(images)} "
+                f"training images for micro-batches of {size}, found {micro_batches}; 0 probes nothing"
+            )
+        self._model, self._losses = model, losses
+        self._tasks = {name: weight for name, weight in tasks.items() if weight > 0}
+        self._images, self._intensity = images, intensity
+        self._count, self._size = micro_batches, size
+        self._patches, self._mask_ratio, self._seed = patches, mask_ratio, seed
+        self._training, self._device, self._workers, self._scaler = training, device, workers, scaler
+
+    def measure(self, epoch: int) -> dict[str, Any]:
+        """What `gradient_noise.describe` says after `epoch` epochs. Leaves the model in any mode."""
+        flat = FlatParameters(self._model.parameter_groups())
+        sums = GradientSums(flat, len(self._tasks), self._count)
+        self._model.train(self._training)
+        with buffers_put_back(self._model):
+            for batch in self._batches(epoch):
+                scale = self._scaler.get_scale()
+                sums.add(self._gradients(batch, flat.parameters, scale), 1 / scale)
+        said = describe(list(self._tasks), self._count, *sums.grams())
+        return {"micro_batches": self._count, "batch_size": self._size, **said}
+
+    def _batches(self, epoch: int) -> Iterator[Batch]:
+        draw = generator(self._seed, "probe", epoch)
+        chosen = torch.randperm(len(self._images), generator=draw)[: self._count * self._size].tolist()
+        masks = draw_hidden(len(chosen), self._patches, self._mask_ratio, draw).split(self._size)
+        with signals_held_back():
+            loader: Iterator[Tensor] = iter(
+                DataLoader(
+                    Subset(self._images, chosen),  # type: ignore[arg-type]
+                    batch_size=self._size,
+                    num_workers=self._workers,
+                    worker_init_fn=leave_to_the_parent,
+                    generator=draw,  # without one it draws from PyTorch's own
+                )
+            )
+        for raw, hidden in zip(loader, masks, strict=True):
+            yield Batch(self._intensity.normalise(raw.to(self._device)), hidden.to(self._device))
+
+    def _gradients(self, batch: Batch, parameters: Sequence[Tensor], scale: float) -> Iterator[Sequence[Tensor | None]]:
+        values = self._losses(batch, list(self._tasks))
+        last = list(self._tasks)[-1]
+        for task, weight in self._tasks.items():
+            loss = values[task] * (weight * scale)
+            yield torch.autograd.grad(loss, parameters, retain_graph=task != last, allow_unused=True)
+
+
+class GradientSums:
+    """Sums of task gradients over windows and halves of n micro-batches, as inner products.
+
+    It holds `rows_held(n, m)` rows of P float32 numbers, not one per gradient.
+    """
+
+    def __init__(self, flat: FlatParameters, tasks: int, n: int) -> None:
+        self._flat, self._tasks, self._n, self._taken = flat, tasks, n, 0
+        self._halves, self._current = self._rows(2 * tasks), self._rows(tasks)
+        self._sums = {size: self._rows(tasks) for size in _summed(n)}
+        self._grams: dict[int, list[Tensor]] = {size: [] for size in window_sizes(n)}
+
+    def add(self, gradients: Iterable[Sequence[Tensor | None]], factor: float = 1.0) -> None:
+        """Take the next micro-batch: for each task its gradient (None: a parameter not reached), times `factor`."""
+        half = self._taken // (self._n // 2)
+        self._current.zero_()
+        rows = iter(self._current)
+        for parts in gradients:  # no zip, which would hold a task's gradient while the next one's is computed
+            for view, part in zip(self._flat.views(next(rows)), parts, strict=True):
+                if part is not None:
+                    view.add_(part, alpha=factor)
+            del parts
+        self._taken += 1
+        self._halves[half * self._tasks :][: self._tasks] += self._current
+        self._grams[1].append(_gram(self._current))
+        for size, rows in self._sums.items():
+            rows += self._current
+            if self._taken % size == 0:
+                self._grams[size].append(_gram(rows))
+                rows.zero_()
+
+    def grams(self) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
+        """`halves` and `windows` as `gradient_noise.describe` takes them: float64, on the CPU."""
+        m, bounds, groups = self._tasks, self._flat.bounds, self._flat.groups
+        halves = {}
+        for group in dict.fromkeys(groups):  # each is one range of the buffer
+            start, stop = groups.index(group), len(groups) - groups[::-1].index(group)
+            halves[group] = _gram(self._halves[:, bounds[start] : bounds[stop]]).cpu()
+        total = torch.stack(list(halves.values())).sum(0)
+        windows = {size: torch.stack(grams).cpu() for size, grams in self._grams.items() if grams}
+        if self._n // 2 in self._grams:
+            windows[self._n // 2] = torch.stack([total[:m, :m], total[m:, m:]])
+        return halves, windows
+
+    def _rows(self, count: int) -> Tensor:
+        return torch.zeros(count, self._flat.size, device=self._flat.device)
+
+
+def rows_held(n: int, tasks: int) -> int:
+    """Rows of P numbers while a probe is under way: both halves, the micro-batch, and each longer window."""
+    return tasks * (3 + len(_summed(n)))
+
+
+def _summed(n: int) -> list[int]:
+    """The windows with rows of their own: neither one micro-batch nor a half."""
+    return [size for size in window_sizes(n) if size not in (1, n // 2)]
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """[r, r] of rows [r, c], float64 on the device."""
+    count = len(rows)
+    sums = torch.zeros(count, 2 * count, dtype=torch.float64, device=rows.device)
+    by_chunks(sums, rows, None)
+    return sums[:, :count]
+
+
+@contextmanager
+def buffers_put_back(model: nn.Module) -> Iterator[None]:
+    """Whatever happens inside, the model's buffers are afterwards what they were."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
