@@ -24,9 +24,7 @@ def test_naive_gcond_is_gcond(tasks):
     torch.manual_seed(tasks)
     weight = torch.nn.Parameter(torch.zeros(40, dtype=torch.float64))
     names = [f"t{i}" for i in range(tasks)]
-    conductor = GradientConductor(
-        [weight], dict.fromkeys(names, 1.0), Sequential(1), GCond(), EMA(0.9), clip_norm=None
-    )
+    conductor = GradientConductor([weight], dict.fromkeys(names, 1.0), Sequential(1), GCond(), EMA(0.9), clip_norm=None)
     naive = load("naive_gcond").NaiveGCond()
     zones = set()
     for strength in (0.3, 1.0, 2.5, 0.5, 1.5):
