@@ -69,8 +69,8 @@ sweep: $(READY) $(if $(filter data/ct,$(CT)),data) ## run EXPERIMENT=lr_grid (or
 status: $(READY) ## list the runs: running with time left, failed with the error, interrupted, done
 	@$(BIN)/python -m gcond.sweep.status
 
-plan-memory: $(READY) ## what a step holds in memory: GB=80 CHOICES="scale=paper dataset=imagenet256 model=convnext_tiny"
-	@OMP_NUM_THREADS=1 $(BIN)/python scripts/plan_memory.py $(CHOICES) $(if $(GB),--device-gb $(GB))
+plan-memory: $(READY) ## what a step holds in memory: BUDGET=16GB CHOICES="model=convnext_tiny strategy=pcgrad dataset=ct batch=96"
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/plan_memory.py $(CHOICES) $(if $(BUDGET),--budget $(BUDGET))
 
 plan: $(READY) ## say what reproduce-table2 (or EXPERIMENT) would run, for how long, and what memory and disk it needs
 	@$(BIN)/python -m gcond.sweep --plan-only --jobs $(JOBS) $(SWEEP)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,13 +17,14 @@ from gcond.data.intensity import Intensity
 from gcond.engine.batches import Batch
 from gcond.engine.evaluate import EvaluationSet, evaluate
 from gcond.engine.live_bytes import LiveBytes
-from gcond.engine.memory import Planner
+from gcond.engine.memory import Planner, bytes_of
 from gcond.engine.passes import GRAPHS, CudaCasts, Passes, state_of
 from gcond.engine.probe import StepProbe
 from gcond.engine.settings import Settings
 from gcond.loss import TASKS
 from gcond.model import MaskedAutoencoder
 from gcond.model.masking import draw_hidden
+from gcond.rehearsal import channels_of
 
 CHANNELS, SIZE, HIDDEN = 3, 64, 12
 SMALL = (
@@ -336,17 +338,35 @@ def script() -> Any:
 
 def test_the_script_says_what_fits_without_data(script: Any) -> None:
     small = ("dataset=imagenet256", "scale=smoke", "model=mobilenetv3_small_050", "strategy=gcond_stochastic")
-    text = script.report(config(*small), 0.2)
+    text = script.report(config(*small), "0.2GB")
     assert "micro-batch 2, 2 of them a step" in text
-    assert "\nfits into 0.2 GB with a margin of 10%; the largest micro-batch that fits: scale.micro_batch=2 " in text
-    text = script.report(config(*small), 0.001)
-    assert "\ndoes not fit into 0.001 GB with a margin of 10%; no micro-batch fits" in text
+    assert "\nfits into 0.2GB with a margin of 10%\n" in text
+    kept = next(line for line in text.splitlines() if "effective batch kept at 4" in line)
+    assert "scale.micro_batch=2 scale.accumulation_steps=2 " in kept
+    free = next(line for line in text.splitlines() if "largest micro-batch with 2 of them a step" in line)
+    assert int(re.search(r"scale.micro_batch=(\d+) scale.accumulation_steps=2", free)[1]) > 20  # type: ignore[index]
+    text = script.report(config(*small), "0.001GB")
+    assert "\ndoes not fit into 0.001GB with a margin of 10%\n" in text
+    assert text.count("none fits") == 2
 
 
-def test_the_script_knows_the_channels_of_data(script: Any) -> None:
+def test_sizes_are_told_apart(script: Any) -> None:
+    assert bytes_of("16GB", "--budget") == 16_000_000_000
+    assert bytes_of("1.5GiB", "--budget") == 1_610_612_736
+    for wrong in ("16", "16 GB", "16gb", "0GB", "-1GB", "16MB"):
+        with pytest.raises(ValueError, match=r"`--budget`: expected a size such as 16GB"):
+            script.report(config(*SMALL), wrong)
+
+
+def test_the_script_spells_out_the_batch_and_takes_the_papers_scale(script: Any) -> None:
+    assert script.overrides_of(["model=a", "batch=7"], "paper") == ["scale=paper", "model=a", "scale.micro_batch=7"]
+    assert script.overrides_of(["scale=mini"], "paper") == ["scale=mini"]
+
+
+def test_channels_of_data_are_known_without_reading_it() -> None:
     from gcond.data import photos
 
-    assert script.channels(config("dataset=photos")) == photos.load(64).intensity.channels
-    assert script.channels(config("dataset=ct")) == Intensity.of_hu_window(0, 1, 0, 1).channels
+    assert channels_of(config("dataset=photos")) == photos.load(64).intensity.channels
+    assert channels_of(config("dataset=ct")) == Intensity.of_hu_window(0, 1, 0, 1).channels
     with pytest.raises(ValueError, match="`dataset`: expected one of ct, photos, imagenet256"):
-        script.channels(config("dataset=photos", "dataset.name=others"))
+        channels_of(config("dataset=photos", "dataset.name=others"))

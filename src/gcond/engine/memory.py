@@ -11,6 +11,7 @@ the allocator's fragments, the few chunks that methods on coordinates add to `re
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,6 +37,15 @@ RAW_BYTES = {"ct": 2}
 """Of a pixel as the data set gives it: int16 CT slices; all others are uint8."""
 NOT_IN_A_STEP = ("diagnos", "probe", "validation")
 """In the names of parts that a step which only trains does not have."""
+UNITS = {"GB": 10**9, "GiB": 2**30}
+
+
+def bytes_of(size: str, setting: str) -> int:
+    """Of "16GB" or "16GiB". Raises ValueError that names the setting."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(GB|GiB)", size)
+    if not found or float(found[1]) == 0:
+        raise ValueError(f"`{setting}`: expected a size such as 16GB (10^9 bytes) or 16GiB (2^30), found {size!r}")
+    return int(float(found[1]) * UNITS[found[2]])
 
 
 @dataclass(frozen=True)
