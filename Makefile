@@ -24,7 +24,7 @@ SWEEP    := $(if $(LAUNCHER),--launcher $(LAUNCHER)) experiment=$(EXPERIMENT) sc
             $(if $(IMAGENET),paths.imagenet=$(IMAGENET))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data data-ct reproduce-table2 plan sweep status plan-memory table2 methods mutants reproduce-toy dashboard torture test test-slow lint format
+.PHONY: help setup data data-ct reproduce-table2 plan sweep status plan-memory bench-memory table2 methods mutants reproduce-toy dashboard torture test test-slow lint format
 
 help: ## this list
 	@echo "Targets:"
@@ -102,6 +102,9 @@ bench-step: $(READY) ## one optimizer step of every strategy against Baseline, t
 
 bench-resolve: $(READY) ## the arbitration alone, in passes over the task gradients (15 minutes, 13 GB of memory)
 	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_resolve.py --device $(CARD) --out $(OUT)/bench/resolve.csv
+
+bench-memory: $(READY) ## what every strategy holds, and the largest micro-batches in 16 GB (planned; 15 minutes on any machine)
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_memory.py --out $(OUT)/bench/memory.csv $(if $(BUDGET),--budget $(BUDGET))
 
 bench-precision: $(READY) data ## low-precision buffers against float32 (40 minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_precision.py --out $(OUT)/bench/precision.csv

@@ -35,6 +35,9 @@ GRAPHS = ("freed", "kept", "kept until the next")
 """When the graph of a micro-batch goes: its buffers with the last task's backward pass; the whole after it, since that
 pass retains it as well; or only once the next micro-batch's losses take the place of its own in a variable."""
 
+LINE = (8, 16, 192)
+"""Micro-batches: a line through the first two serves up to the third, if it meets that count to the byte."""
+
 Loss = Callable[[Tensor, Tensor, Tensor, Sequence[str]], Mapping[str, Tensor]]
 
 
@@ -46,19 +49,26 @@ class Passes:
         model: of the run, on any device, "meta" included. It is not run and not changed.
         device: that the run is for; it need not exist here.
         loss: called as the config's, which it replaces: for tasks that the project does not have.
+        lines: count few micro-batches and draw a line where the counts lie on one (`LINE`), to plan many.
     """
 
     def __init__(
-        self, cfg: DictConfig, model: MaskedAutoencoder, device: torch.device, loss: Loss | None = None
+        self,
+        cfg: DictConfig,
+        model: MaskedAutoencoder,
+        device: torch.device,
+        loss: Loss | None = None,
+        lines: bool = False,
     ) -> None:
+        self._lines = lines
         self._model, self._image_size, self._device = model, cfg.scale.image_size, device
         self._precision = cfg.get("precision", "fp32")
         self.hidden = hidden_count(Settings(cfg).patches, cfg.scale.mask_ratio)
         channels, side = model.channels, cfg.scale.patch_size
         self._intensity = Intensity(0, 1, (0.0,) * channels, (1.0,) * channels)
-        self._loss: Loss = loss or instantiate(cfg.loss.reconstruction)(patch_size=side, intensity=self._intensity)
+        self.loss: Loss = loss or instantiate(cfg.loss.reconstruction)(patch_size=side, intensity=self._intensity)
         patch = torch.zeros(1, channels, side, side)
-        self._loss(patch.unsqueeze(1), patch, torch.zeros(1, 1, dtype=torch.long), TASKS)  # fills its cache: not fake
+        self.loss(patch.unsqueeze(1), patch, torch.zeros(1, 1, dtype=torch.long), TASKS)  # fills its cache: not fake
         outside_unit_share(patch, self._intensity)  # likewise
         self._counted: dict[tuple[Any, ...], int] = {}
 
@@ -79,10 +89,19 @@ class Passes:
         shared = isinstance(estimator, Sequential) and estimator.forward == "shared"
         stale = isinstance(estimator, Sequential) and not direct  # what stood in p.grad before
         together = [list(tasks)] if shared or isinstance(estimator, Joint) else [[task] for task in tasks]
-        key = (*map(tuple, together), shared, stale, micro_batch, training, direct, graph)
-        if key not in self._counted:
-            self._counted[key] = self._count(together, shared, stale, micro_batch, training, direct, graph)
-        return self._counted[key]
+
+        def count(size: int) -> int:
+            key = (*map(tuple, together), shared, stale, size, training, direct, graph)
+            if key not in self._counted:
+                self._counted[key] = self._count(together, shared, stale, size, training, direct, graph)
+            return self._counted[key]
+
+        first, second, last = LINE
+        if self._lines and first < micro_batch < last:
+            slope, rest = divmod(count(second) - count(first), second - first)
+            if rest == 0 and count(first) + slope * (last - first) == count(last):
+                return count(first) + slope * (micro_batch - first)
+        return count(micro_batch)
 
     def _count(
         self,
@@ -138,7 +157,7 @@ class _FakePass:
     """A micro-batch of fake images for a fake copy of the model; to be made and used in a fake mode."""
 
     def __init__(self, passes: Passes, micro_batch: int, precision: str) -> None:
-        self._loss, self._intensity = passes._loss, passes._intensity
+        self._loss, self._intensity = passes.loss, passes._intensity
         self._precision, self._on_cuda = precision, passes._device.type == "cuda"
         self.model = copy_to(passes._model, "cpu")
         size = passes._image_size
