@@ -49,15 +49,17 @@ def test_first_verdict_by_hand(ours):
     mib = memory.MIB
     rows = [row("baseline", "joint", peak=90 * mib)]
     rows += [row("pcgrad", tasks=m, peak=(90 + 10 * m) * mib) for m in (2, 3)]
+    rows += [row("pcgrad", tasks=m, graph="kept", peak=(90 + 10 * m) * mib) for m in (2, 3)]
+    rows += [row("pcgrad", accumulation_steps=k, peak=110 * mib) for k in (2, 8)]
     rows += [row("pcgrad", tasks=m, graph="kept until the next", peak=(140 + 20 * m) * mib) for m in (2, 3)]
     rows += [gcond(accumulation_steps=k, peak=size * mib) for k, size in ((2, 100), (8, 100), (24, ours))]
     rows += [gcond(tasks=3, peak=(ours + 4) * mib)]
     text = page(rows)
-    assert ("does not depend on K" in text) == (ours == 100)
-    assert ("the first half holds" in text) == (ours == 100)
-    assert "a third task adds 4 MB to GCond stochastic (a row and a reference row) and 10 MB to PCGrad, more" in text
-    assert "20 MB where its graph lives until the next losses" in text
-    assert "PCGrad then peaks at 2.00 times Baseline, with the graph freed in time at 1.22 times" in text
+    assert ("The first half holds: GCond stochastic's peak does not depend on K (100 MB)" in text) == (ours == 100)
+    assert ("The first half fails: GCond stochastic's peak depends on K (101 MB)" in text) == (ours == 101)
+    assert "PCGrad's does not either" in text
+    assert "a third task adds 4 MB to GCond stochastic (a row, a reference row) and 10 MB to PCGrad; 20 MB" in text
+    assert "1.22 times Baseline with the graph freed, 1.22 with it kept through the last backward pass, 2.00" in text
     assert line(text, "gcond_stochastic | -")[1:] == ["-", "100", "100", str(ours), "-", "-", str(ours + 4), "-", "-"]
 
 
@@ -68,11 +70,14 @@ def test_second_verdict_follows_the_rows():
     text = page([*peers, *ours])
     assert "the peers do not fail at micro-batch 1, which takes at most 3.6 GB" in text
     assert "rows of 0.36 GB" in text
-    assert "GCond at 70 is within reach: the largest planned is 71 in bf16, 29 in fp32" in text
+    assert "Half of it reproduced by the plan" in text
+    assert "GCond at 70 fits: the largest planned at 256 pixels is 71 in bf16, 29 in fp32" in text
     assert "against 30 in fp32 for PCGrad" in text
     failing = page([row("pcgrad", **base, micro_batch=None, peak=None, one=17 * 10**9), ours[0]])
     assert "some of the peers' forms do fail at micro-batch 1" in failing
-    assert "GCond at 70 does not fit: the largest planned is 29 in fp32" in failing
+    assert "Half of it reproduced by the plan" in failing
+    assert "GCond at 70 does not fit: the largest planned at 256 pixels is 29 in fp32" in failing
+    assert "Not reproduced by the plan" in page([*peers, ours[0]])
     assert "none (17.0)" in failing
 
 
@@ -88,3 +93,4 @@ def test_table_4_beside_the_paper():
     assert line(text, "pcgrad")[1:] == ["float32", "90 / 50 (1.0)", "190 / 110 (1.0)", "96"]
     assert line(text, "baseline")[-1] == "170"
     assert "GCond stochastic 0.90 and 0.95 (0.95); PCGrad 0.90 and 0.95 with the graph freed, 0.50 and 0.55" in text
+    assert "the paper's peers are nearest to those whose graph is alive until the next losses" in text

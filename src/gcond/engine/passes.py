@@ -3,8 +3,9 @@
 Letters: m tasks, B micro-batch, C channels, S image size, p patch size, H hidden patches.
 
 The run's model and loss run on fake tensors (shapes alone) while `LiveBytes` follows which storages are alive. So the
-backward passes' own temporaries are in the count, not in a factor. CPU kernels are assumed on CUDA too, but under
-autocast the operations that CUDA computes in float32 are in float32.
+backward passes' own temporaries are in the count, not in a factor. CPU kernels are assumed on CUDA too (a backward
+pass on fake CUDA tensors needs a GPU), but under autocast the operations that CUDA computes in float32 are in float32.
+Forward passes of fake CUDA tensors hold the same within 2 % for ConvNeXt, 6 % for MobileNet (a test shows it).
 """
 
 from __future__ import annotations
@@ -179,25 +180,20 @@ class _FakePass:
 
 class CudaCasts(TorchFunctionMode):
     """While open, the operations of the encoders here that CUDA's autocast computes in float32, and the CPU's does not,
-    get their input in float32: normalisation over channels, norms, softmax."""
+    do so: of a float32 copy of their input, or without one."""
 
-    WIDE = frozenset(
-        {
-            nn.functional.layer_norm,
-            nn.functional.group_norm,
-            nn.functional.softmax,
-            torch.softmax,
-            torch.norm,
-            Tensor.norm,
-            Tensor.softmax,
-            torch.linalg.vector_norm,
-        }
+    COPIED = frozenset(
+        {nn.functional.layer_norm, nn.functional.group_norm, nn.functional.softmax, torch.softmax, Tensor.softmax}
     )
+    AS_THEY_ARE = frozenset({torch.norm, Tensor.norm, torch.linalg.vector_norm})
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function in self.WIDE:
+        kwargs = kwargs or {}
+        if function in self.COPIED:
             args = (args[0].float(), *args[1:])
-        return function(*args, **(kwargs or {}))
+        elif function in self.AS_THEY_ARE:
+            kwargs = {**kwargs, "dtype": kwargs.get("dtype") or torch.float32}
+        return function(*args, **kwargs)
 
 
 def state_of(model: nn.Module) -> list[Tensor]:
