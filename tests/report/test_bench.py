@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from gcond.report import precision, resolve, step
+from gcond.report import memory, precision, resolve, step
 from gcond.report.records import frame, read_csv
 
 BENCH = Path(__file__).parents[2] / "results" / "bench"
-PAGES = {"step": step, "resolve": resolve, "precision": precision}
+PAGES = {"step": step, "resolve": resolve, "precision": precision, "memory": memory}
 
 
 @pytest.mark.parametrize("name", PAGES)
