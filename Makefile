@@ -40,7 +40,7 @@ RUNS_o6   := table2
 RUNS_o8   := o8_weights o8_single
 RUNS_o10  := table2
 STUDY     := o1 o6 o10 table2 $(FIGURES) ablations o2 o3 o4 o5 o8
-PAGES     := table1 table2 table3 table4 table5 $(FIGURES) ablations o1 o6 o10 claims
+PAGES     := table2 table3 table4 $(FIGURES) ablations o1 o6 o10 claims
 
 unique    = $(if $1,$(firstword $1) $(call unique,$(filter-out $(firstword $1),$1)))
 runs_of   = $(or $(RUNS_$1),$1)
@@ -49,12 +49,12 @@ sweep     = $(BIN)/python -m gcond.sweep --jobs $(JOBS) $(if $(MISSING),--missin
             experiment=$1 scale=$(SCALE) dataset=$(call datasets,$1) seed=$(SEEDS) device=$(DEVICE) paths.ct=$(CT) $(if $(IMAGENET),paths.imagenet=$(IMAGENET)) $(MORE)
 study     = status=0; $(foreach experiment,$1,echo "== $(experiment)"; $(call sweep,$(experiment)) || status=$$?;) $(call report,collect) || status=$$?
 # A page that only reads what is recorded; those of O2 to O5 and O8 are rows of the claims.
-report    = $(BIN)/python -m gcond.report $(if $(filter o2 o3 o4 o5 o8,$1),claims,$1) --results $(OUT) $(if $(filter table1 table3 table4 table5,$1),,--scale $(SCALE)) \
+report    = $(BIN)/python -m gcond.report $(if $(filter o2 o3 o4 o5 o8,$1),claims,$1) --results $(OUT) $(if $(filter table3 table4,$1),,--scale $(SCALE)) \
             $(if $(filter table2,$1),--datasets $(call datasets,table2) --seeds $(SEEDS))
 paper_needs = $(if $(filter paper,$(SCALE)),$(if $(IMAGENET),,echo "SCALE=paper needs IMAGENET=DIR (and CT=DIR, a store of the CT archives)"; exit 1;))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data data-ct reproduce-table2 plan reproduce-table3 reproduce-table4 sweep status plan-memory table2 methods mutants reproduce-toy dashboard bench bench-step bench-resolve bench-precision bench-startup trace scaling torture test test-slow lint format
+.PHONY: help setup data data-ct reproduce-table2 plan reproduce-table3 reproduce-table4 sweep status plan-memory table2 methods mutants reproduce-toy dashboard bench bench-step bench-resolve bench-precision bench-memory bench-startup trace scaling torture test test-slow lint format
 
 help: ## this list
 	@echo "Targets:"
@@ -100,7 +100,7 @@ ARTEFACTS := $(FIGURES) ablations $(QUESTIONS)
 $(ARTEFACTS:%=reproduce-%): reproduce-%: $(READY) $(CT_DATA)
 	@$(paper_needs) $(call study,$(call runs_of,$*)); $(call report,$*) || status=$$?; exit $$status
 
-reproduce-all: $(READY) $(CT_DATA) ## the whole study: plan it, run it (controls first), print every table, draw every figure
+reproduce-all: $(READY) $(CT_DATA) reproduce-table1 reproduce-table5 ## the whole study: plan it, run it (controls first), print every table, draw every figure
 	@$(paper_needs) $(foreach experiment,$(call unique,$(foreach artefact,$(STUDY),$(call runs_of,$(artefact)))),echo "== $(experiment)"; $(call sweep,$(experiment)) --plan-only || exit 1;) \
 	  echo "Experiments share runs: one that two plans count is trained once."
 	@$(call study,$(call unique,$(foreach artefact,$(STUDY),$(call runs_of,$(artefact))))); \
@@ -119,8 +119,8 @@ sweep: $(READY) $(CT_DATA) ## run EXPERIMENT=o2 (or another of conf/experiment) 
 status: $(READY) ## list the runs: running with time left, failed with the error, interrupted, done
 	@$(BIN)/python -m gcond.sweep.status
 
-plan-memory: $(READY) ## what a step holds in memory: GB=80 CHOICES="scale=paper dataset=imagenet256 model=convnext_tiny"
-	@OMP_NUM_THREADS=1 $(BIN)/python scripts/plan_memory.py $(CHOICES) $(if $(GB),--device-gb $(GB))
+plan-memory: $(READY) ## what a step holds in memory: BUDGET=16GB CHOICES="model=convnext_tiny strategy=pcgrad dataset=ct batch=96"
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/plan_memory.py $(CHOICES) $(if $(BUDGET),--budget $(BUDGET))
 
 plan: $(READY) ## say what reproduce-table2 (or EXPERIMENT) would run, for how long, and what memory and disk it needs
 	@$(call sweep,$(EXPERIMENT)) --plan-only
@@ -156,6 +156,9 @@ bench-step: $(READY) ## one optimizer step of every strategy against Baseline, t
 
 bench-resolve: $(READY) ## the arbitration alone, in passes over the task gradients (15 minutes, 13 GB of memory)
 	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_resolve.py --device $(CARD) --out $(OUT)/bench/resolve.csv
+
+bench-memory: $(READY) ## what every strategy holds, and the largest micro-batches in 16 GB (planned; 15 minutes on any machine)
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_memory.py --out $(OUT)/bench/memory.csv $(if $(BUDGET),--budget $(BUDGET))
 
 bench-precision: $(READY) data ## low-precision buffers against float32 (40 minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_precision.py --out $(OUT)/bench/precision.csv

@@ -26,10 +26,11 @@ import numpy as np
 import torch
 from hydra.errors import HydraException
 from throughput_cases import Case, cases, work_of
-from throughput_memory import bytes_of, measured, planned
+from throughput_memory import measured, planned
 from tqdm import tqdm
 
 from gcond.engine.device import commit, describe, pick
+from gcond.engine.memory import bytes_of
 from gcond.engine.out_of_memory import is_out_of_memory
 from gcond.report.__main__ import report_throughput
 from gcond.report.records import frame, read_csv, write_csv
@@ -122,7 +123,7 @@ def run(options: argparse.Namespace) -> int:
     """Measure what is not recorded, and write the page. Returns the exit code of the report."""
     table = f"table{options.table}"
     device = pick(options.device, threads=1)
-    cap = bytes_of(options.cap)
+    cap = bytes_of(options.cap, "--cap")
     if device.type == "cuda" and cap > (total := torch.cuda.get_device_properties(device).total_memory):
         raise ValueError(f"`--cap`: expected at most the device's {total / 1e9:.1f}GB, found {options.cap}")
     rounds = options.rounds or (CPU_ROUNDS[table] if device.type == "cpu" else CUDA_ROUNDS)

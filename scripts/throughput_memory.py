@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import gc
 import math
-import re
 from collections.abc import Callable
 from multiprocessing import get_context
 
 import torch
 from throughput_cases import Case, work_of
 
-from gcond.engine.memory import Plan, Planner
+from gcond.engine.memory import Planner, bytes_of
 from gcond.engine.out_of_memory import is_out_of_memory
 from gcond.rehearsal import channels_of
 from gcond.train import build
 
-NOT_IN_A_STEP = ("diagnos", "probe", "validation")  # in the names of a plan's parts
 MIB = 2**20
-UNITS = {"GB": 10**9, "GiB": 2**30}
 TRIAL_STEPS = 2  # the second has history, momentum and optimizer state
-
-
-def bytes_of(cap: str) -> int:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(GB|GiB)", cap)
-    if not found or float(found[1]) == 0:
-        raise ValueError(f"`--cap`: expected a size such as 16GB (10^9 bytes) or 16GiB (2^30), found {cap!r}")
-    return int(float(found[1]) * UNITS[found[2]])
 
 
 def largest(fits: Callable[[int], bool], start: int) -> int | None:
@@ -48,15 +38,6 @@ def largest(fits: Callable[[int], bool], start: int) -> int | None:
     return good or None
 
 
-def step_bytes(plan: Plan) -> int:
-    """Planned peak of steps that are not diagnosed, which is what is timed here and in the paper."""
-
-    def own(parts: dict[str, int]) -> list[int]:
-        return [size for name, size in parts.items() if not any(word in name for word in NOT_IN_A_STEP)]
-
-    return sum(own(plan.held)) + max(own(plan.phases))
-
-
 def planned(case: Case, method: str, device: torch.device) -> dict[str, object]:
     """Micro-batch and MB as planned for CUDA: of the case itself there, at the paper's shapes for a case on the CPU.
 
@@ -69,17 +50,11 @@ def planned(case: Case, method: str, device: torch.device) -> dict[str, object]:
     with torch.device("meta"):
         model = build(cfg.model, channels=channels_of(cfg))
     planner, steps = Planner(cfg, model, torch.device("cuda")), cfg.scale.accumulation_steps
-
-    def of(size: int) -> int:
-        return step_bytes(planner.plan(size, steps))
-
-    size = cfg.scale.micro_batch
     if case.own or (case.table == "table4" and on_cpu):
-        room, image = bytes_of(case.cap), (of(16) - of(8)) / 8  # bytes: almost linear in the batch, so a good start
-        size = largest(lambda n: of(n) <= room, start=max(1, int(8 + (room - of(8)) / image)))
-    if size is None:
-        return {}
-    return {"planned_micro_batch": size, "planned_mb": of(size) / MIB}
+        plan = planner.largest_of(steps, bytes_of(case.cap, "--cap"), step_only=True)
+    else:
+        plan = planner.plan(cfg.scale.micro_batch, steps)
+    return {} if plan is None else {"planned_micro_batch": plan.micro_batch, "planned_mb": plan.step_peak / MIB}
 
 
 def measured(case: Case, method: str, device: torch.device, start: int) -> tuple[int, float] | None:
@@ -94,7 +69,7 @@ def measured(case: Case, method: str, device: torch.device, start: int) -> tuple
 def _measured(case: Case, method: str, device_name: str, start: int) -> tuple[int, float] | None:
     device = torch.device(device_name)
     room = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(bytes_of(case.cap) / room, device)
+    torch.cuda.set_per_process_memory_fraction(bytes_of(case.cap, "--cap") / room, device)
     cfg = case.config("baseline")
     short = len(cfg.loss.tasks)  # micro-batches of a trial: one is alive at a time, so that more do not hold more
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from script_files import SCRIPTS, load
 
-from gcond.report import precision, resolve, step
+from gcond.report import memory, precision, resolve, step
 from gcond.report.records import read_csv
 from gcond.strategy import EMA, GCond, GradientConductor, Sequential
 
@@ -90,9 +90,41 @@ def test_float32_agrees_with_itself_and_bfloat16_almost(tmp_path, monkeypatch):
     assert (rows.same == 3).all()
 
 
-def test_unknown_strategies_are_refused(monkeypatch):
-    """Options stand between overrides, as in the Makefile."""
-    words = ["model=convnext_tiny", "--strategies", "baseline,no_such", "scale.image_size=64"]
-    monkeypatch.setattr(sys, "argv", ["bench_step", *words])
+@pytest.mark.slow
+def test_memory_is_planned_once_for_a_commit(tmp_path, monkeypatch):
+    script = load("bench_memory")
+    shapes = ("mobilenetv3_small_050", "ct", 64, "bf16")
+    few = [script.Case("", *shapes, "pcgrad", "", graph, tasks) for graph in script.GRAPHS for tasks in (2, 3)]
+    few += [
+        script.Case("1GB", *shapes, "gcond_stochastic", "bfloat16 buffers"),
+        script.Case("0.001GB", *shapes, "uw", ""),
+    ]
+    monkeypatch.setattr(script, "cases", lambda strategies, budget: few)
+    out = tmp_path / "memory.csv"
+    monkeypatch.setattr(sys, "argv", ["bench_memory", "--out", str(out)])
+    script.main()
+    rows = read_csv(out, memory.COLUMNS, memory.KEY)
+    assert len(rows) == len(few)
+    kept = rows[rows.strategy == "pcgrad"].set_index(["tasks", "graph"])
+    row = 4 * kept.parameters.iloc[0]
+    assert (kept.rows[3] == 3 * row).all()
+    assert (kept["mean"] == row).all()
+    assert (kept.peak[3] > kept.peak[2]).all()
+    assert kept.peak[2]["freed"] <= kept.peak[2]["kept"] < kept.peak[2]["kept until the next"]
+    fits = rows[rows.strategy == "gcond_stochastic"].iloc[0]
+    assert fits.one < fits.peak <= 10**9
+    assert fits.micro_batch > 8
+    assert rows[rows.strategy == "uw"].micro_batch.isna().all()
+    monkeypatch.setattr(script, "planned", None)  # would be called
+    script.main()
+    assert out.with_suffix(".md").read_text() == memory.page(rows)
+
+
+@pytest.mark.parametrize("name", ["bench_step", "bench_memory"])
+def test_unknown_strategies_are_refused(name, monkeypatch):
+    """Options of bench_step stand between overrides, as in the Makefile."""
+    overrides = ["model=convnext_tiny", "scale.image_size=64"] if name == "bench_step" else []
+    words = [*overrides[:1], "--strategies", "baseline,no_such", *overrides[1:]]
+    monkeypatch.setattr(sys, "argv", [name, *words])
     with pytest.raises(ValueError, match="expected names of conf/strategy, found no_such"):
-        load("bench_step").main()
+        load(name).main()

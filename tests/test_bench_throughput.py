@@ -11,11 +11,9 @@ import pytest
 import torch
 from script_files import SCRIPTS, load
 
-from gcond.engine.memory import Plan, Planner
 from gcond.rehearsal import Rehearsal, composed
 from gcond.report.records import read_csv
 from gcond.report.throughput import COLUMNS, KEY, METHODS, OWN_BATCHES
-from gcond.train import build
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 TINY = ["model=mobilenetv3_small_050", "model.width=32", "model.depth=1", "scale.image_size=64"]
@@ -106,14 +104,6 @@ def test_the_control_moves_the_weights_as_baseline_does(scripts):
     assert (ours - theirs).norm() < 1e-3 * moved.norm()
 
 
-def test_sizes_of_memory(scripts):
-    bytes_of = scripts("throughput_memory").bytes_of
-    assert (bytes_of("16GB"), bytes_of("1.5GiB")) == (16 * GB, 3 * 2**29)
-    for wrong in ("16", "GB", "16 GB", "0GB", "-1GB", "16MB"):
-        with pytest.raises(ValueError, match=f"`--cap`: expected a size such as 16GB .* found '{wrong}'"):
-            bytes_of(wrong)
-
-
 def test_the_largest_that_fits_wherever_the_search_starts(scripts):
     largest = scripts("throughput_memory").largest
     for limit in range(40):
@@ -122,23 +112,6 @@ def test_the_largest_that_fits_wherever_the_search_starts(scripts):
             assert largest(lambda n: tried.append(n) or n <= limit, start) == (limit or None)  # noqa: B023
             assert min(tried) >= 1
             assert len(set(tried)) == len(tried) <= 17
-
-
-def test_what_only_diagnosed_steps_hold_is_not_counted(scripts):
-    held = {"weights": 5, "gradient kept for diagnosis": 100}
-    phases = {"forward and backward": 20, "forward and backward, diagnosed": 200, "validation, 8 images": 300}
-    phases |= {"step probe": 400, "resolution": 7}
-    assert scripts("throughput_memory").step_bytes(Plan(1, 1, held, phases, 1.0)) == 25
-
-
-def test_a_real_plan_without_diagnosis_is_smaller(scripts):
-    """Should the planner's parts be called otherwise one day, this fails, and `NOT_IN_A_STEP` has to follow."""
-    cfg = composed(["scale=paper", "dataset=ct", "strategy=baseline", *TINY])
-    with torch.device("meta"):
-        model = build(cfg.model, channels=1)
-    plan = Planner(cfg, model, GPU).plan(64, 2)
-    gradients = 4 * sum(parameter.numel() for parameter in model.parameters())
-    assert scripts("throughput_memory").step_bytes(plan) < plan.peak - gradients
 
 
 class Device:

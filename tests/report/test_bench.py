@@ -6,11 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from gcond.report import precision, resolve, startup, step, trace
+from gcond.report import memory, precision, resolve, startup, step, trace
 from gcond.report.records import frame, read_csv
 
 BENCH = Path(__file__).parents[2] / "results" / "bench"
-PAGES = {"step": step, "resolve": resolve, "precision": precision, "startup": startup, "trace": trace}
+PAGES = {
+    "step": step,
+    "resolve": resolve,
+    "precision": precision,
+    "memory": memory,
+    "startup": startup,
+    "trace": trace,
+}
 
 
 @pytest.mark.parametrize("name", PAGES)

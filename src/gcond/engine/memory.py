@@ -1,49 +1,52 @@
 """What a training step holds in memory, planned from the config: no data is read, nothing large is allocated, no GPU.
 
-Letters: m tasks, P parameters, B micro-batch, K micro-batches of a window, C channels, S image size, p patch size,
-H hidden patches.
+Letters: m tasks, P parameters, B micro-batch, K micro-batches of a window.
 
-Weights, rows and moments follow from P. Forward and backward passes are counted: the run's model and loss run on fake
-tensors (shapes without content) while `LiveBytes` follows which storages are alive. So the backward passes' own
-temporaries are in the count, not in a factor.
+Weights, rows and moments follow from P. Forward and backward passes are counted (`gcond.engine.passes`).
 
 Not counted, and why a plan has to fit with a margin: what a kernel allocates inside itself (a convolution's workspace),
 the allocator's fragments, the few chunks that methods on coordinates add to `resolution`. Not part of it: the process
-(libraries, images held in memory, a CUDA context). One process is planned, and CPU kernels are assumed on CUDA too.
+(libraries, images held in memory, a CUDA context). One process is planned.
 """
 
 from __future__ import annotations
 
-import copy
-import weakref
+import re
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gcond.data.intensity import Intensity
 from gcond.engine import evaluate
 from gcond.engine.gradient_probe import rows_held
-from gcond.engine.precision import autocast
+from gcond.engine.live_bytes import LiveBytes
+from gcond.engine.passes import Passes, copy_to, state_of
 from gcond.engine.settings import Settings
-from gcond.loss import TASKS, ReconstructionLoss, outside_unit_share
 from gcond.model import MaskedAutoencoder
-from gcond.model.masking import hidden_count
-from gcond.strategy import EMA, Joint, Sequential, Stochastic
-from gcond.strategy.gradients import CHUNK_ELEMENTS
+from gcond.strategy import EMA, Sequential, Stochastic
+from gcond.strategy.products import CHUNK_ELEMENTS
 
 MARGINS = {"cpu": 1.35, "cuda": 1.1}
 """A plan fits where its peak times this does. CPU: what `scripts/plan_memory.py --measure` found glibc's allocator to
 keep besides; CUDA: a guess, not measured."""
+RAW_BYTES = {"ct": 2}
+"""Of a pixel as the data set gives it: int16 CT slices; all others are uint8."""
+NOT_IN_A_STEP = ("diagnos", "probe", "validation")
+"""In the names of parts that a step which only trains does not have."""
+UNITS = {"GB": 10**9, "GiB": 2**30}
+
+
+def bytes_of(size: str, setting: str) -> int:
+    """Of "16GB" or "16GiB". Raises ValueError that names the setting."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(GB|GiB)", size)
+    if not found or float(found[1]) == 0:
+        raise ValueError(f"`{setting}`: expected a size such as 16GB (10^9 bytes) or 16GiB (2^30), found {size!r}")
+    return int(float(found[1]) * UNITS[found[2]])
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,15 @@ class Plan:
     def peak(self) -> int:
         return sum(self.held.values()) + max(self.phases.values())
 
+    @property
+    def step_peak(self) -> int:
+        """Of steps that are not diagnosed, without the validations: what the paper's methods do in a step."""
+
+        def own(parts: dict[str, int]) -> list[int]:
+            return [size for name, size in parts.items() if not any(word in name for word in NOT_IN_A_STEP)]
+
+        return sum(own(self.held)) + max(own(self.phases))
+
     def fits(self, room: float) -> bool:
         """Whether it fits into `room` bytes, with the margin."""
         return self.peak * self.margin <= room
@@ -69,26 +81,28 @@ class Planner:
     """Plans of one config at any micro-batch.
 
     Args:
-        cfg: of the run; `precision` (fp32, bf16, fp16) is read where there is one.
+        cfg: of the run.
         model: of the run, on any device, "meta" included. It is not run and not changed.
         device: that the run is for; it need not exist here.
+        passes: counts of the same model, loss and precision to share with other planners; None makes them.
+        tasks: name -> lambda, in place of the config's.
+        graph: of `gcond.engine.passes.GRAPHS`; the conductor's own is "freed".
     """
 
-    def __init__(self, cfg: DictConfig, model: MaskedAutoencoder, device: torch.device) -> None:
-        self._cfg, self._model, self._device = cfg, model, device
-        self._precision = cfg.get("precision", "fp32")
-        settings = Settings(cfg)
-        self._hidden = hidden_count(settings.patches, cfg.scale.mask_ratio)
-        self.conductor = settings.conductor(copy_to(model, "meta").parameter_groups(), seed=0)
+    def __init__(
+        self,
+        cfg: DictConfig,
+        model: MaskedAutoencoder,
+        device: torch.device,
+        passes: Passes | None = None,
+        tasks: Mapping[str, float] | None = None,
+        graph: str = "freed",
+    ) -> None:
+        self._cfg, self._model, self._device, self._graph = cfg, model, device, graph
+        self._passes = passes or Passes(cfg, model, device)
+        self.conductor = Settings(cfg).conductor(copy_to(model, "meta").parameter_groups(), seed=0, tasks=tasks)
         self._margin = MARGINS.get(device.type, MARGINS["cuda"])
         self._plans: dict[tuple[int, int], Plan] = {}
-        channels, side = model.channels, cfg.scale.patch_size
-        self._intensity = Intensity(0, 1, (0.0,) * channels, (1.0,) * channels)
-        self._loss: ReconstructionLoss = instantiate(cfg.loss.reconstruction)(
-            patch_size=side, intensity=self._intensity
-        )
-        patch = torch.zeros(1, channels, side, side)
-        self._loss(patch.unsqueeze(1), patch, torch.zeros(1, 1, dtype=torch.long), TASKS)  # fills its cache: not fake
 
     def plan(self, micro_batch: int, accumulation_steps: int) -> Plan:
         choice = (micro_batch, accumulation_steps)
@@ -104,45 +118,87 @@ class Planner:
         return [(b, images // b) for b in range(1, images + 1) if images % b == 0 and images // b % unit == 0]
 
     def largest(self, room: float, below: int | None = None) -> Plan | None:
-        """The plan of the largest micro-batch, below `below`, that fits into `room` bytes; None where none does."""
+        """The plan of the largest micro-batch, below `below`, that fits into `room` bytes; None where none does.
+
+        The effective batch stays the config's.
+        """
         choices = [choice for choice in self.choices() if below is None or choice[0] < below]
         fitting = bisect_right(choices, room, key=lambda choice: self.plan(*choice).peak * self._margin)
         return self.plan(*choices[fitting - 1]) if fitting else None
 
+    def largest_of(self, accumulation_steps: int, room: float, step_only: bool = False) -> Plan | None:
+        """The plan of the largest micro-batch that fits into `room` bytes; K stays, the effective batch does not.
+
+        `step_only`: by `step_peak` and without a margin, to be compared with what others report. Few plans are made:
+        memory is almost linear in B, so the next guess lies on a line through two that are known.
+        """
+
+        def need(size: int) -> float:
+            plan = self.plan(size, accumulation_steps)
+            return plan.step_peak if step_only else plan.peak * plan.margin
+
+        if need(1) > room:
+            return None
+        fitting, other = 1, 8  # `other` is too large once it does not fit
+        while need(other) <= room:
+            per_image = max(1.0, (need(other) - need(fitting)) / (other - fitting))  # 1: of a phase without images
+            guess = int(other + (room - need(other)) / per_image) + 1
+            fitting, other = other, min(8 * other, guess)
+        while other - fitting > 1:
+            share = (room - need(fitting)) / (need(other) - need(fitting))
+            guess = min(max(int(fitting + share * (other - fitting)), fitting + 1), other - 1)
+            fitting, other = (guess, other) if need(guess) <= room else (fitting, guess)
+        return self.plan(fitting, accumulation_steps)
+
     def held(self, micro_batch: int, accumulation_steps: int) -> dict[str, int]:
         """Bytes of each part that is there all through the training."""
         conductor = self.conductor
+        rows = conductor.gradients.rows
         averages = conductor.estimator.resolves_micro_batches and accumulation_steps > 1
+        reference = rows.numel() * conductor.reference_dtype.itemsize
         return {
             "weights": sum(tensor.nbytes for tensor in state_of(self._model)),
-            "task-gradient rows": conductor.gradients.rows.nbytes,
-            "reference rows": conductor.gradients.rows.nbytes if conductor.resolver.uses_history else 0,
-            "resolved gradient": self._row if conductor.resolver.uses_history or averages else 0,
+            "task-gradient rows": rows.nbytes,
+            "reference rows": reference if conductor.resolver.uses_history else 0,
+            "mean of the resolutions": self._row if averages else 0,
             "momentum": self._row if isinstance(conductor.update, EMA) else 0,
             "optimizer state": self._optimizer[0],
             "gradient kept for diagnosis": self._row,
-            "images of the window": micro_batch * accumulation_steps * self._image,
+            "next micro-batch on its way": micro_batch * self._raw_image if self._device.type == "cuda" else 0,
         }
 
     def _phases(self, micro_batch: int) -> dict[str, int]:
         conductor = self.conductor
         rows, m = conductor.gradients.rows, len(conductor.tasks)
-        copied = not self._direct or self._precision == "fp16"  # what stands in p.grad: converted, or scaled
-        written = self._parameter_row if copied else 0
+        images = micro_batch * self._image
+        written = 0 if self._direct else self._parameter_row  # what stands in p.grad: converted
         extra = 0
-        phases = {"forward and backward": self._training(conductor.estimator, micro_batch)}
+        phases = {"forward and backward": images + self._training(conductor.estimator, micro_batch)}
         if len(rows) < m and not conductor.resolver.weighs_losses:
             extra = m * self._row
             # Of the step before, if diagnosed, p.grad are still views into such rows; if not, no gradient is kept.
             before = extra if self._cfg.scale.diagnose_every == 1 else -self._row
-            phases["forward and backward, diagnosed"] = before + extra + self._training(Sequential(), micro_batch)
-        chunk = min(conductor.gradients.size, CHUNK_ELEMENTS.get(self._device.type, CHUNK_ELEMENTS["cuda"]))
-        chunks = 2 if conductor.resolver.uses_history else 1
-        phases["resolution"] = extra + chunks * max(len(rows), m if extra else 0) * chunk * 8
+            phases["forward and backward, diagnosed"] = (
+                before + extra + images + self._training(Sequential(), micro_batch, graph="freed")
+            )
+        chunk = CHUNK_ELEMENTS.get(self._device.type, CHUNK_ELEMENTS["cuda"])
+        longest = max(segment.stop - segment.start for segment in conductor.gradients.segments)
+        dot = 2 * min(chunk, conductor.gradients.size) * 8
+        parts = 2 if conductor.resolver.uses_history else 1
+
+        def resolution(rows: int) -> int:
+            return images + max(parts * rows * min(chunk, longest) * 8, dot)
+
+        phases["resolution"] = resolution(len(rows))
+        if extra:
+            phases["resolution, diagnosed"] = extra + resolution(m)
         lasting = written + (extra if self._direct else 0)  # p.grad are views into the extra rows
+        phases["optimizer step"] = written + self._optimizer[1]
         phases["optimizer step, diagnosed"] = lasting + self._optimizer[1] + self._parameter_row
-        phases["step probe"] = lasting + 3 * self._parameter_row
-        phases[f"validation, {evaluate.BATCH} images"] = lasting + evaluate.BATCH * self._image + self._validation
+        phases["step probe"] = lasting + 2 * self._parameter_row + max(self._parameter_row, dot)
+        phases[f"validation, {evaluate.BATCH} images"] = (
+            lasting + evaluate.BATCH * self._image + self._passes.validation()
+        )
         if self._cfg.scale.probe_micro_batches:
             phases["gradient probe"] = lasting + self._gradient_probe(micro_batch)
         return phases
@@ -152,12 +208,25 @@ class Planner:
         tasks = sum(weight > 0 for weight in self.conductor.tasks.values())
         rows = 1 + rows_held(self._cfg.scale.probe_micro_batches, tasks)
         images = micro_batch * self._image
-        return images + self._training(Sequential(), micro_batch) + rows * self._parameter_row
+        return images + self._training(Sequential(), micro_batch, graph="freed") + rows * self._parameter_row
+
+    def _training(self, estimator: object, micro_batch: int, graph: str | None = None) -> int:
+        training = self._cfg.strategy.model_mode == "train"
+        tasks = list(self.conductor.tasks)
+        return self._passes.training(tasks, estimator, micro_batch, training, self._direct, graph or self._graph)
 
     @property
     def _image(self) -> int:
         """An image in float32, and the indices of its hidden patches."""
-        return int(self._model.channels * self._cfg.scale.image_size**2 * 4 + self._hidden * 8)
+        return self._pixels * 4 + self._passes.hidden * 8
+
+    @property
+    def _raw_image(self) -> int:
+        return self._pixels * RAW_BYTES.get(self._cfg.dataset.name, 1) + self._passes.hidden * 8
+
+    @property
+    def _pixels(self) -> int:
+        return int(self._model.channels * self._cfg.scale.image_size**2)
 
     @property
     def _row(self) -> int:
@@ -189,117 +258,3 @@ class Planner:
         with LiveBytes() as live:
             optimizer.step()
         return kept, live.peak
-
-    def _training(self, estimator: Any, micro_batch: int) -> int:
-        """Peak of the forward and backward passes of one micro-batch, in the order in which the estimator runs them."""
-        tasks = list(self.conductor.tasks)
-        shared = isinstance(estimator, Sequential) and estimator.forward == "shared"
-        together = shared or isinstance(estimator, Joint)
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            pass_ = _FakePass(self, micro_batch, self._precision)
-            model = pass_.model.train(self._cfg.strategy.model_mode == "train")
-            for parameter in model.parameters():
-                if self._direct:
-                    parameter.grad = torch.empty_like(parameter)  # a view into a row
-                else:
-                    parameter.register_post_accumulate_grad_hook(_drop)  # type: ignore[no-untyped-call]
-            with pass_.counting() as live:
-                if isinstance(estimator, Sequential) and not self._direct:
-                    for parameter in model.parameters():
-                        parameter.grad = torch.empty_like(parameter)  # of the step before
-                for asked in [tasks] if together else [[task] for task in tasks]:
-                    losses = pass_.losses(asked)
-                    if not self._direct:
-                        model.zero_grad()
-                    if shared:
-                        for task in asked[:-1]:
-                            torch.autograd.backward(losses[task], retain_graph=True)
-                        torch.autograd.backward(losses[asked[-1]])
-                    else:
-                        torch.autograd.backward(torch.stack([losses[task] for task in asked]).sum())
-                    del losses
-        return int(live.peak)
-
-    @cached_property
-    def _validation(self) -> int:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            pass_ = _FakePass(self, evaluate.BATCH, "fp32")
-            pass_.model.eval()
-            with pass_.counting() as live:
-                pass_.losses(TASKS)
-        return int(live.peak)
-
-
-class _FakePass:
-    """A micro-batch of fake images for a fake copy of the planner's model; to be made and used in a fake mode."""
-
-    def __init__(self, planner: Planner, micro_batch: int, precision: str) -> None:
-        scale, channels = planner._cfg.scale, planner._model.channels
-        self._loss, self._intensity = planner._loss, planner._intensity
-        self._precision = precision
-        self.model = copy_to(planner._model, "cpu")
-        self._images = torch.empty(micro_batch, channels, scale.image_size, scale.image_size)
-        self._hidden = torch.zeros(micro_batch, planner._hidden, dtype=torch.long)
-
-    def counting(self) -> LiveBytes:
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        return LiveBytes([*state_of(self.model), *gradients, self._images, self._hidden])
-
-    def losses(self, tasks: Iterable[str]) -> dict[str, Tensor]:
-        with autocast("cpu", self._precision):
-            predictions = self.model(self._images, self._hidden)
-            outside_unit_share(predictions.detach(), self._intensity)
-            return self._loss(predictions, self._images, self._hidden, list(tasks))
-
-
-class LiveBytes(TorchDispatchMode):
-    """While open, `now` is the size of all living storages that operations have made, backward passes included; `peak`
-    is the largest that it was. The storages of `known` tensors do not count.
-    """
-
-    def __init__(self, known: Iterable[Tensor] = ()) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
-        self._seen: set[int] = set()
-        for tensor in known:
-            self._follow(tensor, counts=False)
-
-    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = operation(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor):
-                self._follow(tensor, counts=True)
-        return made
-
-    def _follow(self, tensor: Tensor, counts: bool) -> None:
-        storage = tensor.untyped_storage()
-        if id(storage) in self._seen:
-            return
-        self._seen.add(id(storage))  # PyTorch keeps one Python object for a storage as long as it lives
-        size = storage.nbytes() if counts else 0
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget, id(storage), size).atexit = False
-
-    def _forget(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.now -= size
-
-
-def state_of(model: nn.Module) -> list[Tensor]:
-    """Parameters and buffers."""
-    return [*model.parameters(), *model.buffers()]
-
-
-def copy_to(model: MaskedAutoencoder, device: str) -> MaskedAutoencoder:
-    """A copy whose parameters and buffers have the shapes and strides of the model's, and no content."""
-    empty: dict[int, Any] = {}
-    for tensor in state_of(model):
-        copied = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
-        is_parameter = isinstance(tensor, nn.Parameter)
-        empty[id(tensor)] = nn.Parameter(copied, tensor.requires_grad) if is_parameter else copied
-    return copy.deepcopy(model, empty)
-
-
-def _drop(parameter: Tensor) -> None:
-    parameter.grad = None

@@ -12,7 +12,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from gcond.engine.memory import Planner, state_of
+from gcond.engine.memory import Planner
+from gcond.engine.passes import state_of
 from gcond.model import MaskedAutoencoder
 from gcond.strategy import Sequential
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -66,10 +67,13 @@ class Settings:
         self.conductor({name: [torch.nn.Parameter(torch.zeros(1))] for name in GROUPS}, seed=0)
         self.schedule(scale.steps_per_epoch or 1000)  # 1000: any number, to check what does not depend on it
 
-    def conductor(self, groups: dict[str, Any], seed: int) -> GradientConductor:
+    def conductor(
+        self, groups: dict[str, Any], seed: int, tasks: Mapping[str, float] | None = None
+    ) -> GradientConductor:
+        """Of parameter groups; `tasks`, name -> lambda, may take the place of the config's."""
         return self._build_conductor(
             groups,
-            OmegaConf.to_container(self._cfg.loss.tasks),
+            tasks or OmegaConf.to_container(self._cfg.loss.tasks),
             seed=seed,
             nonfinite=self._cfg.nonfinite,
             processes=self._processes,
