@@ -109,6 +109,8 @@ def _panel(axes: Axes, rows: Sequence[Row], low: float, high: float) -> None:
 
 def _acts(rows: Sequence[Row]) -> str:
     """How often the parameter can act, over the values that ran."""
+    if not rows:
+        return ""
     known = [row.often for row in rows if row.often == row.often]
     if not known:
         return "how often it can act: not recorded"
