@@ -15,6 +15,7 @@ from gcond.report.claims import page as claims_page
 from gcond.report.collect import collect
 from gcond.report.figures import command as figures
 from gcond.report.notes import write_notes
+from gcond.report.pages import command as pages
 from gcond.report.records import CURVE_COLUMNS, CURVE_KEY, read_csv
 
 SEEDS = (11, 42, 2025)  # the paper's
@@ -27,6 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
             return report_collected(options.scale, options.runs, options.results)
         if options.table in figures.NAMES:
             return figures.run(options)
+        if options.table in pages.PAGES:
+            return pages.run(options)
         if options.table in settings_pages.PAGES:
             return settings_pages.report(options.table, options.results)
         if options.table == "claims":
@@ -147,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
         costs.add_argument("--results", type=Path, default=Path("results"), help="folder of recorded results")
     settings_pages.add_parsers(tables)
     figures.add_parsers(tables, _seed_list, _name_list)
+    pages.add_parsers(tables, _name_list)
     judged = tables.add_parser("claims", help="what holds of the paper's claims, from recorded results")
     judged.add_argument("--scale", help="largest scale to look at (default: every recorded one)")
     judged.add_argument("--results", type=Path, default=Path("results"), help="folder of recorded results")

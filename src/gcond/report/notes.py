@@ -26,13 +26,13 @@ def write_notes(scale: str, rows: pd.DataFrame, table: Table2, model: str, seeds
     expected = len(STRATEGIES) * len({column.dataset for column in table.columns}) * len(seeds)
     caveat = f" ({scale}, not evidence)" if scale in NOT_EVIDENCE else ""
     title = (
-        f"Table 2 at scale {scale}{caveat}: {_listed(done.device)}, {_dates(done)}, {len(done)} of {expected} runs done"
+        f"Table 2 at scale {scale}{caveat}: {listed(done.device)}, {dates(done)}, {len(done)} of {expected} runs done"
     )
     return Notes(
         title,
         _reading(scale, seeds),
         [*orderings.describe(table), orderings.CAVEAT],
-        _origin(trained, done, model),
+        origin(trained, done, model),
     )
 
 
@@ -57,16 +57,16 @@ def _reading(scale: str, seeds: tuple[int, ...]) -> list[str]:
     ]
 
 
-def _origin(trained: pd.DataFrame, done: pd.DataFrame, model: str) -> list[str]:
+def origin(trained: pd.DataFrame, done: pd.DataFrame, model: str) -> list[str]:
     lines = []
     if len(done):
         lines.append(
-            f"Model {model}; optimizer steps per run {_listed(done.steps)}, epochs {_listed(done.epochs)}; "
-            f"torch {_listed(done.torch)}; {done.seconds.sum() / 3600:.2f} hours of runs in total."
+            f"Model {model}; optimizer steps per run {listed(done.steps)}, epochs {listed(done.epochs)}; "
+            f"torch {listed(done.torch)}; {done.seconds.sum() / 3600:.2f} hours of runs in total."
         )
     for dataset, own in done.groupby("dataset"):
         if own.steps.nunique() > 1:
-            lines.append(f"Runs of {dataset} differ in length ({_listed(own.steps)} steps): do not compare them.")
+            lines.append(f"Runs of {dataset} differ in length ({listed(own.steps)} steps): do not compare them.")
     commits = [f"{commit[:10] or 'unknown'} ({count} runs)" for commit, count in _counts(done.commit)]
     if len(commits) > 1:
         lines.append(f"The runs come from several commits: {', '.join(commits)}.")
@@ -87,12 +87,12 @@ def _counts(values: pd.Series) -> list[tuple[str, int]]:
     return sorted(values.value_counts().items())
 
 
-def _listed(values: pd.Series) -> str:
+def listed(values: pd.Series) -> str:
     return " and ".join(str(value) for value in sorted(set(values.dropna()))) or "no device"
 
 
-def _dates(done: pd.DataFrame) -> str:
-    dates = sorted({started[:10] for started in done.started if started})
-    if not dates:
+def dates(done: pd.DataFrame) -> str:
+    found = sorted({started[:10] for started in done.started if started})
+    if not found:
         return "no date"
-    return dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    return found[0] if len(found) == 1 else f"{found[0]} to {found[-1]}"

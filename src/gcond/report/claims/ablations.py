@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from gcond.report.claims.evidence import BLOCKS, METRICS, Arm, Evidence, overrides, per_run
+from gcond.report.claims.evidence import BLOCKS, METRICS, Arm, Evidence, overrides, per_run, without
 from gcond.report.claims.judge import Answer, Claim, Finding, compare, judge
 from gcond.report.statistics import REGIONS, paired
 
@@ -25,7 +25,7 @@ WHERE = "claims.csv"
 def thresholds(evidence: Evidence) -> Answer | None:
     findings, words = [], []
     fast_ran = False
-    for dataset, arm in _ablated(evidence, THRESHOLDS):
+    for dataset, arm in ablated(evidence, THRESHOLDS):
         default = Arm(arm.strategy)
         findings += _default_is_best(evidence, dataset, arm)
         if _numbers(overrides(arm.variant)[THRESHOLDS]) == _numbers(FAST) and len(evidence.curves):
@@ -43,15 +43,13 @@ def thresholds(evidence: Evidence) -> Answer | None:
 def others(evidence: Evidence) -> Answer | None:
     findings, missing, words = [], [], []
     for key, (name, as_good) in BEST.items():
-        arms = [
-            (dataset, arm) for dataset, arm in _ablated(evidence, key) if overrides(arm.variant)[key] not in as_good
-        ]
+        arms = [(dataset, arm) for dataset, arm in ablated(evidence, key) if overrides(arm.variant)[key] not in as_good]
         if not arms:
             missing.append(name)
         for dataset, arm in arms:
             findings += _default_is_best(evidence, dataset, arm)
             words += _reached(evidence, dataset, Arm(arm.strategy))
-    for dataset, arm in _ablated(evidence, ITERATIONS):
+    for dataset, arm in ablated(evidence, ITERATIONS):
         found = [compare(evidence, dataset, arm, Arm(arm.strategy), metric) for metric in METRICS]
         numbers = ", ".join(
             f"{METRICS[metric]} {each.effect.mean:+.1f} %" for metric, each in zip(METRICS, found, strict=True)
@@ -60,11 +58,16 @@ def others(evidence: Evidence) -> Answer | None:
     return judge(findings, missing, list(dict.fromkeys(words)), WHERE)
 
 
-def _ablated(evidence: Evidence, key: str) -> list[tuple[str, Arm]]:
-    """(data set, arm) of every GCond run that differs from its default in `key` alone, where the default ran."""
+def ablated(evidence: Evidence, key: str, rest: str = "") -> list[tuple[str, Arm]]:
+    """(data set, arm) of every GCond run that differs from its default in `key` alone, where the default ran; all of
+    them with the overrides `rest`."""
     runs = evidence.runs[evidence.runs.strategy.str.startswith("gcond") & evidence.runs.dataset.isin(evidence.datasets)]
     names = runs[["dataset", "strategy", "variant"]].drop_duplicates().itertuples(index=False)
-    found = [(d, Arm(s, v)) for d, s, v in names if set(overrides(v)) == {key} and evidence.ran(d, Arm(s), Arm(s, v))]
+    found = [
+        (d, Arm(s, v))
+        for d, s, v in names
+        if key in overrides(v) and without(v, [key]) == rest and evidence.ran(d, Arm(s, rest), Arm(s, v))
+    ]
     return sorted(found, key=lambda pair: (pair[0], pair[1].strategy, pair[1].variant))
 
 

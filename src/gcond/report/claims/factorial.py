@@ -7,7 +7,7 @@ from itertools import product
 
 import pandas as pd
 
-from gcond.report.claims.evidence import BLOCKS, METRICS, MODE, WINDOW, Arm, Evidence, tune
+from gcond.report.claims.evidence import BLOCKS, METRICS, MODE, WINDOW, Arm, Evidence, overrides, tune, variant
 from gcond.report.claims.judge import Answer, Claim, Finding, answer, number, sweep
 from gcond.report.claims.reconstruction import BASELINE
 from gcond.report.statistics import Effect, paired, ratio
@@ -27,11 +27,18 @@ CONTRASTS = {  # name -> (factor, from, to)
     "sequential resolution": ("resolution", "none", "sequential"),
     "stochastic resolution": ("resolution", "none", "stochastic"),
 }
+SHARE = "share of the gap that EMA alone gives"
 Cell = dict[str, str]
 
 
 def arm(cell: Cell) -> Arm:
     return Arm(STRATEGY[cell["resolution"], cell["update"]], f"{MODE}=eval" if cell["mode"] == "eval" else "")
+
+
+def micro_batch_arm(mode: str, update: str) -> Arm:
+    """The sequential arm that resolves every micro-batch."""
+    window = arm({"mode": mode, "update": update, "resolution": "sequential"})
+    return Arm(window.strategy, variant(overrides(window.variant) | {WINDOW: "micro_batch"}))
 
 
 def what_makes_the_gap(evidence: Evidence) -> Answer | None:
@@ -61,19 +68,25 @@ def _study(evidence: Evidence, after: str) -> list[Finding]:
     for dataset, metric, block in product(evidence.datasets, METRICS, BLOCKS):
         if not evidence.ran(dataset, BASELINE):
             continue
-        own = _Measured(evidence, dataset, f"{block}_{metric}")
-        title = f"{dataset} {METRICS[metric]}{after}"
-        effects = {name: own.main(name) for name in CONTRASTS}
-        effects |= {f"{a} x {b}": own.interaction(a, b) for a, b in _pairs()}
-        effects |= own.per_micro_batch()
-        findings += [
-            Finding(f"{title}: {name}", effect, block=block, remarks=own.remarks)
-            for name, effect in effects.items()
-            if effect.n
-        ]
-        share = own.share()
-        if share.n:
-            findings.append(Finding(f"{title}: share of the gap that EMA alone gives", share, "share", block=block))
+        findings += effects(evidence, dataset, metric, block, after).values()
+    return findings
+
+
+def effects(evidence: Evidence, dataset: str, metric: str, block: str, after: str = "") -> dict[str, Finding]:
+    """Every effect and interaction that the recorded arms allow, in percent of Baseline, which must have run."""
+    own = _Measured(evidence, dataset, f"{block}_{metric}")
+    title = f"{dataset} {METRICS[metric]}{after}"
+    found = {name: own.main(name) for name in CONTRASTS}
+    found |= {f"{a} x {b}": own.interaction(a, b) for a, b in _pairs()}
+    found |= own.per_micro_batch()
+    findings = {
+        name: Finding(f"{title}: {name}", effect, block=block, remarks=own.remarks)
+        for name, effect in found.items()
+        if effect.n
+    }
+    share = own.share()
+    if share.n:
+        findings[SHARE] = Finding(f"{title}: {SHARE}", share, "share", block=block)
     return findings
 
 
@@ -115,12 +128,12 @@ class _Measured:
     def per_micro_batch(self) -> dict[str, Effect]:
         """Resolving every micro-batch instead of the window, of the sequential arms."""
         found = {}
-        for update in LEVELS["update"]:
-            strategy = STRATEGY["sequential", update]
-            each, window = self._of(Arm(strategy, f"{WINDOW}=micro_batch")), self._of(Arm(strategy))
-            effect = paired(each, window)
+        for mode, update in product(LEVELS["mode"], LEVELS["update"]):
+            each = micro_batch_arm(mode, update)
+            effect = paired(self._of(each), self._values[mode, update, "sequential"])
             if effect.n:
-                found[f"per micro-batch instead of per window ({strategy})"] = effect
+                where = f"{each.strategy}, eval mode" if mode == "eval" else each.strategy
+                found[f"per micro-batch instead of per window ({where})"] = effect
         return found
 
     def share(self) -> Effect:
@@ -182,7 +195,7 @@ def _words(evidence: Evidence, findings: list[Finding]) -> list[str]:
         line = f"{title}: {'; '.join(mains)}."
         if any(" x " in name for name in named):
             line += f" Interactions whose interval excludes zero: {'; '.join(clear) or 'none'}."
-        share = named.get("share of the gap that EMA alone gives")
+        share = named.get(SHARE)
         if gap.n and share:
             undetermined = "share not determined, the gap may be zero"
             said = undetermined if math.isnan(share.effect.low) else number(share.effect, "share")

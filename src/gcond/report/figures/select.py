@@ -57,7 +57,7 @@ def select(figure: Figure, scale: str, recorded: pd.DataFrame, asked: Asked) -> 
 
     Raises ValueError if not one run of it is there.
     """
-    datasets = asked.datasets or tuple(_dataset(name, scale, recorded) for name in figure.datasets)
+    datasets = asked.datasets or tuple(standing_for(name, scale, recorded) for name in figure.datasets)
     model = asked.model or figure.model
     wanted = [*figure.strategies, *figure.controls]
     own = recorded[
@@ -99,7 +99,7 @@ def with_records(selection: Selection, path: Path, columns: dict[str, object], k
     return replace(selection, runs=runs, records=records, gaps=(*selection.gaps, *lines))
 
 
-def _dataset(name: str, scale: str, recorded: pd.DataFrame) -> str:
+def standing_for(name: str, scale: str, recorded: pd.DataFrame) -> str:
     """The data set that stands for a declared one: of photographs, the only one that is recorded, else the scale's."""
     if name not in PHOTOS:
         return name

@@ -1,0 +1,28 @@
+"""`python -m gcond.report ablations`, `o1`, `o6`, `o10`: table, CSV, figure and caption from recorded runs.
+
+Exit code 0: complete; 1: written, but runs of it are missing (the page names them); 2: nothing to write.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from gcond.report.pages import ablations, o1, o6, o10
+from gcond.report.pages.page import write
+
+PAGES = {"ablations": ablations, "o1": o1, "o6": o6, "o10": o10}
+
+
+def add_parsers(
+    tables: "argparse._SubParsersAction[argparse.ArgumentParser]", name_list: Callable[[str], tuple[str, ...]]
+) -> None:
+    for name, page in PAGES.items():
+        parser = tables.add_parser(name, help=f"{page.TITLE}, from recorded runs")
+        parser.add_argument("--scale", default="mini", help="folder below --results (default: mini)")
+        parser.add_argument("--results", type=Path, default=Path("results"), help="folder of recorded results")
+        parser.add_argument("--datasets", type=name_list, help="comma-separated (default: the page's)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Raises ValueError, naming the command that makes the runs, where there is nothing to write."""
+    return write(PAGES[options.table].build(options.scale, options.results, options.datasets), options.results)

@@ -1,0 +1,82 @@
+"""O1's interaction plot: resolution on x, a line per update, panels for model mode and metric, seeds as dots."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gcond.report.claims.evidence import METRICS, Arm
+from gcond.report.claims.factorial import LEVELS, arm, micro_batch_arm
+from gcond.report.pages.source import Source
+
+LOOKS = {  # update -> label, colour, dashes, marker, side of the dots
+    "adamw": ("AdamW (.9, .95)", "#000000", "-", "o", -1),
+    "ema": ("EMA inside, beta1 = 0", "#D55E00", (0, (5, 2)), "^", 1),
+}
+PLACES = {"none": 0, "sequential": 1, "stochastic": 2}
+MICRO_BATCH = 3  # place on x
+TICKS = ["none", "sequential", "stochastic", "sequential,\nper micro-\nbatch"]
+READING = "Large: means over seeds; small: single seeds. Level lines: resolving does nothing"
+SHOWN = (
+    "Validation losses at the best epoch, lower is better: how conflicts are resolved (x), the update (lines) and "
+    "the model's mode while its gradients are taken (panels). Large marks: mean over seeds; small ones: single "
+    "seeds. Parallel lines mean that the two factors do not interact, level ones that resolving does nothing. "
+    "Hollow: resolved at every micro-batch instead of once a window. Panels of a row that show the same loss "
+    "share their axis."
+)
+
+
+def draw(source: Source, runs: pd.DataFrame) -> Figure:
+    datasets = [dataset for dataset in source.datasets if (runs.dataset == dataset).any()]
+    panels = [(metric, mode) for metric in METRICS for mode in LEVELS["mode"]]
+    figure = Figure(figsize=(3.2 * len(panels), 3.4 * len(datasets) + 1.3), layout="constrained")
+    grid = figure.subplots(len(datasets), len(panels), squeeze=False)
+    for row, dataset in zip(grid, datasets, strict=True):
+        for axes, (metric, mode) in zip(row, panels, strict=True):
+            _panel(axes, source, dataset, metric, mode)
+            axes.set_title(f"{_short(source.title(dataset))}, {mode} mode", fontsize=9.5)
+        for first in (0, 2):
+            spans = [axes.get_ylim() for axes in row[first : first + 2]]
+            for axes in row[first : first + 2]:
+                axes.set_ylim(min(low for low, _ in spans), max(high for _, high in spans))
+    for axes in grid[-1]:
+        axes.set_xlabel("resolution of conflicts")
+    handles = dict(zip(*reversed(grid[0][0].get_legend_handles_labels()), strict=True))
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=2, frameon=False, handlelength=3.2
+    )
+    return figure
+
+
+def _panel(axes: Axes, source: Source, dataset: str, metric: str, mode: str) -> None:
+    for update, (label, colour, dashes, marker, side) in LOOKS.items():
+        places, means = [], []
+        for resolution, place in PLACES.items():
+            values = _values(source, dataset, metric, arm({"mode": mode, "update": update, "resolution": resolution}))
+            places.append(place + 0.07 * side)
+            means.append(values.mean() if len(values) else np.nan)
+            _dots(axes, place + 0.22 * side, values, colour, marker)
+        axes.plot(places, means, color=colour, linestyle=dashes, marker=marker, markersize=7, linewidth=1.7,
+                  markeredgecolor="white", label=label)  # fmt: skip
+        values = _values(source, dataset, metric, micro_batch_arm(mode, update))
+        if len(values):
+            _dots(axes, MICRO_BATCH + 0.22 * side, values, colour, marker)
+            axes.plot([MICRO_BATCH + 0.07 * side], [values.mean()], color=colour, marker=marker, markersize=7,
+                      markerfacecolor="white", markeredgewidth=1.5, linestyle="none")  # fmt: skip
+    axes.set_xticks([*PLACES.values(), MICRO_BATCH], TICKS, fontsize=8)
+    axes.set_xlim(-0.4, MICRO_BATCH + 0.4)
+    axes.set_ylabel(f"validation {METRICS[metric]}, best epoch")
+    axes.grid(color="0.92", linewidth=0.6, axis="y")
+
+
+def _dots(axes: Axes, place: float, values: np.ndarray, colour: str, marker: str) -> None:
+    spread = np.linspace(-0.05, 0.05, len(values)) if len(values) > 1 else np.zeros(len(values))
+    axes.plot(place + spread, values, color=colour, marker=marker, markersize=3, alpha=0.45, linestyle="none")
+
+
+def _values(source: Source, dataset: str, metric: str, own: Arm) -> np.ndarray:
+    return source.evidence.by_seed(dataset, own)[f"best_val_{metric}"].dropna().to_numpy(dtype=float)
+
+
+def _short(title: str) -> str:
+    return title.split(" (")[0]

@@ -1,0 +1,411 @@
+"""`python -m gcond.report ablations`, `o1`, `o6`, `o10` on made-up runs: numbers by hand, what is missing, files."""
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from report import fake_controls
+
+from gcond.report.__main__ import main
+from gcond.report.lineup import STRATEGIES
+from gcond.report.pages import ablations, o1, o6, o10
+from gcond.report.pages import page as page_module
+from gcond.report.pages.parameters import PARAMETERS, parsed
+from gcond.report.pages.source import load
+
+EXPERIMENTS = Path(__file__).parents[2] / "conf" / "experiment"
+PAGES = ("ablations", "o1", "o6", "o10")
+METHODS = tuple(STRATEGIES)
+FEW = ("baseline", "gcond_sequential", "gcond_stochastic")
+
+
+def page(results, name, scale="sample", *arguments):
+    return main([name, "--scale", scale, "--results", str(results), *arguments])
+
+
+def text(results, name, scale="sample"):
+    return (results / scale / "tables" / f"{name}.md").read_text()
+
+
+def tidy(results, page, **where):
+    rows = list(csv.DictReader((results / "sample" / "tables" / f"{page}.csv").open()))
+    return [row for row in rows if all(row[key] == value for key, value in where.items())]
+
+
+def drop(path, keep):
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table[keep(table)].to_csv(path, index=False)
+
+
+@pytest.fixture
+def drawn():
+    """Asked for by tests that look at the files of a figure."""
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    """Those files take seconds."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(page_module, "save", lambda figure, base: [])
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Everything that the four pages show, complete."""
+    results = tmp_path_factory.mktemp("pages") / "results"
+    often, steps = fake_controls.often(METHODS)
+    ablated, more = fake_controls.ablated()
+    of_table2 = {(row["dataset"], row["strategy"], row["variant"]) for row in often}
+    first = {}
+    for row in [*often, *fake_controls.factorial(), *ablated]:  # of two runs of one name the first
+        first.setdefault(tuple(row[name] for name in ("dataset", "strategy", "seed", "variant")), row)
+    taken = [row for row in more if (row["dataset"], row["strategy"], row["variant"]) not in of_table2]
+    fake_controls.write(results, "sample", list(first.values()), [*steps, *taken], fake_controls.probed(METHODS))
+    return results
+
+
+@pytest.mark.parametrize("name", [pytest.param("ablations", marks=pytest.mark.slow), "o1", "o6",
+                                  pytest.param("o10", marks=pytest.mark.slow)])  # fmt: skip
+def test_a_complete_page_has_table_csv_figure_and_caption(study, name, capsys, drawn):
+    assert page(study, name) == 0
+    words = text(study, name)
+    assert words in capsys.readouterr().out
+    assert "Incomplete" not in words
+    assert re.match(r"# .*, at scale sample: CPU, a made-up machine, 2025-03-04, \d+ runs\n", words)
+    assert f"`python -m gcond.report {name} --scale sample`" in words
+    base = study / "sample" / "figures" / name
+    assert base.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert base.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+    assert f"(../figures/{name}.png)" in words
+    assert "at scale sample" in base.with_suffix(".md").read_text()
+    assert tidy(study, name, scale="sample")
+
+
+@pytest.mark.slow
+def test_the_same_records_give_the_same_bytes(study, drawn):
+    found = []
+    for _ in range(2):
+        page(study, "o6")
+        files = [*(study / "sample" / "figures").glob("o6.*"), *(study / "sample" / "tables").glob("o6.*")]
+        found.append({path: path.read_bytes() for path in files})
+    assert found[0] == found[1]
+    assert len(found[0]) == 5
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_without_runs_one_line_names_the_command(tmp_path, name, capsys):
+    assert page(tmp_path, name) == 2
+    error = capsys.readouterr().err
+    assert f"`make reproduce-{name} SCALE=sample` makes the runs" in error
+    assert error.count("\n") == 1
+    fake_controls.write(tmp_path, "sample", [fake_controls.run(("ct", "baseline", 11, ""), 0.5)])
+    assert page(tmp_path, name) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "sample" / "tables").exists()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_mini_is_no_evidence(tmp_path, name):
+    runs, steps = fake_controls.ablated() if name == "ablations" else fake_controls.often(FEW)
+    fake_controls.write(tmp_path, "mini", runs, steps, fake_controls.probed(FEW))
+    assert page(tmp_path, name, "mini") in (0, 1)
+    assert ", at scale mini (mini, not evidence): " in text(tmp_path, name, "mini").splitlines()[0]
+    assert "it is not evidence about any method" in (tmp_path / "mini" / "figures" / f"{name}.md").read_text()
+
+
+# Ablations
+
+
+@pytest.fixture
+def ablated(tmp_path):
+    def write(reach=0.02, default=("gcond_stochastic", ""), scale="sample"):
+        fake_controls.write(tmp_path, scale, *fake_controls.ablated(default, reach))
+        return tmp_path
+
+    return write
+
+
+def test_declared_values_are_those_of_the_experiments():
+    """By what conf/experiment/ablation_*.yaml sweep; the default is the strategy's own."""
+    swept = {}
+    for path in EXPERIMENTS.glob("ablation_*.yaml"):
+        assert "tables/ablations.md" in path.read_text()
+        params = yaml.safe_load(path.read_text())["hydra"]["sweeper"]["params"]
+        (key,) = set(params) - {"seed", "dataset", "strategy"}
+        swept[key] = tuple(re.findall(r"\[[^]]*\]|[^,\[\]]+", str(params[key])))
+        assert (params["dataset"], params["strategy"]) == ("ct", "gcond_stochastic")
+    assert swept == {parameter.key: parameter.values for parameter in PARAMETERS}
+    strategy = yaml.safe_load((EXPERIMENTS.parent / "strategy" / "gcond_stochastic.yaml").read_text())
+    for parameter in PARAMETERS:
+        value = strategy
+        for part in parameter.key.split("."):
+            value = value[part]
+        assert parsed(parameter.default) == (tuple(value) if isinstance(value, list) else value)
+
+
+def test_differences_are_paired_and_in_percent_of_the_default(ablated):
+    """By hand: momentum 0 adds .02 + .006 s to the default's .4 + .01 s, s = -1, 0, 1: 5 % ± 4.303 x 1.5 / sqrt 3."""
+    results = ablated()
+    assert page(results, "ablations") == 0
+    (row,) = tidy(results, "ablations", parameter="strategy.conductor.update.beta", value="0.0", metric="l1",
+                  block="best_val")  # fmt: skip
+    assert float(row["mean"]) == pytest.approx(0.42)
+    assert float(row["sample_sd"]) == pytest.approx(0.016)
+    assert float(row["difference_mean"]) == pytest.approx(5.0)
+    assert float(row["difference_high"]) - 5 == pytest.approx(4.30265 * 1.5 / np.sqrt(3), rel=1e-4)
+    assert row["difference_n"] == row["n"] == "3"
+    line = next(line for line in text(results, "ablations").splitlines() if line.startswith("| 0 ") and "every" in line)
+    assert re.search(r"\| 3 \| 0\.4200 ± 0\.0160 +\| 0\.2100 ± 0\.0080 +\| \+5\.0 % \[\+1\.3, \+8\.7\]", line)
+    last = tidy(results, "ablations", parameter="strategy.conductor.update.beta", value="0.0", metric="l1",
+                block="last_val")  # fmt: skip
+    assert float(last[0]["difference_mean"]) == pytest.approx(100 * 0.02 / 0.5)
+    assert "| 0.5000 ± 0.0400† |" in text(results, "ablations")  # .49 needs no training
+
+
+def test_every_parameter_says_how_often_it_can_act(ablated):
+    """By hand: zones .3, .02 and .005 times a step; .25 of the steps resolved; norms .8 and .2."""
+    results = ablated()
+    page(results, "ablations")
+    expected = {"thresholds": 0.325, "remap_power": 0.02, "beta": 1, "dominance_window": 0.025,
+                "tie_breaking_weights": 0.025, "projection_max_iters": 0.075}  # fmt: skip
+    rows = tidy(results, "ablations", metric="l1", block="best_val")
+    for name, often in expected.items():
+        found = [float(row["can_act"]) for row in rows if row["parameter"].endswith(name)]
+        assert found == [pytest.approx(often)] * len(found)
+        assert len(found) > 2
+    caps = {row["value"]: row["can_act"] for row in rows if row["parameter"].endswith("norm_cap")}
+    assert caps == {"null": "", "1.0": "0", "0.3": "1", "0.1": "1"}
+    words = text(results, "ablations")
+    assert "In the mild zone" in words
+    assert "neither was ever" not in words
+
+
+def test_a_zone_that_is_never_reached_makes_runs_equal_or_is_a_mistake(ablated):
+    """The made-up window does nothing; the made-up power and weights do, which without their zone cannot be."""
+    results = ablated(reach=0.0)
+    page(results, "ablations")
+    window, power, weights = (text(results, "ablations").split(f"### {title}")[1].split("###")[0]
+                              for title in ("dominance", "remap", "arbitration"))  # fmt: skip
+    said = "In 9 pairs of runs neither was ever in that zone, so that both must have the same losses: all have."
+    assert said in window
+    assert "In 6 pairs" in power
+    assert "0 have, 6 have not" in power
+    assert "0 have, 12 have not" in weights
+
+
+def test_ablations_in_eval_mode_stand_apart(ablated):
+    results = ablated(default=("gcond_stochastic", "strategy.model_mode=eval"))
+    assert page(results, "ablations") == 0
+    assert "## CT (public samples, 10 patients), GCond stochastic, eval mode\n" in text(results, "ablations")
+    assert {row["settings"] for row in tidy(results, "ablations")} == {"strategy.model_mode=eval"}
+
+
+def test_missing_values_and_seeds_of_an_ablation_are_named(ablated, capsys):
+    results = ablated()
+    gone = "strategy.conductor.update.beta=0.99"
+    half = "strategy.conductor.resolver.remap_power=4.0"
+    drop(results / "sample" / "runs.csv", lambda rows: (rows.variant != gone)
+         & ~((rows.variant == half) & (rows.seed == "42")) & ~rows.variant.str.contains("norm_cap"))  # fmt: skip
+    assert page(results, "ablations") == 1
+    words = text(results, "ablations")
+    assert "momentum (EMA inside) 0.99 (GCond stochastic on ct): not run" in words
+    assert re.search(r"GCond stochastic, conductor\.resolver\.remap_power=4\.0 on ct, seed 42: not run", words)
+    assert "norm cap of a task gradient 1, 0.3, 0.1 (GCond stochastic on ct): not run" in words
+    assert "Not run." in words.split("### norm cap")[1]
+    assert "`make reproduce-ablations SCALE=sample` makes them" in words
+    assert "incomplete: momentum" in capsys.readouterr().err
+    (row,) = tidy(results, "ablations", value="4.0", metric="l1", block="best_val")
+    assert (row["n"], row["difference_n"]) == ("2", "2")
+
+
+def test_panels_share_their_axis_and_hold_every_seed(ablated):
+    built = ablations.build("sample", ablated(), None)
+    panels = built.drawing.axes[: len(PARAMETERS)]
+    assert len({axes.get_ylim() for axes in panels}) == 1
+    low, high = panels[0].get_ylim()
+    for axes in panels:
+        values = np.concatenate([np.atleast_1d(line.get_ydata()) for line in axes.get_lines()]).astype(float)
+        assert low <= values.min() <= values.max() <= high
+    momentum = panels[2]
+    seeds = [line.get_ydata() for line in momentum.get_lines() if len(line.get_ydata()) == 3]
+    assert len(seeds) == 2 * 5
+    assert sorted(seeds[0]) == pytest.approx([3.5, 5.0, 6.5])  # (.02 + .006 s) / .4
+
+
+# O1
+
+
+def test_the_factorials_effects_are_those_put_in(tmp_path):
+    """By hand, in percent of .5: EMA -10 in train and -6 in eval mode; eval 2 and 6; resolution -1; micro-batch 3."""
+    fake_controls.write(tmp_path, "sample", fake_controls.factorial())
+    assert page(tmp_path, "o1") == 0
+    pure, ema = "gcond_sequential_pure", "gcond_sequential"
+    micro_batch = (pure, ema, f"{pure}, eval mode", f"{ema}, eval mode")
+    found = {row["name"]: float(row["mean"]) for row in tidy(tmp_path, "o1", kind="effect", dataset="ct", metric="l1",
+                                                               block="best_val")}  # fmt: skip
+    assert found == {
+        "EMA update (beta1 = 0)": pytest.approx(-8),
+        "eval mode": pytest.approx(4),
+        "sequential resolution": pytest.approx(-1),
+        "stochastic resolution": pytest.approx(-1),
+        "EMA update (beta1 = 0) x eval mode": pytest.approx(4),
+        "EMA update (beta1 = 0) x sequential resolution": pytest.approx(0),
+        "EMA update (beta1 = 0) x stochastic resolution": pytest.approx(0),
+        "eval mode x sequential resolution": pytest.approx(0),
+        "eval mode x stochastic resolution": pytest.approx(0),
+        "share of the gap that EMA alone gives": pytest.approx(100 * 10 / 11, rel=1e-4),
+        **dict.fromkeys([f"per micro-batch instead of per window ({name})" for name in micro_batch], pytest.approx(3)),
+    }
+    arms = tidy(tmp_path, "o1", kind="arm", dataset="ct", metric="ssim", block="best_test")
+    assert len(arms) == len(o1.ARMS) == 16
+    (own,) = [row for row in arms if row["name"] == "gcond_stochastic strategy.model_mode=eval"]
+    assert (float(own["mean"]), float(own["sample_sd"]), own["n"]) == (pytest.approx(0.4375), pytest.approx(0.005), "3")
+    line = next(line for line in text(tmp_path, "o1").splitlines() if re.match(r"\| eval .*EMA.*\| stochastic", line))
+    assert "| 0.4750 ± 0.0100  | 0.2375 ± 0.0050 |" in line
+
+
+def test_missing_arms_of_the_factorial_are_named(tmp_path, capsys):
+    gone = ("gcond_pure strategy.model_mode=eval",)
+    fake_controls.write(tmp_path, "sample", fake_controls.factorial(("ct",), gone))
+    assert page(tmp_path, "o1") == 1
+    words = text(tmp_path, "o1")
+    assert "Arms not run: GCond pure, eval mode." in words
+    assert "imagenet256: not run" in words or "photos: not run" in words
+    assert "GCond pure, eval mode on ct: not run" in capsys.readouterr().err
+    assert page(tmp_path, "o1", "sample", "--datasets", "ct") == 1
+    assert "256: not run" not in text(tmp_path, "o1")
+    assert "o1 --scale sample --datasets ct`" in text(tmp_path, "o1")
+
+
+def test_a_failed_arm_is_told_from_one_that_was_not_run(tmp_path):
+    runs = fake_controls.factorial(("ct",))
+    for row in runs:
+        if row["strategy"] == "gcond_pure" and row["variant"] and row["seed"] == 42:
+            row["status"] = "failed"
+    fake_controls.write(tmp_path, "sample", runs)
+    assert page(tmp_path, "o1", "sample", "--datasets", "ct") == 1
+    assert "GCond pure, eval mode on ct, seed 42: failed" in text(tmp_path, "o1")
+    assert "Failed: gcond_pure on ct, seed 42" in text(tmp_path, "o1")
+
+
+def test_seeds_beyond_this_experiments_are_no_gap(tmp_path):
+    """Table 2 may have been run with more seeds than the arms that O1 alone has."""
+    more = [fake_controls.run(("ct", "baseline", seed, ""), 0.5) for seed in (1, 2, 3)]
+    fake_controls.write(tmp_path, "sample", [*fake_controls.factorial(("ct",)), *more])
+    assert page(tmp_path, "o1", "sample", "--datasets", "ct") == 0
+
+
+def test_other_learning_rates_have_their_own_section(tmp_path):
+    runs = fake_controls.factorial(("ct",))
+    for strategy, level in (("baseline", 0.7), ("baseline_integrated", 0.6)):
+        runs += [fake_controls.run(("ct", strategy, seed, "optimizer.lr=2e-4"), level) for seed in fake_controls.SEEDS]
+    fake_controls.write(tmp_path, "sample", runs)
+    assert page(tmp_path, "o1", "sample", "--datasets", "ct") == 0
+    (row,) = tidy(tmp_path, "o1", kind="effect", learning_rate="At learning rate 2e-4", metric="l1", block="best_val",
+                  name="EMA update (beta1 = 0)")  # fmt: skip
+    assert float(row["mean"]) == pytest.approx(-100 / 7, rel=1e-4)
+    assert "## Each arm at its best learning rate" in text(tmp_path, "o1")
+    best = tidy(tmp_path, "o1", kind="arm", learning_rate="Each arm at its best learning rate", metric="l1",
+                block="best_val", name="baseline")  # fmt: skip
+    assert float(best[0]["mean"]) == pytest.approx(0.5)
+
+
+def test_the_interaction_plot_has_means_of_both_updates_on_one_axis(tmp_path):
+    fake_controls.write(tmp_path, "sample", fake_controls.factorial(("ct",)))
+    panels = o1.build("sample", tmp_path, ("ct",)).drawing.axes
+    assert [axes.get_title() for axes in panels] == ["CT, train mode", "CT, eval mode"] * 2
+    assert panels[0].get_ylim() == panels[1].get_ylim() != panels[2].get_ylim() == panels[3].get_ylim()
+    lines = [line for line in panels[1].get_lines() if line.get_linestyle() != "None"]
+    assert [line.get_ydata().tolist() for line in lines] == [
+        pytest.approx([0.51, 0.505, 0.505]),
+        pytest.approx([0.48, 0.475, 0.475]),
+    ]
+
+
+# O6
+
+
+def test_shares_are_weighted_by_the_steps_that_were_measured(tmp_path):
+    """By hand: 5 bins of .5 and 5 of .1 on CT; per seed .3 - .02, .3, .3 + .02, so ± 4.303 x .02 / sqrt 3."""
+    fake_controls.write(tmp_path, "sample", *fake_controls.often(FEW))
+    assert page(tmp_path, "o6") == 1
+    (row,) = tidy(tmp_path, "o6", dataset="ct", strategy="gcond_stochastic", number="steps with a conflict")
+    assert float(row["mean"]) == pytest.approx(30)
+    assert float(row["high"]) == pytest.approx(30 + 4.30265 * 2 / np.sqrt(3), rel=1e-4)
+    assert row["n"] == "3"
+    (row,) = tidy(tmp_path, "o6", dataset="photos", strategy="gcond_sequential", number="times in the main zone")
+    assert (float(row["mean"]), row["unit"]) == (pytest.approx(0.004), "times a step")
+    line = next(line for line in text(tmp_path, "o6").splitlines() if line.startswith("| Baseline "))
+    assert line.count("| -") == 5
+    assert "CAGrad on ct: not run" in text(tmp_path, "o6")
+
+
+def test_coarser_bins_of_the_figure_keep_the_share(tmp_path):
+    rows = pd.DataFrame({"seed": 1, "bin": [0, 1, 2, 3], "first_step": [1, 11, 21, 31], "last_step": [10, 20, 30, 40],
+                         "conflicts": [1.0, 0.0, float("nan"), 0.5], "cosine_steps": [1, 3, 0, 2]})  # fmt: skip
+    found = o6.coarse(rows, 2)
+    assert found.conflicts.tolist() == pytest.approx([0.25, 0.5])
+    assert (found.first_step.tolist(), found.last_step.tolist()) == ([1, 21], [20, 40])
+
+
+def test_every_method_of_table_2_has_its_panel_in_o6(study):
+    assert sorted(name for names in o6.PANELS.values() for name in names) == sorted(METHODS)
+    built = o6.build("sample", study, None)
+    assert len(built.drawing.axes) == 2 * len(o6.PANELS)
+    own = [line for line in built.drawing.axes[1].get_lines() if line.get_linewidth() > 1]
+    assert len(own) == 3
+    assert np.allclose(own[0].get_ydata(), [0.5] * 5 + [0.1] * 5)
+
+
+def test_runs_whose_steps_are_lost_are_named(tmp_path):
+    fake_controls.write(tmp_path, "sample", *fake_controls.often(METHODS))
+    assert page(tmp_path, "o6") == 0
+    drop(tmp_path / "sample" / "steps.csv", lambda rows: (rows.strategy != "pcgrad") | (rows.seed != "42"))
+    assert page(tmp_path, "o6") == 1
+    assert "PCGrad on ct, seed 42: nothing in steps.csv" in text(tmp_path, "o6")
+
+
+# O10
+
+
+def test_cosines_stand_beside_their_reliability_per_group(study):
+    """By hand: COSINES plus an epoch's trend that cancels; seeds .03 apart: ± 4.303 x .03 / sqrt 3."""
+    assert page(study, "o10") == 0
+    (row,) = tidy(study, "o10", dataset="ct", strategy="pcgrad", group="encoder",
+                  cosine="between tasks, disjoint samples")  # fmt: skip
+    assert float(row["mean"]) == pytest.approx(-0.1)
+    assert float(row["low"]) == pytest.approx(-0.1 - 4.30265 * 0.03 / np.sqrt(3), rel=1e-4)
+    section = text(study, "o10").split("## CT")[1].split("### decoder body")[1].split("###")[0]
+    line = next(line for line in section.splitlines() if line.startswith("| PCGrad"))
+    assert re.findall(r"[+-]0\.\d\d(?= \[)", line) == ["+0.40", "+0.10", "+0.05", "+0.60"]
+    (left,) = tidy(study, "o10", dataset="ct", strategy="cagrad", cosine="resolved gradient and step")
+    assert float(left["mean"]) == pytest.approx(0.35)
+
+
+def test_o10_without_probes_of_a_method_or_steps_names_them(tmp_path):
+    runs, steps = fake_controls.often(METHODS)
+    fake_controls.write(tmp_path, "sample", runs, steps, fake_controls.probed(METHODS[1:]))
+    assert page(tmp_path, "o10") == 1
+    assert "Baseline on ct, seed 11, 42, 2025: nothing in probes.csv" in text(tmp_path, "o10")
+    (tmp_path / "sample" / "steps.csv").unlink()
+    assert page(tmp_path, "o10") == 1
+    assert "Not recorded." in text(tmp_path, "o10")
+    assert "nothing in steps.csv" in text(tmp_path, "o10")
+
+
+def test_o10s_panels_hold_the_mean_over_seeds_by_epoch_on_one_axis(study):
+    panels = o10.build("sample", study, ("ct",)).drawing.axes
+    assert len(panels) == 2 * 4
+    assert len({axes.get_ylim() for axes in panels}) == 1
+    shared = next(line for line in panels[0].get_lines() if line.get_label() == "between tasks, shared samples")
+    assert np.allclose(shared.get_ydata(), 0.4 + 0.02 * (np.arange(1, 5) - 2.5))
+
+
+def test_sources_take_the_photographs_that_are_recorded(tmp_path):
+    runs = [row | {"dataset": "imagenet256"} for row in fake_controls.often(FEW, ("photos",))[0]]
+    fake_controls.write(tmp_path, "sample", runs)
+    assert load("o6", "sample", tmp_path, None, ("photos", "ct")).datasets == ("imagenet256", "ct")
