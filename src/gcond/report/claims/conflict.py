@@ -11,7 +11,8 @@ from gcond.report.statistics import single
 GROUPS = ("all", "encoder", "body", "head")
 ZONES = ("weak", "main", "critical")
 FREQUENCIES = (
-    "A conflict: a negative cosine of accumulated gradients, of the steps where it was measured. Correction: "
+    "A conflict: a negative cosine of accumulated gradients, of the steps where it was measured; of methods that "
+    "resolve every micro-batch, a negative cosine in any micro-batch of the window. Correction: "
     "length of resolved less plain sum, in percent of the plain sum, median over bins. Zones: iterations a step."
 )
 NEEDS = "20 runs a strategy, 5 to 8 minutes each on one core; steps and probes are recorded with every run"
