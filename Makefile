@@ -154,7 +154,7 @@ bench-step: $(READY) ## one optimizer step of every strategy against Baseline, t
 	@$(STEP) $(if $(filter cuda,$(CARD)),scale.micro_batch=96)
 	@$(STEP) --strategies $(TARGETED) --rounds 30 $(if $(filter cuda,$(CARD)),scale.micro_batch=96)
 	@$(STEP) model=convnext_tiny --strategies $(PEERS) $(if $(filter cuda,$(CARD)),scale.micro_batch=32,--rounds 6 scale.image_size=128 scale.micro_batch=1)
-	@$(STEP) model=convnext_tiny --strategies $(TARGETED) --rounds 15 $(if $(filter cuda,$(CARD)),scale.micro_batch=32,scale.image_size=128 scale.micro_batch=1)
+	@$(STEP) model=convnext_tiny --strategies $(TARGETED) --rounds 12 $(if $(filter cuda,$(CARD)),scale.micro_batch=32,scale.image_size=128 scale.micro_batch=1)
 	@$(STEP) model=convnextv2_base --strategies gcond_stochastic,gcond_sequential --rounds 7 $(if $(filter cuda,$(CARD)),scale.micro_batch=16,scale.image_size=64 scale.micro_batch=1)
 
 bench-resolve: $(READY) ## the arbitration alone, in passes over the task gradients (15 minutes, 13 GB of memory)

@@ -10,7 +10,8 @@ parts; the float64 products of the statistics alone, on numbers that are in the 
 save); GCond on whole vectors (`naive_gcond.py`); TorchJD's PCGrad, CAGrad and UPGrad on the same J, and ours. The
 solver's own time is on m x m numbers; it is given in seconds.
 
-On CUDA the synchronisations and host-device copies of one step are counted by PyTorch's profiler. A finished case is
+All of it is in memory together, COPIES times J; a case without so much room is left out, and the page names it. On CUDA
+the synchronisations and host-device copies of one step are counted by PyTorch's profiler. A finished case is
 left out when the script is started again with the same `--out`, commit and device.
 """
 
@@ -35,7 +36,7 @@ from torchjd import aggregation
 from gcond.engine.device import commit, describe
 from gcond.files import write_text
 from gcond.report.records import frame, read_csv, write_csv
-from gcond.report.resolve import COLUMNS, KEY, PASS, PRODUCTS, page
+from gcond.report.resolve import COLUMNS, COPIES, KEY, PARAMETERS, PASS, PRODUCTS, TASKS, page
 from gcond.strategy import EMA, CAGrad, GCond, GradientConductor, PCGrad, Raw
 from gcond.strategy.estimate import Sequential
 from gcond.strategy.resolve.torchjd import TorchJD
@@ -170,6 +171,13 @@ def measure(tasks: int, parameters: int, rounds: int, device: torch.device) -> p
     return frame(found, COLUMNS)
 
 
+def free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    known = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(known["MemAvailable"].split()[0]) * 1024
+
+
 def counted(arbitrations: dict[str, Arbitration]) -> dict[str, dict[str, int]]:
     """What one step of each asks of the CUDA runtime."""
     found = {}
@@ -190,8 +198,8 @@ def counted(arbitrations: dict[str, Arbitration]) -> dict[str, dict[str, int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--parameters", default="3e6,3e7,9e7", help="P")
-    parser.add_argument("--tasks", default="2,3,5,10", help="m")
+    parser.add_argument("--parameters", default=",".join(map(str, PARAMETERS)), help="P")
+    parser.add_argument("--tasks", default=",".join(map(str, TASKS)), help="m")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="a CSV file; the page is written beside it")
@@ -207,6 +215,12 @@ def main() -> None:
         here = table[(table.tasks == tasks) & (table.parameters == parameters) & (table.device == describe(device))]
         if len(here) and set(here["commit"]) == {commit()[0]} and here.rounds.min() >= arguments.rounds:
             print(f"m = {tasks}, P = {parameters:,}: measured already")
+            continue
+        needed, free = COPIES * tasks * parameters * 4, free_bytes(device)
+        if needed > free:
+            print(
+                f"m = {tasks}, P = {parameters:,}: left out, needs {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free"
+            )
             continue
         print(f"m = {tasks}, P = {parameters:,}")
         rows = measure(tasks, parameters, arguments.rounds, device)

@@ -78,6 +78,8 @@ def test_passes_within_the_limit_are_bold():
     assert cells(page, "GCond") == ["GCond", "**5.80 [5.70, 5.90]**", "6.00 [5.90, 6.10]"]
     assert "synchronisations" not in page
     assert "Target missed" not in page  # nothing was measured that would say why
+    assert "P = 3 million with m = 3 (1 GB), P = 3 million with m = 10 (2 GB), P = 30 million with m = 2 (4 GB)" in page
+    assert "P = 3 million with m = 5" not in page
 
     parts = [work("GCond", 5, 7.0), work("- statistics", 5, 5.5), work(resolve.PRODUCTS, 5, 3.5)]
     page = resolve.page(frame([work(resolve.PASS, 5, 1.0), *parts], resolve.COLUMNS))
