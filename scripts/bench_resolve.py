@@ -7,7 +7,7 @@ J [m, P] is random, with cosines near -.3 between every other pair of tasks. One
 is there already, timed in the same rounds. Timed against it: a whole step of the conductor with rows that are filled
 already (statistics, solver, combination, momentum, and what stands in `p.grad`), eager and with `compiled=True`; its
 parts; the float64 products of the statistics alone, on numbers that are in the cache (what no order of passes can
-save); GCond on whole vectors (`naive_gcond.py`); TorchJD's PCGrad, CAGrad and UPGrad on the same J, and ours. The
+save); GCond on whole vectors (`naive_gcond.py`); TorchJD's PCGrad, CAGrad and UPGrad on the same J, and ours with GradDrop. The
 solver's own time is on m x m numbers; it is given in seconds.
 
 All of it is in memory together, COPIES times J; a case without so much room is left out, and the page names it. On CUDA
@@ -39,6 +39,7 @@ from gcond.report.records import frame, read_csv, write_csv
 from gcond.report.resolve import COLUMNS, COPIES, KEY, PARAMETERS, PASS, PRODUCTS, TASKS, page
 from gcond.strategy import EMA, CAGrad, GCond, GradientConductor, PCGrad, Raw
 from gcond.strategy.estimate import Sequential
+from gcond.strategy.resolve.graddrop import GradDrop
 from gcond.strategy.resolve.torchjd import TorchJD
 from gcond.timing import Ratio, interleaved, versions
 
@@ -108,6 +109,7 @@ def works_of(rows: Tensor) -> tuple[dict[str, Callable[[], object]], dict[str, A
         "PCGrad": Arbitration(rows, PCGrad(), Raw()),
         "CAGrad": Arbitration(rows, CAGrad(), Raw()),
         "UPGrad": Arbitration(rows, TorchJD("UPGrad"), Raw()),
+        "GradDrop": Arbitration(rows, GradDrop(), Raw()),
     }
     parts = arbitrations["GCond"].conductor
     compiled = arbitrations["GCond, compiled"].conductor.gradients

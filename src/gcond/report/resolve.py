@@ -37,6 +37,7 @@ ORDER = [
     "PCGrad",
     "CAGrad",
     "UPGrad",
+    "GradDrop",
     "emptying the rows",
     "GCond on whole vectors",
     "TorchJD's PCGrad",
@@ -56,7 +57,8 @@ def page(table: pd.DataFrame) -> str:
         "timed in the same rounds; medians of paired ratios, with 95 % bootstrap intervals. `GCond` is a step of "
         "the conductor with filled rows: float64 statistics of J and the previous J, solver, combination, momentum. "
         "Below it are its large parts. Emptying the rows belongs to gathering; Baseline does it too. `GCond on "
-        "whole vectors` is the paper's equations without a Gram matrix (float32); TorchJD's methods get the same J.",
+        "whole vectors` is the paper's equations without a Gram matrix (float32); TorchJD's methods get the same J. "
+        "PCGrad, CAGrad, UPGrad and GradDrop resolve every micro-batch: a step of theirs takes these passes K times.",
         f"Target for GCond: at most {LIMIT['CPU']:g} passes on the CPU, {LIMIT['CUDA']:g} on CUDA; the interval's "
         "upper end decides, bold is met. Statistics are m (3 m + 1) / 2 float64 products of P pairs of numbers, a "
         "pass is m P numbers: with more tasks they are bound by arithmetic, no longer by memory. How far, is measured: "
