@@ -7,8 +7,8 @@ J [m, P] is random, with cosines near -.3 between every other pair of tasks. One
 is there already, timed in the same rounds. Timed against it: a whole step of the conductor with rows that are filled
 already (statistics, solver, combination, momentum, and what stands in `p.grad`), eager and with `compiled=True`; its
 parts; the float64 products of the statistics alone, on numbers that are in the cache (what no order of passes can
-save); GCond on whole vectors (`naive_gcond.py`); TorchJD's PCGrad, CAGrad and UPGrad on the same J, and ours with GradDrop. The
-solver's own time is on m x m numbers; it is given in seconds.
+save); GCond on whole vectors (`naive_gcond.py`); TorchJD's PCGrad, CAGrad and UPGrad on the same J; ours, and GradDrop.
+The solver's own time is on m x m numbers; it is given in seconds.
 
 All of it is in memory together, COPIES times J; a case without so much room is left out, and the page names it. On CUDA
 the synchronisations and host-device copies of one step are counted by PyTorch's profiler. A finished case is
