@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from gcond.engine.device import commit, describe
 from gcond.files import write_text
-from gcond.report.records import frame, read_csv, write_csv
+from gcond.report.records import add_rows, frame
 from gcond.report.startup import BARE, COLUMNS, FIRST_STEP, HELP, KEY, page
 from gcond.timing import versions
 
@@ -123,10 +123,7 @@ def main() -> None:
     torch.set_num_threads(1)
     table = measure(arguments.store, arguments.rounds)
     if arguments.out:
-        if arguments.out.exists():
-            table = pd.concat([read_csv(arguments.out, COLUMNS, KEY), table]).drop_duplicates(KEY, keep="last")
-        write_csv(arguments.out, table, KEY)
-        table = read_csv(arguments.out, COLUMNS, KEY)
+        table = add_rows(arguments.out, table, COLUMNS, KEY)
         write_text(arguments.out.with_suffix(".md"), page(table))
     print(page(table))
 

@@ -26,7 +26,7 @@ import torch
 from gcond.engine.device import commit, describe
 from gcond.files import write_text
 from gcond.rehearsal import Rehearsal, composed
-from gcond.report.records import frame, read_csv, write_csv
+from gcond.report.records import add_rows, frame
 from gcond.report.step import COLUMNS, KEY, page
 from gcond.strategy import Joint, Sequential, Stochastic
 from gcond.timing import Ratio, interleaved, versions
@@ -127,14 +127,6 @@ def measure(strategies: list[str], overrides: list[str], rounds: int, device: to
     return frame(found, COLUMNS)
 
 
-def record(path: Path, rows: pd.DataFrame) -> None:
-    """Put `rows` in the place of those of the same case and strategy, and write the page anew."""
-    if path.exists():
-        rows = pd.concat([read_csv(path, COLUMNS, KEY), rows]).drop_duplicates(KEY, keep="last")
-    write_csv(path, rows, KEY)
-    write_text(path.with_suffix(".md"), page(read_csv(path, COLUMNS, KEY)))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--strategies", default=",".join(STRATEGIES), help="of conf/strategy; baseline is always in it")
@@ -152,7 +144,8 @@ def main() -> None:
     rows = measure(strategies, arguments.overrides, arguments.rounds, device)
     print(page(rows))
     if arguments.out:
-        record(arguments.out, rows)
+        recorded = add_rows(arguments.out, rows, COLUMNS, KEY)
+        write_text(arguments.out.with_suffix(".md"), page(recorded))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from gcond.engine.loop import Objective, Trainer
 from gcond.engine.settings import Settings
 from gcond.files import write_text
 from gcond.rehearsal import Rehearsal, composed
-from gcond.report.records import frame, read_csv, write_csv
+from gcond.report.records import add_rows, frame
 from gcond.report.trace import COLUMNS, KEY, PARTS, page
 from gcond.strategy import GradientConductor
 from gcond.strategy.estimate import Window
@@ -312,10 +312,7 @@ def main() -> None:
         rows.append(measure(case, arguments.overrides, arguments.steps, arguments.rounds, device, chrome))
     table = frame(rows, COLUMNS)
     if arguments.out:
-        if arguments.out.exists():
-            table = pd.concat([read_csv(arguments.out, COLUMNS, KEY), table]).drop_duplicates(KEY, keep="last")
-        write_csv(arguments.out, table, KEY)
-        table = read_csv(arguments.out, COLUMNS, KEY)
+        table = add_rows(arguments.out, table, COLUMNS, KEY)
         write_text(arguments.out.with_suffix(".md"), page(table))
     print(page(table))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gcond.report import memory, precision, resolve, startup, step, trace
-from gcond.report.records import frame, read_csv
+from gcond.report.records import add_rows, frame, read_csv
 
 BENCH = Path(__file__).parents[2] / "results" / "bench"
 PAGES = {
@@ -166,3 +166,18 @@ def test_the_trace_says_what_the_least_headroom_means():
 def test_the_trace_of_a_gpu_says_how_busy_it_was():
     page = trace.page(frame([way("ct", 8, 3.0, busy=0.9, copying=0.02, hidden=0.75)], trace.COLUMNS))
     assert "| ct, store | 8 | 90.0 % | 2.0 % | 75.0 % |" in page
+
+
+def test_a_row_takes_the_place_of_its_namesake(tmp_path):
+    path = tmp_path / "step.csv"
+    add_rows(
+        path, frame([row("baseline", 1, 1, 1), row("pcgrad", 1.8, 1.7, 1.9)], step.COLUMNS), step.COLUMNS, step.KEY
+    )
+    new = frame([row("pcgrad", 1.6, 1.5, 1.7), row("pcgrad", 1.4, 1.3, 1.5, image_size=32)], step.COLUMNS)
+    found = add_rows(path, new, step.COLUMNS, step.KEY)
+    assert sorted(zip(found.strategy, found.image_size, found.ratio, strict=True)) == [
+        ("baseline", 64, 1.0),
+        ("pcgrad", 32, 1.4),
+        ("pcgrad", 64, 1.6),
+    ]
+    assert found.equals(read_csv(path, step.COLUMNS, step.KEY))

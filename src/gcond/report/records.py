@@ -94,3 +94,11 @@ def read_csv(path: Path, columns: dict[str, object] = COLUMNS, key: list[str] = 
     if table.duplicated(key).any():
         raise ValueError(f"{path} names a run twice: {table[table.duplicated(key)][key].iloc[0].to_dict()}")
     return table
+
+
+def add_rows(path: Path, rows: pd.DataFrame, columns: dict[str, object], key: list[str]) -> pd.DataFrame:
+    """Put `rows` beside what `path` holds, in the place of rows of the same name; returns all of them, as read."""
+    if path.exists():
+        rows = pd.concat([read_csv(path, columns, key), rows]).drop_duplicates(key, keep="last")
+    write_csv(path, rows, key)
+    return read_csv(path, columns, key)
