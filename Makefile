@@ -186,7 +186,7 @@ torture: $(READY) data ## kill N=100 runs at random moments, go on, and count wh
 	@OMP_NUM_THREADS=1 $(BIN)/python scripts/torture.py -n $(or $(N),100) --jobs $(JOBS)
 
 test: $(READY) ## the fast tests (under 5 minutes on two cores)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(READY) ## the slow tests as well
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
