@@ -51,7 +51,8 @@ sweep     = $(BIN)/python -m gcond.sweep --jobs $(JOBS) $(if $(MISSING),--missin
 study     = status=0; $(foreach experiment,$1,echo "== $(experiment)"; $(call sweep,$(experiment)) || status=$$?;) $(call report,collect) || status=$$?
 # A page that only reads what is recorded; those of O2 to O5 and O8 are rows of the claims.
 report    = $(BIN)/python -m gcond.report $(if $(filter o2 o3 o4 o5 o8,$1),claims,$1) --results $(OUT) $(if $(filter table3 table4,$1),,--scale $(SCALE)) \
-            $(if $(filter table2,$1),--datasets $(call datasets,table2) --seeds $(SEEDS))
+            $(if $(filter table2,$1),--datasets $(call datasets,table2) --seeds $(SEEDS)) \
+            $(if $(DATASETS),$(if $(filter o1 o6 o10 ablations $(FIGURES),$1),--datasets $(DATASETS)))
 paper_needs = $(if $(filter paper,$(SCALE)),$(if $(IMAGENET),,echo "SCALE=paper needs IMAGENET=DIR (and CT=DIR, a store of the CT archives)"; exit 1;))
 
 .DEFAULT_GOAL := help

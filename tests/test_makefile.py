@@ -58,6 +58,8 @@ def test_data_sets_are_the_experiments_own_and_imagenet_takes_the_place_of_photo
     assert "dataset=ct,imagenet256 " in commands("plan", "EXPERIMENT=o1", "IMAGENET=/d")
     assert "dataset=photos,ct " in commands("plan")
     assert "dataset=ct " in commands("plan", "DATASETS=ct")
+    assert "gcond.report o6 --results results --scale mini  --datasets ct" in commands("reproduce-o6", "DATASETS=ct")
+    assert "--datasets" not in commands("reproduce-o6")
 
 
 def test_variables_reach_the_runs() -> None:
