@@ -18,8 +18,6 @@ from gcond.report.notes import write_notes
 from gcond.report.pages import command as pages
 from gcond.report.records import CURVE_COLUMNS, CURVE_KEY, read_csv
 
-SEEDS = (11, 42, 2025)  # the paper's
-
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
@@ -65,7 +63,7 @@ def report_table2(
     results: Path,
     *,
     recorded_only: bool = False,
-    seeds: tuple[int, ...] = SEEDS,
+    seeds: tuple[int, ...] = lineup.PAPER_SEEDS,
     datasets: tuple[str, ...] | None = None,
     model: str | None = None,
 ) -> int:
@@ -142,7 +140,8 @@ def _parser() -> argparse.ArgumentParser:
         "table2", parents=[below], help="Table 2 of the paper, and the validation curves behind it"
     )
     table.add_argument("--recorded", action="store_true", help="use only what is recorded, collect nothing")
-    table.add_argument("--seeds", type=_seed_list, default=SEEDS, help="comma-separated (default: 11,42,2025)")
+    seeds = "comma-separated (default: 11,42,2025)"
+    table.add_argument("--seeds", type=_seed_list, default=lineup.PAPER_SEEDS, help=seeds)
     table.add_argument("--datasets", type=_name_list, help="comma-separated, in the order of the columns")
     table.add_argument("--model", help="needed only where Table 2 was run with several")
     for name, model in (("table3", "MobileNetV3-Small"), ("table4", "ConvNeXt-Tiny")):

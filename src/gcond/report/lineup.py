@@ -39,6 +39,8 @@ DATASETS = {
     "paper": ("imagenet256", "ct"),
 }
 PAPER_MODEL = "mobilenetv3_small"
+PAPER_SEEDS = (11, 42, 2025)
+NOT_EVIDENCE = ("smoke", "mini")  # scales that show that the machinery works
 
 
 def default_datasets(scale: str) -> tuple[str, ...]:

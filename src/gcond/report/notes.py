@@ -5,10 +5,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from gcond.report import orderings
-from gcond.report.lineup import STRATEGIES
+from gcond.report.lineup import NOT_EVIDENCE, STRATEGIES
 from gcond.report.table2 import Table2
-
-NOT_EVIDENCE = ("smoke", "mini")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from gcond.report.paper import COUNTERPART
 from gcond.report.records import COLUMNS, KEY, frame, read_csv
 
 SCALES = ("paper", "sample_gpu", "sample", "mini", "smoke")  # the largest first
-NOT_EVIDENCE = ("mini", "smoke")
 BLOCKS = {"best_val": "validation, best epoch", "last_val": "validation, last epoch", "best_test": "test"}
 METRICS = {"l1": "L1", "ssim": "1 - SSIM"}
 MODE = "strategy.model_mode"

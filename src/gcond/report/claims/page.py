@@ -8,8 +8,9 @@ from pathlib import Path
 
 from gcond.files import write_text
 from gcond.report.claims import CLAIMS, QUESTIONS
-from gcond.report.claims.evidence import BLOCKS, NOT_EVIDENCE, SCALES, Evidence, read, recorded_scales
+from gcond.report.claims.evidence import BLOCKS, SCALES, Evidence, read, recorded_scales
 from gcond.report.claims.judge import Answer, Claim, text
+from gcond.report.lineup import NOT_EVIDENCE
 from gcond.report.statistics import FEWEST, HOLDS, NOT_RUN
 
 CSV_HEADER = ["id", "kind", "verdict", "scale", "finding", "block", "effect", "low", "high", "unit", "n"]

@@ -16,7 +16,7 @@ from gcond.report.dashboard.metrics import POINTS, short
 from gcond.report.dashboard.pictures import embed
 from gcond.report.dashboard.read import STATUSES, Entry
 from gcond.report.dashboard.series import groups
-from gcond.report.notes import NOT_EVIDENCE
+from gcond.report.lineup import NOT_EVIDENCE
 
 FULL_DETAIL_RUNS = 400  # beyond, lines get fewer points, so that the file stays small
 NUMBERS = ("best_val_l1", "best_val_ssim", "best_test_l1", "best_test_ssim")

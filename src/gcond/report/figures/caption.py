@@ -1,9 +1,10 @@
 """The words and numbers below a figure, as Markdown. Deterministic: same records, same bytes."""
 
 from gcond.report.figures import style
-from gcond.report.figures.lineup import LABELS, NOT_EVIDENCE
+from gcond.report.figures.lineup import LABELS
 from gcond.report.figures.numbers import Number, table
 from gcond.report.figures.select import Selection
+from gcond.report.lineup import NOT_EVIDENCE
 from gcond.report.render import grid
 
 

@@ -11,7 +11,6 @@ from gcond.report.lineup import PAPER_MODEL, STRATEGIES
 LABELS = STRATEGIES | {"gcond_as_pcgrad": "GCond-as-PCGrad", "baseline_integrated": "Baseline integrated (control)"}
 PHOTOS = ("photos", "imagenet256")  # either stands for the paper's ImageNet
 BOTH = ("photos", "ct")
-NOT_EVIDENCE = ("smoke", "mini")
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from gcond.report.figures import style
 from gcond.report.figures.lineup import PHOTOS
 from gcond.report.figures.select import Selection
+from gcond.report.lineup import PAPER_SEEDS
 
 FILE = "final_reconstructions.npz"
 GREEN = "#00C000"
-PAPER_SEEDS = (11, 42, 2025)
 SHOWN = (
     "Photographs of the validation split, which no run has trained on, after the last epoch. Green: patches that the "
     "model saw; it fills in the others. Values outside [0, 1] are clamped for the picture."

@@ -7,8 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gcond.report import curves
-from gcond.report.figures.lineup import LABELS, NOT_EVIDENCE
+from gcond.report.figures.lineup import LABELS
 from gcond.report.figures.select import Selection
+from gcond.report.lineup import NOT_EVIDENCE
 
 _COLOURS = {strategy: look[0] for strategy, look in curves.LOOKS.items()}
 LOOKS = {  # colour, dashes, marker

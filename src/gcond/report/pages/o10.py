@@ -11,7 +11,6 @@ from gcond.report.claims.conflict import GROUPS, cosines, probed, survival, trai
 from gcond.report.claims.evidence import Arm
 from gcond.report.claims.judge import Finding, number
 from gcond.report.figures.style import THICK, THIN
-from gcond.report.pages.o6 import gaps
 from gcond.report.pages.page import Page, command, finish, numbers, table
 from gcond.report.pages.source import Run, Source, load, name, nothing
 
@@ -60,8 +59,8 @@ def build(scale: str, results: Path, asked: tuple[str, ...] | None) -> Page:
     runs = source.rows(dict.fromkeys([*there, *left]))
     drawing = draw(source, there)
     finish(drawing, TITLE, source, runs, "Thick: mean over seeds; thin: single seeds")
-    lacking = [*gaps(source, evidence.probes, "probes.csv")]
-    lacking += [line for line in gaps(source, evidence.steps, "steps.csv") if line not in lacking]
+    lacking = source.gaps_of_table2(evidence.probes, "probes.csv")
+    lacking += [line for line in source.gaps_of_table2(evidence.steps, "steps.csv") if line not in lacking]
     return Page(source, TITLE, parts, rows, runs, drawing, SHOWN, lacking, command(source, asked))
 
 

@@ -13,7 +13,6 @@ from gcond.report.claims.evidence import Arm
 from gcond.report.claims.judge import Finding, number
 from gcond.report.figures import style
 from gcond.report.figures.lines import positions
-from gcond.report.lineup import STRATEGIES
 from gcond.report.pages.page import Page, command, finish, numbers, table
 from gcond.report.pages.source import Run, Source, load, name, nothing
 
@@ -66,19 +65,8 @@ def build(scale: str, results: Path, asked: tuple[str, ...] | None) -> Page:
     runs = source.rows(there)
     drawing = draw(source, there)
     finish(drawing, TITLE, source, runs, "Thick: mean over seeds; thin: single seeds")
-    return Page(source, TITLE, parts, rows, runs, drawing, SHOWN, gaps(source, source.evidence.steps, "steps.csv"),
-                command(source, asked))  # fmt: skip
-
-
-def gaps(source: Source, records: pd.DataFrame, file: str) -> list[str]:
-    """Methods of Table 2 without a run, failed seeds, and runs without `records`."""
-    wanted: list[Run] = [(dataset, Arm(strategy)) for dataset in source.datasets for strategy in STRATEGIES]
-    lines = source.gaps(wanted)
-    for dataset, arm in wanted:
-        there = set(source.evidence.own(records, dataset, arm).seed) if len(records) else set()
-        if without := sorted(set(source.evidence.by_seed(dataset, arm).index) - there):
-            lines.append(f"{name(arm)} on {dataset}, seed {', '.join(map(str, without))}: nothing in {file}")
-    return lines
+    lacking = source.gaps_of_table2(source.evidence.steps, "steps.csv")
+    return Page(source, TITLE, parts, rows, runs, drawing, SHOWN, lacking, command(source, asked))
 
 
 def _table(source: Source, runs: list[Run], found: dict[Run, dict[str, Finding]], rows: list[dict[str, object]]) -> str:

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from gcond.files import write_text
 from gcond.report import notes
 from gcond.report.figures import style
-from gcond.report.figures.lineup import NOT_EVIDENCE
 from gcond.report.figures.save import save
+from gcond.report.lineup import NOT_EVIDENCE
 from gcond.report.pages.source import Source
 from gcond.report.render import bullets, cell_number, grid
 from gcond.report.statistics import Effect

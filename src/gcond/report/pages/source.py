@@ -10,7 +10,7 @@ import pandas as pd
 from gcond.report.claims.evidence import Arm, Evidence, overrides, read
 from gcond.report.figures.lineup import LABELS
 from gcond.report.figures.select import standing_for
-from gcond.report.lineup import TRIVIAL
+from gcond.report.lineup import STRATEGIES, TRIVIAL
 from gcond.report.records import read_csv
 from gcond.report.table2 import Cell, dataset_title
 
@@ -71,6 +71,16 @@ class Source:
             elif absent := sorted((set(seeds) | failed) - done):
                 words = "failed" if set(absent) <= failed else "not run or failed" if failed else "not run"
                 lines.append(f"{where}, seed {', '.join(map(str, absent))}: {words}")
+        return lines
+
+    def gaps_of_table2(self, records: pd.DataFrame, file: str) -> list[str]:
+        """Methods of Table 2 without a run, failed seeds, and runs without `records`."""
+        wanted: list[Run] = [(dataset, Arm(strategy)) for dataset in self.datasets for strategy in STRATEGIES]
+        lines = self.gaps(wanted)
+        for dataset, arm in wanted:
+            there = set(self.evidence.own(records, dataset, arm).seed) if len(records) else set()
+            if without := sorted(set(self.evidence.by_seed(dataset, arm).index) - there):
+                lines.append(f"{name(arm)} on {dataset}, seed {', '.join(map(str, without))}: nothing in {file}")
         return lines
 
 
