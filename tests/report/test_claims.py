@@ -275,6 +275,28 @@ def test_tuning_takes_each_arm_at_its_best_rate(judge, results):
     assert set(best.runs.variant) == {""}
 
 
+def test_static_weights_and_single_tasks(judge):
+    """Static points at (L1, 1 - SSIM) = (.3, .6), (.6, .3) and Baseline (.5, .5): a method at (.4, .4) is 20 % of .5
+    ahead of Baseline, the nearest; one at (.7, .7) is 40 % behind it. Alone, L1 reaches .32 and 1 - SSIM .25."""
+    rows = []
+    for seed in SEEDS[:6]:
+        for weights, l1, ssim in (("{l1:0.95,ssim:0.05}", 0.3, 0.6), ("{l1:0.05,ssim:0.95}", 0.6, 0.3)):
+            rows.append(run("ct", "baseline", seed, l1, ssim, variant=f"loss.tasks={weights},optimizer.lr=2e-3"))
+        for task in ("l1", "ssim"):
+            alone = {"l1": (0.32, 0.9), "ssim": (0.9, 0.25)}[task]
+            rows.append(run("ct", "baseline", seed, *alone, variant=f"loss={task}"))
+        for strategy, level in (("baseline", 0.5), ("gcond_stochastic", 0.4), ("pcgrad", 0.7)):
+            rows.append(run("ct", strategy, seed, level))
+    found = {each.about: each.effect for each in judge(rows)["O8"].found.findings if each.block == "best_val"}
+    settings = "ahead of the front of 3 static settings"  # Baseline's own is one
+    assert found[f"ct: GCond stochastic {settings}"].mean == pytest.approx(100 * (0.5 - 0.4) / 0.5)
+    assert found[f"ct: PCGrad {settings}"].mean == pytest.approx(100 * (0.5 - 0.7) / 0.5)
+    for label, level in (("Baseline", 0.5), ("GCond stochastic", 0.4), ("PCGrad", 0.7)):
+        by_hand = 50 * ((level - 0.32) / 0.32 + (level - 0.25) / 0.25)
+        assert found[f"ct: {label}, Delta-m"].mean == pytest.approx(by_hand)
+        assert found[f"ct: {label}, Delta-m"].n == 6
+
+
 def bins(strategy: str, seed: int, **columns: object) -> list[dict[str, object]]:
     key = {"dataset": "ct", "model": ABOUT["model"], "strategy": strategy, "seed": seed, "variant": ""}
     rows = []

@@ -7,6 +7,7 @@ from gcond.report.claims import (
     cost,
     dynamics,
     factorial,
+    front,
     further,
     memory,
     reconstruction,
@@ -15,7 +16,7 @@ from gcond.report.claims import (
 from gcond.report.claims.judge import Claim
 
 _FAMILIES = (reconstruction, cost, memory, dynamics, updates, ablations, further)
-_QUESTIONS = (factorial, controls, conflict)
+_QUESTIONS = (factorial, controls, front, conflict)
 
 CLAIMS: tuple[Claim, ...] = tuple(claim for family in _FAMILIES for claim in family.CLAIMS)
 QUESTIONS: tuple[Claim, ...] = tuple(

@@ -1,12 +1,10 @@
-"""O2 to O5 and O7 to O9: the controls that critics of such comparisons ask for."""
+"""O2 to O5, O7 and O9: the controls that critics of such comparisons ask for."""
 
 import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-
-import pandas as pd
 
 from gcond.report import precision
 from gcond.report.claims.evidence import BLOCKS, METRICS, RATE, WINDOW, Arm, Evidence, overrides, tune
@@ -18,8 +16,6 @@ from gcond.report.statistics import single
 DECAY = "optimizer.build.weight_decay"
 BATCH = ("scale.micro_batch", "scale.accumulation_steps")
 BUFFERS = ("strategy.conductor.buffer_dtype", "strategy.conductor.reference_dtype")
-WEIGHTS = ("loss.tasks.l1", "loss.tasks.ssim")
-RATES = "optimizer.lr=1e-4,3.2e-4,1e-3,3.2e-3,1e-2"
 PEERS = (PCGRAD, CAGRAD, GRADNORM)
 METHODS = (*PEERS, Arm("graddrop"), SEQUENTIAL, STOCHASTIC, Arm("gcond_pure"), Arm("gcond_lion"))
 CONTROL = Arm("baseline_integrated")
@@ -38,7 +34,7 @@ def tuned(evidence: Evidence) -> Answer | None:
         for metric, block in product(METRICS, BLOCKS)
     ]
     counts = sorted(set(best.tried.values()))
-    words = [*_listed(findings), "The setting is chosen on validation: read the test numbers (claims.csv)."]
+    words = [*listed(findings), "The setting is chosen on validation: read the test numbers (claims.csv)."]
     if len(counts) > 1:
         words.append(f"Budgets differ: {counts[0]} to {counts[-1]} settings for a method.")
     if best.at_the_edge:
@@ -66,7 +62,7 @@ def accumulate_first(evidence: Evidence) -> Answer | None:
                 _differs(evidence, dataset, Arm("gcond_lion"), STOCHASTIC, metric, block, "with Lion/LARS")
                 for metric, block in product(METRICS, BLOCKS)
             ]
-    return answer(findings, words=_listed(findings), where="claims.csv")
+    return answer(findings, words=listed(findings), where="claims.csv")
 
 
 def small_batches(evidence: Evidence) -> Answer | None:
@@ -83,7 +79,7 @@ def buffers(evidence: Evidence) -> Answer | None:
                 _differs(evidence, dataset, Arm(strategy, text), Arm(strategy), metric, block, "bfloat16 or float32")
                 for metric, block in product(METRICS, BLOCKS)
             ]
-    return answer(findings, words=_listed(findings), where="claims.csv, ../bench/precision.md")
+    return answer(findings, words=listed(findings), where="claims.csv, ../bench/precision.md")
 
 
 def buffers_in_one_step(results: Path) -> Answer | None:
@@ -110,41 +106,6 @@ def buffers_in_one_step(results: Path) -> Answer | None:
     return found and replace(found, source=f"single steps: {devices}")
 
 
-def front(evidence: Evidence) -> Answer | None:
-    """Per seed: the smallest over static points of the larger of the two gaps, point - method. Above zero no static
-    point is as good in both losses; the gap is in percent of Baseline's loss."""
-    findings, words = [], []
-    runs = evidence.runs[evidence.runs.model == evidence.model]
-    for dataset in evidence.datasets:
-        static = runs[(runs.dataset == dataset) & (runs.strategy == "baseline")]
-        allowed = {*WEIGHTS, RATE}
-        static = static[[set(overrides(text)) <= allowed for text in static.variant]]
-        weights = {text for text in static.variant if set(overrides(text)) & set(WEIGHTS)}
-        if not weights or not evidence.ran(dataset, BASELINE):
-            continue
-        means = evidence.by_seed(dataset, BASELINE)
-        for arm, block in product(METHODS, ("best_val", "last_val", "best_test")):
-            if evidence.ran(dataset, arm):
-                columns = [f"{block}_{metric}" for metric in METRICS]
-                ahead = _ahead(static, evidence.by_seed(dataset, arm), columns, means)
-                about = f"{dataset}: {arm.label} ahead of the front of {static.variant.nunique()} static settings"
-                findings.append(Finding(about, single(ahead), block=block))
-    if findings:
-        words = ["Above zero: no static weights were as good in L1 and SSIM at once, by at least this much."]
-        words += _listed(findings)
-    return answer(findings, words=words, where="claims.csv")
-
-
-def _ahead(static: pd.DataFrame, own: pd.DataFrame, columns: list[str], base: pd.DataFrame) -> pd.Series:
-    found = {}
-    for seed in own.index:
-        points = static[static.seed == seed]
-        if len(points):
-            gaps = [100 * (points[name] - own.loc[seed, name]) / base[name].mean() for name in columns]
-            found[seed] = float(pd.concat(gaps, axis=1).max(axis=1).min())
-    return pd.Series(found, dtype=float)
-
-
 def _same_change(evidence: Evidence, chosen: Callable[[dict[str, str]], bool]) -> Answer | None:
     """Methods against Baseline under the same change of settings."""
     findings = []
@@ -157,7 +118,7 @@ def _same_change(evidence: Evidence, chosen: Callable[[dict[str, str]], bool]) -
                     _differs(evidence, dataset, ours, theirs, metric, block, "")
                     for metric, block in product(METRICS, BLOCKS)
                 ]
-    return answer(findings, words=_listed(findings), where="claims.csv")
+    return answer(findings, words=listed(findings), where="claims.csv")
 
 
 def _differs(evidence: Evidence, dataset: str, ours: Arm, theirs: Arm, metric: str, block: str, how: str) -> Finding:
@@ -166,7 +127,7 @@ def _differs(evidence: Evidence, dataset: str, ours: Arm, theirs: Arm, metric: s
     return Finding(about, found.effect, block=block, remarks=found.remarks)
 
 
-def _listed(findings: list[Finding], most: int = 12) -> list[str]:
+def listed(findings: list[Finding], most: int = 12) -> list[str]:
     own = [found for found in findings if found.block == "best_val"]
     texts = [f"{found.about} {number(found.effect, found.unit)}" for found in own if not math.isnan(found.effect.mean)]
     more = f"; and {len(texts) - most} more (claims.csv)" if len(texts) > most else ""
@@ -219,15 +180,6 @@ CLAIMS = (
         "linear probe on the frozen encoder",
         "",
         "a linear probe, which the project does not have, and labelled images",
-        question=True,
-    ),
-    Claim(
-        "O8",
-        "Where does each method lie against the front of static weights, and against single-task runs?",
-        "Baseline over lambda_L1 (1 - lambda_SSIM) x learning rate",
-        sweep("strategy=baseline", "loss.tasks.l1=0.05,0.15,0.3,0.5,0.7,0.85,0.95", RATES),
-        f"700 runs, {MINUTES}; for each lambda_L1 its own loss.tasks.ssim, so one command for each pair",
-        front,
         question=True,
     ),
     Claim(
