@@ -213,6 +213,19 @@ def test_a_strategy_never_recorded_is_taken_to_last_as_long_as_the_others(runs: 
     assert estimate(runs, tmp_path / "results").seconds == 0
 
 
+def test_a_scale_never_recorded_takes_as_long_a_pixel_as_the_others(runs: list[Planned], tmp_path: Path) -> None:
+    """mini: 96 steps of 32 images, sample: 500 of 64, both of 64 x 64 pixels; paper's steps depend on the data."""
+    record(tmp_path / "results", ["photos,mobilenetv3_small,baseline,1,,done,30,,"])
+    (tmp_path / "results" / "smoke").rename(tmp_path / "results" / "mini")
+    at_sample = config("dataset=photos", "scale=sample", f"runs={tmp_path}")
+    planned = Planned(RunFolder(at_sample), ("sample", "photos", "mobilenetv3_small", "baseline"), 500, at_sample)
+    expected = estimate([planned], tmp_path / "results").seconds
+    assert expected == pytest.approx(30 * 500 * 64 / (96 * 32))
+    at_paper = config("dataset=photos", "scale=paper", f"runs={tmp_path}")
+    planned = Planned(RunFolder(at_paper), ("paper", "photos", "mobilenetv3_small", "baseline"), None, at_paper)
+    assert estimate([planned], tmp_path / "results").seconds is None
+
+
 def test_the_memory_needed_is_the_most_that_a_run_of_the_same_kind_took(runs: list[Planned], tmp_path: Path) -> None:
     rows = [
         f"photos,mobilenetv3_small,{strategy},1,,done,10,{megabytes},a {strategy} machine"

@@ -10,11 +10,12 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # what --multirun itself splits a sweep with
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from gcond.engine.folder import RunFolder
@@ -97,22 +98,49 @@ def estimate(runs: Sequence[Planned], results: Path) -> Estimate:
     left = [run for run in runs if not run.done]
     largest = max((record for run in left for record in known.get(run.cost, [])), key=_memory, default=None)
     return Estimate(
-        _seconds([run.cost for run in left], known),
+        _seconds(left, known),
         None if largest is None else largest.memory_mb,
         "" if largest is None else largest.device,
     )
 
 
-def _seconds(left: Sequence[Cost], known: dict[Cost, list[Record]]) -> float | None:
-    """Medians of runs of the same kind; where there are none, of all."""
-    if not left:
-        return 0.0
-    everything = [record.seconds for records in known.values() for record in records]
-    if not everything:
-        return None
-    overall = statistics.median(everything)
+def _seconds(left: Sequence[Planned], known: dict[Cost, list[Record]]) -> float | None:
+    """Medians of runs of the same kind; where there are none, of all of the scale; where it has none, the time per
+    pixel that those of other scales took."""
     medians = {cost: statistics.median(record.seconds for record in records) for cost, records in known.items()}
-    return sum(medians.get(cost, overall) for cost in left)
+    by_scale: dict[str, list[float]] = {}
+    for (scale, *_), records in known.items():
+        by_scale.setdefault(scale, []).extend(record.seconds for record in records)
+    paces = [
+        seconds / pixels for scale, times in by_scale.items() if (pixels := _pixels(_scale(scale))) for seconds in times
+    ]
+    pace = statistics.median(paces) if paces else None
+    total = 0.0
+    for run in left:
+        scale = run.cost[0]
+        pixels = _pixels(run.cfg.scale)
+        if run.cost in medians:
+            total += medians[run.cost]
+        elif scale in by_scale:
+            total += statistics.median(by_scale[scale])
+        elif pace and pixels:
+            total += pace * pixels
+        else:
+            return None
+    return total
+
+
+def _scale(name: str) -> DictConfig | None:
+    path = CONFIG / "scale" / f"{name}.yaml"
+    return cast(DictConfig, OmegaConf.load(path)) if path.exists() else None
+
+
+def _pixels(scale: DictConfig | None) -> int | None:
+    """Of all images that a run trains on; None where that depends on the data."""
+    if scale is None or scale.steps_per_epoch is None:
+        return None
+    images = scale.epochs * scale.steps_per_epoch * scale.accumulation_steps * scale.micro_batch
+    return int(images * scale.image_size**2)
 
 
 def recorded(results: Path) -> dict[Cost, list[Record]]:
