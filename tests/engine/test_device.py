@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gcond.engine.device import describe, pick
+from gcond.engine.device import describe, pick, processor
 
 
 def test_cuda_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,3 +20,11 @@ def test_a_run_on_the_cpu_uses_the_threads_it_was_given() -> None:
         assert describe(device).endswith("2 thread(s) a run")
     finally:
         torch.set_num_threads(before)
+
+
+def test_processors_of_one_name_are_told_apart() -> None:
+    listed = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: {}\nmodel name\t: AMD EPYC\n\nprocessor\t: 1\nmodel\t: 99\n"
+    vectors = torch.backends.cpu.get_cpu_capability()
+    assert processor(listed.format(1)) == f"AMD EPYC (family 25, model 1, {vectors})"
+    assert processor(listed.format(17)) == f"AMD EPYC (family 25, model 17, {vectors})"
+    assert processor("Hardware: a board without names\n") == ""

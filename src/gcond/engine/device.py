@@ -35,11 +35,19 @@ def describe(device: torch.device) -> str:
 
 def _cpu_model() -> str:
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    listed = info.read_text() if info.exists() else ""
+    return processor(listed) or platform.processor() or platform.machine()
+
+
+def processor(listed: str) -> str:
+    """Of the text of /proc/cpuinfo: name, family and model, and the vector instructions that PyTorch uses, since
+    processors of one name may differ in these, and then round differently. "" where no name is listed."""
+    first = [line.partition(":") for line in listed.split("\n\n")[0].splitlines()]
+    found = {key.strip(): value.strip() for key, _, value in first}
+    if "model name" not in found:
+        return ""
+    kind = [f"{key.split()[-1]} {found[key]}" for key in ("cpu family", "model") if key in found]
+    return f"{found['model name']} ({', '.join([*kind, torch.backends.cpu.get_cpu_capability()])})"
 
 
 def peak_memory_mb(device: torch.device) -> float:
