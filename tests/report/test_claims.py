@@ -7,8 +7,10 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from gcond.report.__main__ import main
 from gcond.report.claims import CLAIMS, QUESTIONS
@@ -240,12 +242,12 @@ def test_factorial_finds_the_effects_that_were_put_in(judge):
         rows += [run("ct", name, seed, level + noise(name + mode, seed), variant=text) for seed in SEEDS]
     found = judge(rows)["O1"].found
     effects = {each.about: each.effect for each in found.findings if each.block == "best_val"}
-    assert effects["ct L1: EMA update (beta1 = 0)"].mean == pytest.approx(-8, abs=0.3)  # -10 and -6
-    assert effects["ct L1: eval mode"].mean == pytest.approx(4, abs=0.3)  # 2 and 6
-    assert effects["ct L1: EMA update (beta1 = 0) x eval mode"].mean == pytest.approx(4, abs=0.5)
-    assert effects["ct L1: sequential resolution"].mean == pytest.approx(0, abs=0.3)
+    assert effects["ct L1: EMA update (beta1 = 0), mean of 6"].mean == pytest.approx(-8, abs=0.3)  # -10 and -6
+    assert effects["ct L1: eval mode, mean of 6"].mean == pytest.approx(4, abs=0.3)  # 2 and 6
+    assert effects["ct L1: EMA update (beta1 = 0) x eval mode, mean of 3"].mean == pytest.approx(4, abs=0.5)
+    assert effects["ct L1: sequential resolution, mean of 4"].mean == pytest.approx(0, abs=0.3)
     assert effects["ct L1: share of the gap that EMA alone gives"].mean == pytest.approx(100, abs=3)
-    assert found.shown.about == "ct L1: share of the gap that EMA alone gives"
+    assert found.shown.about == "ct L1: Baseline integrated vs Baseline"
     assert found.verdict == ""
     assert not any("Arms not run" in line for line in found.words)
 
@@ -253,12 +255,50 @@ def test_factorial_finds_the_effects_that_were_put_in(judge):
 def test_factorial_with_arms_missing_says_which(judge):
     found = judge(table2({"baseline": 0.5, "baseline_integrated": 0.45, "gcond_stochastic": 0.45}))["O1"].found
     effects = {each.about: each.effect.mean for each in found.findings if each.block == "best_val"}
-    assert effects["ct L1: EMA update (beta1 = 0)"] == pytest.approx(-10, abs=0.3)
-    assert effects["ct L1: stochastic resolution"] == pytest.approx(0, abs=0.3)
-    assert "ct L1: eval mode" not in effects
-    missing = next(line for line in found.words if line.startswith("Arms not run"))
+    assert effects["ct L1: Baseline integrated vs Baseline"] == pytest.approx(-10, abs=0.3)
+    assert effects["ct L1: GCond stochastic vs Baseline integrated"] == pytest.approx(0, abs=0.3)
+    assert not any("eval mode" in about or "mean of" in about for about in effects)
+    missing = next(line for line in found.words if line.startswith("Arms not run on ct"))
     assert "GCond pure" in missing
     assert "Baseline (strategy.model_mode=eval)" in missing
+
+
+def test_every_change_of_a_part_of_the_factorial_is_scipys_paired_t_interval(judge):
+    """Arms with different seeds, at two rates; each change has the seeds that its two arms share."""
+    generator = np.random.default_rng(7)
+    seeds = {"baseline": SEEDS[:8], "baseline_integrated": SEEDS[:7], "gcond_stochastic": SEEDS[1:8]}
+    losses = {
+        (strategy, rate): {seed: generator.normal(0.5, 0.02) for seed in own}
+        for rate in ("", "optimizer.lr=2e-4")
+        for strategy, own in seeds.items()
+    }
+    rows = [
+        run("ct", strategy, seed, loss, variant=rate)
+        for (strategy, rate), own in losses.items()
+        for seed, loss in own.items()
+    ]
+    found = {each.about: each.effect for each in judge(rows)["O1"].found.findings if each.block == "best_val"}
+    pairs = {
+        "Baseline integrated vs Baseline": ("baseline_integrated", "baseline", 7),
+        "GCond stochastic vs Baseline": ("gcond_stochastic", "baseline", 7),
+        "GCond stochastic vs Baseline integrated": ("gcond_stochastic", "baseline_integrated", 6),
+    }
+    for rate, where in (("", "ct L1"), ("optimizer.lr=2e-4", "ct L1, at learning rate 2e-4")):
+        for name, (ours, theirs, n) in pairs.items():
+            a, b, base = (losses[strategy, rate] for strategy in (ours, theirs, "baseline"))
+            shared = sorted(set(a) & set(b))
+            scale = 100 / np.mean([base[seed] for seed in shared])
+            test = stats.ttest_rel([a[seed] for seed in shared], [b[seed] for seed in shared])
+            interval = test.confidence_interval(0.95)
+            effect = found[f"{where}: {name}"]
+            assert effect.n == len(shared) == n
+            assert (effect.low, effect.high) == pytest.approx((scale * interval.low, scale * interval.high))
+            assert effect.mean == pytest.approx(scale * np.mean([a[seed] - b[seed] for seed in shared]))
+    shown = judge(rows)["O1"].found
+    assert [each.about for each in (shown.shown, *shown.beside)] == [
+        "ct L1: Baseline integrated vs Baseline",
+        "ct L1, at learning rate 2e-4: Baseline integrated vs Baseline",
+    ]
 
 
 def test_tuning_takes_each_arm_at_its_best_rate(judge, results):

@@ -11,13 +11,14 @@ import yaml
 from report import fake_controls
 
 from gcond.report.__main__ import main
-from gcond.report.lineup import STRATEGIES
+from gcond.report.lineup import SCALE_PIXELS, SCALE_RATES, STRATEGIES
 from gcond.report.pages import ablations, o1, o6, o10
 from gcond.report.pages import page as page_module
 from gcond.report.pages.parameters import PARAMETERS, parsed
 from gcond.report.pages.source import load
 
-EXPERIMENTS = Path(__file__).parents[2] / "conf" / "experiment"
+CONF = Path(__file__).parents[2] / "conf"
+EXPERIMENTS = CONF / "experiment"
 PAGES = ("ablations", "o1", "o6", "o10")
 METHODS = tuple(STRATEGIES)
 FEW = ("baseline", "gcond_sequential", "gcond_stochastic")
@@ -239,33 +240,63 @@ def test_panels_share_their_axis_and_hold_every_seed(ablated):
 # O1
 
 
+def test_rates_and_sizes_of_the_scales_are_those_of_conf():
+    for path in (CONF / "scale").glob("*.yaml"):
+        scale = yaml.safe_load(path.read_text())
+        assert float(scale["lr"]) == SCALE_RATES[path.stem]
+        assert scale["image_size"] == SCALE_PIXELS[path.stem]
+
+
 def test_the_factorials_effects_are_those_put_in(tmp_path):
     """By hand, in percent of .5: EMA -10 in train and -6 in eval mode; eval 2 and 6; resolution -1; micro-batch 3."""
     fake_controls.write(tmp_path, "sample", fake_controls.factorial())
     assert page(tmp_path, "o1") == 0
-    pure, ema = "gcond_sequential_pure", "gcond_sequential"
-    micro_batch = (pure, ema, f"{pure}, eval mode", f"{ema}, eval mode")
-    found = {row["name"]: float(row["mean"]) for row in tidy(tmp_path, "o1", kind="effect", dataset="ct", metric="l1",
-                                                               block="best_val")}  # fmt: skip
+    where = {"dataset": "ct", "metric": "l1", "block": "best_val"}
+    found = {row["name"]: float(row["mean"]) for row in tidy(tmp_path, "o1", kind="average", **where)}
     assert found == {
-        "EMA update (beta1 = 0)": pytest.approx(-8),
-        "eval mode": pytest.approx(4),
-        "sequential resolution": pytest.approx(-1),
-        "stochastic resolution": pytest.approx(-1),
-        "EMA update (beta1 = 0) x eval mode": pytest.approx(4),
-        "EMA update (beta1 = 0) x sequential resolution": pytest.approx(0),
-        "EMA update (beta1 = 0) x stochastic resolution": pytest.approx(0),
-        "eval mode x sequential resolution": pytest.approx(0),
-        "eval mode x stochastic resolution": pytest.approx(0),
+        "EMA update (beta1 = 0) (mean of 6)": pytest.approx(-8),
+        "eval mode (mean of 6)": pytest.approx(4),
+        "sequential resolution (mean of 4)": pytest.approx(-1),
+        "stochastic resolution (mean of 4)": pytest.approx(-1),
+        "EMA update (beta1 = 0) x eval mode (mean of 3)": pytest.approx(4),
+        "EMA update (beta1 = 0) x sequential resolution (mean of 2)": pytest.approx(0),
+        "EMA update (beta1 = 0) x stochastic resolution (mean of 2)": pytest.approx(0),
+        "eval mode x sequential resolution (mean of 2)": pytest.approx(0),
+        "eval mode x stochastic resolution (mean of 2)": pytest.approx(0),
         "share of the gap that EMA alone gives": pytest.approx(100 * 10 / 11, rel=1e-4),
-        **dict.fromkeys([f"per micro-batch instead of per window ({name})" for name in micro_batch], pytest.approx(3)),
     }
+    changes = {row["name"]: float(row["mean"]) for row in tidy(tmp_path, "o1", kind="change", **where)}
+    kinds = {"gap": (4, {-11, -7}), "EMA update": (6, {-10, -6}), "resolution": (8, {-1}), "eval mode": (6, {2, 6}),
+             "per micro-batch": (4, {3})}  # fmt: skip
+    for kind, (count, sizes) in kinds.items():
+        own = [value for name, value in changes.items() if name.startswith(f"{kind}: ")]
+        assert len(own) == count, kind
+        assert {round(value, 6) for value in own} == sizes
+    assert len(changes) == 28
+    assert changes["resolution: GCond stochastic vs Baseline integrated"] == pytest.approx(-1)
+    assert changes["eval mode: GCond pure, eval mode vs GCond pure"] == pytest.approx(2)
     arms = tidy(tmp_path, "o1", kind="arm", dataset="ct", metric="ssim", block="best_test")
     assert len(arms) == len(o1.ARMS) == 16
     (own,) = [row for row in arms if row["name"] == "gcond_stochastic strategy.model_mode=eval"]
     assert (float(own["mean"]), float(own["sample_sd"]), own["n"]) == (pytest.approx(0.4375), pytest.approx(0.005), "3")
     line = next(line for line in text(tmp_path, "o1").splitlines() if re.match(r"\| eval .*EMA.*\| stochastic", line))
     assert "| 0.4750 ± 0.0100  | 0.2375 ± 0.0050 |" in line
+
+
+def test_an_arm_that_is_missing_takes_only_its_own_changes_away(tmp_path):
+    """What the study has first: three arms in train mode, of which one has a seed less."""
+    kept = {"baseline", "baseline_integrated", "gcond_stochastic"}
+    runs = [row for row in fake_controls.factorial(("ct",)) if row["strategy"] in kept and not row["variant"]]
+    runs = [row for row in runs if (row["strategy"], row["seed"]) != ("gcond_stochastic", 11)]
+    fake_controls.write(tmp_path, "sample", runs)
+    assert page(tmp_path, "o1", "sample", "--datasets", "ct") == 1
+    found = tidy(tmp_path, "o1", kind="change", metric="l1", block="best_val")
+    assert {row["name"]: (round(float(row["mean"]), 1), row["n"]) for row in found} == {
+        "gap: GCond stochastic vs Baseline": (-10.9, "2"),  # of Baseline's .505 on the seeds shared
+        "EMA update: Baseline integrated vs Baseline": (-10.0, "3"),
+        "resolution: GCond stochastic vs Baseline integrated": (-1.0, "2"),
+    }
+    assert "GCond pure" in text(tmp_path, "o1").split("Arms not run: ")[1].split("\n")[0]
 
 
 def test_missing_arms_of_the_factorial_are_named(tmp_path, capsys):
@@ -299,19 +330,29 @@ def test_seeds_beyond_this_experiments_are_no_gap(tmp_path):
     assert page(tmp_path, "o1", "sample", "--datasets", "ct") == 0
 
 
-def test_other_learning_rates_have_their_own_section(tmp_path):
+def test_other_learning_rates_stand_beside_the_scales_own(tmp_path):
     runs = fake_controls.factorial(("ct",))
     for strategy, level in (("baseline", 0.7), ("baseline_integrated", 0.6)):
         runs += [fake_controls.run(("ct", strategy, seed, "optimizer.lr=2e-4"), level) for seed in fake_controls.SEEDS]
     fake_controls.write(tmp_path, "sample", runs)
     assert page(tmp_path, "o1", "sample", "--datasets", "ct") == 0
-    (row,) = tidy(tmp_path, "o1", kind="effect", learning_rate="At learning rate 2e-4", metric="l1", block="best_val",
-                  name="EMA update (beta1 = 0)")  # fmt: skip
+    (row,) = tidy(tmp_path, "o1", kind="change", learning_rate="at learning rate 2e-4", metric="l1", block="best_val")
+    assert row["name"] == "EMA update: Baseline integrated vs Baseline"
     assert float(row["mean"]) == pytest.approx(-100 / 7, rel=1e-4)
-    assert "## Each arm at its best learning rate" in text(tmp_path, "o1")
-    best = tidy(tmp_path, "o1", kind="arm", learning_rate="Each arm at its best learning rate", metric="l1",
+    words = text(tmp_path, "o1")
+    both = next(line for line in words.splitlines() if re.match(r"\| EMA update +\| Baseline integrated vs B", line))
+    assert re.findall(r"-\d+\.\d %", both)[::2] == ["-10.0 %", "-14.3 %", "-10.0 %"]  # L1 at 1e-3, 2e-4 and the best
+    assert "rate 1e-3: L1" in words
+    assert "### At learning rate 2e-4" in words
+    assert "### Each arm at the best of its 2 learning rates" in words
+    best = tidy(tmp_path, "o1", kind="arm", learning_rate="each arm at the best of its 2 learning rates", metric="l1",
                 block="best_val", name="baseline")  # fmt: skip
     assert float(best[0]["mean"]) == pytest.approx(0.5)
+    panels = o1.build("sample", tmp_path, ("ct",)).drawing.axes
+    assert [axes.get_title() for axes in panels[4:6]] == ["CT, train mode\nrate 2e-4", "CT, eval mode\nrate 2e-4"]
+    (line,) = [line for line in panels[4].get_lines() if line.get_label().startswith("EMA")]
+    assert line.get_ydata() == pytest.approx([0.6])
+    assert panels[5].texts[0].get_text() == "not run"
 
 
 def test_the_interaction_plot_has_means_of_both_updates_on_one_axis(tmp_path):

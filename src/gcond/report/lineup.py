@@ -41,6 +41,15 @@ DATASETS = {
 PAPER_MODEL = "mobilenetv3_small"
 PAPER_SEEDS = (11, 42, 2025)
 NOT_EVIDENCE = ("smoke", "mini")  # scales that show that the machinery works
+PAPER_RATE = 2e-4
+SCALE_RATES = {
+    "smoke": 1e-3,
+    "mini": 2e-3,
+    "sample": 1e-3,
+    "sample_gpu": 1e-3,
+    "paper": PAPER_RATE,
+}  # of conf/scale, as are the sizes
+SCALE_PIXELS = {"smoke": 64, "mini": 64, "sample": 64, "sample_gpu": 128, "paper": 256}
 
 
 def default_datasets(scale: str) -> tuple[str, ...]:

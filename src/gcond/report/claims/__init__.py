@@ -6,9 +6,9 @@ from gcond.report.claims import (
     controls,
     cost,
     dynamics,
-    factorial,
     front,
     further,
+    gap,
     memory,
     reconstruction,
     updates,
@@ -16,7 +16,7 @@ from gcond.report.claims import (
 from gcond.report.claims.judge import Claim
 
 _FAMILIES = (reconstruction, cost, memory, dynamics, updates, ablations, further)
-_QUESTIONS = (factorial, controls, front, conflict)
+_QUESTIONS = (gap, controls, front, conflict)
 
 CLAIMS: tuple[Claim, ...] = tuple(claim for family in _FAMILIES for claim in family.CLAIMS)
 QUESTIONS: tuple[Claim, ...] = tuple(

@@ -1,14 +1,17 @@
-"""O1: what makes the gap of Table 2? Model mode x update x resolution, every effect a contrast paired by seed."""
+"""O1's factorial: model mode x update x resolution. Every effect is a contrast paired by seed, in percent of Baseline.
 
-import math
+A *change* compares two arms that differ in one factor; it needs these two alone, so an incomplete factorial still has
+those of the arms that ran, each with its own n. *Average* effects are means of changes, interactions their differences.
+"""
+
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 
 import pandas as pd
 
-from gcond.report.claims.evidence import BLOCKS, METRICS, MODE, WINDOW, Arm, Evidence, overrides, tune, variant
-from gcond.report.claims.judge import Answer, Claim, Finding, answer, number, sweep
+from gcond.report.claims.evidence import METRICS, MODE, WINDOW, Arm, Evidence, overrides, variant
+from gcond.report.claims.judge import Finding, compare
 from gcond.report.claims.reconstruction import BASELINE
 from gcond.report.statistics import Effect, paired, ratio
 
@@ -41,53 +44,87 @@ def micro_batch_arm(mode: str, update: str) -> Arm:
     return Arm(window.strategy, variant(overrides(window.variant) | {WINDOW: "micro_batch"}))
 
 
-def what_makes_the_gap(evidence: Evidence) -> Answer | None:
-    findings = _study(evidence, "")
-    if not findings:
-        return None
-    words = _words(evidence, findings)
-    tuned = tune(evidence)
-    if len(tuned.runs):
-        own = replace(evidence, runs=tuned.runs)
-        best = _study(own, ", each at its best learning rate")
-        findings += best
-        words += [f"Each arm at its best learning rate. {line}" for line in _words(own, best)]
-    own = [
-        found for found in findings if found.block == "best_val" and found.about.startswith(f"{_first(evidence)} L1: ")
-    ]
-    shares = [found for found in own if "share of the gap" in found.about and not math.isnan(found.effect.low)]
-    return answer(findings, (shares or own or findings)[0], words, "claims.csv")
+@dataclass(frozen=True)
+class Change:
+    """`ours` against `theirs`; `kind`: gap, update, resolution, mode or window."""
+
+    kind: str
+    ours: Arm
+    theirs: Arm
+
+    @property
+    def name(self) -> str:
+        return f"{_named(self.ours)} vs {_named(self.theirs)}"
+
+    @property
+    def eval_only(self) -> bool:
+        return MODE in self.theirs.variant
 
 
-def _first(evidence: Evidence) -> str:
-    return "ct" if "ct" in evidence.datasets else evidence.datasets[0]
+def _named(arm: Arm) -> str:
+    words = [Arm(arm.strategy).label, *(["eval mode"] if MODE in arm.variant else [])]
+    return ", ".join([*words, *(["per micro-batch"] if WINDOW in arm.variant else [])])
 
 
-def _study(evidence: Evidence, after: str) -> list[Finding]:
-    findings = []
-    for dataset, metric, block in product(evidence.datasets, METRICS, BLOCKS):
-        if not evidence.ran(dataset, BASELINE):
-            continue
-        findings += effects(evidence, dataset, metric, block, after).values()
-    return findings
+def _changes() -> Iterable[Change]:
+    """The gap, then one factor at a time, train mode first."""
+    for mode, resolution in product(LEVELS["mode"], ("stochastic", "sequential")):
+        base = {"mode": mode, "update": "adamw", "resolution": "none"}
+        yield Change("gap", arm(base | {"update": "ema", "resolution": resolution}), arm(base))
+    for mode, resolution in product(LEVELS["mode"], ("none", "stochastic", "sequential")):
+        cell = {"mode": mode, "resolution": resolution}
+        yield Change("update", arm(cell | {"update": "ema"}), arm(cell | {"update": "adamw"}))
+    for mode, resolution, update in product(LEVELS["mode"], ("stochastic", "sequential"), ("ema", "adamw")):
+        cell = {"mode": mode, "update": update}
+        yield Change("resolution", arm(cell | {"resolution": resolution}), arm(cell | {"resolution": "none"}))
+    for update, resolution in product(LEVELS["update"], ("none", "stochastic", "sequential")):
+        cell = {"update": update, "resolution": resolution}
+        yield Change("mode", arm(cell | {"mode": "eval"}), arm(cell | {"mode": "train"}))
+    for mode, update in product(LEVELS["mode"], LEVELS["update"]):
+        window = arm({"mode": mode, "update": update, "resolution": "sequential"})
+        yield Change("window", micro_batch_arm(mode, update), window)
 
 
-def effects(evidence: Evidence, dataset: str, metric: str, block: str, after: str = "") -> dict[str, Finding]:
-    """Every effect and interaction that the recorded arms allow, in percent of Baseline, which must have run."""
+CHANGES = tuple(_changes())
+
+
+def changes(evidence: Evidence, dataset: str, metric: str, block: str = "best_val") -> dict[Change, Finding]:
+    """Those whose two arms ran, in percent of Baseline (train mode), which must have run; by common seeds."""
+    found = {}
+    for change in CHANGES:
+        if evidence.ran(dataset, change.ours, change.theirs):
+            each = compare(evidence, dataset, change.ours, change.theirs, metric, block=block, reference=BASELINE)
+            if each.effect.n:
+                found[change] = replace(each, about=f"{dataset} {METRICS[metric]}: {change.name}")
+    return found
+
+
+@dataclass(frozen=True)
+class Average:
+    """`finding`: the mean of `over` changes, or of their differences."""
+
+    finding: Finding
+    over: int
+
+
+def averages(evidence: Evidence, dataset: str, metric: str, block: str = "best_val") -> dict[str, Average]:
+    """Of each factor the mean of two changes or more; and interactions: how much larger the first's effect is with the
+    second than without."""
     own = _Measured(evidence, dataset, f"{block}_{metric}")
-    title = f"{dataset} {METRICS[metric]}{after}"
-    found = {name: own.main(name) for name in CONTRASTS}
-    found |= {f"{a} x {b}": own.interaction(a, b) for a, b in _pairs()}
-    found |= own.per_micro_batch()
-    findings = {
-        name: Finding(f"{title}: {name}", effect, block=block, remarks=own.remarks)
-        for name, effect in found.items()
-        if effect.n
+    found = {name: own.main(name) for name in CONTRASTS} | {f"{a} x {b}": own.interaction(a, b) for a, b in _pairs()}
+    title = f"{dataset} {METRICS[metric]}"
+    return {
+        name: Average(Finding(f"{title}: {name}, mean of {over}", effect, block=block, remarks=own.remarks), over)
+        for name, (effect, over) in found.items()
+        if effect.n and (over > 1 or " x " in name)
     }
-    share = own.share()
-    if share.n:
-        findings[SHARE] = Finding(f"{title}: {SHARE}", share, "share", block=block)
-    return findings
+
+
+def share(evidence: Evidence, dataset: str, metric: str, block: str = "best_val") -> Finding | None:
+    """Of the gap between Baseline and GCond stochastic (train mode), in percent; Fieller's interval, nan where the gap
+    may be zero."""
+    effect = _Measured(evidence, dataset, f"{block}_{metric}").share()
+    return Finding(f"{dataset} {METRICS[metric]}: {SHARE}", effect, "share", block=block) if effect.n else None
 
 
 def _pairs() -> Iterable[tuple[str, str]]:
@@ -113,31 +150,18 @@ class _Measured:
         self.remarks = tuple(dict.fromkeys([*self.remarks, *said]))
         return self._factor * values[~values.index.isin(dropped)]
 
-    def main(self, name: str) -> Effect:
+    def main(self, name: str) -> tuple[Effect, int]:
         factor, low, high = CONTRASTS[name]
         return self._mean(self._step(cell, factor, low, high) for cell in _others(factor))
 
-    def interaction(self, a: str, b: str) -> Effect:
-        """How much larger the effect of `a` is with `b` than without."""
+    def interaction(self, a: str, b: str) -> tuple[Effect, int]:
         (first, *ends), (second, low, high) = CONTRASTS[a], CONTRASTS[b]
         return self._mean(
             self._step(cell | {second: high}, first, *ends) - self._step(cell | {second: low}, first, *ends)
             for cell in _others(first, second)
         )
 
-    def per_micro_batch(self) -> dict[str, Effect]:
-        """Resolving every micro-batch instead of the window, of the sequential arms."""
-        found = {}
-        for mode, update in product(LEVELS["mode"], LEVELS["update"]):
-            each = micro_batch_arm(mode, update)
-            effect = paired(self._of(each), self._values[mode, update, "sequential"])
-            if effect.n:
-                where = f"{each.strategy}, eval mode" if mode == "eval" else each.strategy
-                found[f"per micro-batch instead of per window ({where})"] = effect
-        return found
-
     def share(self) -> Effect:
-        """Of the gap between Baseline and GCond stochastic, in percent."""
         base, ema, gcond = (
             self._values[_name({"mode": "train", "update": update, "resolution": resolution})]
             for update, resolution in (("adamw", "none"), ("ema", "none"), ("ema", "stochastic"))
@@ -146,25 +170,17 @@ class _Measured:
         shared = gap.index.intersection(part.index)
         return replace(ratio(part[shared], gap[shared]), missing=()).times(100)
 
-    def gap(self) -> Effect:
-        return self._mean(
-            [
-                self._values[_name({"mode": "train", "update": "ema", "resolution": "stochastic"})]
-                - self._values[_name({"mode": "train", "update": "adamw", "resolution": "none"})]
-            ]
-        )
-
     def _step(self, cell: Cell, factor: str, low: str, high: str) -> pd.Series:
         return self._values[_name(cell | {factor: high})] - self._values[_name(cell | {factor: low})]
 
     @staticmethod
-    def _mean(contrasts: Iterable[pd.Series]) -> Effect:
+    def _mean(contrasts: Iterable[pd.Series]) -> tuple[Effect, int]:
         """Over the levels of the other factors that were run with the most seeds; their common seeds."""
         found = [contrast.dropna() for contrast in contrasts]
         most = max((len(contrast) for contrast in found), default=0)
         full = [contrast for contrast in found if most and len(contrast) == most]
         mean = pd.concat(full, axis=1).dropna().mean(axis=1) if full else pd.Series(dtype=float)
-        return paired(mean, 0 * mean)
+        return paired(mean, 0 * mean), len(full)
 
 
 def _name(cell: Cell) -> tuple[str, ...]:
@@ -177,49 +193,6 @@ def _others(*factors: str) -> list[Cell]:
     return [dict(zip(rest, levels, strict=True)) for levels in product(*rest.values())]
 
 
-def _words(evidence: Evidence, findings: list[Finding]) -> list[str]:
-    lines = []
-    for dataset, metric in product(evidence.datasets, METRICS):
-        if not evidence.ran(dataset, BASELINE):
-            continue
-        title = f"{dataset} {METRICS[metric]}"
-        own = [found for found in findings if found.block == "best_val" and found.about.startswith(title)]
-        named = {found.about.split(": ", 1)[1]: found for found in own}
-        mains = [f"{name} {number(named[name].effect, '%')}" for name in CONTRASTS if name in named]
-        clear = [
-            f"{name} {number(found.effect, '%')}"
-            for name, found in named.items()
-            if " x " in name and (found.effect.low > 0 or found.effect.high < 0)
-        ]
-        gap = _Measured(evidence, dataset, f"best_val_{metric}").gap()
-        line = f"{title}: {'; '.join(mains)}."
-        if any(" x " in name for name in named):
-            line += f" Interactions whose interval excludes zero: {'; '.join(clear) or 'none'}."
-        share = named.get(SHARE)
-        if gap.n and share:
-            undetermined = "share not determined, the gap may be zero"
-            said = undetermined if math.isnan(share.effect.low) else number(share.effect, "share")
-            line += f" Gap of GCond stochastic to Baseline {number(gap, '%')}; EMA alone gives: {said}."
-        lines.append(line)
-    present = {(found.strategy, found.variant) for found in evidence.runs.itertuples()}
-    lacking = [
-        own.label
-        for levels in product(*LEVELS.values())
-        if ((own := arm(dict(zip(LEVELS, levels, strict=True)))).strategy, own.variant) not in present
-    ]
-    if lacking:
-        lines.append(f"Arms not run: {', '.join(lacking)}. Effects are means over the arms that were.")
-    return lines
-
-
-CLAIMS = (
-    Claim(
-        "O1",
-        "What makes the gap of Table 2: model mode, smoothing (EMA, beta1 = 0) or conflict resolution?",
-        "factorial of mode x update x resolution, contrasts paired by seed, percent of Baseline",
-        sweep(f"strategy={','.join(STRATEGY.values())}", f"{MODE}=train,eval"),
-        "240 runs, 5 to 8 minutes each on one core",
-        what_makes_the_gap,
-        question=True,
-    ),
-)
+def arms_not_run(evidence: Evidence, dataset: str) -> list[Arm]:
+    cells = [dict(zip(LEVELS, levels, strict=True)) for levels in product(*LEVELS.values())]
+    return [own for cell in cells if not evidence.ran(dataset, own := arm(cell))]

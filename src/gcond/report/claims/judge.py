@@ -66,7 +66,8 @@ class Finding:
 
 @dataclass(frozen=True)
 class Answer:
-    """`shown`: the finding that stands in the row, of a conjunction its weakest. `source`: scale, device or toy."""
+    """`shown`: the finding that stands in the row, of a conjunction its weakest; `beside` it others.
+    `source`: scale, device or toy."""
 
     verdict: str  # "" for a question
     findings: tuple[Finding, ...]
@@ -74,6 +75,7 @@ class Answer:
     words: tuple[str, ...] = ()
     where: str = ""
     source: str = ""
+    beside: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,11 @@ def _effect_cells(row: Row, scale: str) -> list[str]:
         return ["", "", "", found.source, _from(scale, found)]
     p = shown.effect.p_sign_flip
     source = f"{found.source}, not evidence" if row.claim.question and found.source in NOT_EVIDENCE else found.source
-    return [text(shown), str(shown.effect.n), "" if p != p else f"{p:.3f}", source, _from(scale, found)]
+    others = [
+        text(each) if each.effect.n == shown.effect.n else f"{text(each)}, n = {each.effect.n}" for each in found.beside
+    ]
+    numbers = "; ".join([text(shown), *others])
+    return [numbers, str(shown.effect.n), "" if p != p else f"{p:.3f}", source, _from(scale, found)]
 
 
 def _from(scale: str, found: Answer) -> str:
