@@ -52,7 +52,7 @@ study     = status=0; $(foreach experiment,$1,echo "== $(experiment)"; $(call sw
 # A page that only reads what is recorded; those of O2 to O5 and O8 are rows of the claims.
 report    = $(BIN)/python -m gcond.report $(if $(filter o2 o3 o4 o5 o8,$1),claims,$1) --results $(OUT) $(if $(filter table3 table4,$1),,--scale $(SCALE)) \
             $(if $(filter table2,$1),--datasets $(call datasets,table2) --seeds $(SEEDS)) \
-            $(if $(DATASETS),$(if $(filter o1 o6 o10 ablations $(FIGURES),$1),--datasets $(DATASETS)))
+            $(if $(DATASETS),$(if $(filter o1 o6 o10 windows ablations $(FIGURES),$1),--datasets $(DATASETS)))
 paper_needs = $(if $(filter paper,$(SCALE)),$(if $(IMAGENET),,echo "SCALE=paper needs IMAGENET=DIR (and CT=DIR, a store of the CT archives)"; exit 1;))
 
 .DEFAULT_GOAL := help
@@ -107,6 +107,14 @@ reproduce-all: $(READY) $(CT_DATA) reproduce-table1 reproduce-table5 ## the whol
 	  echo "Experiments share runs: one that two plans count is trained once."
 	@$(call study,$(call unique,$(foreach artefact,$(STUDY),$(call runs_of,$(artefact))))); \
 	  $(foreach page,$(PAGES),$(call report,$(page)) || status=$$?;) exit $$status
+
+.PHONY: reproduce-windows
+WINDOWED := baseline,gcond_stochastic
+reproduce-windows: $(READY) $(CT_DATA) ## noise and signs of the conflict against K = 1 … 24, at the weights of finished runs (a minute a run; trains what is not there)
+	@$(paper_needs) status=0; $(call sweep,table2) strategy=$(WINDOWED) || status=$$?; \
+	  OMP_NUM_THREADS=1 $(BIN)/python scripts/window_noise.py --scale $(SCALE) --strategies $(WINDOWED) --seeds $(SEEDS) --datasets $(call datasets,table2) \
+	    --device $(DEVICE) --ct $(CT) $(if $(IMAGENET),--imagenet $(IMAGENET)) --results $(OUT) || status=$$?; \
+	  $(call report,collect) || status=$$?; $(call report,windows) || status=$$?; exit $$status
 
 .PHONY: reproduce-table1 reproduce-table5
 reproduce-table1: $(READY) ## GCond's zones, drawn and tabulated from the resolver itself (seconds; trains nothing)

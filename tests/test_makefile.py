@@ -52,6 +52,22 @@ def test_the_study_runs_every_experiment_once_after_it_has_planned_them_and_cont
     assert "--plan-only" not in shown.split("trained once")[1]
 
 
+def test_windows_are_measured_on_the_runs_that_are_trained_for_it() -> None:
+    shown = subprocess.run(
+        ["make", "-n", "reproduce-windows", "SCALE=smoke", "SEEDS=11,42", "OUT=there", "DATASETS=ct"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert experiments(shown) == ["table2"]
+    trained, measured = shown.split("scripts/window_noise.py")
+    assert "strategy=baseline,gcond_stochastic" in trained
+    for words in ("--scale smoke", "--strategies baseline,gcond_stochastic", "--seeds 11,42", "--datasets ct "):
+        assert words in measured
+    assert re.findall(r"gcond\.report (\w+) --results there --scale smoke", measured) == ["collect", "windows"]
+
+
 def test_data_sets_are_the_experiments_own_and_imagenet_takes_the_place_of_photos() -> None:
     assert "dataset=ct " in commands("reproduce-figure11", "IMAGENET=/d")
     assert "dataset=imagenet256 " in commands("reproduce-figure10", "IMAGENET=/d")

@@ -67,12 +67,29 @@ def probes(key: Key, values: dict[str, float]) -> list[dict[str, object]]:
     ]
 
 
-def write(results: Path, scale: str, runs: list, steps: list = (), probes: list = ()) -> None:
+def windows(key: Key, values: dict[str, float]) -> list[dict[str, object]]:
+    """`values` in every group of parameters, at the initial weights and .1 more at the last, moved by seed."""
+    dataset, strategy, seed, variant = key
+    name = {"dataset": dataset, "model": "mobilenetv3_small", "strategy": strategy, "seed": seed, "variant": variant}
+    about = {"mode": "train", "micro_batches": 72, "batch_size": 16, "standard_error": 0.25}
+    return [
+        name
+        | about
+        | {"state": state, "step": 500 * (state == "last"), "group": group, "name": what}
+        | {"value": value + 3 * SPREAD.get(seed, 0.0) + 0.1 * (state == "last")}
+        for state in ("initial", "last")
+        for group in ("all", "encoder", "body", "head")
+        for what, value in values.items()
+    ]
+
+
+def write(results: Path, scale: str, runs: list, steps: list = (), probes: list = (), windows: list = ()) -> None:
     folder = results / scale
     parts = {
         "runs.csv": ([*trivial(), *runs], records.COLUMNS, records.KEY, 8),
         "steps.csv": (list(steps), records.STEP_COLUMNS, records.STEP_KEY, 6),
         "probes.csv": (list(probes), records.PROBE_COLUMNS, records.PROBE_KEY, 6),
+        "windows.csv": (list(windows), records.WINDOW_COLUMNS, records.WINDOW_KEY, 8),
     }
     for name, (rows, columns, key, digits) in parts.items():
         if rows:
@@ -147,6 +164,19 @@ def often(strategies: tuple[str, ...], datasets: tuple[str, ...] = ("photos", "c
                     columns |= {"zone_weak": 0.2, "zone_main": 0.004, "zone_critical": 0.0}
                 own += steps(key, **columns)
     return runs, own
+
+
+WINDOWED = {
+    "cosine": 0.4, "cosine_disjoint": 0.1, "self_cosine/l1": 0.05, "self_cosine/ssim": 0.6,
+    **{f"noise/{task}/{k}": 8.0 / k for task in ("l1", "ssim") for k in (1, 8, 24)},
+    **{f"scaled_noise/{task}/{k}": 1.0 for task in ("l1", "ssim") for k in (8, 24)},
+    **{f"sign_agreement/{k}": 0.5 + k / 100 for k in (1, 8, 24)},
+    **{f"sign_agreement_disjoint/{k}": 0.4 + k / 100 for k in (1, 8, 24)},
+}  # fmt: skip
+
+
+def windowed() -> list[dict[str, object]]:
+    return [row for seed in SEEDS for row in windows(("ct", "baseline", seed, ""), WINDOWED)]
 
 
 COSINES = {"cosine": 0.4, "cosine_disjoint": 0.1, "self_cosine/l1": 0.05, "self_cosine/ssim": 0.6}

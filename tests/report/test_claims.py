@@ -401,6 +401,43 @@ def test_probes_stand_beside_their_own_reliability(judge):
     assert judge(table2({"baseline": 0.5}, SEEDS[:6]), probes=probes)["D4"].verdict == "contradicted"
 
 
+def test_windows_at_frozen_weights_come_before_probes(judge):
+    """The probes contradict; windows hold, and a sign that is right always is no finding."""
+    name = {"dataset": "ct", "model": ABOUT["model"], "strategy": "baseline", "variant": ""}
+    names = {f"scaled_noise/{task}/{k}": 1.0 for task in ("l1", "ssim") for k in (8, 24)}
+    names |= {"sign_agreement/1": 1.0, "sign_agreement/24": 1.0}
+    names |= {"sign_agreement_disjoint/1": 0.5, "sign_agreement_disjoint/24": 0.9}
+    about = {"micro_batches": 72, "batch_size": 16, "standard_error": 0.1}
+
+    def rows(**more):
+        return [
+            name | about | {"seed": seed, "state": state, "step": 0, "mode": mode, "group": group, "name": what}
+            | {"value": value if value == 1 and "sign" in what else value * (1 + noise(what, seed)) + 9 * other}
+            for seed in SEEDS[:6]
+            for state in ("initial", "last")
+            for mode, group, other in (("train", "all", 0), ("eval", "all", 1), ("train", "head", 1))
+            for what, value in (names | more).items()
+        ]  # fmt: skip
+
+    probes = [
+        name | {"seed": seed, "epoch": 1, "step": 50, "micro_batches": 8, "batch_size": 16, "name": what, "value": 8.0}
+        for seed in SEEDS[:6]
+        for what in ("noise/l1/1", "noise/l1/8")
+    ]
+    runs = table2({"baseline": 0.5}, SEEDS[:6])
+    found = judge(runs, probes=probes, windows=rows())["D4"]
+    assert found.verdict == "holds"
+    assert len(found.found.findings) == 2 * 3
+    (rise,) = [each for each in found.found.findings if "last" in each.about and "other samples" in each.about]
+    assert rise.effect.mean == pytest.approx(40, abs=1)
+    assert rise.about == "ct, Baseline, last weights: windows whose sign is right, other samples, K = 24 less K = 1"
+    assert any(line.startswith("Right in every window, at K = 1 already") for line in found.found.words)
+    assert found.found.where == "tables/windows.md"
+    assert judge(runs, windows=rows(**{"scaled_noise/l1/24": 3.0}))["D4"].verdict == "contradicted"
+    assert judge(runs, windows=rows(**{"sign_agreement_disjoint/24": 0.3}))["D4"].verdict == "contradicted"
+    assert judge(runs, windows=rows(**{"sign_agreement_disjoint/24": 0.5}))["D4"].verdict == "undecided"
+
+
 # Results that belong to no scale
 
 

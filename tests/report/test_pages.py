@@ -1,4 +1,4 @@
-"""`python -m gcond.report ablations`, `o1`, `o6`, `o10` on made-up runs: numbers by hand, what is missing, files."""
+"""`python -m gcond.report ablations`, `o1`, `o6`, `o10`, `windows` on made-up runs: by hand, what is missing, files."""
 
 import csv
 import re
@@ -12,14 +12,14 @@ from report import fake_controls
 
 from gcond.report.__main__ import main
 from gcond.report.lineup import SCALE_PIXELS, SCALE_RATES, STRATEGIES
-from gcond.report.pages import ablations, o1, o6, o10
+from gcond.report.pages import ablations, o1, o6, o10, windows
 from gcond.report.pages import page as page_module
 from gcond.report.pages.parameters import PARAMETERS, parsed
 from gcond.report.pages.source import load
 
 CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = CONF / "experiment"
-PAGES = ("ablations", "o1", "o6", "o10")
+PAGES = ("ablations", "o1", "o6", "o10", "windows")
 METHODS = tuple(STRATEGIES)
 FEW = ("baseline", "gcond_sequential", "gcond_stochastic")
 
@@ -56,7 +56,7 @@ def undrawn(request, monkeypatch):
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """Everything that the four pages show, complete."""
+    """Everything that the pages show, complete."""
     results = tmp_path_factory.mktemp("pages") / "results"
     often, steps = fake_controls.often(METHODS)
     ablated, more = fake_controls.ablated()
@@ -65,12 +65,14 @@ def study(tmp_path_factory):
     for row in [*often, *fake_controls.factorial(), *ablated]:  # of two runs of one name the first
         first.setdefault(tuple(row[name] for name in ("dataset", "strategy", "seed", "variant")), row)
     taken = [row for row in more if (row["dataset"], row["strategy"], row["variant"]) not in of_table2]
-    fake_controls.write(results, "sample", list(first.values()), [*steps, *taken], fake_controls.probed(METHODS))
+    fake_controls.write(results, "sample", list(first.values()), [*steps, *taken], fake_controls.probed(METHODS),
+                        fake_controls.windowed())  # fmt: skip
     return results
 
 
 @pytest.mark.parametrize("name", [pytest.param("ablations", marks=pytest.mark.slow), "o1", "o6",
-                                  pytest.param("o10", marks=pytest.mark.slow)])  # fmt: skip
+                                  pytest.param("o10", marks=pytest.mark.slow),
+                                  pytest.param("windows", marks=pytest.mark.slow)])  # fmt: skip
 def test_a_complete_page_has_table_csv_figure_and_caption(study, name, capsys, drawn):
     assert page(study, name) == 0
     words = text(study, name)
@@ -112,7 +114,7 @@ def test_without_runs_one_line_names_the_command(tmp_path, name, capsys):
 @pytest.mark.parametrize("name", PAGES)
 def test_mini_is_no_evidence(tmp_path, name):
     runs, steps = fake_controls.ablated() if name == "ablations" else fake_controls.often(FEW)
-    fake_controls.write(tmp_path, "mini", runs, steps, fake_controls.probed(FEW))
+    fake_controls.write(tmp_path, "mini", runs, steps, fake_controls.probed(FEW), fake_controls.windowed())
     assert page(tmp_path, name, "mini") in (0, 1)
     assert ", at scale mini (mini, not evidence): " in text(tmp_path, name, "mini").splitlines()[0]
     assert "it is not evidence about any method" in (tmp_path / "mini" / "figures" / f"{name}.md").read_text()
@@ -444,6 +446,42 @@ def test_o10s_panels_hold_the_mean_over_seeds_by_epoch_on_one_axis(study):
     assert len({axes.get_ylim() for axes in panels}) == 1
     shared = next(line for line in panels[0].get_lines() if line.get_label() == "between tasks, shared samples")
     assert np.allclose(shared.get_ydata(), 0.4 + 0.02 * (np.arange(1, 5) - 2.5))
+
+
+# Windows
+
+
+def test_variance_and_signs_stand_by_k_with_their_intervals(study):
+    """By hand: WINDOWED, .1 more at the last weights; seeds .03 apart: ± 4.303 x .03 / sqrt 3."""
+    assert page(study, "windows") == 0
+    (row,) = tidy(study, "windows", dataset="ct", strategy="baseline", state="last", mode="train", group="all",
+                  statistic="scaled_noise/l1/24")  # fmt: skip
+    assert float(row["mean"]) == pytest.approx(1.1)
+    assert float(row["low"]) == pytest.approx(1.1 - 4.30265 * 0.03 / np.sqrt(3), rel=1e-4)
+    assert (row["n"], row["error_within"]) == ("3", "0.25")
+    (row,) = tidy(study, "windows", dataset="ct", strategy="baseline", state="initial", mode="train", group="head",
+                  statistic="sign_agreement_disjoint/8")  # fmt: skip
+    assert float(row["mean"]) == pytest.approx(48)
+    section = text(study, "windows").split("## CT")[1].split("#### Same samples")[1].split("####")[0]
+    line = next(line for line in section.splitlines() if re.match(r"\| Baseline +\| last .*\| encoder", line))
+    assert re.findall(r"[\d.]+(?= % \[)", line) == ["61.0", "68.0", "84.0"]
+
+
+def test_windows_lines_are_relative_to_one_micro_batch_beside_one_over_k(study):
+    panels = windows.build("sample", study, ("ct",)).drawing.axes
+    assert len(panels) == 2
+    lines = {line.get_label(): line for line in panels[0].get_lines()}
+    assert np.allclose(lines["L1, initial weights"].get_ydata(), [1, 1 / 8, 1 / 24], rtol=1e-3)
+    assert np.allclose(lines["1/K"].get_ydata(), [1, 1 / 8, 1 / 24])
+    signs = {line.get_label(): line for line in panels[1].get_lines()}
+    assert np.allclose(signs["other samples, last checkpoint"].get_ydata(), [51, 58, 74])
+
+
+def test_runs_that_were_not_measured_are_named(tmp_path):
+    rows = [row for row in fake_controls.windowed() if row["seed"] != 42 or row["strategy"] != "baseline"]
+    fake_controls.write(tmp_path, "sample", fake_controls.often(FEW)[0], windows=rows)
+    assert page(tmp_path, "windows") == 1
+    assert "Baseline on ct, seed 42: nothing in windows.csv" in text(tmp_path, "windows")
 
 
 def test_sources_take_the_photographs_that_are_recorded(tmp_path):

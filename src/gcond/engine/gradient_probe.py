@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,23 +26,19 @@ from gcond.strategy.flat import FlatParameters
 from gcond.strategy.products import by_chunks
 
 
-class GradientProbe:
-    """Gradients of each task on n micro-batches of training images, drawn by seed and epoch alone.
+class TaskGradients:
+    """Gradients of each task on micro-batches of training images that a subclass chooses.
 
-    So all strategies of a seed are probed on the same images and masks, whatever their estimator. A forward pass serves
-    all tasks; lambdas are applied, and a task whose lambda is 0 has no gradient and is left out.
+    A forward pass serves all tasks; lambdas are applied, and a task whose lambda is 0 has no gradient and is left out.
 
-    The training does not notice: `p.grad` is not touched, buffers (BatchNorm's statistics) are put back, and no random
+    A training does not notice: `p.grad` is not touched, buffers (BatchNorm's statistics) are put back, and no random
     number is drawn from a generator of others. `losses` must not be the training's own, which may be compiled or note
     what it has seen. In float16 losses are enlarged by the scale of `scaler`, which stays as it is.
 
     Args:
-        micro_batches: n; 0 where `measure` is never called.
+        micro_batches: n.
         tasks: name -> lambda.
-        training: the model's mode, as in the training.
-
-    Raises:
-        ValueError: fewer than n * B training images, so that halves of them would not be disjoint.
+        training: the model's mode.
     """
 
     def __init__(
@@ -62,33 +58,29 @@ class GradientProbe:
         workers: int,
         scaler: torch.amp.GradScaler,
     ) -> None:
-        if micro_batches * size > len(images):
-            raise ValueError(
-                f"`scale.probe_micro_batches`: expected at most {len(images) // size}, since there are {len(images)} "
-                f"training images for micro-batches of {size}, found {micro_batches}; 0 probes nothing"
-            )
         self._model, self._losses = model, losses
         self._tasks = {name: weight for name, weight in tasks.items() if weight > 0}
         self._images, self._intensity = images, intensity
         self._count, self._size = micro_batches, size
         self._patches, self._mask_ratio, self._seed = patches, mask_ratio, seed
         self._training, self._device, self._workers, self._scaler = training, device, workers, scaler
+        self._check()
 
-    def measure(self, epoch: int) -> dict[str, Any]:
-        """What `gradient_noise.describe` says after `epoch` epochs. Leaves the model in any mode."""
-        flat = FlatParameters(self._model.parameter_groups())
-        sums = GradientSums(flat, len(self._tasks), self._count)
+    def _check(self) -> None:
+        """Raises ValueError where n or B do not suit the subclass."""
+        raise NotImplementedError
+
+    def _take(
+        self, taker: GradientTaker, parameters: Sequence[Tensor], chosen: Sequence[int], draw: torch.Generator
+    ) -> None:
+        """Hand the gradients on images `chosen` [n * B], masks by `draw`, to `taker`. Leaves the model in any mode."""
         self._model.train(self._training)
         with buffers_put_back(self._model):
-            for batch in self._batches(epoch):
+            for batch in self._batches(chosen, draw):
                 scale = self._scaler.get_scale()
-                sums.add(self._gradients(batch, flat.parameters, scale), 1 / scale)
-        said = describe(list(self._tasks), self._count, *sums.grams())
-        return {"micro_batches": self._count, "batch_size": self._size, **said}
+                taker.add(self._gradients(batch, parameters, scale), 1 / scale)
 
-    def _batches(self, epoch: int) -> Iterator[Batch]:
-        draw = generator(self._seed, "probe", epoch)
-        chosen = torch.randperm(len(self._images), generator=draw)[: self._count * self._size].tolist()
+    def _batches(self, chosen: Sequence[int], draw: torch.Generator) -> Iterator[Batch]:
         masks = draw_hidden(len(chosen), self._patches, self._mask_ratio, draw).split(self._size)
         with signals_held_back():
             loader: Iterator[Tensor] = iter(
@@ -109,6 +101,40 @@ class GradientProbe:
         for task, weight in self._tasks.items():
             loss = values[task] * (weight * scale)
             yield torch.autograd.grad(loss, parameters, retain_graph=task != last, allow_unused=True)
+
+
+class GradientTaker(Protocol):
+    def add(self, gradients: Iterable[Sequence[Tensor | None]], factor: float) -> None:
+        """Take the next micro-batch: for each task its gradient (None: a parameter not reached), times `factor`."""
+
+
+class GradientProbe(TaskGradients):
+    """Of n micro-batches of training images, drawn by seed and epoch alone: so all strategies of a seed are probed on
+    the same images and masks, whatever their estimator.
+
+    `micro_batches` may be 0 where `measure` is never called.
+
+    Raises:
+        ValueError: fewer than n * B training images, so that halves of them would not be disjoint.
+    """
+
+    def _check(self) -> None:
+        if self._count * self._size > len(self._images):
+            raise ValueError(
+                f"`scale.probe_micro_batches`: expected at most {len(self._images) // self._size}, since there are "
+                f"{len(self._images)} training images for micro-batches of {self._size}, found {self._count}; 0 probes "
+                "nothing"
+            )
+
+    def measure(self, epoch: int) -> dict[str, Any]:
+        """What `gradient_noise.describe` says after `epoch` epochs. Leaves the model in any mode."""
+        flat = FlatParameters(self._model.parameter_groups())
+        sums = GradientSums(flat, len(self._tasks), self._count)
+        draw = generator(self._seed, "probe", epoch)
+        chosen = torch.randperm(len(self._images), generator=draw)[: self._count * self._size].tolist()
+        self._take(sums, flat.parameters, chosen, draw)
+        said = describe(list(self._tasks), self._count, *sums.grams())
+        return {"micro_batches": self._count, "batch_size": self._size, **said}
 
 
 class GradientSums:

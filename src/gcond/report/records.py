@@ -1,5 +1,5 @@
 """The files under results/<scale>/: runs.csv has one row per run; curves.csv, steps.csv, probes.csv, activations.csv
-have what happened inside each run that is done.
+have what happened inside each run that is done; windows.csv what was measured on its weights afterwards.
 
 A run is known by `KEY`. "" means not known. The numbers of runs.csv and curves.csv have 8 significant digits (a float32
 metric has about 7), those of the others 6. Trivial predictors are rows of runs.csv too: strategy "trivial:<name>", no
@@ -58,6 +58,17 @@ PROBE_COLUMNS = {  # one row per number of a probe, named as the run's log names
     "value": _REAL,
 }
 PROBE_KEY = [*KEY, "epoch", "name"]
+
+WINDOW_COLUMNS = {  # one row per number that gcond.engine.window_noise says of a parameter group at frozen weights
+    **_NAME,
+    "state": _TEXT,  # initial or last: which weights
+    "step": _WHOLE,
+    "mode": _TEXT,  # of the model: train or eval
+    **dict.fromkeys(["micro_batches", "batch_size"], _WHOLE),
+    **dict.fromkeys(["group", "name"], _TEXT),
+    **dict.fromkeys(["value", "standard_error"], _REAL),  # the error is that within the run
+}
+WINDOW_KEY = [*KEY, "state", "mode", "group", "name"]
 
 QUANTILES = ("0", "0.001", "0.01", "0.05", "0.25", "0.5", "0.75", "0.95", "0.99", "0.999", "1")
 ACTIVATION_COLUMNS = {  # of the last encoder layer

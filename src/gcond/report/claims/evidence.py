@@ -45,6 +45,7 @@ class Evidence:
     steps: pd.DataFrame
     probes: pd.DataFrame
     activations: pd.DataFrame
+    windows: pd.DataFrame
 
     @property
     def datasets(self) -> list[str]:
@@ -176,7 +177,7 @@ def read(results: Path, scale: str) -> Evidence:
     done = runs[(runs.status == "done") & ~runs.strategy.str.startswith(lineup.TRIVIAL) & runs.seed.notna()]
     # Of curves.csv an older form has neither model nor variant: of no use here.
     curves = _table(folder / "curves.csv") if _header(folder / "curves.csv") >= set(KEY) else pd.DataFrame()
-    tables = [_table(folder / f"{name}.csv") for name in ("steps", "probes", "activations")]
+    tables = [_table(folder / f"{name}.csv") for name in ("steps", "probes", "activations", "windows")]
     models = sorted(set(done.model))
     model = models[0] if len(models) == 1 else lineup.PAPER_MODEL
     return Evidence(scale, model, done.astype({"seed": int}), curves, *tables)

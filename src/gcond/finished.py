@@ -1,0 +1,86 @@
+"""A finished run, read back: its config, its data, and its model as it began and as it ended. Nothing is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from gcond.data.splits import Splits
+from gcond.engine.checkpoint import Checkpoint
+from gcond.engine.loop import Objective
+from gcond.engine.seeding import seeded
+from gcond.model import MaskedAutoencoder
+from gcond.train import build
+
+STATES = ("initial", "last")
+
+
+class FinishedRun:
+    """What a folder below runs/ holds.
+
+    Args:
+        path: the run's folder, which holds DONE.
+        roots: data set -> where its data are, which a run's config does not keep.
+
+    Raises:
+        ValueError: the run is not finished, or its data set's folder is not among `roots`.
+    """
+
+    def __init__(self, path: Path, roots: dict[str, str | None]) -> None:
+        if not (path / "DONE").exists():
+            raise ValueError(f"{path}: expected a finished run, found no DONE in it")
+        self.path = path
+        self.report: dict[str, Any] = json.loads((path / "report.json").read_text(encoding="utf-8"))
+        cfg = OmegaConf.load(path / "config.yaml")
+        assert isinstance(cfg, DictConfig)
+        self.cfg = cfg
+        if cfg.dataset.name in roots:
+            root = roots[cfg.dataset.name]
+            if root is None:
+                raise ValueError(f"{path}: expected the folder of {cfg.dataset.name}, found none")
+            cfg.dataset.root = root
+
+    def data(self) -> Splits:
+        """Raises ValueError where these are not the data that the run has seen."""
+        splits: Splits = build(self.cfg.dataset)
+        seen, found = self.report["data_checksum"], splits.facts["checksum"]
+        if found != seen:
+            raise ValueError(f"{self.path}: expected the data with checksum {seen}, found {found}")
+        return splits
+
+    def model(self, state: str, data: Splits) -> tuple[MaskedAutoencoder, int]:
+        """As it was at the beginning ("initial") or in the last checkpoint ("last"), and after how many steps."""
+        if state not in STATES:
+            raise ValueError(f"`state`: expected one of {', '.join(STATES)}, found {state!r}")
+        with seeded(self.cfg.seed, "weights"):
+            model: MaskedAutoencoder = build(self.cfg.model, channels=data.intensity.channels)
+        if state == "initial":
+            return model, 0
+        checksum, folder = data.facts["checksum"], self.path / "checkpoints"
+        kept = Checkpoint(folder, self.report["hash"], checksum, {"model": model}, writes=False).load()
+        if kept.step != self.report["steps"]:
+            raise ValueError(f"{folder}: expected a checkpoint of step {self.report['steps']}, found {kept.step}")
+        return model, kept.step
+
+    def objective(self, model: MaskedAutoencoder, data: Splits) -> Objective:
+        patch = self.cfg.scale.patch_size
+        loss = instantiate(self.cfg.loss.reconstruction)(patch_size=patch, intensity=data.intensity)
+        return Objective(model, loss, data.intensity, self.cfg.precision)
+
+    @property
+    def tasks(self) -> dict[str, float]:
+        """Name -> lambda."""
+        return {str(name): float(weight) for name, weight in self.cfg.loss.tasks.items()}
+
+    @property
+    def patches(self) -> int:
+        across: int = self.cfg.scale.image_size // self.cfg.scale.patch_size
+        return across**2
+
+    def scaler(self, device: torch.device) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(device.type, enabled=self.cfg.precision == "fp16")
