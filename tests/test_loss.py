@@ -183,6 +183,41 @@ def test_share_outside_the_unit_range() -> None:
     assert outside_unit_share(predictions, CT) == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("strength", [0.0, 0.25, 0.5, 1.0])
+def test_flipped_is_the_l1_to_the_target_times_one_minus_twice_the_strength(strength: float) -> None:
+    predictions, images, hidden = example(CT)
+    loss = ReconstructionLoss(16, CT, flip_strength=strength)
+    assert loss.tasks == ("l1", "ssim", "flipped")
+    found = loss(predictions, images, hidden, loss.tasks)
+    targets = select(patchify(images, 16), hidden).numpy()
+    expected = {0.0: targets, 0.25: targets / 2, 0.5: 0 * targets, 1.0: -targets}[strength]
+    assert found["flipped"].item() == pytest.approx(np.abs(predictions.numpy() - expected).mean(), abs=1e-12)
+    if strength == 0:
+        assert found["flipped"] == found["l1"]
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.25, 0.5, 1.0])
+def test_l1_and_flipped_oppose_each_other_between_their_targets_and_agree_elsewhere(strength: float) -> None:
+    predictions, images, hidden = example(CT)
+    predictions = (predictions * 0.7).requires_grad_()
+    losses = ReconstructionLoss(16, CT, flip_strength=strength)(predictions, images, hidden, ("l1", "flipped"))
+    ours, theirs = (torch.autograd.grad(losses[task], predictions, retain_graph=True)[0] for task in losses)
+    x = select(patchify(images, 16), hidden)
+    ends = torch.stack([x, (1 - 2 * strength) * x])
+    between = (predictions > ends.min(0).values) & (predictions < ends.max(0).values)
+    assert torch.equal(ours[between], -theirs[between])
+    assert torch.equal(ours[~between], theirs[~between])
+    cosine = torch.nn.functional.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0)
+    assert cosine.item() == pytest.approx(1 - 2 * between.double().mean().item(), abs=1e-12)
+    assert (between.double().mean() > 0.1) == (strength > 0)
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
+def test_a_strength_that_means_nothing_is_refused(strength: float) -> None:
+    with pytest.raises(ValueError, match="`flip_strength` must be null or a number from 0 to 1, found"):
+        ReconstructionLoss(16, CT, flip_strength=strength)
+
+
 @pytest.mark.parametrize("window", [17, 10, 0, -1])
 def test_a_window_that_cannot_work_is_refused(window: int) -> None:
     with pytest.raises(ValueError, match=rf"`ssim_window` .* 16, found {window}"):
@@ -194,6 +229,8 @@ def test_wrong_calls_are_refused() -> None:
     loss = ReconstructionLoss(16, PHOTOS)
     with pytest.raises(ValueError, match="`tasks` may hold l1, ssim; found mse"):
         loss(predictions, images, hidden, ["l1", "mse"])
+    with pytest.raises(ValueError, match="`tasks` may hold l1, ssim; found flipped"):
+        loss(predictions, images, hidden, ["flipped"])
     with pytest.raises(ValueError, match="`predictions` must have the shape"):
         loss(predictions[:, :, :1], images, hidden, ["l1"])  # would broadcast over the channels
     with pytest.raises(ValueError, match="`ssim_sigma` must be positive"):

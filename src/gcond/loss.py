@@ -1,4 +1,4 @@
-"""The two reconstruction losses of the paper, L1 and 1 - SSIM, both on hidden patches only.
+"""The losses: the paper's L1 and 1 - SSIM, and one that contradicts L1. All on hidden patches only.
 
 B batch, H hidden patches, C channels, p patch size, v = p - window + 1.
 """
@@ -6,7 +6,7 @@ B batch, H hidden patches, C channels, p patch size, v = p - window + 1.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +17,7 @@ from gcond.model.patches import patchify, select
 if TYPE_CHECKING:
     from gcond.data.intensity import Intensity
 
-TASKS = ("l1", "ssim")
+TASKS = ("l1", "ssim")  # always measured, trained or not
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # Wang et al. 2004, for values in [0, 1]
 
 
@@ -33,6 +33,11 @@ class ReconstructionLoss:
     use_sample_covariance=False, data_range=1`. Other windows move the value by 0.02 to 0.1: never set it beside
     an SSIM of unknown window.
 
+    "flipped": L1 to (1 - 2 s) times the target, for s = `flip_strength` in [0, 1]; without it there is no such task.
+    0 is L1 itself, 0.5 wants the data set's mean, 1 the inverted image. Where a pixel's prediction lies between the two
+    targets its gradients of "l1" and "flipped" are exactly opposed, elsewhere equal: so the cosine of the two gradients
+    in the predictions is 1 - 2 x the share of pixels in between.
+
     Predictions are not clamped to [0, 1]: a clamp has no gradient, and would silence the loss wherever a prediction
     leaves the range. `outside_unit_share` tells how often that happens.
 
@@ -41,24 +46,40 @@ class ReconstructionLoss:
     in PyTorch, would do the same; keep `torch.get_float32_matmul_precision()` at "highest".)
     """
 
-    def __init__(self, patch_size: int, intensity: Intensity, ssim_window: int = 11, ssim_sigma: float = 1.5):
+    def __init__(
+        self,
+        patch_size: int,
+        intensity: Intensity,
+        ssim_window: int = 11,
+        ssim_sigma: float = 1.5,
+        flip_strength: float | None = None,
+    ):
         if not 1 <= ssim_window <= patch_size or ssim_window % 2 == 0:
             raise ValueError(f"`ssim_window` must be odd and at most the patch size {patch_size}, found {ssim_window}")
         if ssim_sigma <= 0:
             raise ValueError(f"`ssim_sigma` must be positive, found {ssim_sigma}")
+        if flip_strength is not None and not 0 <= flip_strength <= 1:
+            raise ValueError(f"`flip_strength` must be null or a number from 0 to 1, found {flip_strength}")
         self.patch_size = patch_size
         self.intensity = intensity
         self.ssim_window = ssim_window
         self.ssim_sigma = ssim_sigma
-        self._losses = dict(zip(TASKS, (self._l1, self._ssim), strict=True))
+        self._losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1": self._l1, "ssim": self._ssim}
+        if flip_strength is not None:
+            self._losses["flipped"] = functools.partial(self._flipped, 1 - 2 * flip_strength)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Those that can be trained, and are measured."""
+        return tuple(self._losses)
 
     def __call__(self, predictions: Tensor, images: Tensor, hidden: Tensor, tasks: Sequence[str]) -> dict[str, Tensor]:
         """Predictions [B, H, C, p, p] and images [B, C, S, S], both in z-space; indices `hidden` [B, H] (row-major).
 
         Computes the tasks asked for, no others. ValueError for an unknown task and for shapes that do not match.
         """
-        if unknown := sorted(set(tasks) - set(TASKS)):
-            raise ValueError(f"`tasks` may hold {', '.join(TASKS)}; found {', '.join(unknown)}")
+        if unknown := sorted(set(tasks) - set(self.tasks)):
+            raise ValueError(f"`tasks` may hold {', '.join(self.tasks)}; found {', '.join(unknown)}")
         targets = select(patchify(images, self.patch_size), hidden)
         if predictions.shape != targets.shape:
             raise ValueError(
@@ -71,6 +92,9 @@ class ReconstructionLoss:
 
     def _l1(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return (predictions - targets).abs().mean()
+
+    def _flipped(self, factor: float, predictions: Tensor, targets: Tensor) -> Tensor:
+        return self._l1(predictions, factor * targets)
 
     def _ssim(self, predictions: Tensor, targets: Tensor) -> Tensor:
         x, y = self.intensity.to_unit(predictions), self.intensity.to_unit(targets)

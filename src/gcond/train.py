@@ -32,7 +32,6 @@ from gcond.engine.seeding import seeded, subseed
 from gcond.engine.settings import Settings
 from gcond.engine.team import gathered
 from gcond.engine.trivial import trivial_scores
-from gcond.loss import TASKS
 from gcond.model import MaskedAutoencoder
 
 __all__ = ["CONFIG", "build", "main", "train"]
@@ -114,7 +113,7 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
                 f"{name}_{task}": value
                 for name, split in (("val", val), ("test", test))
                 for task, value in evaluate(
-                    model, loss, data.intensity, split, TASKS, device, cfg.scale.workers, team
+                    model, loss, data.intensity, split, loss.tasks, device, cfg.scale.workers, team
                 ).items()
             }
 

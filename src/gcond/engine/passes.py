@@ -67,9 +67,13 @@ class Passes:
         self.hidden = hidden_count(Settings(cfg).patches, cfg.scale.mask_ratio)
         channels, side = model.channels, cfg.scale.patch_size
         self._intensity = Intensity(0, 1, (0.0,) * channels, (1.0,) * channels)
-        self.loss: Loss = loss or instantiate(cfg.loss.reconstruction)(patch_size=side, intensity=self._intensity)
+        own = instantiate(cfg.loss.reconstruction)(patch_size=side, intensity=self._intensity)
+        self.loss: Loss = loss or own
+        self._measured: Sequence[str] = TASKS if loss else own.tasks
         patch = torch.zeros(1, channels, side, side)
-        self.loss(patch.unsqueeze(1), patch, torch.zeros(1, 1, dtype=torch.long), TASKS)  # fills its cache: not fake
+        self.loss(
+            patch.unsqueeze(1), patch, torch.zeros(1, 1, dtype=torch.long), self._measured
+        )  # fills its cache: not fake
         outside_unit_share(patch, self._intensity)  # likewise
         self._counted: dict[tuple[Any, ...], int] = {}
 
@@ -149,7 +153,7 @@ class Passes:
                 pass_ = _FakePass(self, evaluate.BATCH, "fp32")
                 pass_.model.eval()
                 with pass_.counting() as live:
-                    pass_.losses(TASKS)
+                    pass_.losses(self._measured)
             self._counted["validation",] = int(live.peak)
         return self._counted["validation",]
 

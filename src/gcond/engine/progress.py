@@ -9,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 KINDS = ("auto", "bar", "lines", "quiet")
+TITLES = {"l1": "L1", "ssim": "1-SSIM"}  # of tasks; others go by their names
 
 
 class Progress:
@@ -42,10 +43,9 @@ class Progress:
 
     def epoch(self, scores: dict[str, Any], last: bool) -> None:
         if self._kind != "quiet" or last:
-            self._say(
-                f"{self._name}: epoch {scores['epoch']}, step {scores['step']}: "
-                f"validation L1 {scores['val_l1']:.4f}, 1-SSIM {scores['val_ssim']:.4f}"
-            )
+            found = {key.removeprefix("val_"): value for key, value in scores.items() if key.startswith("val_")}
+            said = ", ".join(f"{TITLES.get(task, task)} {value:.4f}" for task, value in found.items())
+            self._say(f"{self._name}: epoch {scores['epoch']}, step {scores['step']}: validation {said}")
 
     def _say(self, line: str) -> None:
         if self._kind == "silent":

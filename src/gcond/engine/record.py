@@ -79,6 +79,7 @@ class Record:
             "seed": cfg.seed,
             "variant": variant(),
             "experiment": experiment(),
+            "tasks": dict(cfg.loss.tasks),
             "missing_packages": [],
             "trivial": {},
         }
@@ -127,7 +128,7 @@ class Record:
         taken = [step for step in steps if "skipped" not in step]
         edge = max(1, round(EDGE * len(taken)))
         results: dict[str, Any] = {"steps": len(steps), "skipped_steps": len(steps) - len(taken), "epochs": len(epochs)}
-        for task in TASKS:
+        for task in dict.fromkeys([*TASKS, *self._cfg.loss.tasks]):
             values = [step[f"loss/{task}"] for step in taken if f"loss/{task}" in step]
             if values:
                 results[f"train_{task}_first"] = sum(values[:edge]) / edge

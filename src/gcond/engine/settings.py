@@ -13,7 +13,6 @@ from omegaconf import DictConfig, OmegaConf
 from gcond.engine.precision import PRECISION
 from gcond.engine.progress import KINDS
 from gcond.engine.schedule import WarmupCosine
-from gcond.loss import TASKS
 from gcond.model.masking import hidden_count
 from gcond.strategy import GradientConductor
 from gcond.strategy.processes import Alone, Processes
@@ -57,12 +56,12 @@ class Settings:
         pictures = cfg.reconstructions.images
         _expect(isinstance(pictures, int) and pictures >= 0, "reconstructions.images", "an integer >= 0", pictures)
         _expect(cfg.checkpoint_minutes > 0, "checkpoint_minutes", "a number > 0", cfg.checkpoint_minutes)
-        unknown = sorted(set(cfg.loss.tasks) - set(TASKS))
-        _expect(not unknown, "loss.tasks", f"lambdas for {', '.join(TASKS)}", ", ".join(unknown))
+        loss = instantiate(cfg.loss.reconstruction)(patch_size=scale.patch_size, intensity=None)
+        unknown = sorted(set(cfg.loss.tasks) - set(loss.tasks))
+        _expect(not unknown, "loss.tasks", f"lambdas for {', '.join(loss.tasks)}", ", ".join(unknown))
         self.patches = (scale.image_size // scale.patch_size) ** 2
         hidden_count(self.patches, scale.mask_ratio)
         _expect(cfg.progress in KINDS, "progress", f"one of {', '.join(KINDS)}", repr(cfg.progress))
-        instantiate(cfg.loss.reconstruction)(patch_size=scale.patch_size, intensity=None)
         self._build_conductor = _instantiate(cfg.strategy.conductor)
         self.conductor({name: [torch.nn.Parameter(torch.zeros(1))] for name in GROUPS}, seed=0)
         self.schedule(scale.steps_per_epoch or 1000)  # 1000: any number, to check what does not depend on it

@@ -20,7 +20,7 @@ Scores = dict[str, dict[str, float]]
 def trivial_scores(
     cfg: DictConfig, data: Splits, val: EvaluationSet, test: EvaluationSet, loss: ReconstructionLoss
 ) -> Scores:
-    """predictor -> {"val_l1", "val_ssim", "test_l1", "test_ssim"}."""
+    """predictor -> {"val_l1", "val_ssim", …, "test_l1", "test_ssim", …}, for all tasks of `loss`."""
     key = [OmegaConf.to_container(cfg[part], resolve=True) for part in ("dataset", "loss", "scale")]
     digest = hashlib.sha256(json.dumps([*key, data.facts["checksum"]], sort_keys=True).encode()).hexdigest()[:10]
     path = Path(cfg.runs) / cfg.scale.name / f"trivial-{cfg.dataset.name}-{digest}.json"
