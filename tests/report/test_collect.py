@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from gcond.report.collect import collect
-from gcond.report.folders import read_run
+from gcond.report.folders import METRICS, read_run
 from gcond.report.records import (
     ACTIVATION_COLUMNS,
     ACTIVATION_KEY,
@@ -218,11 +218,68 @@ def test_curves_are_those_of_all_runs(write_run, gather, tmp_path):
     write_run("ct", "pcgrad", 11, [EPOCH], status="failed", error="nan")
     gather()
     curves = series(tmp_path, "curves.csv", CURVE_COLUMNS, CURVE_KEY)
-    assert curves.to_numpy().tolist() == [
+    assert curves[[*CURVE_KEY, "step", *METRICS]].to_numpy().tolist() == [
         ["ct", "mobilenetv3_small", "pcgrad", 42, "", 0, 4, *EPOCH],
         ["ct", "mobilenetv3_small", "pcgrad", 42, "", 1, 8, 0.3, 0.2, 0.4, 0.3],
         ["ct", "mobilenetv3_small", "pcgrad", 42, "optimizer.lr=0.1", 0, 4, *EPOCH],
     ]
+
+
+FLIPPED = {"l1": 0.3, "ssim": 0.1, "flipped": 0.6}  # lambdas
+
+
+def flipped_epochs(*values: float) -> list[dict]:
+    """Epochs whose L1 rises and whose 1 - SSIM stays, with these values of the third task."""
+    names = ("val_l1", "val_ssim", "test_l1", "test_ssim", "val_flipped", "test_flipped")
+    return [
+        {"epoch": place, "step": 4 * (place + 1)}
+        | dict(zip(names, (0.1 + 0.1 * place, 0.5, 0.2, 0.6, value, value + 0.05), strict=True))
+        for place, value in enumerate(values)
+    ]
+
+
+def test_the_best_epoch_of_a_run_with_a_third_task_weighs_what_it_trains(write_run, gather, tmp_path):
+    # .3 L1 + .1 (1 - SSIM) + .6 flipped, by hand: .62, .47, .44, .47; .85 L1 + .15 (1 - SSIM) would choose the first
+    epochs = flipped_epochs(0.9, 0.6, 0.5, 0.5)
+    steps = [{"kind": "step", "step": 0, "loss/l1": 0.5, "loss/flipped": 0.9, "grad_norm/flipped": 2.0}]
+    write_run("ct", "pcgrad", 11, [], validation=epochs, tasks=FLIPPED, variant="loss=l1_ssim_flipped",
+              train_flipped_tail=0.7, logged=steps)  # fmt: skip
+    write_run("ct", "pcgrad", 42, [EPOCH], tasks={"l1": 0.85, "ssim": 0.15})
+    table, _ = gather()
+    row = table[(table.seed == 11) & (table.strategy == "pcgrad")].iloc[0]
+    assert (row.best_epoch, row.best_val_l1, row.best_val_flipped, row.best_test_flipped) == (2, 0.3, 0.5, 0.55)
+    assert (row.last_val_flipped, row.train_flipped_tail) == (0.5, 0.7)
+    assert table[table.seed == 42].best_val_flipped.isna().all()
+    curves = series(tmp_path, "curves.csv", CURVE_COLUMNS, CURVE_KEY)
+    assert curves.val_flipped[curves.seed == 11].tolist() == [0.9, 0.6, 0.5, 0.5]
+    (binned,) = series(tmp_path, "steps.csv", STEP_COLUMNS, STEP_KEY).itertuples()
+    assert (binned.loss_flipped, binned.grad_norm_flipped) == (0.9, 2.0)
+
+
+def test_columns_of_a_third_task_are_there_only_where_a_run_has_it(write_run, gather, tmp_path):
+    write_run("ct", "pcgrad", 42, [EPOCH], logged=LOGGED)
+    gather()
+    files = {name: tmp_path / "results" / "mini" / name for name in ("runs.csv", "curves.csv", "steps.csv")}
+    plain = {name: path.read_text().splitlines() for name, path in files.items()}
+    assert not any("flipped" in lines[0] for lines in plain.values())
+    write_run("ct", "pcgrad", 11, [], validation=flipped_epochs(0.9), tasks=FLIPPED, variant="loss=l1_ssim_flipped",
+              logged=[LOGGED[0] | {"loss/flipped": 0.9}])  # fmt: skip
+    gather()
+    for name, path in files.items():
+        header, *rows = path.read_text().splitlines()
+        assert header.startswith(plain[name][0])
+        assert "flipped" in header
+        (row,) = [row for row in rows if ",pcgrad,42," in row]
+        assert row.rstrip(",") == plain[name][-1].rstrip(",")
+    table = read_csv(files["runs.csv"])
+    write_csv(files["runs.csv"], table[table.variant == ""], KEY)
+    assert files["runs.csv"].read_text().splitlines() == plain["runs.csv"]
+
+
+def test_a_third_task_that_was_not_measured_is_named(write_run):
+    folder = write_run("ct", "pcgrad", 11, [EPOCH], tasks=FLIPPED)
+    with pytest.raises(ValueError, match=r"report.json lacks the key `val_flipped`"):
+        read_run(folder)
 
 
 PROBE = {"kind": "probe", "epoch": 1, "step": 4, "micro_batches": 8, "batch_size": 16, "cosine/all": -0.1234567}

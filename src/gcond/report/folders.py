@@ -5,10 +5,10 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from gcond.report.records import COLUMNS, KEY
+from gcond.report.records import COLUMNS, KEY, MORE_METRICS, MORE_TASKS
 
 METRICS = ("val_l1", "val_ssim", "test_l1", "test_ssim")  # "ssim" is 1 - SSIM throughout
-L1_WEIGHT, SSIM_WEIGHT = 0.85, 0.15  # the paper's, used to choose the epoch of every method
+WEIGHTS = {"l1": 0.85, "ssim": 0.15}  # the paper's, used to choose the epoch of every method
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,16 @@ def read_run(folder: Path) -> Run:
         error = _error(folder, report)
         if error:
             return Run(folder, row | {"status": "failed", "error": " ".join(error.split())}, {}, [])
-        curve = [{name: epoch[name] for name in ("epoch", "step", *METRICS)} for epoch in report["validation"]]
+        weights = _weights(report)
+        more = [name for name in MORE_METRICS if name in report["validation"][0]]
+        names = dict.fromkeys(["epoch", "step", *METRICS, *more, *(f"val_{task}" for task in weights)])
+        curve = [{name: epoch[name] for name in names} for epoch in report["validation"]]
         trivial = {name: {metric: values[metric] for metric in METRICS} for name, values in report["trivial"].items()}
     except KeyError as missing:
         raise ValueError(f"{path} lacks the key `{missing.args[0]}`") from None
     except json.JSONDecodeError as broken:
         raise ValueError(f"{path} is not JSON: {broken}") from None
-    return Run(folder, row | {"error": ""} | _summary(curve), trivial, curve)
+    return Run(folder, row | {"error": ""} | _summary(curve, weights), trivial, curve)
 
 
 def _error(folder: Path, report: dict) -> str:
@@ -88,16 +91,22 @@ def _error(folder: Path, report: dict) -> str:
     if not report["validation"]:
         return "no validation was recorded"
     for epoch in report["validation"]:
-        for metric in METRICS:
+        for metric in [*METRICS, *(name for name in MORE_METRICS if name in epoch)]:
             if epoch[metric] is None or not math.isfinite(epoch[metric]):
                 return f"`{metric}` is {epoch[metric]}, not a finite number, at epoch {epoch['epoch']}"
     return ""
 
 
-def _summary(curve: list[dict[str, float]]) -> dict[str, float]:
-    """The best epoch (smallest weighted validation loss, the first on ties), its four metrics and the last epoch's."""
-    best = min(curve, key=lambda epoch: L1_WEIGHT * epoch["val_l1"] + SSIM_WEIGHT * epoch["val_ssim"])
+def _weights(report: dict) -> dict[str, float]:
+    """What chooses the best epoch: the paper's weights, but the lambdas of a run that trains another task besides."""
+    tasks: dict[str, float] = report.get("tasks") or {}
+    return tasks if set(tasks) & set(MORE_TASKS) else WEIGHTS
+
+
+def _summary(curve: list[dict[str, float]], weights: dict[str, float]) -> dict[str, float]:
+    """The best epoch (smallest weighted validation loss, the first on ties), its metrics and the last epoch's."""
+    best = min(curve, key=lambda epoch: sum(weight * epoch[f"val_{task}"] for task, weight in weights.items()))
     summary = {"best_epoch": best["epoch"]}
-    for metric in METRICS:
+    for metric in [name for name in (*METRICS, *MORE_METRICS) if name in best]:
         summary |= {f"best_{metric}": best[metric], f"last_{metric}": curve[-1][metric]}
     return summary

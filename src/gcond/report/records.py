@@ -1,6 +1,8 @@
 """The files under results/<scale>/: runs.csv has one row per run; curves.csv, steps.csv, probes.csv, activations.csv
 have what happened inside each run that is done; windows.csv what was measured on its weights afterwards.
 
+Columns of `OPTIONAL` belong to tasks beside L1 and SSIM: a file has them only if one of its runs has such a task.
+
 A run is known by `KEY`. "" means not known. The numbers of runs.csv and curves.csv have 8 significant digits (a float32
 metric has about 7), those of the others 6. Trivial predictors are rows of runs.csv too: strategy "trivial:<name>", no
 model and no seed, the same numbers at every epoch.
@@ -14,6 +16,9 @@ from gcond.files import write_atomically
 
 _TEXT, _WHOLE, _TRUTH, _REAL = str, "Int64", "boolean", "float64"
 
+MORE_TASKS = ("flipped",)
+MORE_METRICS = tuple(f"{split}_{task}" for split in ("val", "test") for task in MORE_TASKS)
+
 COLUMNS = {
     **dict.fromkeys(["dataset", "dataset_title", "model", "strategy"], _TEXT),
     "seed": _WHOLE,
@@ -26,6 +31,8 @@ COLUMNS = {
     **dict.fromkeys(["last_val_l1", "last_val_ssim", "last_test_l1", "last_test_ssim"], _REAL),
     **dict.fromkeys(["train_l1_first", "train_l1_tail", "train_ssim_first", "train_ssim_tail"], _REAL),
     "missing_packages": _TEXT,
+    **dict.fromkeys([f"{epoch}_{metric}" for epoch in ("best", "last") for metric in MORE_METRICS], _REAL),
+    **dict.fromkeys([f"train_{task}_{edge}" for task in MORE_TASKS for edge in ("first", "tail")], _REAL),
 }
 KEY = ["dataset", "model", "strategy", "seed", "variant"]
 
@@ -34,7 +41,7 @@ _NAME = {name: COLUMNS[name] for name in KEY}
 CURVE_COLUMNS = {
     **_NAME,
     **dict.fromkeys(["epoch", "step"], _WHOLE),
-    **dict.fromkeys(["val_l1", "val_ssim", "test_l1", "test_ssim"], _REAL),
+    **dict.fromkeys(["val_l1", "val_ssim", "test_l1", "test_ssim", *MORE_METRICS], _REAL),
 }
 CURVE_KEY = [*KEY, "epoch"]
 
@@ -48,6 +55,7 @@ STEP_COLUMNS = {  # one row per bin of steps; gcond.report.steps says what each 
     **dict.fromkeys(["resolved", "correction", "clipped", "zone_weak", "zone_main", "zone_critical"], _REAL),
     **dict.fromkeys(["published_cosine", "weight_l1", "weight_ssim"], _REAL),
     **dict.fromkeys(["step_rms_over_lr", "cosine_step_resolved"], _REAL),
+    **dict.fromkeys([f"{what}_{task}" for what in ("loss", "grad_norm", "weight") for task in MORE_TASKS], _REAL),
 }
 STEP_KEY = [*KEY, "bin"]
 
@@ -79,6 +87,14 @@ ACTIVATION_COLUMNS = {  # of the last encoder layer
 ACTIVATION_KEY = [*KEY, "epoch"]
 
 
+OPTIONAL = frozenset(
+    name
+    for columns in (COLUMNS, CURVE_COLUMNS, STEP_COLUMNS)
+    for name in columns
+    if set(MORE_TASKS) & set(name.split("_"))
+)
+
+
 def frame(rows: list[dict[str, object]], columns: dict[str, object] = COLUMNS) -> pd.DataFrame:
     """Typed table of `rows`; a missing or None entry becomes "" in a text column and NA elsewhere."""
     table = pd.DataFrame(rows, columns=list(columns), dtype=object)
@@ -90,7 +106,8 @@ def frame(rows: list[dict[str, object]], columns: dict[str, object] = COLUMNS) -
 
 
 def write_csv(path: Path, table: pd.DataFrame, key: list[str], digits: int = 8) -> None:
-    """Write `table` sorted by `key`, so that the same runs always give the same bytes."""
+    """Write `table` sorted by `key`, so that the same runs always give the same bytes; no empty optional columns."""
+    table = table.drop(columns=[name for name in OPTIONAL & set(table) if table[name].isna().all()])
     ordered = table.sort_values(key, kind="stable", na_position="first")
     write_atomically(path, lambda to: ordered.to_csv(to, index=False, float_format=f"%.{digits}g", lineterminator="\n"))
 
@@ -99,9 +116,14 @@ def read_csv(path: Path, columns: dict[str, object] = COLUMNS, key: list[str] = 
     """Read what `write_csv` wrote. Raises ValueError for other columns or two rows of the same name."""
     numbers = {name: [""] for name, kind in columns.items() if kind is not _TEXT}
     header = list(pd.read_csv(path, nrows=0).columns)
-    if header != list(columns):
-        raise ValueError(f"{path} has columns {sorted(set(header) ^ set(columns))} too many or too few (or misplaced)")
-    table = pd.read_csv(path, dtype=columns, keep_default_na=False, na_values=numbers)
+    there = [name for name in columns if name in header or name not in OPTIONAL]
+    if header != there:
+        raise ValueError(f"{path} has columns {sorted(set(header) ^ set(there))} too many or too few (or misplaced)")
+    dtypes = {name: columns[name] for name in there}
+    table = pd.read_csv(
+        path, dtype=dtypes, keep_default_na=False, na_values={k: v for k, v in numbers.items() if k in there}
+    )
+    table = table.reindex(columns=list(columns)).astype(columns)
     if table.duplicated(key).any():
         raise ValueError(f"{path} names a run twice: {table[table.duplicated(key)][key].iloc[0].to_dict()}")
     return table

@@ -9,6 +9,7 @@ from itertools import pairwise
 from statistics import fmean
 
 from gcond.report.logged import Record
+from gcond.report.records import MORE_TASKS
 
 BINS = 50
 MEANS = {  # column -> what the run logged; the mean over the bin's steps that have it
@@ -21,6 +22,7 @@ MEANS = {  # column -> what the run logged; the mean over the bin's steps that h
     **{f"zone_{zone}": f"zone/{zone}" for zone in ("weak", "main", "critical")},  # arbitrated pairs a step
     **{f"weight_{task}": f"weight/{task}" for task in ("l1", "ssim")},
     **{name: name for name in ("step_rms_over_lr", "cosine_step_resolved")},
+    **{f"{what}_{task}": f"{what}/{task}" for what in ("loss", "grad_norm", "weight") for task in MORE_TASKS},
 }
 MINIMA = {  # column -> what the run logged; the smallest of the bin
     "cosine_min": "cosine/all",
