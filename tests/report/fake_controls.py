@@ -9,6 +9,8 @@ from pathlib import Path
 from gcond.report import records
 from gcond.report.claims.evidence import MODE
 from gcond.report.claims.factorial import LEVELS, STRATEGY
+from gcond.report.claims.tradeoff import METHODS
+from gcond.report.pages.conflict import SWEPT
 from gcond.report.pages.o1 import ARMS
 from gcond.report.pages.parameters import PARAMETERS
 
@@ -37,8 +39,9 @@ def run(key: Key, level: float, **more: object) -> dict[str, object]:
 def trivial() -> list[dict[str, object]]:
     blocks = ("best_val", "last_val", "best_test", "last_test")
     losses = {f"{block}_{metric}": value for block in blocks for metric, value in (("l1", 0.49), ("ssim", 0.4))}
-    return [{"dataset": name, "dataset_title": TITLES[name], "strategy": "trivial:visible_mean", "status": "done"}
-            | losses for name in TITLES]  # fmt: skip
+    mean = dict.fromkeys(losses, 0.75)
+    return [{"dataset": name, "dataset_title": TITLES[name], "strategy": f"trivial:{predictor}", "status": "done"} | own
+            for name in TITLES for predictor, own in (("visible_mean", losses), ("dataset_mean", mean))]  # fmt: skip
 
 
 def steps(key: Key, **columns: object) -> list[dict[str, object]]:
@@ -112,6 +115,31 @@ def factorial(datasets: tuple[str, ...] = ("photos", "ct"), skip: tuple[str, ...
     assert {mode for (mode, *_), _ in ARMS} == set(LEVELS["mode"])
     assert MODE in ARMS[-1][1].variant
     return rows
+
+
+FLIPPED = "loss=l1_ssim_flipped,scale.accumulation_steps=6"  # variant of runs with a flipped target
+
+
+def conflicting(dataset: str = "ct", strengths: tuple[float, ...] = ()) -> tuple[list, list, list]:
+    """(runs, steps, probes): Baseline has L1 1, 1 - SSIM .5, flipped .6; the others L1 .9 ± .01, flipped .72. The more
+    strength, the more conflict: a cosine of minus the strength."""
+    runs, stepped, looked = [], [], []
+    for variant, strength, strategies in (
+        (FLIPPED, 1.0, METHODS),
+        *((f"loss.reconstruction.flip_strength={s},{FLIPPED}", s, SWEPT) for s in strengths),
+    ):
+        for strategy in strategies:
+            for seed in SEEDS:
+                key = (dataset, strategy, seed, variant)
+                own = strategy != "baseline"
+                losses = {"l1": 0.9 + SPREAD[seed] if own else 1.0, "ssim": 0.5, "flipped": 0.72 if own else 0.6}
+                blocks = ("best_val", "last_val", "best_test", "last_test")
+                numbers = {f"{block}_{task}": value for block in blocks for task, value in losses.items()}
+                runs.append(run(key, 0.5, **numbers))
+                zones = {"zone_main": 0.5} if strategy.startswith("gcond") else {}
+                stepped += steps(key, conflicts=strength, cosine_mean=-strength, **zones)
+                looked += probes(key, {"cosine/all": -strength, "cosine_disjoint/all": -strength / 2})
+    return runs, stepped, looked
 
 
 MOVED = {  # parameter's last word -> by how much each of its values but the default is worse

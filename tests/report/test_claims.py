@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from report import fake_controls
 from scipy import stats
 
 from gcond.report.__main__ import main
@@ -86,7 +87,7 @@ def test_every_claim_and_question_has_a_row_and_a_way_to_run_it():
     assert [claim.id for claim in CLAIMS] == (
         ["T2a", "T2b", "T2c", "S1", "S2", "M1", "M2", "D1", "D2", "D3", "D4", "I1", "I2", "A1", "A2", "V1", "B1", "G1"]
     )  # fmt: skip
-    assert [claim.id for claim in QUESTIONS] == [f"O{number}" for number in range(1, 11)]
+    assert [claim.id for claim in QUESTIONS] == [*(f"O{number}" for number in range(1, 11)), "C1"]
     for claim in (*CLAIMS, *QUESTIONS):
         assert claim.needs
         assert claim.question == claim.text.endswith("?")
@@ -587,3 +588,21 @@ def test_committed_page_is_that_of_the_committed_numbers(path):
     rows = judge_all(RESULTS, path.parent.name)
     assert page(rows, path.parent.name) == path.read_text()
     assert tidy_csv(rows) == (path.parent / "claims.csv").read_text()
+
+
+# C1
+
+
+def test_where_tasks_conflict_each_method_is_set_against_baseline(judge):
+    """By hand: L1 -10 %, 1 - SSIM 0, flipped +20 % in every pair of seeds."""
+    runs, steps, probes = fake_controls.conflicting()
+    row = judge(runs, steps=steps, probes=probes)["C1"]
+    assert row.verdict == ""
+    assert row.found.shown.about == "ct: GCond stochastic vs Baseline, mean over three losses"
+    assert row.found.shown.effect.mean == pytest.approx(10 / 3)
+    assert row.found.shown.block == "best_val"
+    text = " ".join(row.found.words)
+    assert "(ct L1 -10.0 % [" not in text
+    assert "L1 -10.0 % [-12.5, -7.5]; 1 - SSIM +0.0 %" in text
+    assert "ct: MGDA, steps with a conflict 100.0 %" in text
+    assert judge(table2(levels()))["C1"].verdict == "not run"

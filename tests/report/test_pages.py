@@ -1,4 +1,4 @@
-"""`python -m gcond.report ablations`, `o1`, `o6`, `o10`, `windows` on made-up runs: by hand, what is missing, files."""
+"""The pages of `python -m gcond.report` on made-up runs: numbers by hand, what is missing, files."""
 
 import csv
 import re
@@ -11,15 +11,16 @@ import yaml
 from report import fake_controls
 
 from gcond.report.__main__ import main
+from gcond.report.claims import tradeoff
 from gcond.report.lineup import SCALE_PIXELS, SCALE_RATES, STRATEGIES
-from gcond.report.pages import ablations, o1, o6, o10, windows
+from gcond.report.pages import ablations, conflict, o1, o6, o10, windows
 from gcond.report.pages import page as page_module
 from gcond.report.pages.parameters import PARAMETERS, parsed
 from gcond.report.pages.source import load
 
 CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = CONF / "experiment"
-PAGES = ("ablations", "o1", "o6", "o10", "windows")
+PAGES = ("ablations", "o1", "o6", "o10", "windows", "conflict")
 METHODS = tuple(STRATEGIES)
 FEW = ("baseline", "gcond_sequential", "gcond_stochastic")
 
@@ -114,7 +115,8 @@ def test_without_runs_one_line_names_the_command(tmp_path, name, capsys):
 @pytest.mark.parametrize("name", PAGES)
 def test_mini_is_no_evidence(tmp_path, name):
     runs, steps = fake_controls.ablated() if name == "ablations" else fake_controls.often(FEW)
-    fake_controls.write(tmp_path, "mini", runs, steps, fake_controls.probed(FEW), fake_controls.windowed())
+    made = (runs, steps, fake_controls.probed(FEW)) if name != "conflict" else fake_controls.conflicting()
+    fake_controls.write(tmp_path, "mini", *made, fake_controls.windowed())
     assert page(tmp_path, name, "mini") in (0, 1)
     assert ", at scale mini (mini, not evidence): " in text(tmp_path, name, "mini").splitlines()[0]
     assert "it is not evidence about any method" in (tmp_path / "mini" / "figures" / f"{name}.md").read_text()
@@ -488,3 +490,75 @@ def test_sources_take_the_photographs_that_are_recorded(tmp_path):
     runs = [row | {"dataset": "imagenet256"} for row in fake_controls.often(FEW, ("photos",))[0]]
     fake_controls.write(tmp_path, "sample", runs)
     assert load("o6", "sample", tmp_path, None, ("photos", "ct")).datasets == ("imagenet256", "ct")
+
+
+# C1
+
+
+def contradicted(results, *arguments, strengths=(0.0, 0.5)):
+    fake_controls.write(results, "sample", *fake_controls.conflicting(strengths=strengths))
+    return page(results, "conflict", "sample", "--datasets", "ct", *arguments)
+
+
+def test_what_the_page_on_conflict_says_of_its_experiments_is_so():
+    params = {
+        name: yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text())["hydra"]["sweeper"]["params"]
+        for name in ("conflict", "conflict_strength")
+    }
+    assert tuple(params["conflict"]["strategy"].split(",")) == tradeoff.METHODS
+    assert set(params["conflict_strength"]["strategy"].split(",")) == set(conflict.SWEPT)
+    assert {own["loss"] for own in params.values()} == {tradeoff.LOSS}
+    loss = yaml.safe_load((EXPERIMENTS.parent / "loss" / f"{tradeoff.LOSS}.yaml").read_text())
+    assert loss["tasks"] == tradeoff.LAMBDAS
+    assert loss["reconstruction"]["flip_strength"] == tradeoff.FULL
+
+
+def test_a_method_is_told_by_its_place_on_the_trade_off(tmp_path):
+    """By hand, PCGrad against Baseline: L1 -10 ± 1 %, 1 - SSIM 0, flipped +20 %, mean 10/3; of the bound 1.5 both."""
+    assert contradicted(tmp_path) == 0
+    where = {"strategy": "pcgrad", "strength": "1", "block": "best_val"}
+    found = {row["name"]: row for row in tidy(tmp_path, "conflict", kind="difference", **where)}
+    means = {name: float(row["mean"]) for name, row in found.items()}
+    base = 0.35 * 1 + 0.15 * 0.5 + 0.5 * 0.6
+    weighted = 100 * (0.35 * 0.9 + 0.15 * 0.5 + 0.5 * 0.72 - base) / base
+    assert means == {"mean": pytest.approx(10 / 3, rel=1e-4), "l1": pytest.approx(-10), "ssim": pytest.approx(0),
+                     "flipped": pytest.approx(20), "sum": pytest.approx(weighted, rel=1e-4)}  # fmt: skip
+    assert float(found["mean"]["high"]) - 10 / 3 == pytest.approx(4.30265 / 3 / np.sqrt(3), rel=1e-3)
+    (towards,) = tidy(tmp_path, "conflict", kind="towards the image", **where)
+    assert float(towards["mean"]) == pytest.approx(100 * 0.72 / 1.62, abs=0.01)
+    (wasted,) = tidy(tmp_path, "conflict", kind="above the bound", **where)
+    assert float(wasted["mean"]) == pytest.approx(100 * (1.62 / 1.5 - 1), rel=1e-4)
+    words = text(tmp_path, "conflict")
+    assert "The bound of L1 + flipped on validation: 1.5000" in words
+    assert re.search(r"\| PCGrad +\| 3 +\| \+3\.3 % \[\+2\.5, \+4\.2\] \| -10\.0 %", words)
+    zones = {row["strategy"]: float(row["mean"]) for row in tidy(tmp_path, "conflict", name="times in the main zone")}
+    assert zones == dict.fromkeys(("gcond_sequential", "gcond_stochastic", "gcond_pure"), 0.5)
+
+
+def test_conflict_is_told_against_its_strength(tmp_path):
+    contradicted(tmp_path)
+    section = text(tmp_path, "conflict").split("## Against the strength")[1]
+    lines = [line for line in section.splitlines() if re.match(r"\| ct +\| PCGrad", line)]
+    assert [re.findall(r"[\d.]+(?= %)|[+-]\d\.\d\d(?= \[)", line)[1:] for line in lines] == [
+        ["0.0", "+0.00", "+0.00", "+0.00"], ["50.0", "-0.50", "-0.50", "-0.25"], ["100.0", "-1.00", "-1.00", "-0.50"]
+    ]  # fmt: skip
+    drawn = conflict.build("sample", tmp_path, ("ct",)).drawing.axes
+    assert len(drawn) == 3
+    (line,) = [line for line in drawn[2].get_lines() if line.get_label() == "PCGrad"]
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([0, 0.5, 1], pytest.approx([0, -0.5, -1]))
+    contradicted(tmp_path, strengths=())
+    assert "Against the strength" not in text(tmp_path, "conflict")
+    assert len(conflict.build("sample", tmp_path, ("ct",)).drawing.axes) == 2
+
+
+def test_a_missing_method_and_another_window_are_named(tmp_path):
+    runs, steps, probes = fake_controls.conflicting()
+    other = fake_controls.FLIPPED.replace("6", "3")
+    runs = [row for row in runs if row["strategy"] != "mgda" or row["seed"] == 11]
+    runs += [row | {"variant": other} for row in runs if row["strategy"] == "baseline"]
+    fake_controls.write(tmp_path, "sample", runs, steps, probes)
+    assert page(tmp_path, "conflict", "sample", "--datasets", "ct") == 1
+    words = text(tmp_path, "conflict")
+    assert "MGDA on ct, seed 42, 2025: not run" in words
+    assert f"Recorded with another window, and not shown: {other}." in words
+    assert len(tidy(tmp_path, "conflict", strategy="baseline", kind="towards the image")) == 1

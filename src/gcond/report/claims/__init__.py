@@ -11,14 +11,18 @@ from gcond.report.claims import (
     gap,
     memory,
     reconstruction,
+    tradeoff,
     updates,
 )
 from gcond.report.claims.judge import Claim
 
 _FAMILIES = (reconstruction, cost, memory, dynamics, updates, ablations, further)
-_QUESTIONS = (gap, controls, front, conflict)
+_QUESTIONS = (gap, controls, front, conflict, tradeoff)
 
 CLAIMS: tuple[Claim, ...] = tuple(claim for family in _FAMILIES for claim in family.CLAIMS)
 QUESTIONS: tuple[Claim, ...] = tuple(
-    sorted((claim for family in _QUESTIONS for claim in family.CLAIMS), key=lambda claim: int(claim.id[1:]))
+    sorted(
+        (claim for family in _QUESTIONS for claim in family.CLAIMS),
+        key=lambda claim: (claim.id[0] != "O", int(claim.id[1:])),
+    )
 )

@@ -14,10 +14,12 @@ from gcond.report.records import COLUMNS, KEY, frame, read_csv
 SCALES = ("paper", "sample_gpu", "sample", "mini", "smoke")  # the largest first
 BLOCKS = {"best_val": "validation, best epoch", "last_val": "validation, last epoch", "best_test": "test"}
 METRICS = {"l1": "L1", "ssim": "1 - SSIM"}
+TASKS = METRICS | {"flipped": "flipped"}  # some runs' third task
 MODE = "strategy.model_mode"
 RATE = "optimizer.lr"
 WINDOW = "strategy.conductor.estimator.resolve_every"
 LABELS = lineup.STRATEGIES | {"gcond_sequential_pure": "GCond sequential pure", "gcond_as_pcgrad": "GCond-as-PCGrad"}
+LABELS |= {"mgda": "MGDA", "upgrad": "UPGrad"}
 TEXT = [name for name in KEY if name != "seed"]
 
 

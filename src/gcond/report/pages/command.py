@@ -1,4 +1,4 @@
-"""`python -m gcond.report ablations`, `o1`, `o6`, `o10`, `windows`: table, CSV, figure and caption from recorded runs.
+"""`python -m gcond.report PAGE`, one of `PAGES`: table, CSV, figure and caption from recorded runs.
 
 Exit code 0: complete; 1: written, but runs of it are missing (the page names them); 2: nothing to write.
 """
@@ -7,10 +7,10 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from gcond.report.pages import ablations, o1, o6, o10, windows
+from gcond.report.pages import ablations, conflict, o1, o6, o10, windows
 from gcond.report.pages.page import write
 
-PAGES = {"ablations": ablations, "o1": o1, "o6": o6, "o10": o10, "windows": windows}
+PAGES = {"ablations": ablations, "o1": o1, "o6": o6, "o10": o10, "windows": windows, "conflict": conflict}
 
 
 def add_parsers(

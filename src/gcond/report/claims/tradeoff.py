@@ -1,0 +1,146 @@
+"""C1: three tasks of which two contradict each other. How each method divides the trade-off, and how much conflict."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from gcond.report.claims.conflict import frequencies
+from gcond.report.claims.controls import MINUTES
+from gcond.report.claims.evidence import TASKS, Arm, Evidence, overrides, per_run, variant
+from gcond.report.claims.judge import Answer, Claim, Finding, answer, compare, number
+from gcond.report.statistics import Effect, paired, single
+
+LAMBDAS = {"l1": 0.35, "ssim": 0.15, "flipped": 0.5}  # of conf/loss/l1_ssim_flipped.yaml
+LOSS = "l1_ssim_flipped"
+STRENGTH, WINDOW = "loss.reconstruction.flip_strength", "scale.accumulation_steps"
+FULL = 1.0  # the loss's own strength
+METHODS = ("baseline", "baseline_integrated", "pcgrad", "cagrad", "gradnorm", "graddrop", "mgda", "upgrad",
+           "gcond_sequential", "gcond_stochastic", "gcond_pure")  # fmt: skip
+SHOWN = ("best_val", "last_val", "best_test")
+
+
+@dataclass(frozen=True)
+class Regime:
+    """`settings`: strength -> `variant` of runs.csv, all of one window; `others`: variants with another window."""
+
+    settings: Mapping[float, str]
+    others: tuple[str, ...] = ()
+
+    @property
+    def full(self) -> str:
+        return self.settings.get(FULL, variant({"loss": LOSS}))
+
+
+def regime(evidence: Evidence) -> Regime:
+    """The runs with a flipped target; of several windows that with most runs, of equals the largest."""
+    counts: dict[str, int] = {}
+    found: dict[str, dict[float, str]] = {}
+    for text, runs in evidence.runs[evidence.runs.model == evidence.model].groupby("variant"):
+        chosen = overrides(str(text))
+        if chosen.get("loss") == LOSS and set(chosen) <= {"loss", STRENGTH, WINDOW}:
+            window = chosen.get(WINDOW, "")
+            counts[window] = counts.get(window, 0) + len(runs)
+            found.setdefault(window, {})[float(chosen.get(STRENGTH, FULL))] = str(text)
+    if not found:
+        return Regime({})
+    best = max(counts, key=lambda window: (counts[window], float(window or 0)))
+    others = tuple(text for window, texts in found.items() if window != best for text in texts.values())
+    return Regime(dict(sorted(found[best].items())), others)
+
+
+def ran(evidence: Evidence, dataset: str, text: str) -> list[Arm]:
+    """Baseline first."""
+    return [arm for arm in (Arm(name, text) for name in METHODS) if evidence.ran(dataset, arm)]
+
+
+def relative(evidence: Evidence, dataset: str, arm: Arm, weights: Mapping[str, float], block: str) -> Finding:
+    """The weighted sum of the losses less Baseline's, by seed, in percent of Baseline's mean."""
+    base = Arm("baseline", arm.variant)
+    dropped, remarks = evidence.comparable(dataset, arm, base)
+
+    def total(own: Arm) -> pd.Series:
+        runs = evidence.by_seed(dataset, own)
+        runs = runs[~runs.index.isin(dropped)]
+        return sum((weight * runs[f"{block}_{task}"] for task, weight in weights.items()), pd.Series(0.0, runs.index))
+
+    effect = paired(total(arm), total(base))
+    return Finding("", effect.times(100 / float(total(base).mean())), block=block, remarks=tuple(remarks))
+
+
+def delta(evidence: Evidence, dataset: str, arm: Arm, block: str = "best_val") -> Finding:
+    """Mean over the three losses of the change against Baseline, in percent of Baseline's mean: above 0 is worse."""
+    base = evidence.by_seed(dataset, Arm("baseline", arm.variant))
+    shares = {task: 1 / float(base[f"{block}_{task}"].mean()) for task in LAMBDAS}
+    found = relative(evidence, dataset, arm, shares, block)
+    return replace(found, about=f"{dataset}: {arm_name(arm)} vs Baseline, mean over three losses")
+
+
+def changes(evidence: Evidence, dataset: str, arm: Arm, block: str = "best_val") -> dict[str, Finding]:
+    """Of each loss, and of their sum with the lambdas, which is what Baseline minimises; in percent of Baseline's."""
+    base = Arm("baseline", arm.variant)
+    found = {task: compare(evidence, dataset, arm, base, task, block=block) for task in LAMBDAS}
+    found["sum"] = relative(evidence, dataset, arm, LAMBDAS, block)
+    titles = TASKS | {"sum": "weighted sum"}
+    about = f"{arm_name(arm)} vs Baseline"
+    return {key: replace(each, about=f"{dataset} {titles[key]}: {about}") for key, each in found.items()}
+
+
+def arm_name(arm: Arm) -> str:
+    return Arm(arm.strategy).label
+
+
+def cosine(evidence: Evidence, dataset: str, arm: Arm) -> dict[str, Effect]:
+    """Of the most opposed two tasks: in the method's own steps, and on probed images, the same for all methods."""
+    steps, probes = (evidence.own(table, dataset, arm) for table in (evidence.steps, evidence.probes))
+    found = {"own": per_run(steps, "cosine_mean", "cosine_steps")}
+    for title, name in (("shared", "cosine/all"), ("disjoint", "cosine_disjoint/all")):
+        rows = probes[probes.name == name] if len(probes) else probes
+        found[title] = per_run(rows, "value")
+    return {title: single(values) for title, values in found.items() if values.notna().any()}
+
+
+def conflicted(evidence: Evidence) -> Answer | None:
+    where = regime(evidence)
+    deltas, detailed, often, words = [], [], [], []
+    for dataset in evidence.datasets:
+        arms = ran(evidence, dataset, where.full)
+        if Arm("baseline", where.full) not in arms:
+            continue
+        for arm in arms:
+            if arm.strategy != "baseline":
+                own = [delta(evidence, dataset, arm, block) for block in SHOWN]
+                each = [change for block in SHOWN for change in changes(evidence, dataset, arm, block).values()]
+                deltas += own
+                detailed += each
+                told = (f"{found.about.split(':')[0].removeprefix(f'{dataset} ')} {number(found.effect, '%')}"
+                        for found in each if found.block == "best_val")  # fmt: skip
+                words.append(f"{own[0].about} {number(own[0].effect, '%')} ({'; '.join(told)}).")
+        for arm in arms:
+            found = frequencies(evidence, dataset, arm).get("steps with a conflict")
+            if found:
+                often.append(replace(found, about=f"{dataset}: {arm_name(arm)}, steps with a conflict"))
+    if not deltas:
+        return None
+    if often:
+        words.append("; ".join(f"{found.about} {number(found.effect, 'share')}" for found in often) + ".")
+    words.append(
+        "Change of each loss and, first, their mean, in percent of Baseline's; above zero is worse than Baseline. A "
+        "method that gives one task more has to take it from another: read the three changes and the weighted sum "
+        "beside the mean."
+    )
+    shown = [found for found in deltas if "GCond stochastic" in found.about]
+    return answer([*deltas, *detailed, *often], (shown or deltas)[-len(SHOWN)], words, "claims.csv, tables/conflict.md")
+
+
+CLAIMS = (
+    Claim(
+        "C1",
+        "Where tasks do conflict, does arbitration help?",
+        "three tasks, L1, 1 - SSIM and L1 to the inverted image, against Baseline with the same lambdas",
+        "make reproduce-conflict SCALE=sample SEEDS=10",
+        f"220 + 150 runs, {MINUTES}, half as long again each, since the window holds 6 micro-batches",
+        conflicted,
+        question=True,
+    ),
+)
