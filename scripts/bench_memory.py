@@ -1,15 +1,17 @@
 """What a step of every strategy holds in memory on CUDA, and the largest micro-batch for a budget: planned, no GPU.
 
-    python scripts/bench_memory.py [--out results/bench/memory.csv] [--budget 16GB] [--strategies pcgrad,baseline]
+    python scripts/bench_memory.py [--out results/bench/memory.csv] [--add] [--budget 16GB]
+    [--strategies pcgrad,baseline]
 
 At the paper's scale. A row is one plan: at the paper's micro-batch against K, the number of tasks and how long a graph
-is kept (MobileNetV3-Small, CT), or at the largest micro-batch for the budget (ConvNeXt). Steps are neither diagnosed
-nor followed by a validation, and there is no margin, as where others report what their steps took. Passes are counted
-at a few micro-batches; in between their memory lies on a line, to the byte, or is counted.
+is kept (MobileNetV3-Small, CT; ResNet-50 against K alone), or at the largest micro-batch for the budget (ConvNeXt).
+Steps are neither diagnosed nor followed by a validation, and there is no margin, as where others report what their
+steps took. Passes are counted at a few micro-batches; in between their memory lies on a line, to the byte, or is
+counted.
 
 The project has two tasks; the third is the mean square of the same prediction's error, lambda 0.1, with no layers of
 its own. Passes are counted once for all strategies that run the same. A row that is in `--out` already, of the same
-commit, is kept.
+commit, is kept; with `--add` whatever its commit, so that only new rows are planned (the page names all commits).
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from gcond.files import write_text
 from gcond.loss import TASKS
 from gcond.model.patches import patchify, select
 from gcond.rehearsal import channels_of, composed
-from gcond.report.memory import COLUMNS, FORMS, KEY, PER_TASK, page
+from gcond.report.memory import COLUMNS, FORMS, KEY, PER_TASK, STEPS, page
 from gcond.report.records import frame, read_csv, write_csv
 from gcond.strategy import GradientConductor, Joint, Sequential
 from gcond.timing import versions
@@ -49,6 +51,7 @@ LARGEST = (  # of the paper; all others hold what one of these does
     *("baseline", "baseline_integrated", "pcgrad", "cagrad", "gradnorm", "graddrop"),
     *("gcond_stochastic", "gcond_pure", "gcond_lion", "gcond_sequential"),
 )
+PROFILED = ("baseline", "gcond_stochastic", "gcond_sequential", "pcgrad")  # with ResNet-50
 THIRD = {"square": 0.1}
 CUDA = torch.device("cuda")
 PARTS = {
@@ -106,11 +109,15 @@ def cases(strategies: list[str], budget: str) -> Iterator[Case]:
             yield Case("", *shapes, name, form)
         yield Case("", *shapes, name, "", tasks=3)
         for steps in (1, 2, 8):
-            if steps > 1 or isinstance(conductor.estimator, (Joint, Sequential)):
+            if possible(name, steps):
                 yield Case("", *shapes, name, "", accumulation_steps=steps)
         for graph in GRAPHS[1:] if keeps(conductor) else ():
             yield Case("", *shapes, name, "", graph)
             yield Case("", *shapes, name, "", graph, tasks=3)
+    for name in [name for name in names if name.removesuffix(PER_TASK) in PROFILED]:
+        for steps in STEPS:
+            if possible(name, steps):
+                yield Case("", "resnet50", *shapes[1:], name, "", accumulation_steps=steps)
     for model, dataset, size in (
         ("convnext_tiny", "ct", 256),
         ("convnextv2_base", "ct", 256),
@@ -128,6 +135,11 @@ def cases(strategies: list[str], budget: str) -> Iterator[Case]:
 def conductor_of(strategy: str) -> GradientConductor:
     cfg = composed(Case("", "mobilenetv3_small", "ct", 256, "fp32", strategy, "").overrides)
     return Settings(cfg).conductor({name: [torch.nn.Parameter(torch.zeros(1))] for name in ("head", "body")}, seed=0)
+
+
+def possible(strategy: str, steps: int) -> bool:
+    """Whether a window of so few micro-batches has one for each of two tasks, where it must."""
+    return steps > 1 or isinstance(conductor_of(strategy).estimator, (Joint, Sequential))
 
 
 def keeps(conductor: GradientConductor) -> bool:
@@ -181,12 +193,12 @@ def planned(case: Case, passes: Passes, model: torch.nn.Module) -> dict[str, obj
     return found
 
 
-def recorded(path: Path | None) -> pd.DataFrame:
-    """Rows of this commit; those of another would be planned by other code."""
+def recorded(path: Path | None, of_any_commit: bool) -> pd.DataFrame:
+    """Rows of this commit, unless `of_any_commit`: those of another may have been planned by other code."""
     if path is None or not path.exists():
         return frame([], COLUMNS)
     rows = read_csv(path, COLUMNS, KEY)
-    return rows[rows["commit"] == commit()[0]]
+    return rows if of_any_commit else rows[rows["commit"] == commit()[0]]
 
 
 def main() -> None:
@@ -194,12 +206,13 @@ def main() -> None:
     parser.add_argument("--budget", default="16GB", help="of a device, such as 16GB or 16GiB")
     parser.add_argument("--strategies", default=",".join(STRATEGIES), help="of conf/strategy")
     parser.add_argument("--out", type=Path, help="a CSV file; the page is written beside it")
+    parser.add_argument("--add", action="store_true", help="keep the rows of other commits")
     arguments = parser.parse_args()
     bytes_of(arguments.budget, "--budget")
     unknown = sorted(set(arguments.strategies.split(",")) - set(STRATEGIES))
     if unknown:
         raise ValueError(f"--strategies: expected names of conf/strategy, found {', '.join(unknown)}")
-    table = recorded(arguments.out)
+    table = recorded(arguments.out, arguments.add)
     done = {tuple(row) for row in table[KEY].itertuples(index=False)}
     todo = [
         case

@@ -5,7 +5,7 @@ import torch
 from gcond.model import encoders
 
 MOBILE = ["mobilenetv3_small_100", "mobilenetv3_small_050"]
-CONVNEXT = [pytest.param(name, marks=pytest.mark.slow) for name in ("convnext_tiny", "convnextv2_base")]
+LARGE = [pytest.param(name, marks=pytest.mark.slow) for name in ("convnext_tiny", "convnextv2_base", "resnet50")]
 
 
 @pytest.fixture(autouse=True)
@@ -15,7 +15,7 @@ def one_thread() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("stride", [8, 16, 32])
-@pytest.mark.parametrize("name", MOBILE + CONVNEXT)
+@pytest.mark.parametrize("name", MOBILE + LARGE)
 def test_one_map_at_the_stride_and_no_idle_parameter(name: str, stride: int, channels: int) -> None:
     encoder = encoders.build(name, channels, stride)
     features = encoder(torch.randn(2, channels, 64, 64))

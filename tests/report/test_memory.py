@@ -94,3 +94,27 @@ def test_table_4_beside_the_paper():
     assert line(text, "baseline")[-1] == "170"
     assert "GCond stochastic 0.90 and 0.95 (0.95); PCGrad 0.90 and 0.95 with the graph freed, 0.50 and 0.55" in text
     assert "the paper's peers are nearest to those whose graph is alive until the next losses" in text
+
+
+@pytest.mark.parametrize("grows", [0, 7])
+def test_resnet_stands_apart_and_its_verdict_follows_the_rows(grows):
+    mib = memory.MIB
+    rows = [row("baseline", "joint", model="resnet50", accumulation_steps=k, peak=200 * mib) for k in memory.STEPS]
+    rows += [gcond(model="resnet50", accumulation_steps=k, peak=(210 + grows * (k > 8)) * mib) for k in (2, 4, 8, 24)]
+    rows += [row("pcgrad", model="resnet50", accumulation_steps=k, peak=(220 + 10 * (k > 1)) * mib) for k in (1, 2, 24)]
+    text = page([row("baseline", "joint", peak=90 * mib), *rows])
+    section = text.split("## ResNet-50")[1]
+    assert "baseline holds the same from K = 1 to 24" in section
+    assert ("gcond_stochastic holds the same from K = 2 to 24" in section) == (grows == 0)
+    assert ("gcond_stochastic changes at K = 24, by at most 7 MB above K = 2" in section) == (grows == 7)
+    assert "pcgrad changes at K = 2, by at most 10 MB above K = 1." in section
+    assert line(section, "gcond_stochastic")[1:7] == [
+        "-",
+        "210",
+        "210",
+        "210",
+        str(210 + grows),
+        f"{(210 + grows) / 200:.3f}",
+    ]
+    assert line(section, "pcgrad")[1:6] == ["220", "230", "-", "-", "230"]
+    assert line(text.split("## ResNet-50")[0].split("## M1")[1], "baseline")[4] == "90"

@@ -5,6 +5,7 @@ does, and `one` the peak at micro-batch 1. Sizes are bytes; `peak` is that of a 
 """
 
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 
 import pandas as pd
 
@@ -45,13 +46,16 @@ PAPER = {  # Table 4: micro-batch, MB
 PEERS = ("pcgrad", "cagrad")
 PAPER_BASE = 70
 FIRST = ["baseline", "gcond_stochastic", "gcond_sequential", f"gcond_sequential{PER_TASK}"]
+RESNET = "resnet50"
+STEPS = (1, 2, 4, 8, 24)  # K with ResNet-50
 MIB = 2**20
 COMMAND = "make bench-memory"
 
 
 def page(table: pd.DataFrame) -> str:
     """Markdown."""
-    fixed, budgeted = table[table.budget == ""], table[table.budget != ""]
+    resnet, others = table[table.model == RESNET], table[table.model != RESNET]
+    fixed, budgeted = others[others.budget == ""], others[others.budget != ""]
     parts = [
         "# What training holds in memory",
         "Planned for one CUDA device, not measured: the run's model and losses run on tensors without content, and the "
@@ -61,6 +65,7 @@ def page(table: pd.DataFrame) -> str:
         f"(as the paper's seem to be), GB 10^9. {_provenance(table)}",
         *_held(fixed),
         *_first_claim(fixed),
+        *_resnet(resnet),
         *_second_claim(budgeted),
         *_fourth_table(budgeted),
     ]
@@ -152,6 +157,47 @@ def _first_verdict(known: dict[tuple[str, str, int, int], int]) -> str:
         f"{ratios[1]:.2f} with it kept through the last backward pass, {ratios[2]:.2f} with it alive until the next "
         "losses."
     )
+
+
+def _resnet(rows: pd.DataFrame) -> list[str]:
+    """Peaks against K: does a longer window hold more?"""
+    if rows.empty:
+        return []
+    first = rows.iloc[0]
+    known = {(row.strategy, row.accumulation_steps): row.peak for row in rows.itertuples()}
+    whole = known.get(("baseline", max(STEPS)))
+
+    def cells(row: pd.Series) -> list[str]:
+        peaks = [known.get((row.strategy, steps)) for steps in STEPS]
+        beside = "-" if whole is None or peaks[-1] is None else f"{peaks[-1] / whole:.3f}"
+        return [*("-" if peak is None else f"{peak / MIB:,.0f}" for peak in peaks), beside, PASSES[row.passes]]
+
+    longest = rows[rows.accumulation_steps == max(STEPS)]
+    names = [*(f"K = {steps}" for steps in STEPS), f"K = {max(STEPS)} / Baseline", "passes"]
+    return [
+        "## ResNet-50, two tasks: the peak against K",
+        _resnet_verdict(known),
+        f"Peak in MB: {first.dataset}, {first.image_size} x {first.image_size} pixels, micro-batch "
+        f"{first.micro_batch}, {first.precision}, {first.parameters / 1e6:.1f} M parameters, m = 2, the graph freed by "
+        "the last task's backward pass. A dash: a stochastic window has a micro-batch for each task.",
+        _table(["strategy", *names], "l" + "|r" * (len(STEPS) + 1) + "|l", _grouped(longest, cells)),
+    ]
+
+
+def _resnet_verdict(known: dict[tuple[str, int], int]) -> str:
+    words = []
+    for name in dict.fromkeys(strategy for strategy, _ in known):
+        peaks = {steps: known[name, steps] for steps in STEPS if (name, steps) in known}
+        if len(peaks) < 2:
+            continue
+        smallest, rise = min(peaks), (max(peaks.values()) - peaks[min(peaks)]) / MIB
+        changes = [steps for before, steps in pairwise(peaks) if peaks[steps] != peaks[before]]
+        if not changes:
+            words.append(f"{name} holds the same from K = {smallest} to {max(peaks)}")
+        else:
+            where = ", ".join(map(str, changes))
+            words.append(f"{name} changes at K = {where}, by at most {rise:,.0f} MB above K = {smallest}")
+    return f"**Verdict.** {'; '.join(words)}." if words else ""
 
 
 def _second_claim(budgeted: pd.DataFrame) -> list[str]:
