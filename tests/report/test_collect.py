@@ -324,10 +324,24 @@ def test_a_repeated_run_replaces_all_that_was_recorded_of_it_and_only_that(write
     assert series(tmp_path, "activations.csv", ACTIVATION_COLUMNS, ACTIVATION_KEY).seed.tolist() == [11]
 
     shutil.rmtree(tmp_path / "runs")
-    write_run("ct", "pcgrad", 11, [], status="failed", error="nan", logged=LOGGED)
+    write_run("ct", "pcgrad", 11, [], status="failed", error="nan", logged=LOGGED, hash="another")
     gather()
     assert series(tmp_path, "curves.csv", CURVE_COLUMNS, CURVE_KEY).seed.tolist() == [42]
     assert len(series(tmp_path, "probes.csv", PROBE_COLUMNS, PROBE_KEY)) == 0
+
+
+def test_a_failed_run_does_not_replace_the_same_run_that_is_recorded_as_done(write_run, gather, tmp_path):
+    write_run("ct", "pcgrad", 42, [EPOCH], logged=[*LOGGED, PROBE])
+    gather()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "results" / "mini").iterdir()}
+    shutil.rmtree(tmp_path / "runs")
+    write_run("ct", "pcgrad", 42, [], status="failed", error="no space", logged=LOGGED, folder="here")
+    write_run("ct", "pcgrad", 11, [], status="failed", error="nan", folder="new")
+    table, remarks = gather()
+    assert "here: failed here, recorded as done; the record stays: no space" in remarks
+    assert dict(zip(table.seed.dropna(), table.status[table.seed.notna()], strict=True)) == {11: "failed", 42: "done"}
+    after = {path.name: path.read_bytes() for path in (tmp_path / "results" / "mini").iterdir()}
+    assert {name: after[name] == before[name] for name in before} == dict.fromkeys(before, True) | {"runs.csv": False}
 
 
 def test_a_broken_log_is_named(write_run, gather):

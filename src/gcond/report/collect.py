@@ -33,8 +33,8 @@ def collect(runs: Path, results: Path) -> list[str]:
     """Record every finished or failed run below `runs` (one scale) in `results`; returns remarks to print.
 
     A run replaces the recorded one of the same name (`KEY`), in all files, and no other: seeds that another machine
-    recorded stay. Without local runs nothing changes. Raises ValueError where local and recorded runs of a data set
-    disagree about a trivial predictor.
+    recorded stay. A failed run does not replace a done one of the same hash. Without local runs nothing changes.
+    Raises ValueError where local and recorded runs of a data set disagree about a trivial predictor.
     """
     found = read_folders(runs)
     remarks = [f"{name}: unfinished, left out" for name in found.unfinished]
@@ -48,14 +48,16 @@ def collect(runs: Path, results: Path) -> list[str]:
     recorded = read_csv(path) if path.exists() else frame([])
     trivial = _trivial_rows(found.runs)
     _check_recorded_trivial(trivial, recorded, path)
-    local = frame([*(run.row for run in found.runs), *trivial])
+    runs, beaten = _that_replace(found.runs, recorded)
+    remarks += beaten
+    local = frame([*(run.row for run in runs), *trivial])
     kept = _without(recorded, local)
-    remarks.append(f"{len(found.runs)} local runs recorded in {path}; {len(kept)} recorded rows of other runs stay")
+    remarks.append(f"{len(runs)} local runs recorded in {path}; {len(kept)} recorded rows of other runs stay")
     remarks += _remarks_on_origin(kept, local)
     write_csv(path, _joined(kept, local), KEY)
 
     # What happened inside them.
-    done = [(run, logged.read(run.path)) for run in found.runs if run.row["status"] == "done"]
+    done = [(run, logged.read(run.path)) for run in runs if run.row["status"] == "done"]
     for name, (columns, key, digits, rows_of) in SERIES.items():
         path = results / name
         rows = [{part: run.row[part] for part in KEY} | row for run, own in done for row in rows_of(run, own)]
@@ -64,6 +66,19 @@ def collect(runs: Path, results: Path) -> list[str]:
         if path.exists() or len(after):
             write_csv(path, after, key, digits)
     return remarks
+
+
+def _that_replace(runs: Sequence[Run], recorded: pd.DataFrame) -> tuple[list[Run], list[str]]:
+    """All but failed runs that are recorded as done under the same hash; and a remark for each of those."""
+    done = recorded[(recorded.status == "done") & (recorded.hash != "")]
+    names = set(done[[*KEY, "hash"]].itertuples(index=False, name=None))
+    chosen, remarks = [], []
+    for run in runs:
+        if run.row["status"] == "failed" and tuple(run.row[part] for part in (*KEY, "hash")) in names:
+            remarks.append(f"{run.folder}: failed here, recorded as done; the record stays: {run.row['error']}")
+        else:
+            chosen.append(run)
+    return chosen, remarks
 
 
 def _without(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
