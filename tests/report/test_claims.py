@@ -5,11 +5,13 @@ import itertools
 import math
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from report import fake_controls
 from scipy import stats
 
@@ -227,6 +229,48 @@ def test_each_row_is_of_the_largest_scale_at_which_it_was_run_and_never_of_two(j
         write_csv(half / scale / "runs.csv", frame(table2(levels(), seeds), COLUMNS), KEY)
     row = Judged(half, "sample_gpu")["T2a"]
     assert (row.verdict, row.found.source, row.found.shown.effect.n) == ("undecided", "sample_gpu", 5)
+
+
+def test_a_scale_that_is_no_evidence_does_not_hide_what_is(judge, results):
+    """D4: the quadratic's verdict stands in the row, mini's probes below it; a scale that is evidence takes the row."""
+    (results / "toy").mkdir(parents=True)
+    shutil.copy(RESULTS / "toy" / "noise.csv", results / "toy")
+    key = {"dataset": "ct", "model": ABOUT["model"], "strategy": "baseline", "variant": "", "epoch": 1, "step": 50}
+    probes = [key | {"seed": seed, "name": name, "value": value} for seed in SEEDS[:6]
+              for name, value in (("noise/l1/1", 8.0), ("noise/l1/8", 1.0))]  # fmt: skip
+    row = judge(table2({"baseline": 0.5}, SEEDS[:6]), "mini", probes=probes)["D4"]
+    assert (row.verdict, row.found.source, row.more.source) == ("holds", "toy problem", "mini")
+    assert "*Mini (mini, not evidence).*" in page([row], "mini")
+    row = judge(table2({"baseline": 0.5}, SEEDS[:6]), "sample", probes=probes)["D4"]
+    assert (row.found.source, row.more.source) == ("sample", "toy problem")
+
+
+def test_commands_are_targets_of_the_makefile_and_count_their_runs():
+    """Ten seeds times what the experiments of the target sweep."""
+    root = RESULTS.parent
+    makefile = (root / "Makefile").read_text()
+    for claim in (*CLAIMS, *QUESTIONS):
+        words = [part.split() for part in claim.command.split(";") if part]
+        assert all(make == "make" for make, *_ in words)
+        names = list(dict.fromkeys(word for _, *rest in words for word in rest if "=" not in word))
+        if names:
+            shown = subprocess.run(["make", "-n", *names], cwd=root, capture_output=True, text=True)
+            assert shown.returncode == 0, (claim.id, names, shown.stderr)
+        counted = re.match(r"(\d+) runs", claim.needs)
+        if counted:
+            experiments = [found for name in names for found in _experiments(makefile, name.removeprefix("reproduce-"))]
+            assert int(counted[1]) == 10 * sum(map(_arms, experiments)), claim.id
+
+
+def _experiments(makefile: str, artefact: str) -> list[str]:
+    found = re.search(rf"^RUNS_{artefact} *:= (.*)$", makefile, re.M)
+    return found[1].split() if found else [artefact]
+
+
+def _arms(experiment: str) -> int:
+    params = yaml.safe_load((RESULTS.parent / "conf" / "experiment" / f"{experiment}.yaml").read_text())
+    values = {key: value for key, value in params["hydra"]["sweeper"]["params"].items() if key != "seed"}
+    return math.prod(len(str(value).split(",")) for value in values.values())
 
 
 # Questions
@@ -482,11 +526,14 @@ def plan(strategy: str, peak: int, micro_batch: float = 4, **more: object) -> di
     return row | {"accumulation_steps": 24, "micro_batch": micro_batch, "peak": peak, "one": 5e9} | more
 
 
-def plans(window: int = 100, peer: int = 150, fits: float = math.nan, ours: float = 80) -> list[dict[str, object]]:
-    rows = [plan("gcond_stochastic", 100), plan("gcond_stochastic", window, accumulation_steps=2)]
-    rows += [plan("gcond_stochastic", 110, tasks=3)]
+def plans(
+    window: int = 0, peer: int = 150, fits: float = math.nan, ours: float = 80, ours_third: int = 110, unit: int = 100
+) -> list[dict[str, object]]:
+    """Peaks of `unit` with two tasks; with three `ours_third` and `peer`."""
+    rows = [plan("gcond_stochastic", unit), plan("gcond_stochastic", window or unit, accumulation_steps=2)]
+    rows += [plan("gcond_stochastic", ours_third, tasks=3)]
     for name in ("pcgrad", "cagrad", "gradnorm"):
-        rows += [plan(name, 100, graph="kept"), plan(name, peer, graph="kept", tasks=3)]
+        rows += [plan(name, unit, graph="kept"), plan(name, peer, graph="kept", tasks=3)]
     base = {"model": "convnextv2_base", "budget": "16GB"}
     return [*rows, plan("gcond_stochastic", 0, ours, **base), plan("pcgrad", 0, fits, **base)]
 
@@ -496,7 +543,9 @@ def plans(window: int = 100, peer: int = 150, fits: float = math.nan, ours: floa
     [
         (plans(), "holds", "holds"),
         (plans(window=120), "contradicted", "holds"),
-        (plans(peer=105), "contradicted", "holds"),
+        (plans(peer=105), "contradicted", "holds"),  # less than GCond's
+        (plans(ours_third=1002, peer=1009, unit=1000), "contradicted", "holds"),  # .9 %: less than counts as growth
+        (plans(ours_third=1002, peer=1011, unit=1000), "holds", "holds"),
         (plans(fits=9), "holds", "contradicted"),
         (plans(ours=12), "holds", "contradicted"),
         (plans()[:-4], "undecided", "not run"),
@@ -507,6 +556,18 @@ def test_memory(judge, results, rows, first, second):
     pd.DataFrame(rows).to_csv(results / "bench" / "memory.csv", index=False)
     found = judge([])
     assert (found["M1"].verdict, found["M2"].verdict) == (first, second)
+
+
+def test_the_two_halves_of_the_memory_claim_are_told_apart(judge, results):
+    (results / "bench").mkdir(parents=True)
+    pd.DataFrame(plans(ours_third=1002 << 20, peer=1009 << 20, unit=1000 << 20)).to_csv(
+        results / "bench" / "memory.csv", index=False
+    )
+    found = judge([])["M1"].found
+    assert found.words[0] == "The first half holds, the second does not hold."
+    assert "pcgrad, cagrad, gradnorm +0.9 % (9 MB)" in found.words[1]
+    assert "GCond stochastic +0.2 % (2 MB)" in found.words[1]
+    assert found.shown.about == "pcgrad: growth of the peak from 2 to 3 tasks"
 
 
 def test_gradops_follows_its_tests_and_the_trade_off(judge, results):

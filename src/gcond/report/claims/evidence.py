@@ -1,5 +1,6 @@
 """What the claims are judged by: the recorded tables of one scale, and those that belong to no scale."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -148,7 +149,7 @@ class Tuned:
 
     runs: pd.DataFrame
     tried: dict[tuple[str, str], int]  # (dataset, strategy) -> settings tried, of the arm without other overrides
-    at_the_edge: list[str]  # arms whose best learning rate is the smallest or largest tried
+    at_the_edge: list[str]  # arms whose best learning rate is the smallest or largest tried, so not found
 
 
 def tune(evidence: Evidence, keys: Sequence[str] = (RATE,)) -> Tuned:
@@ -166,8 +167,9 @@ def tune(evidence: Evidence, keys: Sequence[str] = (RATE,)) -> Tuned:
         kept.append(full[full.variant == best].assign(variant=arm))
         if not arm:
             tried[dataset, strategy] = len(means)
-        rates = {name: float(overrides(name)[RATE]) for name in means.index if RATE in overrides(name)}
-        if best in rates and len(rates) > 2 and rates[best] in (min(rates.values()), max(rates.values())):
+        own_rate = lineup.SCALE_RATES.get(evidence.scale, math.nan)
+        rates = {name: float(overrides(name).get(RATE, own_rate)) for name in means.index}
+        if len(set(rates.values())) > 1 and rates[best] in (min(rates.values()), max(rates.values())):
             edge.append(f"{Arm(strategy, arm).label} on {dataset}")
     return Tuned(pd.concat(kept) if kept else runs.iloc[:0], tried, edge)
 

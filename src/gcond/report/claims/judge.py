@@ -23,7 +23,6 @@ from gcond.report.statistics import (
 MARGIN = 2.0  # percent of Baseline's value: what counts as equal (T2c)
 SIDE_BY_SIDE = 8  # comparisons that are listed one by one; more are in claims.csv
 FREE = (-math.inf, math.inf)
-TEN_SEEDS = "11,42,2025,1,2,3,4,5,6,7"  # the first three are the paper's
 
 
 @dataclass(frozen=True)
@@ -88,11 +87,6 @@ class Claim:
     look: Callable[[Evidence], Answer | None] = lambda evidence: None
     elsewhere: Callable[[Path], Answer | None] = lambda results: None  # results that belong to no scale
     question: bool = field(default=False)
-
-
-def sweep(*overrides: str, scale: str = "sample") -> str:
-    """The command that runs these choices on both kinds of data with ten seeds."""
-    return f"python -m gcond.sweep scale={scale} dataset=photos,ct seed={TEN_SEEDS} {' '.join(overrides)}"
 
 
 def compare(

@@ -19,7 +19,7 @@ CSV_HEADER += ["p_sign_flip", "finding_verdict"]
 
 @dataclass(frozen=True)
 class Row:
-    """`more`: what results that belong to no scale say besides."""
+    """`more`: what is known besides, from results that belong to no scale or from a scale that is no evidence."""
 
     claim: Claim
     found: Answer | None
@@ -37,7 +37,8 @@ def said(verdict: str, source: str) -> str:
 
 
 def judge_all(results: Path, scale: str, claims: tuple[Claim, ...] = (*CLAIMS, *QUESTIONS)) -> list[Row]:
-    """Each claim at the largest scale, up to `scale`, at which it was run; else from results that have no scale."""
+    """Each claim at the largest scale, up to `scale`, at which it was run; from results that have no scale where it was
+    run at no scale that is evidence."""
     evidence = [read(results, name) for name in SCALES[SCALES.index(scale) :] if (results / name).is_dir()]
     return [_row(claim, evidence, results) for claim in claims]
 
@@ -47,7 +48,10 @@ def _row(claim: Claim, evidence: list[Evidence], results: Path) -> Row:
     for each in evidence:
         found = claim.look(each)
         if found is not None:
-            return Row(claim, replace(found, source=each.scale), elsewhere)
+            own = replace(found, source=each.scale)
+            return (
+                Row(claim, elsewhere, own) if elsewhere and each.scale in NOT_EVIDENCE else Row(claim, own, elsewhere)
+            )
     return Row(claim, elsewhere)
 
 
@@ -137,7 +141,7 @@ def _paragraph(row: Row) -> str:
         if found is None:
             continue
         shown = [f"In the table: {text(found.shown)}."] if found.shown and found is row.more else []
-        verdict = f" ({found.verdict})" if found is row.more and found.verdict else ""
+        verdict = f" ({said(found.verdict, found.source)})" if found is row.more and found.verdict else ""
         lines.append(f"*{found.source[:1].upper()}{found.source[1:]}{verdict}.*")
         lines.append("\n".join(f"- {line}" for line in [*shown, *found.words]))
     if row.found is None:

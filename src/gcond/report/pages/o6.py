@@ -21,6 +21,7 @@ COLUMNS = {
     "steps with a conflict": "steps with a conflict",
     "steps that were resolved": "steps resolved",
     "median correction": "median correction",
+    "mean correction": "mean correction",
     "times in the weak zone": "zone weak",
     "times in the main zone": "zone main",
     "times in the critical zone": "zone critical",
