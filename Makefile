@@ -42,7 +42,7 @@ RUNS_o8   := o8_weights o8_single
 RUNS_o10  := table2
 RUNS_conflict := conflict conflict_strength
 STUDY     := o1 o6 o10 table2 $(FIGURES) ablations o2 o3 o4 o5 o8 conflict
-PAGES     := table2 table3 table4 $(FIGURES) ablations o1 o6 o10 conflict claims
+PAGES     := table2 table3 table4 $(FIGURES) ablations o1 o6 o10 conflict claims readme
 
 unique    = $(if $1,$(firstword $1) $(call unique,$(filter-out $(firstword $1),$1)))
 runs_of   = $(or $(RUNS_$1),$1)
@@ -51,7 +51,7 @@ sweep     = $(BIN)/python -m gcond.sweep --jobs $(JOBS) $(if $(MISSING),--missin
             experiment=$1 scale=$(SCALE) dataset=$(call datasets,$1) seed=$(SEEDS) device=$(DEVICE) paths.ct=$(CT) $(if $(IMAGENET),paths.imagenet=$(IMAGENET)) $(MORE)
 study     = status=0; $(foreach experiment,$1,echo "== $(experiment)"; $(call sweep,$(experiment)) || status=$$?;) $(call report,collect) || status=$$?
 # A page that only reads what is recorded; those of O2 to O5 and O8 are rows of the claims.
-report    = $(BIN)/python -m gcond.report $(if $(filter o2 o3 o4 o5 o8,$1),claims,$1) --results $(OUT) $(if $(filter table3 table4,$1),,--scale $(SCALE)) \
+report    = $(BIN)/python -m gcond.report $(if $(filter o2 o3 o4 o5 o8,$1),claims,$1) --results $(OUT) $(if $(filter table3 table4 readme,$1),,--scale $(SCALE)) \
             $(if $(filter table2,$1),--datasets $(call datasets,table2) --seeds $(SEEDS)) \
             $(if $(DATASETS),$(if $(filter o1 o6 o10 windows conflict ablations $(FIGURES),$1),--datasets $(DATASETS)))
 paper_needs = $(if $(filter paper,$(SCALE)),$(if $(IMAGENET),,echo "SCALE=paper needs IMAGENET=DIR (and CT=DIR, a store of the CT archives)"; exit 1;))
@@ -140,8 +140,9 @@ table2: $(READY) ## print the recorded Table 2 again, from results/ alone
 	@$(BIN)/python -m gcond.report table2 --recorded --scale $(SCALE) --datasets $(call datasets,table2) --seeds $(SEEDS) --results $(OUT)
 
 .PHONY: claims
-claims: $(READY) ## what holds of the paper's claims and what is open, from results/ alone (SCALE=… for one scale)
+claims: $(READY) ## what holds of the paper's claims and what is open, and results/README.md, from results/ alone (SCALE=… for one scale)
 	@$(BIN)/python -m gcond.report claims --results $(OUT) $(if $(filter-out file,$(origin SCALE)),--scale $(SCALE))
+	@$(BIN)/python -m gcond.report readme --results $(OUT)
 
 methods: $(READY) ## measure which method has which property, and write results/methods.md
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/methods tests/strategy -q -m "oracle or measures" --methods-table results/methods.md

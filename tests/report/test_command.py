@@ -12,7 +12,6 @@ import gcond.report
 from gcond.report.__main__ import main
 from gcond.report.render import escape_latex
 
-ROOT = Path(__file__).parents[2]
 TABLES = ["table2.md", "table2.csv", "table2.tex"]
 
 
@@ -184,22 +183,6 @@ def test_a_table_says_how_to_make_it_again(all_runs, command, folder):
     shutil.rmtree(folder / "tables")
     command(*arguments)
     assert (folder / "tables" / "table2.md").read_text() == before
-
-
-def committed_scales() -> list[Path]:
-    return sorted(path.parent for path in (ROOT / "results").glob("*/runs.csv"))
-
-
-@pytest.mark.parametrize("scale", committed_scales() or [None], ids=lambda path: path.name if path else "none")
-def test_committed_tables_follow_from_committed_runs(scale, command, folder):
-    if scale is None:
-        pytest.skip("no results are committed yet: there is no results/<scale>/runs.csv")
-    target = folder.parent / scale.name
-    target.mkdir(parents=True)
-    shutil.copy(scale / "runs.csv", target)
-    assert command(*recorded_command(scale / "tables" / "table2.md")) in (0, 1)
-    for name in TABLES:
-        assert (target / "tables" / name).read_text() == (scale / "tables" / name).read_text(), f"make {name} again"
 
 
 def test_report_imports_neither_torch_nor_the_rest_of_the_project():

@@ -17,6 +17,7 @@ from gcond.report.figures import command as figures
 from gcond.report.notes import write_notes
 from gcond.report.pages import command as pages
 from gcond.report.records import CURVE_COLUMNS, CURVE_KEY, read_csv
+from gcond.report.summary import page as summary
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
             return settings_pages.report(options.table, options.results)
         if options.table == "claims":
             return claims_page.report(options.results, options.scale)
+        if options.table == "readme":
+            return summary.report(options.results)
         if options.table != "table2":
             return report_throughput(options.table, options.results)
         return report_table2(
@@ -153,6 +156,8 @@ def _parser() -> argparse.ArgumentParser:
     judged = tables.add_parser("claims", help="what holds of the paper's claims, from recorded results")
     judged.add_argument("--scale", help="largest scale to look at (default: every recorded one)")
     judged.add_argument("--results", type=Path, default=Path("results"), help="folder of recorded results")
+    summed = tables.add_parser("readme", help="one page: what came of the paper, from recorded results")
+    summed.add_argument("--results", type=Path, default=Path("results"), help="folder of recorded results")
     return parser
 
 

@@ -1,0 +1,245 @@
+"""What became of Table 2's gap, and what makes it (O1)."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from gcond.report.claims.evidence import METRICS, Arm, Evidence, per_run
+from gcond.report.claims.factorial import CHANGES, Change, changes, share
+from gcond.report.claims.judge import Finding, number
+from gcond.report.claims.rates import AtRate, at_best_rates, at_rates, written
+from gcond.report.claims.reconstruction import BASELINE, SEQUENTIAL, STOCHASTIC
+from gcond.report.lineup import PAPER_RATE
+from gcond.report.paper import COUNTERPART, table2_column
+from gcond.report.render import bullets, grid
+from gcond.report.statistics import FEWEST, Effect, paired, ratio
+from gcond.report.summary.say import (
+    ABOVE,
+    BELOW,
+    FEW,
+    OPEN,
+    against,
+    data,
+    listed,
+    place,
+    upper,
+    with_n,
+)
+from gcond.report.summary.section import Section, dataset_title, not_run
+
+TITLE = "The gap of Table 2, and what makes it"
+COMMAND = "make reproduce-o1 SCALE=sample SEEDS=10"
+CONTROL = Arm("baseline_integrated")
+SHOWN = {  # rows of the table and of the figure
+    "GCond stochastic vs Baseline": "the gap: GCond stochastic against Baseline",
+    "GCond sequential vs Baseline": "the gap: GCond sequential against Baseline",
+    "Baseline integrated vs Baseline": "the update alone (EMA inside, beta1 = 0), nothing resolved",
+    "GCond stochastic vs Baseline integrated": "resolution on top of it, stochastic",
+    "GCond sequential vs Baseline integrated": "resolution on top of it, sequential",
+    "GCond pure vs Baseline": "resolution alone (GCond pure), AdamW as Baseline's",
+    "Baseline, eval mode vs Baseline": "eval mode alone, Baseline",
+    "GCond stochastic, eval mode vs GCond stochastic": "eval mode, GCond stochastic",
+}
+NAMED = {change.name: change for change in CHANGES}
+GAP, UPDATE, ON_TOP = (
+    NAMED[name]
+    for name in (
+        "GCond stochastic vs Baseline",
+        "Baseline integrated vs Baseline",
+        "GCond stochastic vs Baseline integrated",
+    )
+)
+Found = dict[Change, Finding]
+
+
+def settings(evidence: Evidence, dataset: str) -> list[AtRate]:
+    """Learning rates at which two arms of O1 ran; each arm's best last."""
+    found = [*at_rates(evidence), *filter(None, [at_best_rates(evidence)])]
+    return [each for each in found if each.evidence.ran(dataset, BASELINE) and changes(each.evidence, dataset, "l1")]
+
+
+def gap(evidence: Sequence[Evidence]) -> Section:
+    for each in evidence:
+        datasets = [dataset for dataset in reversed(each.datasets) if settings(each, dataset)]
+        if datasets:
+            parts = [_legend(each), *(part for dataset in datasets for part in _dataset(each, dataset))]
+            return Section(TITLE, [line for dataset in datasets for line in _headlines(each, dataset)], parts)
+    return not_run(TITLE, "no two arms of O1 at a scale that is evidence", COMMAND)
+
+
+def _legend(evidence: Evidence) -> str:
+    return (
+        "Each row changes one thing, everything else (images, masks, initial weights) equal by seed; in percent of "
+        "Baseline's loss at the same learning rate, negative is better. *EMA inside, beta1 = 0* is how GCond smooths "
+        "the gradient before AdamW; it needs no task gradients. Stochastic resolution changes a second thing: each "
+        "task's gradient then comes from half of the micro-batches. All numbers, with last epoch and test: "
+        f"[{evidence.scale}/tables/o1.md]({evidence.scale}/tables/o1.md)."
+    )
+
+
+def _dataset(evidence: Evidence, dataset: str) -> list[str]:
+    own = settings(evidence, dataset)
+    return [
+        f"### {dataset_title(evidence, dataset)}, scale {evidence.scale}",
+        _paper(dataset),
+        _table(own, dataset),
+        bullets([*_shares(own, dataset), *_steps(own, dataset), *_larger_rate(own, dataset)]),
+    ]
+
+
+def _paper(dataset: str) -> str:
+    parts = []
+    for arm in (STOCHASTIC, SEQUENTIAL):
+        columns = {title: table2_column(dataset, metric) for metric, title in METRICS.items()}
+        numbers = [
+            f"{100 * (column[arm.strategy] / column['baseline'] - 1):+.1f} % {title}"
+            for title, column in columns.items()
+        ]
+        parts.append(f"{arm.label} {' and '.join(numbers)}")
+    return (
+        f"The paper's {COUNTERPART[dataset]} (256 pixels, all its data, learning rate {written(PAPER_RATE)}) against "
+        f"Baseline: {'; '.join(parts)}."
+    )
+
+
+def _table(own: list[AtRate], dataset: str) -> str:
+    found = [{metric: changes(each.evidence, dataset, metric) for metric in METRICS} for each in own]
+    heads = [f"{each.short}: {title}" for each in own for title in (*METRICS.values(), "n")]
+    lines = [["what changes", *heads], []]
+    for name, words in SHOWN.items():
+        change = NAMED[name]
+        if not any(change in each["l1"] for each in found):
+            continue
+        cells = []
+        for each in found:
+            pair = [each[metric].get(change) for metric in METRICS]
+            cells += [_bold(cell) if cell else "not run" for cell in pair]
+            cells.append(str(pair[0].effect.n) if pair[0] else "0")
+        lines.append([words, *cells])
+    return grid(lines) + "\n\nBold: the interval excludes zero, n is at least 6. Validation, best epoch."
+
+
+def _bold(found: Finding) -> str:
+    text = number(found.effect, found.unit)
+    return f"**{text}**" if place(found.effect) in (BELOW, ABOVE) else text
+
+
+def _headlines(evidence: Evidence, dataset: str) -> list[str]:
+    """For the top of the page: the gap at each rate, and what makes it."""
+    lines = []
+    own = settings(evidence, dataset)
+    for each in own:
+        found = {metric: changes(each.evidence, dataset, metric) for metric in METRICS}
+        gaps = {metric: by_change[GAP] for metric, by_change in found.items() if GAP in by_change}
+        if gaps:
+            lines.append(f"**{data(dataset)}, {each.words}{_papers(each)}.** {_gaps(gaps)} {_conclusions(found)}")
+    return lines + [upper(line) for line in _larger_rate(own, dataset, ("l1",))]
+
+
+def _papers(at: AtRate) -> str:
+    return " (the paper's)" if at.rate == PAPER_RATE else ""
+
+
+def _gaps(gaps: Found) -> str:
+    """One sentence for both losses where they lie alike."""
+    parts = {}
+    for metric, found in gaps.items():
+        parts.setdefault(against(found.effect), []).append(f"{METRICS[metric]} {with_n(found)}")
+    return " ".join(f"GCond stochastic {verb} Baseline: {listed(numbers)}." for verb, numbers in parts.items())
+
+
+def _conclusions(found: dict[str, Found]) -> str:
+    """What makes the gap; one sentence for both losses where they agree."""
+    parts: dict[str, list[str]] = {}
+    for metric, own in found.items():
+        parts.setdefault(cause(own.get(GAP), own.get(UPDATE), own.get(ON_TOP)), []).append(metric)
+    sentences = []
+    for text, metrics in parts.items():
+        numbers = {
+            slot: ", ".join(f"{METRICS[metric]} {number(found[metric][change].effect, '%')}" for metric in metrics)
+            for slot, change in (("update", UPDATE), ("on_top", ON_TOP))
+            if all(change in found[metric] for metric in metrics)
+        }
+        said = text.format(**{"update": "", "on_top": ""} | {slot: f" ({shown})" for slot, shown in numbers.items()})
+        sentences.append(upper(said) if len(parts) == 1 else f"{METRICS[metrics[0]]}: {said}")
+    return f"{'. '.join(sentences)}."
+
+
+NAMES = {
+    "update": "the update alone (EMA inside, beta1 = 0){update}",
+    "on_top": "resolving conflicts on top of it{on_top}",
+}
+
+
+def cause(gap: Finding | None, update: Finding | None, on_top: Finding | None) -> str:
+    """What makes the gap, as far as the intervals of its two parts say; with slots for their numbers."""
+    if gap is None:
+        return "the gap was not measured"
+    where = place(gap.effect)
+    if where == FEW:
+        return f"too few seeds for a conclusion ({FEWEST} are needed)"
+    parts = {"update": update, "on_top": on_top}
+    places = {name: place(part.effect) if part else FEW for name, part in parts.items()}
+    start = {BELOW: "GCond gains: ", ABOVE: "GCond loses: ", OPEN: "of the gap's two parts "}[where]
+    return start + listed([f"{NAMES[name]} {EFFECT[place_]}" for name, place_ in places.items()])
+
+
+EFFECT = {
+    BELOW: "lowers the loss",
+    ABOVE: "raises the loss",
+    OPEN: "does nothing that can be shown",
+    FEW: "is open (too few seeds, or not run)",
+}
+
+
+def _shares(own: list[AtRate], dataset: str) -> list[str]:
+    """Where there is a gap to share."""
+    lines = []
+    for each in own:
+        for metric, title in METRICS.items():
+            part = share(each.evidence, dataset, metric)
+            if part and place(part.effect) != FEW:
+                lines.append(f"**{title} {each.words}.** The update alone gives {with_n(part)} of the gap.")
+    return lines
+
+
+def _steps(own: list[AtRate], dataset: str) -> list[str]:
+    """How much larger the update makes the steps."""
+    parts = []
+    for each in own:
+        if each.best:
+            continue
+        sizes = [per_run(each.evidence.own(each.evidence.steps, dataset, arm), "step_rms_over_lr")
+                 for arm in (CONTROL, BASELINE)]  # fmt: skip
+        found = ratio(*sizes) if all(len(size) for size in sizes) else None
+        if found and found.n:
+            parts.append(f"{number(found, 'ratio')} times Baseline's at {each.short} (n = {found.n})")
+    words = "**The step.** The update makes steps of another size at the same learning rate: their RMS is"
+    return [f"{words} {listed(parts)}."] if parts else []
+
+
+def _larger_rate(own: list[AtRate], dataset: str, metrics: Sequence[str] = tuple(METRICS)) -> list[str]:
+    """Baseline at the larger of two rates against everything at the smaller."""
+    rates = sorted((each for each in own if not each.best), key=lambda each: each.rate)
+    if len(rates) < 2:
+        return []
+    small, large = rates[0], rates[-1]
+    sentences = []
+    for metric in metrics:
+        title, column = METRICS[metric], f"best_val_{metric}"
+        faster = large.evidence.by_seed(dataset, BASELINE)[column]
+        base = small.evidence.by_seed(dataset, BASELINE)[column]
+        for arm in (BASELINE, STOCHASTIC):
+            slower = small.evidence.by_seed(dataset, arm)[column]
+            found = in_percent(faster, slower, base)
+            if found.n:
+                sentences.append(
+                    f"Baseline's {title} at {large.short} {against(found)} {arm.label}'s at {small.short} "
+                    f"({number(found, '%')}, n = {found.n})"
+                )
+    return [f"**{data(dataset)}, a larger learning rate instead.** {'; '.join(sentences)}."] if sentences else []
+
+
+def in_percent(a: pd.Series, b: pd.Series, base: pd.Series) -> Effect:
+    found = paired(a, b)
+    return found.times(100 / float(base.astype(float).mean())) if len(base) else found

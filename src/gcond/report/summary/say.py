@@ -1,0 +1,57 @@
+"""Words for an interval. They follow from it alone, so that they stay true when the numbers change."""
+
+import math
+
+from gcond.report.claims.judge import Finding, number
+from gcond.report.statistics import FEWEST, Effect
+
+BELOW, ABOVE, OPEN, FEW = "below", "above", "open", "few"
+
+
+def place(effect: Effect, border: float = 0.0) -> str:
+    """Where the interval lies to `border`: BELOW or ABOVE it, OPEN where it contains it, FEW with too few seeds."""
+    if effect.n < FEWEST or math.isnan(effect.low) or math.isnan(effect.high):
+        return FEW
+    if effect.high < border:
+        return BELOW
+    return ABOVE if effect.low > border else OPEN
+
+
+def against(effect: Effect) -> str:
+    """The verb of a paired difference of losses: "A's loss … B's"."""
+    return {
+        BELOW: "lies below",
+        ABOVE: "lies above",
+        OPEN: "cannot be told apart from",
+        FEW: "has too few seeds to be told apart from",
+    }[place(effect)]
+
+
+def with_n(found: Finding) -> str:
+    """ "-3.1 % [-4.0, -2.2], n = 6"."""
+    return f"{number(found.effect, found.unit)}, n = {found.effect.n}"
+
+
+def whether(effect: Effect, region: str) -> str:
+    """The answer to "is it BELOW (or ABOVE) zero?"."""
+    where = place(effect)
+    other = "no, the other way round" if where in (BELOW, ABOVE) else "cannot be told"
+    return "yes" if where == region else "too few seeds to tell" if where == FEW else other
+
+
+def seeds(n: int) -> str:
+    return f"{n} seed{'s' * (n != 1)}"
+
+
+def listed(parts: list[str]) -> str:
+    """ "a, b and c"."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def data(dataset: str) -> str:
+    """A data set in a sentence."""
+    return {"ct": "CT", "photos": "photographs", "imagenet256": "ImageNet"}.get(dataset, dataset)

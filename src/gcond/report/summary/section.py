@@ -1,0 +1,30 @@
+"""A part of the page: a headline for the top, and its paragraphs."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gcond.report.claims.evidence import Evidence, read, recorded_scales
+from gcond.report.lineup import NOT_EVIDENCE
+
+
+@dataclass(frozen=True)
+class Section:
+    """`headlines` stand at the top of the page. One without evidence has the command that makes it."""
+
+    title: str
+    headlines: list[str] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
+
+
+def evidence_of(results: Path) -> list[Evidence]:
+    """Of every recorded scale that is evidence, the largest first."""
+    return [read(results, scale) for scale in recorded_scales(results) if scale not in NOT_EVIDENCE]
+
+
+def not_run(title: str, what: str, command: str) -> Section:
+    return Section(title, [], [f"Not run: {what}. `{command}` makes it."])
+
+
+def dataset_title(evidence: Evidence, dataset: str) -> str:
+    titles = sorted(set(evidence.runs.dataset_title[evidence.runs.dataset == dataset]) - {""})
+    return titles[-1] if titles else dataset

@@ -1,0 +1,234 @@
+"""results/README.md of made-up studies: each branch of its sentences, and that none says more than its interval."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+from report import fake_controls
+from scipy import stats
+
+from gcond.report.claims.judge import Finding
+from gcond.report.statistics import Effect
+from gcond.report.summary import forest, gap, hypotheses
+from gcond.report.summary.page import page
+from gcond.report.summary.say import ABOVE, BELOW, FEW, OPEN, against, place, whether
+from gcond.report.summary.section import evidence_of
+
+SEEDS = (11, 42, 2025, 1, 2, 3)
+RATE = "optimizer.lr=0.0002"  # as the record has it
+MODE = "strategy.model_mode=eval"
+
+
+def noise(*key: object, size: float = 0.004) -> float:
+    return size * math.sin(sum(map(ord, "".join(map(str, key)))))
+
+
+def study(results, levels: dict[tuple[str, str], float], seeds=SEEDS, scale="sample", steps=None, probes=None):
+    """(strategy, variant) -> L1 level on CT, with noise by seed; 1 - SSIM is half of it. Steps and probes by values."""
+    keys = [("ct", strategy, seed, variant) for strategy, variant in levels for seed in seeds]
+    runs = [fake_controls.run(key, levels[key[1], key[3]] + noise(*key)) for key in keys]
+    rows = [row for key in keys for row in fake_controls.steps(key, **(steps or {}).get((key[1], key[3]), {}))]
+    noted = [row for key in keys for row in fake_controls.probes(key, (probes or {}).get((key[1], key[3]), {}))]
+    fake_controls.write(results, scale, runs, rows if steps else [], noted)
+    return results
+
+
+UPDATE_DOES_IT = {
+    ("baseline", ""): 0.4,
+    ("baseline_integrated", ""): 0.4,
+    ("gcond_stochastic", ""): 0.4,
+    ("baseline", RATE): 0.5,
+    ("baseline_integrated", RATE): 0.45,
+    ("gcond_stochastic", RATE): 0.45,
+}
+
+
+def interval(low: float, high: float, n: int = 6) -> Effect:
+    return Effect(n, (low + high) / 2, low, high, math.nan)
+
+
+def test_words_follow_from_the_interval_alone():
+    cases = {BELOW: (-3, -1), ABOVE: (1, 3), OPEN: (-1, 3)}
+    for expected, ends in cases.items():
+        assert place(interval(*ends)) == expected
+        assert place(interval(*ends, n=5)) == FEW
+    assert place(interval(-3, 0)) == OPEN  # zero is not excluded
+    assert place(Effect(6, 1.0, math.nan, math.nan, math.nan)) == FEW
+    assert [against(interval(*ends)) for ends in cases.values()] == [
+        "lies below", "lies above", "cannot be told apart from"]  # fmt: skip
+    assert [whether(interval(*ends), ABOVE) for ends in cases.values()] == [
+        "no, the other way round", "yes", "cannot be told"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ends", "update", "on_top", "said"),
+    [
+        (
+            (-9, -5),
+            (-8, -4),
+            (-1, 1),
+            "GCond gains: .*0\\).* lowers the loss and resolving .* does nothing that can be",
+        ),
+        (
+            (-9, -5),
+            (-1, 1),
+            (-8, -4),
+            "GCond gains: the update .* does nothing that .* and resolving .* lowers the loss",
+        ),
+        ((-9, -5), (-12, -9), (1, 5), "GCond gains: .* lowers the loss and resolving .* raises the loss"),
+        ((5, 9), (1, 3), (2, 8), "GCond loses: .* raises the loss and resolving .* raises the loss"),
+        ((-3, 3), (-8, -4), (4, 8), "of the gap's two parts the update .* lowers .* raises the loss"),
+        ((-9, -5), None, (-8, -4), "GCond gains: the update .* is open .*, or not run\\) and resolving .* lowers"),
+    ],
+)
+def test_the_cause_says_what_the_two_parts_say(ends, update, on_top, said):
+    found = [each and Finding("", interval(*each)) for each in (ends, update, on_top)]
+    assert re.fullmatch(said + ".*", gap.cause(*found))
+    few = [each and Finding("", interval(*each, n=5)) for each in (ends, update, on_top)]
+    assert gap.cause(*few).startswith("too few seeds for a conclusion")
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    return page(study(tmp_path_factory.mktemp("results"), UPDATE_DOES_IT))
+
+
+def test_a_gain_that_the_update_makes_at_one_rate_only(told):
+    short = told.split("## In short")[1].split("## ")[0]
+    own = next(line for line in short.splitlines() if "scale's learning rate 1e-3" in line)
+    assert "GCond stochastic cannot be told apart from Baseline: L1" in own
+    paper = next(line for line in short.splitlines() if "learning rate 2e-4 (the paper's)" in line)
+    assert "GCond stochastic lies below Baseline: L1 -9.8 % [" in paper
+    assert "GCond gains: the update alone (EMA inside, beta1 = 0) (L1 " in paper
+    assert "lowers the loss and resolving conflicts on top of it (L1" in paper
+    assert "does nothing that can be shown." in paper
+    faster = next(line for line in short.splitlines() if "a larger learning rate instead" in line)
+    assert "Baseline's L1 at rate 1e-3 lies below GCond stochastic's at rate 2e-4 (-" in faster
+    assert "![what each change does](figures/overview.png)" in told
+
+
+def test_its_numbers_are_scipys(told):
+    loss = {strategy: np.array([UPDATE_DOES_IT[strategy, RATE] + noise("ct", strategy, seed, RATE)
+                                + fake_controls.SPREAD.get(seed, 0.0) for seed in SEEDS])
+            for strategy in ("baseline", "gcond_stochastic", "baseline_integrated")}  # fmt: skip
+    for ours, theirs, row in (
+        ("gcond_stochastic", "baseline", "the gap: GCond stochastic against Baseline"),
+        ("baseline_integrated", "baseline", "the update alone"),
+        ("gcond_stochastic", "baseline_integrated", "resolution on top of it, stochastic"),
+    ):
+        test = stats.ttest_rel(loss[ours], loss[theirs])
+        ends = [100 * end / loss["baseline"].mean() for end in test.confidence_interval(0.95)]
+        mean = 100 * (loss[ours] - loss[theirs]).mean() / loss["baseline"].mean()
+        line = next(line for line in told.splitlines() if line.startswith(f"| {row}"))
+        assert f"{mean:+.1f} % [{ends[0]:+.1f}, {ends[1]:+.1f}]" in line
+        assert re.search(r"\| 6 +\|", line)
+
+
+def test_five_seeds_conclude_nothing(tmp_path):
+    words = page(study(tmp_path, UPDATE_DOES_IT, SEEDS[:5]))
+    short = words.split("## In short")[1].split("![")[0]
+    assert "has too few seeds to be told apart from" in short
+    assert "Too few seeds for a conclusion (6 are needed)." in short
+    assert not re.search(r"lies (below|above)|lowers the loss|raises the loss", words.split("## How to read")[0])
+    (exact,) = [each for each in judged(tmp_path) if each.verdict not in ("undecided", "not run")]
+    assert exact.hypothesis.text == "Trivial predictors beat many short runs"  # a count, of the runs there are
+
+
+def test_a_scale_that_is_no_evidence_gives_no_number(tmp_path):
+    words = page(study(tmp_path, UPDATE_DOES_IT, scale="mini"))
+    assert "**No training run at a scale that is evidence is recorded**" in words
+    assert "Not run: no two arms of O1 at a scale that is evidence. `make reproduce-o1 SCALE=sample SEEDS=10`" in words
+    assert not re.search(r"\d %", words.split("## In short")[1].split("## What a pilot")[0])
+    assert {each.verdict for each in judged(tmp_path)} == {"not run"}
+    assert not forest.draw(evidence_of(tmp_path))
+
+
+def judged(results):
+    return hypotheses.judge_all(results, evidence_of(results))
+
+
+def verdicts(results) -> dict[str, str]:
+    return {each.hypothesis.text: each.verdict for each in judged(results)}
+
+
+STEPS = {
+    ("baseline", ""): {"step_rms_over_lr": 0.2, "conflicts": lambda at: 0.5 if at < 2 else 0.1},
+    ("baseline_integrated", ""): {"step_rms_over_lr": 0.8},
+    ("gcond_stochastic", ""): {"zone_critical": 0.0, "conflicts": lambda at: 0.5 if at < 2 else 0.1},
+    ("baseline", MODE): {"conflicts": 0.5},
+}
+PROBES = {
+    ("baseline", ""): {
+        "cosine/all": 0.4, "cosine_disjoint/all": 0.1, "self_cosine/l1/all": 0.1, "cosine/body": 0.2,
+        "cosine/encoder": 0.6}
+}  # fmt: skip
+MADE = {
+    ("baseline", ""): 0.4,
+    ("baseline_integrated", ""): 0.4,
+    ("gcond_stochastic", ""): 0.4,
+    ("baseline", MODE): 0.41,
+}
+
+
+def test_hypotheses_that_the_made_study_supports(tmp_path):
+    more = {key: level for key, level in UPDATE_DOES_IT.items() if key[1]}
+    steps = {(strategy, rate): own for (strategy, mode), own in STEPS.items() if not mode for rate in ("", RATE)}
+    found = verdicts(study(tmp_path, MADE | more, steps=STEPS | steps, probes=PROBES))
+    supported = [text for text, verdict in found.items() if verdict == "holds"]
+    assert supported == [
+        "The update alone (EMA, beta1 = 0) reproduces GCond's gain at learning rate 2e-4",
+        "It at least doubles the step at equal learning rate",
+        "At a learning rate fitted to the run the gain is gone",
+        "eval mode does not produce the gain",
+        "eval mode makes conflicts look stronger",
+        "On CT the conflict is never critical",
+        "On CT the conflict is transient",
+        "The conflict sits in the decoder body, not in the encoder",
+        "The L1 gradient is mostly noise at small windows",
+        "Tasks that share their samples show a higher cosine",
+        "Trivial predictors beat many short runs",  # Baseline at the small rate: 6 runs of 42
+    ]
+    assert found["On photographs there is no conflict"] == "not run"
+
+
+def test_hypotheses_that_another_study_contradicts(tmp_path):
+    levels = dict(MADE) | {("baseline", ""): 0.5, ("gcond_stochastic", ""): 0.4, ("baseline", MODE): 0.4}
+    levels |= {("baseline", RATE): 0.5, ("baseline_integrated", RATE): 0.5, ("gcond_stochastic", RATE): 0.4}
+    late = {"conflicts": lambda at: 0.1 if at < 2 else 0.5}
+    steps = {
+        ("baseline", ""): {"step_rms_over_lr": 0.2} | late,
+        ("baseline_integrated", ""): {"step_rms_over_lr": 0.3},
+        ("gcond_stochastic", ""): {"zone_critical": lambda at: 0.01 * (at == 3)} | late,
+        ("baseline", MODE): {"conflicts": 0.05},
+    }
+    probes = {
+        ("baseline", ""): {
+            "cosine/all": 0.1, "cosine_disjoint/all": 0.4, "self_cosine/l1/all": 0.9, "cosine/body": 0.6,
+            "cosine/encoder": 0.2}
+    }  # fmt: skip
+    results = study(tmp_path, levels, steps=steps, probes=probes)
+    found = verdicts(results)
+    assert {text for text, verdict in found.items() if verdict != "contradicted"} == {
+        "On photographs there is no conflict",
+        "In the mild zone the choice of the winner has no effect",
+        "Trivial predictors beat many short runs",
+    }
+    words = page(results)
+    line = next(line for line in words.splitlines() if "never critical" in line)
+    assert "ct: runs of GCond stochastic that ever reach the critical zone, of 6" in line
+
+
+def test_the_figure_holds_every_change_at_every_rate_with_its_interval(tmp_path):
+    evidence = evidence_of(study(tmp_path, UPDATE_DOES_IT))
+    drawing = forest.draw(evidence)
+    assert [axes.get_title() for axes in drawing.axes] == ["ct: L1", "ct: 1 - SSIM"]
+    own, paper, best = gap.settings(evidence[0], "ct")
+    assert (own.short, paper.short, best.short) == ("rate 1e-3", "rate 2e-4", "best of 2 rates")
+    spans = [sorted(line.get_xdata()) for line in drawing.axes[0].get_lines() if line.get_linewidth() == 1.6]
+    found = gap.changes(paper.evidence, "ct", "l1")[gap.GAP].effect
+    assert [found.low, found.high] in [list(span) for span in spans if len(span) == 2]
+    assert sum(len(span) == 2 for span in spans) == 3 * 3
+    low, high = drawing.axes[0].get_xlim()
+    dots = np.concatenate([line.get_xdata() for line in drawing.axes[0].get_lines() if line.get_markersize() == 2.5])
+    assert low < dots.min() <= dots.max() < high
