@@ -69,5 +69,5 @@ def _at(evidence: Evidence, rate: float) -> Evidence:
         there = table[table.variant.map(lambda text: _rate(text) == rate)]
         return there.assign(variant=there.variant.map(lambda text: without(text, [RATE])))
 
-    names = ("runs", "curves", "steps", "probes", "activations")
+    names = ("runs", "curves", "steps", "probes", "activations", "windows")
     return replace(evidence, **{name: own(getattr(evidence, name)) for name in names})
