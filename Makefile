@@ -32,17 +32,18 @@ endif
 # What each artefact is made of: conf/experiment/NAME.yaml, and others where it says so here.
 FIGURES   := $(addprefix figure,1 2 3 4 5 6 7 8 9 10 11 12)
 ABLATIONS := $(basename $(notdir $(wildcard conf/experiment/ablation_*.yaml)))
-QUESTIONS := o1 o2 o3 o4 o5 o6 o8 o10 conflict
+QUESTIONS := o1 o2 o3 o4 o5 o6 o7 o8 o10 conflict
 RUNS_ablations := $(ABLATIONS)
 RUNS_o1   := o1 o1_micro_batch
 RUNS_o3   := o3 o3_lion
 RUNS_o5   := figure1 o5
 RUNS_o6   := table2
+RUNS_o7   := table2
 RUNS_o8   := o8_weights o8_single
 RUNS_o10  := table2
 RUNS_conflict := conflict conflict_strength
 STUDY     := o1 o6 o10 table2 $(FIGURES) ablations o2 o3 o4 o5 o8 conflict
-PAGES     := table2 table3 table4 $(FIGURES) ablations o1 o6 o10 conflict claims readme
+PAGES     := table2 table3 table4 $(FIGURES) ablations o1 o6 o7 o10 conflict claims readme
 
 unique    = $(if $1,$(firstword $1) $(call unique,$(filter-out $(firstword $1),$1)))
 runs_of   = $(or $(RUNS_$1),$1)
@@ -53,7 +54,10 @@ study     = status=0; $(foreach experiment,$1,echo "== $(experiment)"; $(call sw
 # A page that only reads what is recorded; those of O2 to O5 and O8 are rows of the claims.
 report    = $(BIN)/python -m gcond.report $(if $(filter o2 o3 o4 o5 o8,$1),claims,$1) --results $(OUT) $(if $(filter table3 table4 readme,$1),,--scale $(SCALE)) \
             $(if $(filter table2,$1),--datasets $(call datasets,table2) --seeds $(SEEDS)) \
-            $(if $(DATASETS),$(if $(filter o1 o6 o10 windows conflict ablations $(FIGURES),$1),--datasets $(DATASETS)))
+            $(if $(DATASETS),$(if $(filter o1 o6 o7 o10 windows conflict ablations $(FIGURES),$1),--datasets $(DATASETS)))
+# What else stands between the runs and the page.
+before_o7 = $(BIN)/python -m gcond.linear_probe --scale $(SCALE) --results $(OUT) --device $(DEVICE) --ct $(CT) $(if $(IMAGENET),--imagenet $(IMAGENET)) \
+            $(if $(DATASETS),--datasets $(DATASETS)) || status=$$?;
 paper_needs = $(if $(filter paper,$(SCALE)),$(if $(IMAGENET),,echo "SCALE=paper needs IMAGENET=DIR (and CT=DIR, a store of the CT archives)"; exit 1;))
 
 .DEFAULT_GOAL := help
@@ -62,7 +66,7 @@ paper_needs = $(if $(filter paper,$(SCALE)),$(if $(IMAGENET),,echo "SCALE=paper 
 help: ## this list
 	@echo "Targets:"
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | while IFS="$$(printf '\t')" read -r name words; do printf '  %-18s %s\n' "$$name" "$$words"; done
-	@echo "  reproduce-figure1 … reproduce-figure12, reproduce-ablations, reproduce-o1 … o6, reproduce-o8, reproduce-o10, reproduce-conflict: one artefact each (conf/experiment)"
+	@echo "  reproduce-figure1 … reproduce-figure12, reproduce-ablations, reproduce-o1 … o8, reproduce-o10, reproduce-conflict: one artefact each (conf/experiment)"
 	@echo "Variables (make TARGET NAME=value):"
 	@echo "  SCALE=mini|sample|sample_gpu|paper  how large a study; mini takes minutes, sample hours on two cores, the others need a GPU"
 	@echo "  SEEDS=11,42,2025          one run per seed; SEEDS=10: ten, of which these three are the paper's"
@@ -101,13 +105,13 @@ reproduce-table2: $(READY) $(CT_DATA) ## train everything of Table 2 that is not
 ARTEFACTS := $(FIGURES) ablations $(QUESTIONS)
 .PHONY: $(ARTEFACTS:%=reproduce-%) reproduce-all
 $(ARTEFACTS:%=reproduce-%): reproduce-%: $(READY) $(CT_DATA)
-	@$(paper_needs) $(call study,$(call runs_of,$*)); $(call report,$*) || status=$$?; exit $$status
+	@$(paper_needs) $(call study,$(call runs_of,$*)); $(before_$*) $(call report,$*) || status=$$?; exit $$status
 
 reproduce-all: $(READY) $(CT_DATA) reproduce-table1 reproduce-table5 ## the whole study: plan it, run it (controls first), print every table, draw every figure
 	@$(paper_needs) $(foreach experiment,$(call unique,$(foreach artefact,$(STUDY),$(call runs_of,$(artefact)))),echo "== $(experiment)"; $(call sweep,$(experiment)) --plan-only || exit 1;) \
 	  echo "Experiments share runs: one that two plans count is trained once."
 	@$(call study,$(call unique,$(foreach artefact,$(STUDY),$(call runs_of,$(artefact))))); \
-	  $(foreach page,$(PAGES),$(call report,$(page)) || status=$$?;) exit $$status
+	  $(before_o7) $(foreach page,$(PAGES),$(call report,$(page)) || status=$$?;) exit $$status
 
 .PHONY: reproduce-windows
 WINDOWED := baseline,gcond_stochastic

@@ -91,3 +91,14 @@ def test_variables_reach_the_runs() -> None:
 def test_the_papers_scale_asks_for_its_data() -> None:
     assert "SCALE=paper needs IMAGENET=DIR" in commands("reproduce-figure1", "SCALE=paper")
     assert "needs IMAGENET" not in commands("reproduce-figure1", "SCALE=paper", "IMAGENET=/d")
+
+
+def test_linear_probes_come_between_the_runs_and_the_pages() -> None:
+    order = r"gcond\.(linear_probe|report \w+)"
+    assert re.findall(order, commands("reproduce-o7")) == ["report collect", "linear_probe", "report o7"]
+    parts = re.findall(order, commands("reproduce-all"))
+    assert parts.index("report collect") < parts.index("linear_probe") < parts.index("report o7")
+    shown = commands("reproduce-o7", "SCALE=smoke", "OUT=there", "DATASETS=ct", "CT=/c", "IMAGENET=/d", "DEVICE=cpu")
+    assert "--scale smoke --results there --device cpu --ct /c --imagenet /d --datasets ct ||" in " ".join(
+        shown.split()
+    )

@@ -96,6 +96,22 @@ def load(
     )
 
 
+def heights(root: str | Path) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
+    """Per split (train, val, test), in the order of its images: the volume of each slice, and its height in mm above
+    the volume's lowest slice. None where the store does not know the spacing of a slice."""
+    root = Path(root)
+    index = store.read_index(
+        root, store.read_facts(root), ["patient", "study", "series", "z", "spacing_z_mm"]
+    ).to_pandas()
+    if index.spacing_z_mm.isna().any():
+        return None
+    index["volume"] = index.patient + "/" + index.study.fillna("") + "/" + index.series.fillna("")
+    index["mm"] = index.z * index.spacing_z_mm.astype(float)
+    named = {"train": "train", "val": "validation", "test": "test"}
+    own = {split: index[index.split == name] for split, name in named.items()}
+    return {split: (rows.volume.to_numpy(dtype=str), rows.mm.to_numpy()) for split, rows in own.items()}
+
+
 def _measured(
     facts: dict, pixels: Dataset, train: np.ndarray, window: str | Sequence[float], hu_min: float, hu_max: float
 ) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from gcond.data.images import IN_MEMORY_BYTES, PhotoFiles, check_size, hold_in_memory, square_rgb
 from gcond.data.intensity import Intensity
 from gcond.data.splits import ImageSet, Splits
+from gcond.data.store import STORED_SIZE
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,6 +24,7 @@ FULL_TRAIN = 1_000_000
 """Only with so many training images (the whole has 1,281,167) is the title "ImageNet-256"."""
 SUFFIXES = (".jpg", ".jpeg")
 VAL_SHARE, TEST_SHARE = 0.08, 0.08
+_PARQUET = ("train", "validation")  # of the published splits those with labels
 
 
 class ParquetPhotos:
@@ -43,7 +45,7 @@ class ParquetPhotos:
 
 
 def load(root: str | Path | None, image_size: int) -> Splits:
-    """Train, val and test of the folder `root`; labels are not used.
+    """Train, val and test of the folder `root`, without labels.
 
     The published test split has no part in it (its labels are withheld, so nobody compares on it): val and test are the
     even and the odd rows (Parquet) or files in sorted order (JPEG) of the ImageNet validation split. A JPEG folder
@@ -79,10 +81,29 @@ def load(root: str | Path | None, image_size: int) -> Splits:
     )
 
 
+def labels(root: str | Path) -> dict[str, list[str]] | None:
+    """The class of every image, per split (train, val, test) in the order of `load`: the column `label` of Parquet, or
+    the folder between split and file (train/CLASS/x.jpeg). None where there is neither."""
+    root = Path(root)
+    if parquet := sorted(root.glob("data/*.parquet")):
+        by_split = {split: [file for file in parquet if file.name.startswith(f"{split}-")] for split in _PARQUET}
+        if any("label" not in pq.read_schema(file).names for files in by_split.values() for file in files):
+            return None
+        train, validation = (_label_column(files) for files in by_split.values())
+        return {"train": train, "val": validation[0::2], "test": validation[1::2]}
+    splits, _ = _from_jpeg(root, STORED_SIZE)
+    inside = {split: [path.relative_to(root).parts for path in images.paths] for split, images in splits.items()}
+    if any(len(parts) != 3 for found in inside.values() for parts in found):
+        return None
+    return {split: [parts[1] for parts in found] for split, found in inside.items()}
+
+
+def _label_column(files: list[Path]) -> list[str]:
+    return [str(label) for label in pq.read_table(files, columns=["label"]).column("label").to_pylist()]
+
+
 def _from_parquet(files: list[Path], size: int) -> dict[str, ImageSet]:
-    by_split = {
-        split: [file for file in files if file.name.startswith(f"{split}-")] for split in ("train", "validation")
-    }
+    by_split = {split: [file for file in files if file.name.startswith(f"{split}-")] for split in _PARQUET}
     for split, found in by_split.items():
         if not found:
             raise ValueError(f"`root`: no {split}-*.parquet in {files[0].parent}")
@@ -107,7 +128,7 @@ def _open_parquet(files: list[Path]) -> Dataset:
     return dataset.cast_column("image", ImageFeature(decode=False))
 
 
-def _from_jpeg(root: Path, size: int) -> tuple[dict[str, ImageSet], list[Path]]:
+def _from_jpeg(root: Path, size: int) -> tuple[dict[str, PhotoFiles], list[Path]]:
     files = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not files:
         raise ValueError(f"`root`: {root} holds neither data/*.parquet nor a JPEG file")

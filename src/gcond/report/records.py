@@ -1,5 +1,6 @@
 """The files under results/<scale>/: runs.csv has one row per run; curves.csv, steps.csv, probes.csv, activations.csv
-have what happened inside each run that is done; windows.csv what was measured on its weights afterwards.
+have what happened inside each run that is done; windows.csv and linear_probe.csv what was measured on its
+weights afterwards.
 
 Columns of `OPTIONAL` belong to tasks beside L1 and SSIM: a file has them only if one of its runs has such a task.
 
@@ -85,6 +86,15 @@ ACTIVATION_COLUMNS = {  # of the last encoder layer
     **dict.fromkeys(["mean", "std", "zero_share", *(f"q{quantile}" for quantile in QUANTILES)], _REAL),
 }
 ACTIVATION_KEY = [*KEY, "epoch"]
+
+LINEAR_PROBE_COLUMNS = {  # one row per run and task: the last checkpoint's encoder, and the controls beside it
+    **_NAME,
+    **dict.fromkeys(["task", "measure", "hash", "device"], _TEXT),
+    **dict.fromkeys(["step", "train", "val", "test"], _WHOLE),  # images
+    **dict.fromkeys(["val_score", "test_score", "strength"], _REAL),
+    **dict.fromkeys(["untrained_val", "untrained_test", "pixels_val", "pixels_test", "chance"], _REAL),
+}
+LINEAR_PROBE_KEY = [*KEY, "task"]
 
 
 OPTIONAL = frozenset(

@@ -11,13 +11,14 @@ from gcond.report.claims import (
     gap,
     memory,
     reconstruction,
+    representation,
     tradeoff,
     updates,
 )
 from gcond.report.claims.judge import Claim
 
 _FAMILIES = (reconstruction, cost, memory, dynamics, updates, ablations, further)
-_QUESTIONS = (gap, controls, front, conflict, tradeoff)
+_QUESTIONS = (gap, controls, front, conflict, tradeoff, representation)
 
 CLAIMS: tuple[Claim, ...] = tuple(claim for family in _FAMILIES for claim in family.CLAIMS)
 QUESTIONS: tuple[Claim, ...] = tuple(

@@ -1,4 +1,4 @@
-"""O2 to O5, O7 and O9: the controls that critics of such comparisons ask for."""
+"""O2 to O5 and O9: the controls that critics of such comparisons ask for."""
 
 import math
 from collections.abc import Callable
@@ -172,14 +172,6 @@ CLAIMS = (
         f"80 runs, {MINUTES}",
         buffers,
         buffers_in_one_step,
-        question=True,
-    ),
-    Claim(
-        "O7",
-        "Does lower reconstruction loss mean a better representation?",
-        "linear probe on the frozen encoder",
-        "",
-        "a linear probe, which the project does not have, and labelled images",
         question=True,
     ),
     Claim(

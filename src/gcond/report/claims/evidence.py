@@ -49,6 +49,7 @@ class Evidence:
     probes: pd.DataFrame
     activations: pd.DataFrame
     windows: pd.DataFrame
+    linear_probe: pd.DataFrame
 
     @property
     def datasets(self) -> list[str]:
@@ -181,7 +182,7 @@ def read(results: Path, scale: str) -> Evidence:
     done = runs[(runs.status == "done") & ~runs.strategy.str.startswith(lineup.TRIVIAL) & runs.seed.notna()]
     # Of curves.csv an older form has neither model nor variant: of no use here.
     curves = _table(folder / "curves.csv") if _header(folder / "curves.csv") >= set(KEY) else pd.DataFrame()
-    tables = [_table(folder / f"{name}.csv") for name in ("steps", "probes", "activations", "windows")]
+    tables = [_table(folder / f"{name}.csv") for name in ("steps", "probes", "activations", "windows", "linear_probe")]
     models = sorted(set(done.model))
     model = models[0] if len(models) == 1 else lineup.PAPER_MODEL
     return Evidence(scale, model, done.astype({"seed": int}), curves, *tables)
@@ -196,7 +197,7 @@ def _table(path: Path) -> pd.DataFrame:
         return pd.DataFrame()
     if missing := set(KEY) - _header(path):
         raise ValueError(f"{path} lacks the columns {', '.join(sorted(missing))}")
-    table = pd.read_csv(path, dtype=dict.fromkeys(TEXT, str))
+    table = pd.read_csv(path, dtype=dict.fromkeys([*TEXT, "hash"], str))
     table[TEXT] = table[TEXT].fillna("")
     return table[table.seed.notna()].astype({"seed": int})
 

@@ -23,6 +23,15 @@ from gcond.report.statistics import (
 MARGIN = 2.0  # percent of Baseline's value: what counts as equal (T2c)
 SIDE_BY_SIDE = 8  # comparisons that are listed one by one; more are in claims.csv
 FREE = (-math.inf, math.inf)
+FORMS = {  # unit -> number, and what follows it
+    "%": ("{:+.1f}", " %"),
+    "ratio": ("{:.2f}", ""),
+    "cosine": ("{:+.2f}", ""),
+    "correlation": ("{:+.2f}", ""),
+    "difference": ("{:+.3f}", ""),
+    "share": ("{:.1f}", " %"),
+    "number": ("{:.3g}", ""),
+}
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,7 @@ class Finding:
 
     about: str
     effect: Effect
-    unit: str = "%"  # "%", "ratio", "cosine", "share" or "number": how it is printed
+    unit: str = "%"  # how it is printed: one of FORMS
     region: tuple[float, float] = FREE
     block: str = ""  # of BLOCKS; "" where that makes no difference
     given: str = ""  # a verdict by another test than the interval's
@@ -219,13 +228,7 @@ def text(finding: Finding) -> str:
 
 def number(effect: Effect, unit: str) -> str:
     """ "-3.1 % [-4.0, -2.2]"; without an interval where there is none."""
-    form, after = {
-        "%": ("{:+.1f}", " %"),
-        "ratio": ("{:.2f}", ""),
-        "cosine": ("{:+.2f}", ""),
-        "share": ("{:.1f}", " %"),
-        "number": ("{:.3g}", ""),
-    }[unit]
+    form, after = FORMS[unit]
     if math.isnan(effect.mean):
         return "no number"
     ends = [] if math.isnan(effect.low) else [form.format(effect.low), form.format(effect.high)]

@@ -1,0 +1,162 @@
+"""Probe the frozen encoders of finished runs: python -m gcond.linear_probe --scale sample
+
+For each run of runs/<scale> that is finished and not yet in results/<scale>/linear_probe.csv: features of its last
+checkpoint's encoder, of the weights that it began with, and pixels; a ridge regression per task, its strength chosen on
+validation; the score on test. `python -m gcond.report o7` makes the page. Nothing is written to the runs.
+
+Exit code 0: every finished run is recorded; 1: some could not be probed, and are named; 2: bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from gcond.data.splits import Splits
+from gcond.engine import device as devices
+from gcond.linear_probe import features as seen
+from gcond.linear_probe.ridge import Array, Probed, probe
+from gcond.linear_probe.runs import Finished, open_run, read_data
+from gcond.linear_probe.tasks import Task, tasks
+from gcond.report.folders import Run, read_folders
+from gcond.report.records import KEY, LINEAR_PROBE_COLUMNS, LINEAR_PROBE_KEY, add_rows, frame, read_csv
+
+IMAGES = 50_000  # of a split, evenly spaced
+
+
+class Prober:
+    """Probes run after run; what several share (data, pixels, the weights of a seed) is computed once."""
+
+    def __init__(self, roots: dict[str, Path | None], device: torch.device, images: int) -> None:
+        self._roots, self._device, self._images = roots, device, images
+        self._data: tuple[Any, Splits, dict[str, list[int]], list[Task]] | None = None
+        self._controls: dict[Any, dict[str, Probed]] = {}
+
+    def rows(self, run: Run) -> Iterator[dict[str, object]]:
+        """One for every task. Raises ValueError for a run that cannot be probed."""
+        finished = open_run(run.path, self._roots)
+        data, places, asked = self._read(finished)
+        own = self._probe(seen.encoder(finished.trained(data).to(self._device)), data, places, asked)
+        about = finished.cfg.dataset
+        untrained = self._control(
+            (about, finished.cfg.model, finished.cfg.seed),
+            lambda: seen.encoder(finished.untrained(data).to(self._device)),
+            data, places, asked,
+        )  # fmt: skip
+        pixels = self._control((about,), lambda: seen.pixels, data, places, asked)
+        for task in asked:
+            yield {name: run.row[name] for name in (*KEY, "hash")} | {
+                "task": task.name, "measure": task.measure, "device": devices.describe(self._device),
+                "step": finished.report["steps"], **{split: len(chosen) for split, chosen in places.items()},
+                "val_score": own[task.name].val, "test_score": own[task.name].test,
+                "strength": own[task.name].strength,
+                "untrained_val": untrained[task.name].val, "untrained_test": untrained[task.name].test,
+                "pixels_val": pixels[task.name].val, "pixels_test": pixels[task.name].test, "chance": task.chance,
+            }  # fmt: skip
+
+    def _read(self, run: Finished) -> tuple[Splits, dict[str, list[int]], list[Task]]:
+        if self._data is None or self._data[0] != run.cfg.dataset:
+            data = read_data(run)
+            counts = {"train": len(data.train), "val": len(data.val), "test": len(data.test)}
+            places = {split: spaced(count, self._images) for split, count in counts.items()}
+            self._data = (run.cfg.dataset, data, places, tasks(run.cfg.dataset, places))
+        elif run.report["data_checksum"] != self._data[1].facts["checksum"]:
+            read_data(run)  # raises
+        return self._data[1:]
+
+    def _control(self, key: tuple[Any, ...], describe: Any, data: Splits, *rest: Any) -> dict[str, Probed]:
+        name = "\n".join(map(str, key))
+        if name not in self._controls:
+            self._controls[name] = self._probe(describe(), data, *rest)
+        return self._controls[name]
+
+    def _probe(
+        self, describe: seen.Describe, data: Splits, places: dict[str, list[int]], asked: list[Task]
+    ) -> dict[str, Probed]:
+        images = {"train": data.train, "val": data.val, "test": data.test}
+        found = {
+            split: seen.features(describe, images[split], chosen, data.intensity, self._device)
+            for split, chosen in places.items()
+        }
+        return {task.name: probe(turned(found, task), task.targets, task.score, task.groups) for task in asked}
+
+
+def turned(features: dict[str, Array], task: Task) -> dict[str, Array]:
+    """[T, n, D] -> [T * n, D], turn by turn, or the images as they are [n, D]."""
+    if task.turned:
+        return {split: values.reshape(-1, values.shape[-1]) for split, values in features.items()}
+    return {split: values[0] for split, values in features.items()}
+
+
+def spaced(count: int, most: int) -> list[int]:
+    chosen = min(count, most)
+    return [place * count // chosen for place in range(chosen)]
+
+
+def todo(runs: list[Run], table: Path, datasets: tuple[str, ...] | None) -> list[Run]:
+    """Finished runs that `table` does not hold, those that share data and seed one after another."""
+    recorded = set()
+    if table.exists():
+        rows = read_csv(table, LINEAR_PROBE_COLUMNS, LINEAR_PROBE_KEY)
+        recorded = set(rows[[*KEY, "hash"]].itertuples(index=False, name=None))
+    done = [run for run in runs if run.row["status"] == "done" and (not datasets or run.row["dataset"] in datasets)]
+    left = [run for run in done if tuple(run.row[name] for name in (*KEY, "hash")) not in recorded]
+    print(f"{len(done)} finished runs, {len(done) - len(left)} recorded in {table}, {len(left)} to probe")
+    return sorted(left, key=lambda run: (str(run.row["dataset"]), str(run.row["model"]), run.row["seed"], run.folder))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    table = options.results / options.scale / "linear_probe.csv"
+    try:
+        if options.images < 1:
+            raise ValueError(f"--images: expected an integer >= 1, found {options.images}")
+        device = devices.pick(options.device, threads=1)
+        found = read_folders(options.runs / options.scale)
+        if not found.runs and not table.exists():
+            raise ValueError(f"nothing to probe: no finished run in {options.runs / options.scale}")
+        left = todo(found.runs, table, options.datasets)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    prober = Prober({"ct": options.ct, "imagenet256": options.imagenet}, device, options.images)
+    errors = []
+    for run in tqdm(left, desc="probe", unit="run"):
+        try:
+            rows = list(prober.rows(run))
+        except ValueError as error:
+            errors.append(f"{run.folder}: {error}")
+            continue
+        add_rows(table, frame(rows, LINEAR_PROBE_COLUMNS), LINEAR_PROBE_COLUMNS, LINEAR_PROBE_KEY)
+        scores = ", ".join(
+            f"{row['task']} {row['test_score']:.3f} (untrained {row['untrained_test']:.3f})" for row in rows
+        )
+        tqdm.write(f"{run.folder}: {scores}")
+    for error in errors:
+        print(f"not probed: {error}", file=sys.stderr)
+    return 1 if errors else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m gcond.linear_probe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--scale", default="mini", help="folder below --runs and --results (default: mini)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of local runs, only read")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of recorded results")
+    parser.add_argument("--datasets", type=lambda text: tuple(text.split(",")), help="comma-separated (default: all)")
+    parser.add_argument("--ct", type=Path, default=Path("data/ct"), help="the CT store of the runs (default: data/ct)")
+    parser.add_argument("--imagenet", type=Path, help="the ImageNet-256 of the runs")
+    parser.add_argument("--images", type=int, default=IMAGES, help=f"of a split at most (default: {IMAGES})")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

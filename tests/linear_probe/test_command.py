@@ -1,0 +1,151 @@
+"""The command on two tiny finished runs, which it only reads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from engine import tiny
+from engine.runs import run, tiny_config
+
+from gcond.engine.seeding import seeded
+from gcond.linear_probe.__main__ import main, spaced
+from gcond.linear_probe.ridge import probe
+from gcond.linear_probe.tasks import rotation
+from gcond.report.records import LINEAR_PROBE_COLUMNS, LINEAR_PROBE_KEY, read_csv
+from gcond.train import build
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A folder of runs: two strategies, one seed."""
+    runs = tmp_path_factory.mktemp("probed")
+    for strategy in ("baseline", "pcgrad"):
+        run(tiny_config(runs, f"strategy={strategy}"))
+    return runs
+
+
+@pytest.fixture
+def runs(finished, tmp_path) -> Path:
+    """To be spoilt."""
+    return Path(shutil.copytree(finished, tmp_path / "runs"))
+
+
+def probed(runs: Path, *arguments: str) -> int:
+    return main(["--scale", "smoke", "--runs", str(runs), "--results", str(runs / "results"), *arguments])
+
+
+def table(runs: Path) -> pd.DataFrame:
+    return read_csv(runs / "results" / "smoke" / "linear_probe.csv", LINEAR_PROBE_COLUMNS, LINEAR_PROBE_KEY)
+
+
+def folder(runs: Path, strategy: str) -> Path:
+    (found,) = (runs / "smoke").glob(f"*-{strategy}-*")
+    return found
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def by_hand(model, data) -> float:
+    """Rotation on test: the encoder alone on turned images, in one go."""
+    model.eval()
+
+    def seen(images):
+        turned = [torch.rot90(data.intensity.normalise(images.images), turn, (2, 3)) for turn in range(4)]
+        with torch.no_grad():
+            return model.encoder(torch.cat(turned)).mean((2, 3)).double().numpy()
+
+    features = {"train": seen(data.train), "val": seen(data.val), "test": seen(data.test)}
+    task = rotation({"train": 12, "val": 6, "test": 6})
+    return probe(features, task.targets, task.score).test
+
+
+def test_every_finished_run_gets_its_row_with_the_controls_beside_it(runs, capsys):
+    before = contents(runs / "smoke")
+    assert probed(runs) == 0
+    assert contents(runs / "smoke") == before
+    rows = table(runs).set_index("strategy")
+    assert sorted(rows.index) == ["baseline", "pcgrad"]
+    assert set(rows.task) == {"rotation"}
+    assert set(rows.chance) == {0.25}
+    assert rows.untrained_test.nunique() == rows.pixels_test.nunique() == 1
+    assert (rows.train.iloc[0], rows.val.iloc[0], rows.test.iloc[0], rows.step.iloc[0]) == (12, 6, 6, 4)
+    assert "pcgrad" in capsys.readouterr().out
+
+    data = tiny.load(64)
+    for strategy in ("baseline", "pcgrad"):
+        cfg = tiny_config(runs, f"strategy={strategy}")
+        with seeded(cfg.seed, "weights"):
+            model = build(cfg.model, channels=3)
+        assert rows.untrained_test[strategy] == pytest.approx(by_hand(model, data))
+        (last,) = (folder(runs, strategy) / "checkpoints").glob("00000004-*.pt")
+        model.load_state_dict(torch.load(last, weights_only=True)["parts"]["model"])
+        assert rows.test_score[strategy] == pytest.approx(by_hand(model, data))
+
+
+def test_what_is_recorded_is_not_probed_again_unless_the_run_is_another(runs, capsys):
+    assert probed(runs) == 0
+    path = runs / "results" / "smoke" / "linear_probe.csv"
+    marked = path.read_text().replace(",12,6,6,", ",13,6,6,")
+    path.write_text(marked)
+    capsys.readouterr()
+    assert probed(runs) == 0
+    assert path.read_text() == marked
+    assert "2 finished runs, 2 recorded" in capsys.readouterr().out
+    rows = table(runs)
+    rows.loc[rows.strategy == "pcgrad", "hash"] = "another"
+    rows.to_csv(path, index=False)
+    assert probed(runs) == 0
+    assert dict(zip(table(runs).strategy, table(runs).train, strict=True)) == {"baseline": 13, "pcgrad": 12}
+
+
+def test_a_run_without_checkpoint_is_named_and_the_others_are_probed(runs, capsys):
+    shutil.rmtree(folder(runs, "baseline") / "checkpoints")
+    assert probed(runs) == 1
+    assert set(table(runs).strategy) == {"pcgrad"}
+    assert "expected the run's last checkpoint, found none" in capsys.readouterr().err
+
+
+def test_a_run_on_other_data_is_named(runs, capsys):
+    path = folder(runs, "pcgrad") / "report.json"
+    report = json.loads(path.read_text())
+    path.write_text(json.dumps(report | {"data_checksum": "0123456789abcdef"}))
+    assert probed(runs) == 1
+    assert set(table(runs).strategy) == {"baseline"}
+    assert "trained on data with the checksum 0123456789, found" in capsys.readouterr().err
+
+
+def test_an_older_checkpoint_is_not_taken_for_the_last(runs, capsys):
+    (last,) = (folder(runs, "pcgrad") / "checkpoints").glob("00000004-*.pt")
+    last.unlink()
+    assert probed(runs) == 1
+    assert "expected a checkpoint of step 4, found one of step 2" in capsys.readouterr().err
+
+
+def test_no_run_is_an_error_and_unfinished_ones_are_left_out(runs, tmp_path, capsys):
+    assert probed(tmp_path / "nowhere") == 2
+    assert "no finished run in" in capsys.readouterr().err
+    for name in ("DONE", "report.json"):
+        (folder(runs, "pcgrad") / name).unlink()
+    assert probed(runs) == 0
+    assert set(table(runs).strategy) == {"baseline"}
+
+
+def test_the_folder_of_the_data_must_be_named_where_a_run_needs_one(runs, capsys):
+    for path in (runs / "smoke").glob("*/config.yaml"):
+        path.write_text(path.read_text().replace("  name: photos", "  name: imagenet256"))
+    assert probed(runs) == 1
+    assert "expected the folder of its data (--imagenet DIR), found none" in capsys.readouterr().err
+
+
+def test_thinned_images_are_evenly_spaced():
+    assert spaced(3, 10) == [0, 1, 2]
+    assert spaced(10, 3) == [0, 3, 6]
+    assert np.ptp(np.diff(spaced(1000, 37))) <= 1
