@@ -538,6 +538,13 @@ def plans(
     return [*rows, plan("gcond_stochastic", 0, ours, **base), plan("pcgrad", 0, fits, **base)]
 
 
+RESNET = [  # other encoders have peaks of their own, and plans for two tasks alone
+    plan(name, peak, model="resnet50", accumulation_steps=steps)
+    for name, peak in (("gcond_stochastic", 900), ("pcgrad", 950))
+    for steps in (4, 24)
+]
+
+
 @pytest.mark.parametrize(
     ("rows", "first", "second"),
     [
@@ -549,6 +556,12 @@ def plans(
         (plans(fits=9), "holds", "contradicted"),
         (plans(ours=12), "holds", "contradicted"),
         (plans()[:-4], "undecided", "not run"),
+        ([*plans(), *RESNET], "holds", "holds"),
+        (
+            [*plans(), *RESNET, plan("gcond_stochastic", 990, model="resnet50", accumulation_steps=8)],
+            "contradicted",
+            "holds",
+        ),
     ],
 )
 def test_memory(judge, results, rows, first, second):
