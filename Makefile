@@ -48,8 +48,9 @@ PAGES     := table2 table3 table4 $(FIGURES) ablations o1 o6 o7 o10 conflict cla
 unique    = $(if $1,$(firstword $1) $(call unique,$(filter-out $(firstword $1),$1)))
 runs_of   = $(or $(RUNS_$1),$1)
 datasets  = $(or $(DATASETS),$(subst photos,$(PHOTOS),$(shell sed -n 's/^ *dataset: *//p' conf/experiment/$1.yaml)))
+choices   = experiment=$1 scale=$(SCALE) dataset=$(call datasets,$1) seed=$(SEEDS) device=$(DEVICE) paths.ct=$(CT) $(if $(IMAGENET),paths.imagenet=$(IMAGENET)) $(MORE)
 sweep     = $(BIN)/python -m gcond.sweep --jobs $(JOBS) $(if $(MISSING),--missing --results $(OUT)) $(if $(LAUNCHER),--launcher $(LAUNCHER)) \
-            experiment=$1 scale=$(SCALE) dataset=$(call datasets,$1) seed=$(SEEDS) device=$(DEVICE) paths.ct=$(CT) $(if $(IMAGENET),paths.imagenet=$(IMAGENET)) $(MORE)
+            $(call choices,$1)
 study     = status=0; $(foreach experiment,$1,echo "== $(experiment)"; $(call sweep,$(experiment)) || status=$$?;) $(call report,collect) || status=$$?
 # A page that only reads what is recorded; those of O2 to O5 and O8 are rows of the claims.
 report    = $(BIN)/python -m gcond.report $(if $(filter o2 o3 o4 o5 o8,$1),claims,$1) --results $(OUT) $(if $(filter table3 table4 readme,$1),,--scale $(SCALE)) \
@@ -108,8 +109,8 @@ $(ARTEFACTS:%=reproduce-%): reproduce-%: $(READY) $(CT_DATA)
 	@$(paper_needs) $(call study,$(call runs_of,$*)); $(before_$*) $(call report,$*) || status=$$?; exit $$status
 
 reproduce-all: $(READY) $(CT_DATA) reproduce-table1 reproduce-table5 ## the whole study: plan it, run it (controls first), print every table, draw every figure
-	@$(paper_needs) $(foreach experiment,$(call unique,$(foreach artefact,$(STUDY),$(call runs_of,$(artefact)))),echo "== $(experiment)"; $(call sweep,$(experiment)) --plan-only || exit 1;) \
-	  echo "Experiments share runs: one that two plans count is trained once."
+	@$(paper_needs) $(BIN)/python -m gcond.sweep.study --jobs $(JOBS) --results $(OUT) $(if $(MISSING),--missing) \
+	  $(foreach experiment,$(call unique,$(foreach artefact,$(STUDY),$(call runs_of,$(artefact)))),'$(call choices,$(experiment))')
 	@$(call study,$(call unique,$(foreach artefact,$(STUDY),$(call runs_of,$(artefact))))); \
 	  $(before_o7) $(foreach page,$(PAGES),$(call report,$(page)) || status=$$?;) exit $$status
 

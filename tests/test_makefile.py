@@ -17,7 +17,7 @@ PAPER = {"table1", "table3", "table4", "table5"}  # not trained
 def commands(target: str, *variables: str) -> str:
     """The lines that concern runs and reports."""
     shown = subprocess.run(["make", "-n", target, *variables], cwd=ROOT, capture_output=True, text=True, check=True)
-    return "\n".join(line for line in shown.stdout.splitlines() if "gcond." in line or "trained once" in line)
+    return "\n".join(line for line in shown.stdout.splitlines() if "gcond." in line or "'experiment=" in line)
 
 
 def experiments(shown: str) -> list[str]:
@@ -42,30 +42,16 @@ def test_an_artefact_is_run_recorded_and_printed(artefact: str, runs: list[str],
 
 
 def test_the_study_runs_every_experiment_once_after_it_has_planned_them_and_controls_first() -> None:
-    shown = commands("reproduce-all")
-    planned, run = experiments(shown.split("trained once")[0]), experiments(shown.split("trained once")[1])
+    shown = commands("reproduce-all", "MORE=optimizer.lr=2e-4")
+    planned = re.findall(r"'experiment=(\w+) scale=mini [^']*optimizer\.lr=2e-4'", shown)
+    assert shown.index("gcond.sweep.study --jobs") < shown.index("gcond.sweep --jobs")
+    run = experiments(shown)
     assert planned == run
     assert len(set(run)) == len(run)
     assert set(run) == EXPERIMENTS - PAPER
     assert run[:3] == ["o1", "o1_micro_batch", "table2"]
-    assert shown.split("trained once")[0].count("--plan-only") == len(planned)
-    assert "--plan-only" not in shown.split("trained once")[1]
-
-
-def test_windows_are_measured_on_the_runs_that_are_trained_for_it() -> None:
-    shown = subprocess.run(
-        ["make", "-n", "reproduce-windows", "SCALE=smoke", "SEEDS=11,42", "OUT=there", "DATASETS=ct"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert experiments(shown) == ["table2"]
-    trained, measured = shown.split("scripts/window_noise.py")
-    assert "strategy=baseline,gcond_stochastic" in trained
-    for words in ("--scale smoke", "--strategies baseline,gcond_stochastic", "--seeds 11,42", "--datasets ct "):
-        assert words in measured
-    assert re.findall(r"gcond\.report (\w+) --results there --scale smoke", measured) == ["collect", "windows"]
+    part = commands("reproduce-all", "STUDY=o1")
+    assert experiments(part) == re.findall(r"'experiment=(\w+)", part) == ["o1", "o1_micro_batch"]
 
 
 def test_data_sets_are_the_experiments_own_and_imagenet_takes_the_place_of_photos() -> None:

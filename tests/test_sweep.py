@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from gcond.sweep.__main__ import print_summary
 from gcond.sweep.disk import disk_needed, size_of
 from gcond.sweep.plan import Estimate, Planned, estimate, plan, print_disk, print_plan
 from gcond.sweep.state import steps_logged
+from gcond.sweep.study import parts, print_study
+from gcond.sweep.words import duration
 
 ROOT = gcond.train.CONFIG.parent
 STRATEGIES = {"baseline", "cagrad", "gradnorm", "pcgrad", "gcond_sequential", "gcond_stochastic", "gcond_pure"}
@@ -96,6 +99,34 @@ def test_experiments_share_their_runs(tmp_path: Path) -> None:
         "table4",
         "table5",
     }  # the first needs no run; 3 to 5 are not trained
+
+
+def test_a_study_counts_shared_runs_once_and_says_first_what_takes_most(tmp_path: Path, capsys) -> None:
+    """By hand: Table 2 on CT with one seed is 10 runs; O1 in train mode 6, of which 5 are Table 2's."""
+    (tmp_path / "mini").mkdir()
+    shutil.copy(ROOT / "results" / "mini" / "runs.csv", tmp_path / "mini")
+    where = ["dataset=ct", "seed=11", f"runs={tmp_path / 'runs'}"]
+    sweeps = {
+        "table2": plan(["experiment=table2", *where]),
+        "o1": plan(["experiment=o1", "strategy.model_mode=train", *where]),
+    }
+    study = parts(sweeps)
+    assert [(part.name, len(part.runs), len(part.new)) for part in study] == [("table2", 10, 10), ("o1", 6, 1)]
+    assert study[1].new[0].cost[3] == "gcond_sequential_pure"
+    print_study(study, 2, tmp_path)
+    total, hours, largest, _, _, *rows = capsys.readouterr().out.splitlines()
+    assert total.startswith(
+        "Study: 11 runs (2 experiments plan 16; what they share is trained once), 0 finished, 11 to do"
+    )
+    seconds = estimate([run for part in study for run in part.new], tmp_path).seconds
+    assert f"2 side by side, estimated time {duration(seconds / 2)} " in hours
+    assert largest.strip().startswith("10 of them are table2's alone, ")
+    assert [row.split()[:4] for row in rows] == [["table2", "10", "10", "10"], ["o1", "6", "1", "1"]]
+    (folder := study[1].new[0].folder).path.mkdir(parents=True)
+    folder.finish()
+    folder.report.write_text('{"seconds": 10.0}')
+    print_study(study, 2, tmp_path)
+    assert "1 finished, 10 to do" in capsys.readouterr().out
 
 
 def test_what_is_typed_replaces_the_experiments_own_choice() -> None:

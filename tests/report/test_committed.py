@@ -55,3 +55,9 @@ def test_every_scale_that_is_recorded_has_its_claims():
 
 def test_the_summary_is_that_of_the_recorded_numbers():
     assert summary(RESULTS) == (RESULTS / "README.md").read_text(), "make claims writes it anew"
+
+
+def test_every_file_that_the_summary_points_to_exists():
+    """`python -m gcond.report o1`, `o6` and `o10` write those of a scale."""
+    for target in re.findall(r"\]\(([^)#]+)\)", (RESULTS / "README.md").read_text()):
+        assert (RESULTS / target).exists(), target
