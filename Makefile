@@ -195,6 +195,10 @@ reproduce-table3: $(READY) ## Table 3: time and memory of a step, MobileNetV3-Sm
 reproduce-table4: $(READY) ## Table 4: the same for ConvNeXt-Tiny, and the largest micro-batch in CAP (CPU: 20 minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_throughput.py --table 4 --device $(DEVICE) $(if $(CAP),--cap $(CAP)) --results $(OUT)
 
+.PHONY: rehearse-paper
+rehearse-paper: $(READY) ## whether every experiment starts at SCALE=paper: settings, planned memory, a first step at micro-batch 2 (an hour on a core)
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/rehearse_paper.py --out runs/rehearsal.csv
+
 scaling: $(READY) ## the tables of docs/scaling.md: what a window costs on several GPUs (computed, seconds)
 	@$(BIN)/python scripts/scaling.py --write
 
