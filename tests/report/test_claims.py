@@ -17,8 +17,8 @@ from scipy import stats
 
 from gcond.report.__main__ import main
 from gcond.report.claims import CLAIMS, QUESTIONS
-from gcond.report.claims.evidence import Arm, overrides, read, tune, variant
-from gcond.report.claims.factorial import STRATEGY
+from gcond.report.claims.evidence import MODE, Arm, overrides, read, tune, variant
+from gcond.report.claims.factorial import STRATEGY, changes
 from gcond.report.claims.judge import Finding, compare, conjunction, number
 from gcond.report.claims.page import _from, judge_all, page, tidy_csv
 from gcond.report.records import COLUMNS, KEY, frame, write_csv
@@ -358,6 +358,23 @@ def test_tuning_takes_each_arm_at_its_best_rate(judge, results):
     best = tune(read(results, "sample"))
     assert best.tried == {(d, s): 3 for d in ("ct", "photos") for s in ("baseline", "gcond_stochastic")}
     assert set(best.runs.variant) == {""}
+
+
+def test_training_losses_are_compared_within_train_mode(judge, results):
+    """Baseline's tail is .4, the update takes off .1, which is 25 % of it; eval mode's is another quantity."""
+    rows = []
+    for seed in SEEDS[:6]:
+        tails = {"": (0.4, 0.3), f"{MODE}=eval": (0.8, 0.1)}
+        for text, pair in tails.items():
+            for strategy, tail in zip(("baseline", "baseline_integrated"), pair, strict=True):
+                rows.append(run("ct", strategy, seed, 0.5, variant=text, train_l1_tail=tail + 0.001 * (seed % 5)))
+    judge(rows)
+    found = changes(read(results, "sample"), "ct", "l1", "train")
+    assert [change.name for change in found] == ["Baseline integrated vs Baseline"]
+    (only,) = found.values()
+    base = sum(0.4 + 0.001 * (seed % 5) for seed in SEEDS[:6]) / 6
+    assert only.effect.mean == pytest.approx(-10 / base)
+    assert only.effect.n == 6
 
 
 def test_static_weights_and_single_tasks(judge):

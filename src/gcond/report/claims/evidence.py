@@ -14,6 +14,7 @@ from gcond.report.records import COLUMNS, KEY, frame, read_csv
 
 SCALES = ("paper", "sample_gpu", "sample", "mini", "smoke")  # the largest first
 BLOCKS = {"best_val": "validation, best epoch", "last_val": "validation, last epoch", "best_test": "test"}
+TRAINING = {"train": "training, last tenth"}  # of the steps; in the model's mode, so not between modes
 METRICS = {"l1": "L1", "ssim": "1 - SSIM"}
 TASKS = METRICS | {"flipped": "flipped"}  # some runs' third task
 MODE = "strategy.model_mode"
@@ -117,6 +118,11 @@ def per_run(table: pd.DataFrame, column: str, weight: str | None = None) -> pd.S
     weights = rows[weight].fillna(0.0).astype(float)
     total = weights.groupby(rows.seed).sum()
     return (rows[column] * weights).groupby(rows.seed).sum() / total.where(total > 0)
+
+
+def column(block: str, metric: str) -> str:
+    """Of runs.csv; `block` of BLOCKS or TRAINING."""
+    return f"train_{metric}_tail" if block in TRAINING else f"{block}_{metric}"
 
 
 def overrides(variant: str) -> dict[str, str]:

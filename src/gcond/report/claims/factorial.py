@@ -10,7 +10,7 @@ from itertools import product
 
 import pandas as pd
 
-from gcond.report.claims.evidence import METRICS, MODE, WINDOW, Arm, Evidence, overrides, variant
+from gcond.report.claims.evidence import METRICS, MODE, TRAINING, WINDOW, Arm, Evidence, column, overrides, variant
 from gcond.report.claims.judge import Finding, compare
 from gcond.report.claims.reconstruction import BASELINE
 from gcond.report.statistics import Effect, paired, ratio
@@ -89,9 +89,12 @@ CHANGES = tuple(_changes())
 
 
 def changes(evidence: Evidence, dataset: str, metric: str, block: str = "best_val") -> dict[Change, Finding]:
-    """Those whose two arms ran, in percent of Baseline (train mode), which must have run; by common seeds."""
+    """Those whose two arms ran, in percent of Baseline (train mode), which must have run; by common seeds. Of training
+    losses those within train mode only."""
     found = {}
     for change in CHANGES:
+        if block in TRAINING and MODE in change.ours.variant:
+            continue
         if evidence.ran(dataset, change.ours, change.theirs):
             each = compare(evidence, dataset, change.ours, change.theirs, metric, block=block, reference=BASELINE)
             if each.effect.n:
@@ -110,7 +113,7 @@ class Average:
 def averages(evidence: Evidence, dataset: str, metric: str, block: str = "best_val") -> dict[str, Average]:
     """Of each factor the mean of two changes or more; and interactions: how much larger the first's effect is with the
     second than without."""
-    own = _Measured(evidence, dataset, f"{block}_{metric}")
+    own = _Measured(evidence, dataset, column(block, metric))
     found = {name: own.main(name) for name in CONTRASTS} | {f"{a} x {b}": own.interaction(a, b) for a, b in _pairs()}
     title = f"{dataset} {METRICS[metric]}"
     return {
@@ -123,7 +126,7 @@ def averages(evidence: Evidence, dataset: str, metric: str, block: str = "best_v
 def share(evidence: Evidence, dataset: str, metric: str, block: str = "best_val") -> Finding | None:
     """Of the gap between Baseline and GCond stochastic (train mode), in percent; Fieller's interval, nan where the gap
     may be zero."""
-    effect = _Measured(evidence, dataset, f"{block}_{metric}").share()
+    effect = _Measured(evidence, dataset, column(block, metric)).share()
     return Finding(f"{dataset} {METRICS[metric]}: {SHARE}", effect, "share", block=block) if effect.n else None
 
 

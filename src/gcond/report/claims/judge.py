@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from gcond.report.claims.evidence import BLOCKS, TASKS, Arm, Evidence
+from gcond.report.claims.evidence import BLOCKS, TASKS, Arm, Evidence, column
 from gcond.report.statistics import (
     CONTRADICTED,
     FEWEST,
@@ -110,11 +110,11 @@ def compare(
     reference: Arm | None = None,
 ) -> Finding:
     """ours - theirs by seed, in percent of the mean of `reference` (default: of theirs)."""
-    a, b = (evidence.by_seed(dataset, arm)[f"{block}_{metric}"] for arm in (ours, theirs))
+    a, b = (evidence.by_seed(dataset, arm)[column(block, metric)] for arm in (ours, theirs))
     dropped, remarks = evidence.comparable(dataset, ours, theirs)
     a, b = a[~a.index.isin(dropped)], b[~b.index.isin(dropped)]
     effect = paired(a, b)
-    base = b if reference is None else evidence.by_seed(dataset, reference)[f"{block}_{metric}"]
+    base = b if reference is None else evidence.by_seed(dataset, reference)[column(block, metric)]
     shared = a.index.intersection(b.index)
     if base.reindex(shared).notna().any():
         base = base.reindex(shared).dropna()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from gcond.report.claims.evidence import BLOCKS, METRICS, RATE, without
+from gcond.report.claims.evidence import BLOCKS, METRICS, RATE, TRAINING, column, without
 from gcond.report.claims.factorial import CHANGES, LEVELS, SHARE, arm, averages, changes, micro_batch_arm, share
 from gcond.report.claims.gap import KINDS, STOCHASTIC_IS_TWO
 from gcond.report.claims.judge import Finding, number
@@ -34,7 +34,8 @@ ARMS = [
 ]
 READING = (
     "Every arm is trained on the same images, masks and initial weights per seed; lower is better. Best and test: at "
-    "the epoch with the smallest 0.85 L1 + 0.15 (1 - SSIM) on validation."
+    "the epoch with the smallest 0.85 L1 + 0.15 (1 - SSIM) on validation. Training: mean over the last tenth of the "
+    "steps; a model in eval mode has other training losses, so these are compared in train mode only."
 )
 EFFECTS = (
     '**Changes.** "A vs B" is A less B, paired by seed, in percent of Baseline\'s mean at the same learning rate (in '
@@ -49,6 +50,7 @@ AVERAGES = (
     "stochastic in train mode, with Fieller's interval; none where the gap may be zero. Intervals are not corrected "
     "for their number."
 )
+ALL_BLOCKS = BLOCKS | TRAINING
 Rows = list[dict[str, object]]
 
 
@@ -143,7 +145,7 @@ def _measured(source: Source, setting: AtRate, dataset: str, rows: Rows) -> list
     if not source.evidence.ran(dataset, BASELINE):
         return [*parts, "No effects: they are in percent of Baseline, which was not run."]
     for metric in METRICS:
-        found = {block: changes(source.evidence, dataset, metric, block) for block in BLOCKS}
+        found = {block: changes(source.evidence, dataset, metric, block) for block in ALL_BLOCKS}
         named = {
             block: {f"{KINDS[change.kind]}: {change.name}": each for change, each in own.items()}
             for block, own in found.items()
@@ -177,9 +179,9 @@ def _effects(
     names = list(found["best_val"])
     if not names:
         return []
-    lines: list[list[str]] = [[f"{kind}, {METRICS[metric]}", "n", "p", *BLOCKS.values()], []]
+    lines: list[list[str]] = [[f"{kind}, {METRICS[metric]}", "n", "p", *(ALL_BLOCKS[block] for block in found)], []]
     for effect in names:
-        cells = [found[block].get(effect) for block in BLOCKS]
+        cells = [own.get(effect) for own in found.values()]
         first = found["best_val"][effect].effect
         p = "" if first.p_sign_flip != first.p_sign_flip else f"{first.p_sign_flip:.3f}"
         lines.append([effect, str(first.n), p, *map(_effect, cells)])
@@ -188,7 +190,7 @@ def _effects(
             | {"unit": "percent"}
             | numbers(cell.effect)
             | {"sample_sd": float("nan"), "p_sign_flip": cell.effect.p_sign_flip}
-            for block, cell in zip(BLOCKS, cells, strict=True)
+            for block, cell in zip(found, cells, strict=True)
             if cell
         ]
     remarks = dict.fromkeys(remark for each in found["best_val"].values() for remark in each.remarks)
@@ -205,16 +207,15 @@ def _effect(cell: Finding | None) -> str:
 
 def _arms(source: Source, dataset: str, setting: AtRate, present: list, rows: Rows) -> str:
     columns = {
-        f"{words} {title}": f"{block}_{metric}"
-        for block, words in (("best_val", "best"), ("last_val", "last"), ("best_test", "test"))
+        f"{words} {title}": (block, metric)
+        for block, words in (("best_val", "best"), ("last_val", "last"), ("best_test", "test"), ("train", "training"))
         for metric, title in METRICS.items()
     }
     lines: list[list[str]] = [["mode", "update", "resolution", "as", "n", *columns], []]
     for levels, each in present:
-        cells = [source.cell(dataset, each, column) for column in columns.values()]
+        cells = [source.cell(dataset, each, column(*which)) for which in columns.values()]
         lines.append([*levels, name(each).split(",")[0], str(len(cells[0].values)), *map(scores, cells)])
-        for column, cell in zip(columns.values(), cells, strict=True):
-            block, metric = column.rsplit("_", 1)
+        for (block, metric), cell in zip(columns.values(), cells, strict=True):
             rows.append(
                 _row(source, dataset, setting, "arm", f"{each.strategy} {each.variant}".strip(), metric, block)
                 | {"unit": "loss", "mean": cell.mean if cell.values else float("nan")}

@@ -83,7 +83,7 @@ def _dataset(evidence: Evidence, dataset: str) -> list[str]:
         f"### {dataset_title(evidence, dataset)}, scale {evidence.scale}",
         _paper(dataset),
         _table(own, dataset),
-        bullets([*_shares(own, dataset), *_steps(own, dataset), *_larger_rate(own, dataset)]),
+        bullets([*_training(own, dataset), *_shares(own, dataset), *_steps(own, dataset), *_larger_rate(own, dataset)]),
     ]
 
 
@@ -190,6 +190,26 @@ EFFECT = {
     OPEN: "does nothing that can be shown",
     FEW: "is open (too few seeds, or not run)",
 }
+
+
+def _training(own: list[AtRate], dataset: str) -> list[str]:
+    """What the changes do to the losses that are trained, where there are two rates or one."""
+    lines = []
+    for each in own:
+        if each.best:
+            continue
+        parts = []
+        for change in (GAP, UPDATE, ON_TOP):
+            found = [changes(each.evidence, dataset, metric, "train").get(change) for metric in METRICS]
+            if all(found):
+                parts.append(f"{SHOWN[change.name]}: {', '.join(map(_titled, METRICS.values(), found))}")
+        if parts:
+            lines.append(f"**Training loss, {each.short}** (mean of the last tenth of the steps): {'; '.join(parts)}.")
+    return lines
+
+
+def _titled(title: str, found: Finding) -> str:
+    return f"{title} {_bold(found)}"
 
 
 def _shares(own: list[AtRate], dataset: str) -> list[str]:
