@@ -36,6 +36,7 @@ DATASETS = {
     "smoke": ("photos", "ct"),
     "mini": ("photos", "ct"),
     "sample": ("imagenet256", "ct"),
+    "sample_gpu": ("imagenet256", "ct"),
     "paper": ("imagenet256", "ct"),
 }
 PAPER_MODEL = "mobilenetv3_small"
