@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
+from gcond.engine.labels import planned_classes
 from gcond.engine.memory import Plan, Planner, bytes_of
 from gcond.engine.out_of_memory import process_bytes
 from gcond.rehearsal import Rehearsal, channels_of, composed
@@ -38,7 +39,7 @@ def overrides_of(words: list[str], scale: str) -> list[str]:
 
 def planner(cfg: DictConfig) -> Planner:
     with torch.device("meta"):
-        model = build(cfg.model, channels=channels_of(cfg))
+        model = build(cfg.model, channels=channels_of(cfg), classes=planned_classes(cfg))
     return Planner(cfg, model, torch.device("cpu" if cfg.device == "cpu" else "cuda"))
 
 

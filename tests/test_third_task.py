@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from engine.runs import config, run, tiny_config
+from engine import tiny
+from engine.attempts import same
+from engine.runs import config, parts, run, tiny_config
+from torch import nn
 
+from gcond.classification import ClassifyingLoss
+from gcond.engine.batches import MicroBatches
+from gcond.engine.evaluate import EvaluationSet, evaluate
+from gcond.engine.folder import RunFolder
+from gcond.engine.labels import Given, Turned, Turns, labelling_of
+from gcond.engine.loop import Trainer
 from gcond.engine.memory import Planner
+from gcond.engine.seeding import seeded
+from gcond.engine.settings import Settings
 from gcond.train import build
 
+CPU = torch.device("cpu")
+CLASSES = ("loss=l1_ssim_class", "scale.accumulation_steps=3")
 FLIPPED = ("loss=l1_ssim_flipped", "scale.accumulation_steps=3")
 
 
@@ -53,3 +68,153 @@ def test_the_planner_counts_three_tasks() -> None:
     for part in ("task-gradient rows", "reference rows"):
         assert three[part] == two[part] / 2 * 3
     assert three["momentum"] == two["momentum"]
+
+
+# Classification
+
+
+def test_a_classifier_is_trained_measured_and_no_part_of_the_conflict(tmp_path: Path) -> None:
+    folder = run(tiny_config(tmp_path, *CLASSES, "strategy=gcond_stochastic"))
+    report = json.loads(folder.report.read_text())
+    assert report["train_class_first"] > 0
+    for epoch in report["validation"]:
+        assert epoch["val_class"] > 0
+        assert epoch["val_top1"] in {count / 6 for count in range(7)}  # of 6 images
+    for scores in report["trivial"].values():
+        assert scores["val_class"] == pytest.approx(math.log(4))
+        assert scores["test_top1"] == 0.25
+    state = parts(folder)
+    reached = state["conductor"]["reached"]  # [3, parameters], in the order of the groups
+    names = [name.partition(".")[0] for name in state["model"] if "running_" not in name and "num_batches" not in name]
+    encoder, classifier = names.count("encoder"), 2
+    assert reached.shape == (3, len(names))
+    assert reached[:, :encoder].all()
+    assert reached[:2, encoder:-classifier].all()
+    assert not reached[:2, -classifier:].any()
+    assert not reached[2, encoder:-classifier].any()
+    assert reached[2, -classifier:].all()
+
+
+@pytest.mark.parametrize("strategy", ["gcond_stochastic", pytest.param("pcgrad", marks=pytest.mark.slow),
+                                      pytest.param("baseline", marks=pytest.mark.slow)])  # fmt: skip
+def test_an_interrupted_run_with_classes_ends_bit_identical(
+    strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = (*CLASSES, f"strategy={strategy}")
+    whole = run(tiny_config(tmp_path / "whole", *chosen))
+    take_step = Trainer.step
+
+    def step(trainer: Trainer, number: int) -> dict:
+        if number == 3:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        return take_step(trainer, number)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    cfg = tiny_config(tmp_path / "parts", *chosen)
+    with pytest.raises(KeyboardInterrupt):
+        run(cfg)
+    assert not RunFolder(cfg).done
+    folder = run(cfg)
+    assert folder.metrics.read_bytes() == whole.metrics.read_bytes()
+    assert same(parts(folder), parts(whole))
+
+
+def test_turned_images_are_the_same_for_all_strategies_and_after_a_resume() -> None:
+    """A batch depends on seed and position alone; turned back it is the one that is shown without classes."""
+    data = tiny.load(64)
+
+    def batches(position: int, labelling: Turns | None, seed: int = 42) -> list:
+        settings = (data.train, data.intensity, 4, 16, 0.75, seed, CPU, 0, position)
+        stream = MicroBatches(*settings, window=1, labelling=labelling)
+        return [next(stream) for _ in range(4)]
+
+    shown, plain = batches(0, Turns()), batches(0, None)
+    for batch, before in zip(shown, plain, strict=True):
+        assert torch.equal(batch.hidden, before.hidden)
+        back = [torch.rot90(image, -k, (1, 2)) for image, k in zip(batch.images, batch.labels.tolist(), strict=True)]
+        assert torch.equal(torch.stack(back), before.images)
+    assert {k for batch in shown for k in batch.labels.tolist()} == {0, 1, 2, 3}
+    later = batches(2, Turns())
+    assert torch.equal(later[0].images, shown[2].images)
+    assert torch.equal(later[0].labels, shown[2].labels)
+    assert not all(torch.equal(a.labels, b.labels) for a, b in zip(shown, batches(0, Turns(), seed=1), strict=True))
+
+
+def test_an_evaluation_image_has_one_turn_whatever_is_left_out() -> None:
+    data = tiny.load(64, val=12)
+    whole, thin = (EvaluationSet.of(data.val, count, 16, 0.75, Turns(), "val") for count in (None, 2))
+    assert thin.labels.tolist() == whole.labels[[0, 11]].tolist()
+    assert torch.equal(thin.images[1], torch.rot90(data.val[11], int(thin.labels[1]), (1, 2)))
+    assert whole.part(1, 2).labels.tolist() == whole.labels[1::2].tolist()
+    assert len(set(whole.labels.tolist())) > 1
+    assert len(Turned(data.val)) == 12
+
+
+class Guesses(nn.Module):
+    """Always class 1, by a margin of 2; predicts zeros."""
+
+    def forward(self, images: torch.Tensor, hidden: torch.Tensor, classify: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = torch.tensor([0.0, 2.0, 0.0, 0.0]).expand(len(images), 4)
+        return torch.zeros(*hidden.shape, 3, 16, 16), logits
+
+
+def test_cross_entropy_and_accuracy_by_hand() -> None:
+    data = tiny.load(64)
+    split = replace(EvaluationSet.of(data.val, None, 16, 0.75, Turns(), "val"), labels=torch.tensor([1, 1, 0, 3, 2, 1]))
+    loss = ClassifyingLoss(16, data.intensity)
+    found = evaluate(Guesses(), loss, data.intensity, split, loss.tasks, CPU)
+    total = math.exp(2) + 3
+    assert found["top1"] == 0.5
+    assert found["class"] == pytest.approx(0.5 * -math.log(math.exp(2) / total) + 0.5 * math.log(total), rel=1e-6)
+    with pytest.raises(ValueError, match="expected logits and labels for class"):
+        loss(torch.zeros(1, 1, 3, 16, 16), torch.zeros(1, 3, 64, 64), torch.tensor([[0]]), ["class"])
+
+
+def test_the_rest_of_a_classifying_model_starts_like_one_without_classes() -> None:
+    cfg = config("scale=smoke", "dataset=photos", "model=mobilenetv3_small_050").model
+    weights = []
+    for classes in (None, 4):
+        with seeded(3, "weights"):
+            weights.append(build(cfg, channels=3, classes=classes).state_dict())
+    without, with_classes = weights
+    assert set(with_classes) - set(without) == {"classifier.weight", "classifier.bias"}
+    assert all(torch.equal(with_classes[name], value) for name, value in without.items())
+
+
+def test_labels_that_do_not_exist_or_are_not_needed_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = ("loss=l1_ssim_class", "loss.labels=dataset")
+    with pytest.raises(ValueError, match=r"`loss\.labels`: expected rotation, since photos has no labels"):
+        labelling_of(config(*chosen, "dataset=photos"))
+    names = {"train": ["cat", "ant", "bee", "ant"], "val": ["bee"], "test": ["cat"]}
+    monkeypatch.setattr("gcond.data.imagenet256.labels", {"somewhere": names}.get)
+    given = labelling_of(config(*chosen, "dataset=imagenet256", "dataset.root=somewhere"))
+    assert isinstance(given, Given)
+    assert given.classes == 3
+    data = tiny.load(64)
+    raw = torch.stack([data.train[2], data.train[1]])
+    shown, drawn = given.drawn(raw, [2, 1], torch.Generator())
+    assert torch.equal(shown, raw)
+    assert drawn.tolist() == [1, 0]
+    assert given.fixed(data.val, "val", [0])[1].tolist() == [1]
+    with pytest.raises(ValueError, match=r"expected classes of training images, found also dog"):
+        Given({"train": ["cat"], "val": ["dog"]})
+    with pytest.raises(ValueError, match=r"expected rotation, since imagenet256 has no labels"):
+        labelling_of(config(*chosen, "dataset=imagenet256", "dataset.root=elsewhere"))
+    for overrides, message in (
+        (
+            ["loss=l1_ssim_class", "loss.labels=turns"],
+            r"`loss\.labels`: expected one of rotation, dataset, found 'turns'",
+        ),
+        (["loss=l1_ssim_class", "loss.labels=null"], r"`loss\.labels`: expected one of rotation, dataset, found None"),
+        (["+loss.labels=rotation"], r"`loss\.labels`: expected nothing, since no task needs them, found rotation"),
+        (["loss=l1_ssim_class", "strategy=gradnorm"], r"resolver\.group`: expected encoder, .*, found head"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Settings(config("strategy=baseline", *overrides))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["graddrop", "mgda", "upgrad", "gcond_sequential", "gcond_lion", "uw", "nash_mtl"])
+def test_other_strategies_train_a_classifier(strategy: str, tmp_path: Path) -> None:
+    assert run(tiny_config(tmp_path, *CLASSES, f"strategy={strategy}")).done

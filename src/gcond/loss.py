@@ -46,6 +46,8 @@ class ReconstructionLoss:
     in PyTorch, would do the same; keep `torch.get_float32_matmul_precision()` at "highest".)
     """
 
+    classifies = False  # whether it needs logits and labels besides
+
     def __init__(
         self,
         patch_size: int,
@@ -69,9 +71,14 @@ class ReconstructionLoss:
             self._losses["flipped"] = functools.partial(self._flipped, 1 - 2 * flip_strength)
 
     @property
+    def pixel_tasks(self) -> tuple[str, ...]:
+        """Those that need the predictions alone."""
+        return tuple(self._losses)
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """Those that can be trained, and are measured."""
-        return tuple(self._losses)
+        return self.pixel_tasks
 
     def __call__(self, predictions: Tensor, images: Tensor, hidden: Tensor, tasks: Sequence[str]) -> dict[str, Tensor]:
         """Predictions [B, H, C, p, p] and images [B, C, S, S], both in z-space; indices `hidden` [B, H] (row-major).

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gcond.data.intensity import Intensity
 from gcond.engine.batches import Batch
+from gcond.engine.labels import planned_classes
 from gcond.engine.loop import Objective, Trainer
 from gcond.engine.settings import Settings
 from gcond.model.masking import draw_hidden
@@ -48,8 +49,9 @@ class Rehearsal:
 
     def __init__(self, cfg: DictConfig, device: torch.device, diagnose_every: int = 10**9) -> None:
         settings, scale, channels = Settings(cfg), cfg.scale, channels_of(cfg)
+        classes = planned_classes(cfg)
         torch.manual_seed(0)
-        self.model = build(cfg.model, channels=channels).to(device)
+        self.model = build(cfg.model, channels=channels, classes=classes).to(device)
         intensity = Intensity(0, 1, (0.0,) * channels, (1.0,) * channels)
         loss = instantiate(cfg.loss.reconstruction)(patch_size=scale.patch_size, intensity=intensity)
         schedule = settings.schedule(1000)
@@ -60,6 +62,7 @@ class Rehearsal:
         self._batch = Batch(
             torch.randn(size, generator=generator).to(device),
             draw_hidden(scale.micro_batch, settings.patches, scale.mask_ratio, generator).to(device),
+            torch.zeros(scale.micro_batch, dtype=torch.long, device=device) if classes else None,
         )
         model = torch.compile(self.model) if cfg.compile else self.model
         self._objective = Objective(model, loss, intensity, cfg.precision)

@@ -19,6 +19,7 @@ from gcond.engine.folder import RunFolder
 from gcond.engine.full_disk import explaining_a_full_disk
 from gcond.engine.gradient_probe import GradientProbe
 from gcond.engine.interrupt import Interrupt
+from gcond.engine.labels import labelling_of
 from gcond.engine.logbook import Logbook
 from gcond.engine.loop import Objective, Trainer, fit
 from gcond.engine.mirror import mirror_of
@@ -59,14 +60,16 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
 
         # Read the data, and score what predicts without looking.
         data = build(cfg.dataset)
-        val = EvaluationSet.of(data.val, cfg.scale.eval_images, settings.patches, cfg.scale.mask_ratio)
-        test = EvaluationSet.of(data.test, cfg.scale.eval_images, settings.patches, cfg.scale.mask_ratio)
+        labelling = labelling_of(cfg)
+        shown = (cfg.scale.eval_images, settings.patches, cfg.scale.mask_ratio, labelling)
+        val, test = EvaluationSet.of(data.val, *shown, "val"), EvaluationSet.of(data.test, *shown, "test")
         loss = instantiate(cfg.loss.reconstruction)(patch_size=cfg.scale.patch_size, intensity=data.intensity)
-        record.describe(data, team.main_first(lambda: trivial_scores(cfg, data, val, test, loss)))
+        record.describe(data, team.main_first(lambda: trivial_scores(cfg, data, val, test, loss, labelling)))
 
         # Build the model, and the strategy that trains it.
         with seeded(cfg.seed, "weights"):
-            model: MaskedAutoencoder = build(cfg.model, channels=data.intensity.channels).to(device)
+            classes = labelling.classes if labelling else None
+            model: MaskedAutoencoder = build(cfg.model, channels=data.intensity.channels, classes=classes).to(device)
         conductor = settings.conductor(model.parameter_groups(), seed=subseed(cfg.seed, "resolver"))
         steps_per_epoch = settings.steps_per_epoch(len(data.train))
         schedule = settings.schedule(steps_per_epoch)
@@ -92,6 +95,7 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
             state.position,
             window=conductor.estimator.accumulation_steps,
             share=conductor.share,
+            labelling=labelling,
         )
 
         # Train.
@@ -132,6 +136,7 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
             device=device,
             workers=cfg.scale.workers,
             scaler=scaler,
+            labelling=labelling,
         )
         activations = Activations(val, data.intensity, device)
 

@@ -36,8 +36,8 @@ def score_trivial(
     min(len(train), max_train_images) evenly spaced images of `train`.
 
     `hidden` [n, H] are the hidden patches of the n images of `evaluate`, the same for a model to be compared; the
-    scores are computed on its device, for all tasks of `loss`. "ssim" is 1 - SSIM. ValueError when n or the training
-    set does not fit.
+    scores are computed on its device, for tasks that need predictions alone. "ssim" is 1 - SSIM. ValueError when n or
+    the training set does not fit.
     """
     if len(hidden) != len(evaluate):
         raise ValueError(f"`hidden` must have one row per image, found {len(hidden)} rows and {len(evaluate)} images")
@@ -57,7 +57,7 @@ def score_trivial(
         predicted = constants | {"visible_mean": _visible_mean(images, rows, loss.patch_size)}
         for name, image in predicted.items():
             patches = select(patchify(image.expand_as(images), loss.patch_size), rows)
-            for task, value in loss(patches, images, rows, loss.tasks).items():
+            for task, value in loss(patches, images, rows, loss.pixel_tasks).items():
                 scores = sums.setdefault(name, {})
                 scores[task] = scores.get(task, 0.0) + value.item() * len(rows)
     return {name: {task: value / len(evaluate) for task, value in scores.items()} for name, scores in sums.items()}

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from gcond.data.intensity import Intensity
 from gcond.data.splits import ImageSet
 from gcond.engine.interrupt import leave_to_the_parent, signals_held_back
+from gcond.engine.labels import Labelling
 from gcond.engine.prefetch import Ahead, transfer_to
 from gcond.engine.seeding import generator
 from gcond.model.masking import draw_hidden
@@ -23,10 +24,11 @@ from gcond.model.masking import draw_hidden
 
 @dataclass(frozen=True)
 class Batch:
-    """z-normalised images [B, C, S, S] and the indices of their hidden patches [B, H]."""
+    """z-normalised images [B, C, S, S], the indices of their hidden patches [B, H], and labels [B] where there are."""
 
     images: Tensor
     hidden: Tensor
+    labels: Tensor | None = None
 
 
 class MicroBatches:
@@ -51,12 +53,13 @@ class MicroBatches:
         position: int = 0,
         window: int = 1,
         share: Sequence[int] = (0,),
+        labelling: Labelling | None = None,
     ) -> None:
         if size > len(images):
             raise ValueError(f"`micro_batch`: expected at most the {len(images)} training images, found {size}")
         self._start, self._window, self._share, self._given = position, window, share, 0
         self._intensity = intensity
-        self._patches, self._mask_ratio, self._seed = patches, mask_ratio, seed
+        self._patches, self._mask_ratio, self._seed, self._labelling = patches, mask_ratio, seed, labelling
         order = Order(len(images), size, seed, self._position)
         loader: DataLoader[Tensor] = DataLoader(
             images,  # type: ignore[arg-type]
@@ -68,24 +71,29 @@ class MicroBatches:
         )
         with signals_held_back():
             raw: Iterator[Tensor] = iter(loader)
-        self._ahead = Ahead(map(self._masked, itertools.count(), raw), transfer_to(device))
+        indices = iter(Order(len(images), size, seed, self._position))
+        self._ahead = Ahead(map(self._masked, itertools.count(), indices, raw), transfer_to(device))
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        raw, hidden = next(self._ahead)
+        raw, *rest = next(self._ahead)
         self._given += 1
-        return Batch(self._intensity.normalise(raw), hidden)
+        return Batch(self._intensity.normalise(raw), *rest)
 
     def close(self) -> None:
         """End the workers; else a process that leaves with an exception, which still holds them, waits for them."""
         self._ahead = Ahead(iter(()), None)
 
-    def _masked(self, count: int, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """This process's micro-batch number `count`, both parts still on the CPU."""
+    def _masked(self, count: int, indices: Sequence[int], raw: Tensor) -> tuple[Tensor, ...]:
+        """This process's micro-batch number `count`, all parts still on the CPU."""
         masks = generator(self._seed, "mask", self._position(count))
-        return raw, draw_hidden(len(raw), self._patches, self._mask_ratio, masks)
+        hidden = draw_hidden(len(raw), self._patches, self._mask_ratio, masks)
+        if self._labelling is None:
+            return raw, hidden
+        shown, labels = self._labelling.drawn(raw, indices, generator(self._seed, "labels", self._position(count)))
+        return shown, hidden, labels
 
     @property
     def position(self) -> int:

@@ -18,6 +18,7 @@ from gcond.data.splits import ImageSet
 from gcond.engine.batches import Batch
 from gcond.engine.gradient_noise import describe, window_sizes
 from gcond.engine.interrupt import leave_to_the_parent, signals_held_back
+from gcond.engine.labels import Labelling
 from gcond.engine.seeding import generator
 from gcond.model import MaskedAutoencoder
 from gcond.model.masking import draw_hidden
@@ -57,7 +58,9 @@ class TaskGradients:
         device: torch.device,
         workers: int,
         scaler: torch.amp.GradScaler,
+        labelling: Labelling | None = None,
     ) -> None:
+        self._labelling = labelling
         self._model, self._losses = model, losses
         self._tasks = {name: weight for name, weight in tasks.items() if weight > 0}
         self._images, self._intensity = images, intensity
@@ -92,8 +95,13 @@ class TaskGradients:
                     generator=draw,  # without one it draws from PyTorch's own
                 )
             )
-        for raw, hidden in zip(loader, masks, strict=True):
-            yield Batch(self._intensity.normalise(raw.to(self._device)), hidden.to(self._device))
+        for place, (raw, hidden) in enumerate(zip(loader, masks, strict=True)):
+            labels = None
+            if self._labelling is not None:
+                own = chosen[place * self._size :][: self._size]
+                raw, labels = self._labelling.drawn(raw, own, draw)
+                labels = labels.to(self._device)
+            yield Batch(self._intensity.normalise(raw.to(self._device)), hidden.to(self._device), labels)
 
     def _gradients(self, batch: Batch, parameters: Sequence[Tensor], scale: float) -> Iterator[Sequence[Tensor | None]]:
         values = self._losses(batch, list(self._tasks))

@@ -39,11 +39,16 @@ class Objective:
         self._outside: list[Tensor] | None = None
 
     def __call__(self, batch: Batch, tasks: Sequence[str]) -> dict[str, Tensor]:
+        more: dict[str, Any] = {}
         with autocast(batch.images.device.type, self._precision):
-            predictions = self._model(batch.images, batch.hidden)
+            if self._loss.classifies:
+                predictions, logits = self._model(batch.images, batch.hidden, classify=True)
+                more = {"logits": logits, "labels": batch.labels}
+            else:
+                predictions = self._model(batch.images, batch.hidden)
         if self._outside is not None:
             self._outside.append(outside_unit_share(predictions.detach(), self._intensity))
-        return self._loss(predictions, batch.images, batch.hidden, tasks)
+        return self._loss(predictions, batch.images, batch.hidden, tasks, **more)
 
     def watch(self, on: bool) -> None:
         """Whether to note the share of predictions outside [0, 1]."""

@@ -39,7 +39,7 @@ pass retains it as well; or only once the next micro-batch's losses take the pla
 LINE = (8, 16, 192)
 """Micro-batches: a line through the first two serves up to the third, if it meets that count to the byte."""
 
-Loss = Callable[[Tensor, Tensor, Tensor, Sequence[str]], Mapping[str, Tensor]]
+Loss = Callable[..., Mapping[str, Tensor]]
 
 
 class Passes:
@@ -70,10 +70,10 @@ class Passes:
         own = instantiate(cfg.loss.reconstruction)(patch_size=side, intensity=self._intensity)
         self.loss: Loss = loss or own
         self._measured: Sequence[str] = TASKS if loss else own.tasks
+        cached: Sequence[str] = TASKS if loss else own.pixel_tasks
         patch = torch.zeros(1, channels, side, side)
-        self.loss(
-            patch.unsqueeze(1), patch, torch.zeros(1, 1, dtype=torch.long), self._measured
-        )  # fills its cache: not fake
+        place = torch.zeros(1, 1, dtype=torch.long)
+        self.loss(patch.unsqueeze(1), patch, place, cached)  # fills its cache: not fake
         outside_unit_share(patch, self._intensity)  # likewise
         self._counted: dict[tuple[Any, ...], int] = {}
 
@@ -168,6 +168,7 @@ class _FakePass:
         size = passes._image_size
         self._images = torch.empty(micro_batch, self.model.channels, size, size)
         self._hidden = torch.zeros(micro_batch, passes.hidden, dtype=torch.long)
+        self._labels = torch.zeros(micro_batch, dtype=torch.long)
 
     def counting(self) -> LiveBytes:
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
@@ -176,10 +177,15 @@ class _FakePass:
     def losses(self, tasks: Iterable[str]) -> Mapping[str, Tensor]:
         low = self._precision != "fp32" and self._on_cuda
         casts: AbstractContextManager[Any] = CudaCasts() if low else nullcontext()
+        more: dict[str, Tensor] = {}
         with autocast("cpu", self._precision), casts:
-            predictions = self.model(self._images, self._hidden)
+            if getattr(self._loss, "classifies", False):
+                predictions, logits = self.model(self._images, self._hidden, classify=True)
+                more = {"logits": logits, "labels": self._labels}
+            else:
+                predictions = self.model(self._images, self._hidden)
         outside_unit_share(predictions.detach(), self._intensity)
-        return self._loss(predictions, self._images, self._hidden, list(tasks))
+        return self._loss(predictions, self._images, self._hidden, list(tasks), **more)
 
 
 class CudaCasts(TorchFunctionMode):

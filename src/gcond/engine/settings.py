@@ -10,6 +10,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from gcond.engine.labels import SOURCES, kind_of
 from gcond.engine.precision import PRECISION
 from gcond.engine.progress import KINDS
 from gcond.engine.schedule import WarmupCosine
@@ -59,6 +60,20 @@ class Settings:
         loss = instantiate(cfg.loss.reconstruction)(patch_size=scale.patch_size, intensity=None)
         unknown = sorted(set(cfg.loss.tasks) - set(loss.tasks))
         _expect(not unknown, "loss.tasks", f"lambdas for {', '.join(loss.tasks)}", ", ".join(unknown))
+        kind = kind_of(cfg.loss)
+        _expect(
+            (kind is not None) == loss.classifies,
+            "loss.labels",
+            f"one of {', '.join(SOURCES)}" if loss.classifies else "nothing, since no task needs them",
+            kind,
+        )
+        group = cfg.strategy.conductor.resolver.get("group", "encoder")
+        _expect(
+            group == "encoder" or "class" not in cfg.loss.tasks,
+            "strategy.conductor.resolver.group",
+            "encoder, the only group that class shares with the other tasks",
+            group,
+        )
         self.patches = (scale.image_size // scale.patch_size) ** 2
         hidden_count(self.patches, scale.mask_ratio)
         _expect(cfg.progress in KINDS, "progress", f"one of {', '.join(KINDS)}", repr(cfg.progress))

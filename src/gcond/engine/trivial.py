@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from gcond.data.splits import Splits
 from gcond.engine.evaluate import EvaluationSet
+from gcond.engine.labels import Labelling
 from gcond.files import write_json
 from gcond.loss import ReconstructionLoss
 from gcond.trivial import score_trivial
@@ -18,9 +20,14 @@ Scores = dict[str, dict[str, float]]
 
 
 def trivial_scores(
-    cfg: DictConfig, data: Splits, val: EvaluationSet, test: EvaluationSet, loss: ReconstructionLoss
+    cfg: DictConfig,
+    data: Splits,
+    val: EvaluationSet,
+    test: EvaluationSet,
+    loss: ReconstructionLoss,
+    labelling: Labelling | None = None,
 ) -> Scores:
-    """predictor -> {"val_l1", "val_ssim", …, "test_l1", "test_ssim", …}, for all tasks of `loss`."""
+    """predictor -> {"val_l1", …, "test_l1", …}, for all tasks of `loss`; classes are guessed, each equally likely."""
     key = [OmegaConf.to_container(cfg[part], resolve=True) for part in ("dataset", "loss", "scale")]
     digest = hashlib.sha256(json.dumps([*key, data.facts["checksum"]], sort_keys=True).encode()).hexdigest()[:10]
     path = Path(cfg.runs) / cfg.scale.name / f"trivial-{cfg.dataset.name}-{digest}.json"
@@ -32,5 +39,9 @@ def trivial_scores(
             data.train, evaluation.images, evaluation.hidden, loss, data.intensity
         ).items():
             scores.setdefault(name, {}).update({f"{split}_{task}": value for task, value in values.items()})
+    if labelling is not None:  # by chance
+        for own in scores.values():
+            for split in ("val", "test"):
+                own |= {f"{split}_class": math.log(labelling.classes), f"{split}_top1": 1 / labelling.classes}
     write_json(path, scores)
     return scores

@@ -22,6 +22,8 @@ class MaskedAutoencoder(nn.Module):
     through them the visible features depend on the mask. A ViT encoder as in He et al., which drops hidden patches,
     has no such dependence. It is the same for every strategy.
 
+    With `classes`, a linear layer on the mean of the encoder's map gives logits; without it there is no such layer.
+
     Nothing here draws random numbers at `forward`: the mask is an argument, and there is no dropout.
     """
 
@@ -34,6 +36,7 @@ class MaskedAutoencoder(nn.Module):
         width: int = 256,
         depth: int = 2,
         heads: int = 8,
+        classes: int | None = None,
     ):
         super().__init__()
         if image_size % patch_size:
@@ -54,11 +57,12 @@ class MaskedAutoencoder(nn.Module):
         self.blocks = nn.Sequential(*(Block(width, heads, mlp_ratio=4, qkv_bias=True) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, channels * patch_size**2)
+        self.classifier = nn.Linear(self.encoder.width, classes) if classes else None  # last: the rest starts the same
 
-    def forward(self, images: Tensor, hidden: Tensor) -> Tensor:
+    def forward(self, images: Tensor, hidden: Tensor, classify: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Images [B, C, S, S] and indices `hidden` [B, H] (row-major) -> predictions [B, H, C, p, p].
 
-        Both in z-space. Predictions stand in the order of `hidden`.
+        Both in z-space. Predictions stand in the order of `hidden`. With `classify`, logits [B, classes] come second.
         """
         mask = hidden_mask(hidden, self.patches)
 
@@ -69,7 +73,11 @@ class MaskedAutoencoder(nn.Module):
         # Decode
         tokens = torch.where(mask[..., None], self.mask_token, tokens) + self.positions
         tokens = select(self.blocks(tokens), hidden)
-        return self.head(self.norm(tokens)).unflatten(-1, (self.channels, self.patch_size, self.patch_size))
+        predictions = self.head(self.norm(tokens)).unflatten(-1, (self.channels, self.patch_size, self.patch_size))
+        if not classify:
+            return predictions
+        assert self.classifier is not None
+        return predictions, self.classifier(features.mean((2, 3)))
 
     def encode(self, images: Tensor, mask: Tensor) -> Tensor:
         """The encoder's map [B, D, S / p, S / p] of what is visible; `mask` bool [B, N], True = hidden."""
@@ -77,8 +85,12 @@ class MaskedAutoencoder(nn.Module):
         return features
 
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
-        """A partition of all parameters, with names. "head" is the last layer that both losses share (GradNorm's W)."""
+        """A partition of all parameters, with names. "head" is the last layer that both losses share (GradNorm's W).
+
+        "classifier" is there with `classes` only.
+        """
         groups: dict[str, list[tuple[str, nn.Parameter]]] = {"encoder": [], "body": [], "head": []}
+        groups |= {"classifier": []} if self.classifier is not None else {}
         for name, parameter in self.named_parameters():
             part = name.partition(".")[0]
             groups[part if part in groups else "body"].append((name, parameter))

@@ -16,7 +16,7 @@ from gcond.report.steps import bin_steps
 
 TRIVIAL_TOLERANCE = 1e-4  # relative; devices differ by less, another split or another mask by far more
 # Overrides that change images, masks or the measure: of such a run the trivial predictors are others.
-OTHER_IMAGES = ("dataset.", "loss.reconstruction.")
+OTHER_IMAGES = ("dataset.", "loss.reconstruction.", "loss=l1_ssim_class", "loss.labels=")
 OTHER_IMAGES += tuple(f"scale.{key}" for key in ("image_size", "patch_size", "mask_ratio", "eval_images"))
 
 Rows = Callable[[Run, Sequence[Record]], list[dict[str, object]]]

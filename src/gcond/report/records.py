@@ -17,8 +17,8 @@ from gcond.files import write_atomically
 
 _TEXT, _WHOLE, _TRUTH, _REAL = str, "Int64", "boolean", "float64"
 
-MORE_TASKS = ("flipped",)
-MORE_METRICS = tuple(f"{split}_{task}" for split in ("val", "test") for task in MORE_TASKS)
+MORE_TASKS = ("flipped", "class")
+MORE_METRICS = tuple(f"{split}_{name}" for split in ("val", "test") for name in (*MORE_TASKS, "top1"))
 
 COLUMNS = {
     **dict.fromkeys(["dataset", "dataset_title", "model", "strategy"], _TEXT),
@@ -101,7 +101,7 @@ OPTIONAL = frozenset(
     name
     for columns in (COLUMNS, CURVE_COLUMNS, STEP_COLUMNS)
     for name in columns
-    if set(MORE_TASKS) & set(name.split("_"))
+    if {*MORE_TASKS, "top1"} & set(name.split("_"))
 )
 
 
