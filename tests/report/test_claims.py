@@ -15,8 +15,9 @@ import yaml
 from report import fake_controls
 from scipy import stats
 
+from gcond.engine import labels
 from gcond.report.__main__ import main
-from gcond.report.claims import CLAIMS, QUESTIONS
+from gcond.report.claims import CLAIMS, QUESTIONS, classes
 from gcond.report.claims.evidence import MODE, Arm, overrides, read, tune, variant
 from gcond.report.claims.factorial import STRATEGY, changes
 from gcond.report.claims.judge import Finding, compare, conjunction, number
@@ -697,3 +698,46 @@ def test_where_tasks_conflict_each_method_is_set_against_baseline(judge):
     assert "L1 -10.0 % [-12.5, -7.5]; 1 - SSIM +0.0 %" in text
     assert "ct: MGDA, steps with a conflict 100.0 %" in text
     assert judge(table2(levels()))["C1"].verdict == "not run"
+
+
+# B1
+
+
+def classified(top1: dict[str, float], labels: str = "") -> list[dict]:
+    """GCond's L1 and 1 - SSIM are lower than the others'; GradNorm watches the encoder."""
+    rows = []
+    for strategy, share in top1.items():
+        choices = {"loss": "l1_ssim_class", "scale.accumulation_steps": "6"} | (
+            {"loss.labels": labels} if labels else {}
+        )
+        choices |= {"strategy.conductor.resolver.group": "encoder"} if strategy == "gradnorm" else {}
+        level = 0.4 if strategy.startswith("gcond") else 0.5
+        for seed in SEEDS:
+            wobble = noise(strategy, seed)
+            more = {f"{block}_top1": share + wobble for block in ("best_val", "last_val", "best_test")}
+            rows.append(run("ct", strategy, seed, level + wobble, variant=variant(choices), **more))
+    return rows
+
+
+TOP1 = {"baseline": 0.5, "pcgrad": 0.5, "cagrad": 0.5, "gradnorm": 0.5, "gcond_sequential": 0.6,
+        "gcond_stochastic": 0.6}  # fmt: skip
+
+
+def test_b1_is_judged_on_accuracy_and_reconstruction_and_a_stand_in_cannot_confirm_it(judge):
+    row = judge(classified(TOP1))["B1"]
+    assert row.verdict == "undecided"
+    words = " ".join(row.found.words)
+    assert "Not run: ImageNet's own classes (loss.labels=dataset)." in words
+    assert "Chance is 25 % top-1" in words
+    assert "ct, top-1 on validation: GCond stochastic 60." in words
+    best = [found for found in row.found.findings if found.block == "best_val"]
+    assert len(best) == 2 * 4 * 3
+    assert {found.verdict for found in best} == {"holds"}
+    (top1,) = [found for found in best if found.about == "ct top-1: GCond stochastic vs GradNorm"]
+    assert top1.effect.mean == pytest.approx(20, abs=1)
+    assert judge(classified(TOP1, "dataset"))["B1"].verdict == "holds"
+    assert judge(classified(TOP1 | {"cagrad": 0.7}))["B1"].verdict == "contradicted"
+
+
+def test_chance_is_that_of_the_turns():
+    assert classes.TURNS == labels.TURNS

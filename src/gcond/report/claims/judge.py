@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from gcond.report.claims.evidence import BLOCKS, TASKS, Arm, Evidence, column
+from gcond.report.claims.evidence import BLOCKS, CLASSES, TASKS, Arm, Evidence, column
 from gcond.report.statistics import (
     CONTRADICTED,
     FEWEST,
@@ -121,7 +121,7 @@ def compare(
     effect = effect.times(100 / float(base.mean())) if len(base) else effect
     if effect.missing:
         remarks.append(f"seeds without a partner: {', '.join(map(str, effect.missing))} ({ours.label}, {theirs.label})")
-    about = f"{dataset} {TASKS[metric]}: {ours.label} vs {theirs.label}"
+    about = f"{dataset} {(TASKS | CLASSES)[metric]}: {ours.label} vs {theirs.label}"
     about += f", in percent of {reference.label}" if reference else ""
     region = REGIONS[direction] if direction else FREE
     return Finding(about, effect, region=region, block=block, remarks=tuple(remarks))
