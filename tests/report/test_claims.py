@@ -361,6 +361,10 @@ def test_tuning_takes_each_arm_at_its_best_rate(judge, results):
     assert set(best.runs.variant) == {""}
 
 
+def test_data_without_a_baseline_have_no_front(judge):
+    assert judge(table2({"pcgrad": 0.4}, datasets=("ct",)))["O8"].found is None
+
+
 def test_training_losses_are_compared_within_train_mode(judge, results):
     """Baseline's tail is .4, the update takes off .1, which is 25 % of it; eval mode's is another quantity."""
     rows = []

@@ -38,7 +38,7 @@ def _fronts(evidence: Evidence) -> list[Finding]:
     runs = evidence.runs[evidence.runs.model == evidence.model]
     for dataset in evidence.datasets:
         static = runs[(runs.dataset == dataset) & (runs.strategy == "baseline")]
-        static = static[[set(overrides(text)) <= {*WEIGHTS, RATE} for text in static.variant]]
+        static = static[static.variant.map(lambda text: set(overrides(text)) <= {*WEIGHTS, RATE}).astype(bool)]
         weighted = any(set(overrides(text)) & set(WEIGHTS) for text in static.variant)
         if not weighted or not evidence.ran(dataset, BASELINE):
             continue
