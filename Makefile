@@ -32,7 +32,7 @@ endif
 # What each artefact is made of: conf/experiment/NAME.yaml, and others where it says so here.
 FIGURES   := $(addprefix figure,1 2 3 4 5 6 7 8 9 10 11 12)
 ABLATIONS := $(basename $(notdir $(wildcard conf/experiment/ablation_*.yaml)))
-QUESTIONS := o1 o2 o3 o4 o5 o6 o7 o8 o10 conflict b1
+QUESTIONS := o1 o2 o3 o4 o5 o6 o7 o8 o9 o10 conflict b1
 RUNS_ablations := $(ABLATIONS)
 RUNS_o1   := o1 o1_micro_batch
 RUNS_o3   := o3 o3_lion
@@ -40,26 +40,30 @@ RUNS_o5   := figure1 o5
 RUNS_o6   := table2
 RUNS_o7   := table2
 RUNS_o8   := o8_weights o8_single
+RUNS_o9   := table2
 RUNS_o10  := table2
 RUNS_b1   := b1 b1_gradnorm
 RUNS_conflict := conflict conflict_strength
 STUDY     := o1 o6 o10 table2 $(FIGURES) ablations o2 o3 o4 o5 o8 conflict b1
-PAGES     := table2 table3 table4 $(FIGURES) ablations o1 o6 o7 o10 conflict claims readme
+PAGES     := table2 table3 table4 $(FIGURES) ablations o1 o6 o7 o9 o10 conflict claims readme
 
 unique    = $(if $1,$(firstword $1) $(call unique,$(filter-out $(firstword $1),$1)))
 runs_of   = $(or $(RUNS_$1),$1)
 datasets  = $(or $(DATASETS),$(subst photos,$(PHOTOS),$(shell sed -n 's/^ *dataset: *//p' conf/experiment/$1.yaml)))
-choices   = experiment=$1 scale=$(SCALE) dataset=$(call datasets,$1) seed=$(SEEDS) device=$(DEVICE) paths.ct=$(CT) $(if $(IMAGENET),paths.imagenet=$(IMAGENET)) $(MORE)
-sweep     = $(BIN)/python -m gcond.sweep --jobs $(JOBS) $(if $(MISSING),--missing --results $(OUT)) $(if $(LAUNCHER),--launcher $(LAUNCHER)) \
-            $(call choices,$1)
+settings  = scale=$(SCALE) $(if $1,dataset=$1) seed=$(SEEDS) device=$(DEVICE) paths.ct=$(CT) $(if $(IMAGENET),paths.imagenet=$(IMAGENET)) $(MORE)
+choices   = experiment=$1 $(call settings,$(call datasets,$1))
+sweeper   = $(BIN)/python -m gcond.sweep --jobs $(JOBS) $(if $(MISSING),--missing --results $(OUT)) $(if $(LAUNCHER),--launcher $(LAUNCHER))
+sweep     = $(sweeper) $(call choices,$1)
 study     = status=0; $(foreach experiment,$1,echo "== $(experiment)"; $(call sweep,$(experiment)) || status=$$?;) $(call report,collect) || status=$$?
 # A page that only reads what is recorded; those of O2 to O5, O8 and B1 are rows of the claims.
 report    = $(BIN)/python -m gcond.report $(if $(filter o2 o3 o4 o5 o8 b1,$1),claims,$1) --results $(OUT) $(if $(filter table3 table4 readme,$1),,--scale $(SCALE)) \
             $(if $(filter table2,$1),--datasets $(call datasets,table2) --seeds $(SEEDS)) \
-            $(if $(DATASETS),$(if $(filter o1 o6 o7 o10 windows conflict ablations $(FIGURES),$1),--datasets $(DATASETS)))
+            $(if $(DATASETS),$(if $(filter o1 o6 o7 o9 o10 windows conflict ablations $(FIGURES),$1),--datasets $(DATASETS)))
 # What else stands between the runs and the page.
 before_o7 = $(BIN)/python -m gcond.linear_probe --scale $(SCALE) --results $(OUT) --device $(DEVICE) --ct $(CT) $(if $(IMAGENET),--imagenet $(IMAGENET)) \
             $(if $(DATASETS),--datasets $(DATASETS)) || status=$$?;
+before_o9 = frozen=$$($(BIN)/python -m gcond.report frozen --results $(OUT) --scale $(SCALE) $(if $(DATASETS),--datasets $(DATASETS))) && \
+            printf '%s\n' "$$frozen" | xargs -r -L 1 $(sweeper) $(call settings) || status=$$?; $(call report,collect) || status=$$?;
 paper_needs = $(if $(filter paper,$(SCALE)),$(if $(IMAGENET),,echo "SCALE=paper needs IMAGENET=DIR (and CT=DIR, a store of the CT archives)"; exit 1;))
 
 .DEFAULT_GOAL := help
@@ -68,7 +72,7 @@ paper_needs = $(if $(filter paper,$(SCALE)),$(if $(IMAGENET),,echo "SCALE=paper 
 help: ## this list
 	@echo "Targets:"
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | while IFS="$$(printf '\t')" read -r name words; do printf '  %-18s %s\n' "$$name" "$$words"; done
-	@echo "  reproduce-figure1 … reproduce-figure12, reproduce-ablations, reproduce-o1 … o8, reproduce-o10, reproduce-conflict, reproduce-b1: one artefact each (conf/experiment)"
+	@echo "  reproduce-figure1 … reproduce-figure12, reproduce-ablations, reproduce-o1 … o10, reproduce-conflict, reproduce-b1: one artefact each (conf/experiment)"
 	@echo "Variables (make TARGET NAME=value):"
 	@echo "  SCALE=mini|sample|sample_gpu|paper  how large a study; mini takes minutes, sample hours on two cores, the others need a GPU"
 	@echo "  SEEDS=11,42,2025          one run per seed; SEEDS=10: ten, of which these three are the paper's"
@@ -113,7 +117,7 @@ reproduce-all: $(READY) $(CT_DATA) reproduce-table1 reproduce-table5 ## the whol
 	@$(paper_needs) $(BIN)/python -m gcond.sweep.study --jobs $(JOBS) --results $(OUT) $(if $(MISSING),--missing) \
 	  $(foreach experiment,$(call unique,$(foreach artefact,$(STUDY),$(call runs_of,$(artefact)))),'$(call choices,$(experiment))')
 	@$(call study,$(call unique,$(foreach artefact,$(STUDY),$(call runs_of,$(artefact))))); \
-	  $(before_o7) $(foreach page,$(PAGES),$(call report,$(page)) || status=$$?;) exit $$status
+	  $(before_o9) $(before_o7) $(foreach page,$(PAGES),$(call report,$(page)) || status=$$?;) exit $$status
 
 .PHONY: reproduce-windows
 WINDOWED := baseline,gcond_stochastic

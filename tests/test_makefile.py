@@ -88,3 +88,16 @@ def test_linear_probes_come_between_the_runs_and_the_pages() -> None:
     assert "--scale smoke --results there --device cpu --ct /c --imagenet /d --datasets ct ||" in " ".join(
         shown.split()
     )
+
+
+def test_the_static_runs_of_o9_follow_from_the_record_of_its_methods() -> None:
+    shown = commands("reproduce-o9", "SCALE=smoke", "OUT=there", "DATASETS=ct", "MISSING=1")
+    parts = re.findall(r"gcond\.(?:report (?:collect|frozen|o9)|sweep)", shown)
+    assert [part.split(".")[1] for part in parts] == [
+        "sweep", "report collect", "report frozen", "sweep", "report collect", "report o9",
+    ]  # fmt: skip
+    static = shown.split("xargs")[1].split("||")[0]
+    assert "--missing --results there" in static
+    assert "scale=smoke" in static
+    assert "seed=11,42,2025" in static
+    assert "dataset=" not in static

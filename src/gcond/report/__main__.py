@@ -11,7 +11,9 @@ import pandas as pd
 
 from gcond.files import write_text
 from gcond.report import curves, lineup, render, settings_pages, table2, throughput_page
+from gcond.report.claims import frozen
 from gcond.report.claims import page as claims_page
+from gcond.report.claims.evidence import read
 from gcond.report.collect import collect
 from gcond.report.figures import command as figures
 from gcond.report.notes import write_notes
@@ -31,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
             return pages.run(options)
         if options.table in settings_pages.PAGES:
             return settings_pages.report(options.table, options.results)
+        if options.table == "frozen":
+            return print_frozen(options.scale, options.results, options.datasets)
         if options.table == "claims":
             return claims_page.report(options.results, options.scale)
         if options.table == "readme":
@@ -57,6 +61,22 @@ def report_collected(scale: str, runs: Path, results: Path) -> int:
         print(remark)
     if not (results / scale / "runs.csv").exists():
         raise ValueError(f"nothing to record: no finished run in {runs / scale}")
+    return 0
+
+
+def print_frozen(scale: str, results: Path, datasets: tuple[str, ...] | None) -> int:
+    """The static runs that O9 needs, as overrides for `python -m gcond.sweep`: a line for each sweep."""
+    evidence = read(results, scale)
+    found = frozen.averages(evidence, datasets or evidence.datasets)
+    if not found:
+        raise ValueError(
+            f"nothing to freeze: no run in {results / scale / 'steps.csv'} has implied weights; "
+            f"`make reproduce-table2 SCALE={scale}` makes them"
+        )
+    for each in found:
+        print(frozen.weighed(each), file=sys.stderr)
+    for line in frozen.sweeps(found):
+        print(line)
     return 0
 
 
@@ -150,6 +170,10 @@ def _parser() -> argparse.ArgumentParser:
     for name, model in (("table3", "MobileNetV3-Small"), ("table4", "ConvNeXt-Tiny")):
         costs = tables.add_parser(name, help=f"Table {name[-1]} of the paper: what a step costs, {model}, as recorded")
         costs.add_argument("--results", type=Path, default=Path("results"), help="folder of recorded results")
+    static = tables.add_parser(
+        "frozen", parents=[below], help="O9's static runs from recorded weights: overrides for gcond.sweep"
+    )
+    static.add_argument("--datasets", type=_name_list, help="comma-separated (default: those that ran)")
     settings_pages.add_parsers(tables)
     figures.add_parsers(tables, _seed_list, _name_list)
     pages.add_parsers(tables, _name_list)

@@ -7,6 +7,7 @@ from gcond.report.claims import (
     cost,
     dynamics,
     front,
+    frozen,
     further,
     gap,
     memory,
@@ -18,7 +19,7 @@ from gcond.report.claims import (
 from gcond.report.claims.judge import Claim
 
 _FAMILIES = (reconstruction, cost, memory, dynamics, updates, ablations, further)
-_QUESTIONS = (gap, controls, front, conflict, tradeoff, representation)
+_QUESTIONS = (gap, controls, front, frozen, conflict, tradeoff, representation)
 
 CLAIMS: tuple[Claim, ...] = tuple(claim for family in _FAMILIES for claim in family.CLAIMS)
 QUESTIONS: tuple[Claim, ...] = tuple(

@@ -1,4 +1,4 @@
-"""O2 to O5 and O9: the controls that critics of such comparisons ask for."""
+"""O2 to O5: the controls that critics of such comparisons ask for."""
 
 import math
 from collections.abc import Callable
@@ -172,14 +172,6 @@ CLAIMS = (
         f"80 runs, {MINUTES}",
         buffers,
         buffers_in_one_step,
-        question=True,
-    ),
-    Claim(
-        "O9",
-        "Freeze a method's time-averaged implied weights and train with those: how much of its gain is left?",
-        "runs with frozen average weights against the method's",
-        "",
-        "the average of the logged implied weights as static weights, one command that the project does not have",
         question=True,
     ),
 )

@@ -28,7 +28,7 @@ def better(evidence: Evidence) -> Answer | None:
         return None
     words = [f"{found.about} {number(found.effect, found.unit)}." for found in findings]
     words += [READING, "Where no encoder beats its own initial weights and the pixels, the probe says nothing of it."]
-    return answer(findings, words=words, where="tables/o7.md, linear_probe.csv")
+    return answer(findings, words=words, where="linear_probe.csv")
 
 
 def measured(evidence: Evidence, dataset: str, task: str) -> dict[str, Finding]:

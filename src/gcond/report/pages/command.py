@@ -7,10 +7,19 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from gcond.report.pages import ablations, conflict, o1, o6, o7, o10, windows
+from gcond.report.pages import ablations, conflict, o1, o6, o7, o9, o10, windows
 from gcond.report.pages.page import write
 
-PAGES = {"ablations": ablations, "o1": o1, "o6": o6, "o7": o7, "o10": o10, "windows": windows, "conflict": conflict}
+PAGES = {
+    "ablations": ablations,
+    "o1": o1,
+    "o6": o6,
+    "o7": o7,
+    "o9": o9,
+    "o10": o10,
+    "windows": windows,
+    "conflict": conflict,
+}
 
 
 def add_parsers(
