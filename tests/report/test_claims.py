@@ -389,6 +389,7 @@ def test_static_weights_and_single_tasks(judge):
     for seed in SEEDS[:6]:
         for weights, l1, ssim in (("{l1:0.95,ssim:0.05}", 0.3, 0.6), ("{l1:0.05,ssim:0.95}", 0.6, 0.3)):
             rows.append(run("ct", "baseline", seed, l1, ssim, variant=f"loss.tasks={weights},optimizer.lr=2e-3"))
+        rows.append(run("ct", "baseline", seed, 0.1, variant="loss.tasks={l1:0.9,ssim:0.9}"))  # no point of the front
         for task in ("l1", "ssim"):
             alone = {"l1": (0.32, 0.9), "ssim": (0.9, 0.25)}[task]
             rows.append(run("ct", "baseline", seed, *alone, variant=f"loss={task}"))
