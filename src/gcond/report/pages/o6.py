@@ -89,9 +89,11 @@ def _table(source: Source, runs: list[Run], found: dict[Run, dict[str, Finding]]
 
 def draw(source: Source, there: list[Run]) -> Figure:
     datasets = [dataset for dataset in source.datasets if any(run[0] == dataset for run in there)]
-    figure = Figure(figsize=(max(7.0, 5.6 * len(datasets)), 2.9 * len(PANELS) + 1.6), layout="constrained")
-    panels = figure.subplots(len(PANELS), len(datasets), sharex="col", sharey=True, squeeze=False)
-    for row, (words, strategies) in zip(panels, PANELS.items(), strict=True):
+    ran = {arm.strategy for _, arm in there}
+    shown = {words: strategies for words, strategies in PANELS.items() if ran & set(strategies)}
+    figure = Figure(figsize=(max(7.0, 5.6 * len(datasets)), 2.9 * len(shown) + 1.6), layout="constrained")
+    panels = figure.subplots(len(shown), len(datasets), sharex="col", sharey=True, squeeze=False)
+    for row, (words, strategies) in zip(panels, shown.items(), strict=True):
         for axes, dataset in zip(row, datasets, strict=True):
             axes.set_title(f"{source.title(dataset)}\n{words}", fontsize=9.5)
             for order, strategy in enumerate(strategies):
