@@ -385,7 +385,7 @@ def test_shares_are_weighted_by_the_steps_that_were_measured(tmp_path):
     (row,) = tidy(tmp_path, "o6", dataset="photos", strategy="gcond_sequential", number="times in the main zone")
     assert (float(row["mean"]), row["unit"]) == (pytest.approx(0.004), "times a step")
     line = next(line for line in text(tmp_path, "o6").splitlines() if line.startswith("| Baseline "))
-    assert line.count("| -") == 5
+    assert line.count("| -") == 6  # all but n and the share of conflicts
     assert "CAGrad on ct: not run" in text(tmp_path, "o6")
 
 
