@@ -210,7 +210,7 @@ scaling: $(READY) ## the tables of docs/scaling.md: what a window costs on sever
 torture: $(READY) data ## kill N=100 runs at random moments, go on, and count which end as if nothing had happened
 	@OMP_NUM_THREADS=1 $(BIN)/python scripts/torture.py -n $(or $(N),100) --jobs $(JOBS)
 
-test: $(READY) ## the fast tests (under 5 minutes on two cores)
+test: $(READY) ## the fast tests (5 to 12 minutes on two cores)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(READY) ## the slow tests as well
