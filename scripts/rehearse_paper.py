@@ -12,6 +12,7 @@ first, diagnosed optimizer step on made images: 256 pixels, K = 24, the whole en
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
 import sys
 import time
@@ -63,7 +64,7 @@ def name_of(cfg: DictConfig) -> str:
 
 
 def hash_of(text: str) -> str:
-    return f"{pd.util.hash_array(pd.Series([text]).to_numpy(dtype=object))[0]:016x}"[:8]
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def distinct(experiments: Sequence[str]) -> Cases:
