@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from engine.runs import TINY, config, tiny_config
 from engine.runs import run as carry_out
+from hydra.errors import ConfigCompositionException
+from omegaconf import DictConfig
 
 import gcond.train
 from gcond.engine.folder import RunFolder
@@ -139,14 +141,31 @@ def test_what_is_typed_replaces_the_experiments_own_choice() -> None:
     assert {run.steps for run in runs} == {None}  # one pass over a training split that has not been read
 
 
-def test_the_plan_is_what_hydras_multirun_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    overrides = ["experiment=table2", f"runs={tmp_path}", "seed=11", "strategy=baseline,gcond_lion"]
-    started: list[Path] = []
-    monkeypatch.setattr(gcond.train, "train", lambda cfg, folder: started.append(folder.path))
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["experiment=table2", "seed=11", "strategy=baseline,gcond_lion"],
+        ["experiment=o1", "seed=11,42", "dataset=ct", "strategy=baseline,gcond_pure", "optimizer.lr=1e-3,2e-3"],
+        ["experiment=ablation_thresholds", "seed=11", "dataset=ct", "+strategy.conductor.seed=1,2"],
+    ],
+)
+def test_the_plan_is_what_hydras_multirun_starts(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = [*overrides, f"runs={tmp_path}"]
+    started: list[DictConfig] = []
+    monkeypatch.setattr(gcond.train, "train", lambda cfg, folder: started.append(cfg))
     monkeypatch.setattr(sys, "argv", ["gcond-train", "--multirun", "hydra/hydra_logging=disabled", *overrides])
     gcond.train.main()
-    assert len(started) == 4  # the experiment names two data sets
-    assert [run.folder.path for run in plan(overrides)] == started
+    planned = plan(overrides)
+    assert len(started) >= 4
+    assert [run.cfg for run in planned] == started
+    assert [run.folder.path for run in planned] == [RunFolder(cfg).path for cfg in started]
+
+
+def test_a_misspelt_key_in_a_sweep_is_an_error() -> None:
+    with pytest.raises(ConfigCompositionException, match="optimizer.learning_rate"):
+        plan(["experiment=table2", "optimizer.learning_rate=1e-3,2e-3"])
 
 
 def test_what_is_recorded_is_not_repeated_where_that_is_asked_for(
