@@ -16,7 +16,7 @@ from gcond.data.splits import ImageSet
 from gcond.engine.seeding import generator
 
 SOURCES = ("rotation", "dataset")
-TURNS = 4
+TURNS = 4  # by 0, 90, 180 and 270 degrees
 CLASSES = {"imagenet256": 1000}
 """Of data sets that have labels, where a plan is made without reading them."""
 EVALUATION_SEED = 0  # of every run's validation and test turns, whatever its own seed

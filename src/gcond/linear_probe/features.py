@@ -15,10 +15,10 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from gcond.data.intensity import Intensity
 from gcond.data.splits import ImageSet
+from gcond.engine.labels import TURNS
 from gcond.model import MaskedAutoencoder
 
 BATCH = 64
-TURNS = 4  # by 0, 90, 180 and 270 degrees
 PIXELS = 8  # per side, of the control
 
 Describe = Callable[[Tensor], Tensor]  # images [B, C, S, S] in z-space -> [B, D]
