@@ -57,7 +57,7 @@ sweep     = $(sweeper) $(call choices,$1)
 study     = status=0; $(foreach experiment,$1,echo "== $(experiment)"; $(call sweep,$(experiment)) || status=$$?;) $(call report,collect) || status=$$?
 # A page that only reads what is recorded; those of O2 to O5, O8 and B1 are rows of the claims.
 report    = $(BIN)/python -m gcond.report $(if $(filter o2 o3 o4 o5 o8 b1,$1),claims,$1) --results $(OUT) $(if $(filter table3 table4 readme,$1),,--scale $(SCALE)) \
-            $(if $(filter table2,$1),--datasets $(call datasets,table2) --seeds $(SEEDS)) \
+            $(if $(filter table2,$1),--datasets $(call datasets,table2) --seeds $(SEEDS) $(patsubst optimizer.lr=%,--lr %,$(filter optimizer.lr=%,$(MORE)))) \
             $(if $(DATASETS),$(if $(filter o1 o6 o7 o9 o10 windows conflict ablations $(FIGURES),$1),--datasets $(DATASETS)))
 # What else stands between the runs and the page.
 before_o7 = $(BIN)/python -m gcond.linear_probe --scale $(SCALE) --results $(OUT) --device $(DEVICE) --ct $(CT) $(if $(IMAGENET),--imagenet $(IMAGENET)) \

@@ -72,6 +72,8 @@ def test_variables_reach_the_runs() -> None:
     assert "--missing" not in commands("sweep")
     shown = commands("reproduce-table2", "SEEDS=11,42")
     assert "gcond.report table2 --results results --scale mini --datasets photos,ct --seeds 11,42" in shown
+    assert "--lr" not in shown
+    assert "--seeds 11,42,2025 --lr 2e-4" in commands("reproduce-table2", "MORE=optimizer.lr=2e-4")
 
 
 def test_the_papers_scale_asks_for_its_data() -> None:

@@ -164,7 +164,7 @@ def test_the_plan_is_what_hydras_multirun_starts(
 
 
 def test_a_misspelt_key_in_a_sweep_is_an_error() -> None:
-    with pytest.raises(ConfigCompositionException, match="optimizer.learning_rate"):
+    with pytest.raises(ConfigCompositionException, match=r"optimizer\.learning_rate"):
         plan(["experiment=table2", "optimizer.learning_rate=1e-3,2e-3"])
 
 

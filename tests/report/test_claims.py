@@ -119,6 +119,27 @@ def test_one_comparison_that_fails_decides_a_conjunction(judge):
     assert "GradNorm" in rows["T2a"].found.shown.about
 
 
+def test_the_claims_of_table_2_are_judged_at_the_scales_rate_and_at_the_papers(judge):
+    def at(lr: str, **more: float):
+        return table2(levels(**more), variant=f"optimizer.lr={lr}")
+
+    rows = judge(table2(levels()) + at("0.0002"))
+    assert rows["T2a"].verdict == "holds"
+    assert len([found for found in rows["T2a"].found.findings if found.block == "best_val"]) == 2 * 2 * 2 * 2 * 4
+    rows = judge(table2(levels()) + at("0.0002", pcgrad=0.3))
+    assert rows["T2a"].verdict == "contradicted"
+    assert re.fullmatch(r"\w+ .+, at learning rate 2e-4: GCond \w+ vs PCGrad", rows["T2a"].found.shown.about)
+    said = "At the scale's learning rate 1e-3 holds; at learning rate 2e-4 contradicted (the verdict is of both)."
+    assert said in rows["T2a"].found.words
+    rows = judge(table2(levels()) + at("0.004", pcgrad=0.3))  # a rate of the tuning grid
+    assert rows["T2a"].verdict == "holds"
+    rows = judge(table2(levels()) + [row for row in at("0.0002") if row["strategy"] != "cagrad"])
+    assert rows["T2a"].verdict == "undecided"
+    assert any(
+        "GCond stochastic against CAGrad on ct, at learning rate 2e-4" in line for line in rows["T2a"].found.words
+    )
+
+
 def test_three_seeds_are_undecided_however_large_the_gap(judge):
     rows = judge(table2(levels(), SEEDS[:3]))
     assert [rows[name].verdict for name in ("T2a", "T2b", "T2c")] == ["undecided"] * 3

@@ -193,3 +193,19 @@ def test_report_imports_neither_torch_nor_the_rest_of_the_project():
             upward = r"torch|hydra|omegaconf|gcond(?!\.report|\.files$|\.toy\.problem$)"
             foreign = [name for name in names if re.match(upward, name)]
             assert not foreign, f"{path.name} imports {foreign}"
+
+
+def test_the_table_at_another_learning_rate_has_its_own_runs_name_and_title(write_run, command, folder, capsys):
+    write_run("ct", "baseline", 11, [(0.5, 0.4, 0.6, 0.4)])
+    write_run("ct", "baseline", 42, [(0.3, 0.2, 0.3, 0.2)], variant="optimizer.lr=0.0002")
+    write_run("ct", "pcgrad", 42, [(0.1, 0.2, 0.3, 0.2)], variant="optimizer.lr=0.0002,optimizer.build.eps=1")
+    assert command("--datasets", "ct", "--seeds", "42", "--lr", "2e-4") == 1  # incomplete
+    page = (folder / "tables" / "table2_lr2e-4.md").read_text()
+    assert page in capsys.readouterr().out
+    assert page.startswith("# Table 2 at scale mini, learning rate 2e-4 (mini, not evidence)")
+    assert ("0.3000" in page, "0.5000" in page, "0.1000" in page) == (True, False, False)
+    assert "--lr 2e-4`; do not edit" in page
+    assert (folder / "figures" / "table2_lr2e-4_curves.png").exists()
+    assert not (folder / "tables" / "table2.md").exists()
+    with pytest.raises(SystemExit):
+        command("--lr", "0")

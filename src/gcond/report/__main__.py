@@ -4,6 +4,7 @@ Exit code 0: complete; 1: a cell is missing or failed; 2: bad input.
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from gcond.report import curves, lineup, render, settings_pages, table2, through
 from gcond.report.claims import frozen
 from gcond.report.claims import page as claims_page
 from gcond.report.claims.evidence import read
+from gcond.report.claims.rates import rows_at, written
 from gcond.report.collect import collect
 from gcond.report.figures import command as figures
 from gcond.report.notes import write_notes
@@ -49,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
             seeds=options.seeds,
             datasets=options.datasets,
             model=options.model,
+            rate=options.lr,
         )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -89,8 +92,10 @@ def report_table2(
     seeds: tuple[int, ...] = lineup.PAPER_SEEDS,
     datasets: tuple[str, ...] | None = None,
     model: str | None = None,
+    rate: float | None = None,
 ) -> int:
-    """Collect local runs (unless `recorded_only`), then write table and figure of `scale`; returns the exit code."""
+    """Collect local runs (unless `recorded_only`), then write table and figure of `scale`; returns the exit code.
+    `rate`: of runs that were told this learning rate, instead of the scale's; their table has a name of its own."""
     datasets = datasets or lineup.default_datasets(scale)
     folder = results / scale
     if not recorded_only:
@@ -101,25 +106,31 @@ def report_table2(
 
     command = f"python -m gcond.report table2 --recorded --scale {scale} --datasets {','.join(datasets)}"
     command += f" --seeds {','.join(map(str, seeds))}" + (f" --model {model}" if model else "")
+    command += f" --lr {written(rate)}" if rate else ""
 
     # Numbers: always from the recorded file, so that recorded and fresh tables are the same bytes.
     recorded = read_csv(folder / "runs.csv")
+    if rate:
+        trivial = recorded.strategy.str.startswith(lineup.TRIVIAL)
+        recorded = pd.concat([recorded[trivial], rows_at(recorded[~trivial], rate)])
     model = model or lineup.choose_model(recorded, datasets)
     if others := sorted(set(recorded.model[lineup.in_lineup(recorded, datasets)]) - {model}):
         print(f"Table 2 of {model}; others are recorded too: --model {' or '.join(others)}")
     rows = table2.select(recorded, datasets, model, seeds)
     table = table2.build(rows, datasets, len(seeds))
-    notes = write_notes(scale, rows, table, model, seeds)
+    notes = write_notes(scale, rows, table, model, seeds, rate)
 
     # Files.
     markdown = render.markdown(table, notes, command)
-    base = folder / "tables" / "table2"
+    name = f"table2_lr{written(rate)}" if rate else "table2"
+    base = folder / "tables" / name
     write_text(base.with_suffix(".md"), markdown)
     write_text(base.with_suffix(".tex"), render.latex(table, notes, command))
     write_text(base.with_suffix(".csv"), render.tidy_csv(table, scale))
     print(markdown)
     print(f"written: {base}.{{md,tex,csv}}")
-    _draw_curves(folder, rows, datasets, model, seeds, notes.title.replace("Table 2", "Validation during training", 1))
+    title = notes.title.replace("Table 2", "Validation during training", 1)
+    _draw_curves(folder, rows, datasets, model, seeds, rate, title, f"{name}_curves.png")
     if not table.complete:
         print("incomplete: a cell above is not run or failed", file=sys.stderr)
     return 0 if table.complete else 1
@@ -138,17 +149,24 @@ def report_throughput(table: str, results: Path) -> int:
 
 
 def _draw_curves(
-    folder: Path, rows: pd.DataFrame, datasets: tuple[str, ...], model: str, seeds: tuple[int, ...], title: str
+    folder: Path,
+    rows: pd.DataFrame,
+    datasets: tuple[str, ...],
+    model: str,
+    seeds: tuple[int, ...],
+    rate: float | None,
+    title: str,
+    name: str,
 ) -> None:
     path = folder / "curves.csv"
     if not path.exists():
         print(f"no figure: {path} does not exist")
         return
     recorded = read_csv(path, CURVE_COLUMNS, CURVE_KEY)
-    figure = folder / "figures" / "table2_curves.png"
+    recorded = rows_at(recorded, rate) if rate else recorded
     own = recorded[(recorded.model == model) & (recorded.variant == "") & recorded.seed.isin(seeds)]
-    curves.draw(own, rows, datasets, title, figure)
-    print(f"written: {figure}")
+    curves.draw(own, rows, datasets, title, folder / "figures" / name)
+    print(f"written: {folder / 'figures' / name}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -167,6 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--seeds", type=_seed_list, default=lineup.PAPER_SEEDS, help=seeds)
     table.add_argument("--datasets", type=_name_list, help="comma-separated, in the order of the columns")
     table.add_argument("--model", help="needed only where Table 2 was run with several")
+    table.add_argument("--lr", type=_rate, help="the runs with this optimizer.lr (default: those with the scale's)")
     for name, model in (("table3", "MobileNetV3-Small"), ("table4", "ConvNeXt-Tiny")):
         costs = tables.add_parser(name, help=f"Table {name[-1]} of the paper: what a step costs, {model}, as recorded")
         costs.add_argument("--results", type=Path, default=Path("results"), help="folder of recorded results")
@@ -190,6 +209,13 @@ def _seed_list(text: str) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds):
         raise argparse.ArgumentTypeError(f"a seed is named twice in {text!r}")
     return seeds
+
+
+def _rate(text: str) -> float:
+    rate = float(text)
+    if not 0 < rate < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a learning rate above 0, found {text!r}")
+    return rate
 
 
 def _name_list(text: str) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from gcond.report import orderings
+from gcond.report.claims.rates import written
 from gcond.report.lineup import NOT_EVIDENCE, STRATEGIES
 from gcond.report.table2 import Table2
 
@@ -17,15 +18,17 @@ class Notes:
     origin: list[str]
 
 
-def write_notes(scale: str, rows: pd.DataFrame, table: Table2, model: str, seeds: tuple[int, ...]) -> Notes:
-    """`rows`: the rows of runs.csv that `table` is made of."""
+def write_notes(
+    scale: str, rows: pd.DataFrame, table: Table2, model: str, seeds: tuple[int, ...], rate: float | None = None
+) -> Notes:
+    """`rows`: the rows of runs.csv that `table` is made of. `rate`: learning rate; None: the scale's."""
     trained = rows[rows.strategy.isin(list(STRATEGIES))]
     done = trained[trained.status == "done"]
     expected = len(STRATEGIES) * len({column.dataset for column in table.columns}) * len(seeds)
     caveat = f" ({scale}, not evidence)" if scale in NOT_EVIDENCE else ""
-    title = (
-        f"Table 2 at scale {scale}{caveat}: {listed(done.device)}, {dates(done)}, {len(done)} of {expected} runs done"
-    )
+    own_rate = f", learning rate {written(rate)}" if rate else ""
+    where = f"Table 2 at scale {scale}{own_rate}{caveat}"
+    title = f"{where}: {listed(done.device)}, {dates(done)}, {len(done)} of {expected} runs done"
     return Notes(
         title,
         _reading(scale, seeds),

@@ -7,7 +7,7 @@ from itertools import product
 from gcond.report.claims.evidence import BLOCKS, METRICS, Evidence
 from gcond.report.claims.factorial import CHANGES, Change, arms_not_run, averages, changes, share
 from gcond.report.claims.judge import Answer, Claim, Finding, answer, number
-from gcond.report.claims.rates import AtRate, at_best_rates, at_rates
+from gcond.report.claims.rates import AtRate, at_best_rates, at_rates, with_rate
 from gcond.report.claims.reconstruction import BASELINE
 from gcond.report.statistics import FEWEST
 
@@ -36,15 +36,16 @@ def what_makes_the_gap(evidence: Evidence) -> Answer | None:
         }
         if not any(own.values()):
             continue
-        after = "" if setting.own else f", {setting.words}"
         for (dataset, metric, block), found in own.items():
             more = [each.finding for each in averages(setting.evidence, dataset, metric, block).values()]
             part = share(setting.evidence, dataset, metric, block)
-            findings += [_named(each, after) for each in [*found.values(), *more, *([part] if part else [])]]
+            findings += [with_rate(each, setting) for each in [*found.values(), *more, *([part] if part else [])]]
         words += _words(setting, own)
         first = own.get((_first(evidence), "l1", "best_val"), {})
         shown += [
-            _named(found, after) for change, found in first.items() if change == ALONE and not math.isnan(setting.rate)
+            with_rate(found, setting)
+            for change, found in first.items()
+            if change == ALONE and not math.isnan(setting.rate)
         ]
     if not findings:
         return None
@@ -55,11 +56,6 @@ def what_makes_the_gap(evidence: Evidence) -> Answer | None:
 
 def _first(evidence: Evidence) -> str:
     return "ct" if "ct" in evidence.datasets else evidence.datasets[0]
-
-
-def _named(found: Finding, after: str) -> Finding:
-    title, what = found.about.split(": ", 1)
-    return replace(found, about=f"{title}{after}: {what}")
 
 
 def _words(setting: AtRate, own: dict[tuple[str, str, str], dict[Change, Finding]]) -> list[str]:

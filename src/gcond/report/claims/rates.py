@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from gcond.report.claims.evidence import RATE, Evidence, overrides, tune, without
+from gcond.report.claims.judge import Finding
 from gcond.report.lineup import SCALE_RATES
 
 
@@ -20,6 +21,16 @@ class AtRate:
     rate: float
     own: bool = False  # the scale's
     best: bool = False  # each arm's own
+
+    @property
+    def after(self) -> str:
+        """What a comparison's name gets, to be told from the same at the scale's own rate."""
+        return "" if self.own else f", {self.words}"
+
+
+def with_rate(finding: Finding, setting: AtRate) -> Finding:
+    title, what = finding.about.split(": ", 1)
+    return replace(finding, about=f"{title}{setting.after}: {what}")
 
 
 def written(rate: float) -> str:
@@ -63,11 +74,13 @@ def _rate(variant: str) -> float:
 
 
 def _at(evidence: Evidence, rate: float) -> Evidence:
-    def own(table: pd.DataFrame) -> pd.DataFrame:
-        if table.empty:
-            return table
-        there = table[table.variant.map(lambda text: _rate(text) == rate)]
-        return there.assign(variant=there.variant.map(lambda text: without(text, [RATE])))
-
     names = ("runs", "curves", "steps", "probes", "activations", "windows")
-    return replace(evidence, **{name: own(getattr(evidence, name)) for name in names})
+    return replace(evidence, **{name: rows_at(getattr(evidence, name), rate) for name in names})
+
+
+def rows_at(table: pd.DataFrame, rate: float) -> pd.DataFrame:
+    """Rows of runs that were told this rate, their `variant` without it."""
+    if table.empty:
+        return table
+    there = table[table.variant.map(lambda text: _rate(text) == rate)]
+    return there.assign(variant=there.variant.map(lambda text: without(text, [RATE])))

@@ -1,9 +1,13 @@
 """T2a to T2c: the reconstructions of Table 2."""
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from gcond.report.claims.evidence import BLOCKS, METRICS, Arm, Evidence
-from gcond.report.claims.judge import Answer, Claim, Finding, compare, equivalent, judge
+from gcond.report.claims.judge import Answer, Claim, Finding, compare, conjunction, equivalent, judge
+from gcond.report.claims.rates import AtRate, at_rates, with_rate
+from gcond.report.lineup import PAPER_RATE
 from gcond.report.statistics import FEWEST, holm
 
 BASELINE = Arm("baseline")
@@ -16,41 +20,91 @@ Comparison = tuple[str, str, Arm, Arm, str]  # dataset, metric, ours, theirs, di
 
 
 def gcond_is_best(evidence: Evidence) -> Answer | None:
-    asked = [
-        (dataset, metric, ours, theirs, "lower")
-        for dataset in evidence.datasets
-        for metric in METRICS
-        for ours in (SEQUENTIAL, STOCHASTIC)
-        for theirs in (BASELINE, PCGRAD, CAGRAD, GRADNORM)
-    ]
-    return _conjunction(evidence, asked, _against_baseline(evidence, (SEQUENTIAL, STOCHASTIC)))
+    def asked(own: Evidence) -> list[Comparison]:
+        return [
+            (dataset, metric, ours, theirs, "lower")
+            for dataset in own.datasets
+            for metric in METRICS
+            for ours in (SEQUENTIAL, STOCHASTIC)
+            for theirs in (BASELINE, PCGRAD, CAGRAD, GRADNORM)
+        ]
+
+    return _conjunction(evidence, asked, lambda own: _against_baseline(own, (SEQUENTIAL, STOCHASTIC)))
 
 
 def peers_trade_l1_for_ssim(evidence: Evidence) -> Answer | None:
-    asked = [(dataset, "l1", ours, BASELINE, "higher") for dataset in evidence.datasets for ours in (PCGRAD, CAGRAD)]
-    asked += [
-        (dataset, "ssim", ours, BASELINE, "lower")
-        for dataset in evidence.datasets
-        if dataset != "ct"
-        for ours in (PCGRAD, CAGRAD, GRADNORM)
-    ]
-    return _conjunction(evidence, asked, _differing(evidence))
+    def asked(own: Evidence) -> list[Comparison]:
+        worse = [(dataset, "l1", ours, BASELINE, "higher") for dataset in own.datasets for ours in (PCGRAD, CAGRAD)]
+        better = [
+            (dataset, "ssim", ours, BASELINE, "lower")
+            for dataset in own.datasets
+            if dataset != "ct"
+            for ours in (PCGRAD, CAGRAD, GRADNORM)
+        ]
+        return worse + better
+
+    return _conjunction(evidence, asked, _differing)
 
 
 def modes_are_equivalent(evidence: Evidence) -> Answer | None:
-    asked = [(dataset, metric, STOCHASTIC, SEQUENTIAL, "") for dataset in evidence.datasets for metric in METRICS]
-    findings, missing = _findings(evidence, asked, reference=BASELINE)
-    return judge([equivalent(found) for found in findings], missing, _one_kind(evidence), WHERE)
+    def asked(own: Evidence) -> list[Comparison]:
+        return [(dataset, metric, STOCHASTIC, SEQUENTIAL, "") for dataset in own.datasets for metric in METRICS]
+
+    found = _at_each_rate(evidence, asked, reference=BASELINE)
+    found = [replace(each, findings=[equivalent(finding) for finding in each.findings]) for each in found]
+    return _judge(found, _one_kind(evidence))
 
 
-def _conjunction(evidence: Evidence, asked: list[Comparison], words: list[str]) -> Answer | None:
-    findings, missing = _findings(evidence, asked)
-    return judge(findings, [*missing, *_one_kind(evidence, as_missing=True)], words, WHERE)
+@dataclass(frozen=True)
+class _Found:
+    setting: AtRate
+    findings: list[Finding]
+    missing: list[str]
 
 
-def _findings(
-    evidence: Evidence, asked: list[Comparison], reference: Arm | None = None
-) -> tuple[list[Finding], list[str]]:
+def _conjunction(
+    evidence: Evidence, asked: Callable[[Evidence], list[Comparison]], words: Callable[[Evidence], list[str]]
+) -> Answer | None:
+    found = _at_each_rate(evidence, asked)
+    said = [
+        f"{_capital(each.setting.words)}: {line}" if len(found) > 1 else line
+        for each in found
+        for line in words(each.setting.evidence)
+    ]
+    return _judge(found, said, _one_kind(evidence, as_missing=True))
+
+
+def _judge(found: list[_Found], words: list[str], missing: Sequence[str] = ()) -> Answer | None:
+    """Of both rates together: what holds at one of them only does not hold."""
+    findings = [finding for each in found for finding in each.findings]
+    missing = [*(f"{what}{each.setting.after}" for each in found for what in each.missing), *missing]
+    if len(found) > 1:
+        verdicts = [
+            f"{each.setting.words} {conjunction([f for f in each.findings if f.block == 'best_val'], each.missing)}"
+            for each in found
+        ]
+        words = [f"{_capital('; '.join(verdicts))} (the verdict is of both).", *words]
+    return judge(findings, missing, words, WHERE)
+
+
+def _at_each_rate(
+    evidence: Evidence, asked: Callable[[Evidence], list[Comparison]], reference: Arm | None = None
+) -> list[_Found]:
+    """At the scale's rate and the paper's, where one of the comparisons was run there."""
+    found = []
+    for setting in at_rates(evidence):
+        if setting.own or setting.rate == PAPER_RATE:
+            findings, missing = _findings(setting.evidence, asked(setting.evidence), reference)
+            if findings:
+                found.append(_Found(setting, [with_rate(finding, setting) for finding in findings], missing))
+    return found
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
+def _findings(evidence: Evidence, asked: list[Comparison], reference: Arm | None) -> tuple[list[Finding], list[str]]:
     findings, missing = [], {}
     for dataset, metric, ours, theirs, direction in asked:
         if not evidence.ran(dataset, ours, theirs, *([reference] if reference else [])):
@@ -113,7 +167,7 @@ CLAIMS = (
         "T2a",
         "GCond, sequential and stochastic, has lower L1 and SSIM loss than Baseline, PCGrad, CAGrad and GradNorm, on "
         "CT and photographs",
-        "Table 2's runs: every comparison must hold",
+        "Table 2's runs, at the scale's learning rate and, where it was run, the paper's: every comparison must hold",
         COMMAND,
         NEEDS,
         gcond_is_best,
@@ -121,7 +175,7 @@ CLAIMS = (
     Claim(
         "T2b",
         "PCGrad and CAGrad are worse than Baseline in L1; on photographs PCGrad, CAGrad and GradNorm beat it in SSIM",
-        "Table 2's runs: every comparison must hold",
+        "Table 2's runs, at the scale's learning rate and, where it was run, the paper's: every comparison must hold",
         COMMAND,
         NEEDS,
         peers_trade_l1_for_ssim,
