@@ -107,10 +107,7 @@ def labelling_of(cfg: DictConfig) -> Labelling | None:
 
     names = imagenet256.labels(cfg.dataset.root) if cfg.dataset.name in CLASSES else None
     if names is None:
-        raise ValueError(
-            f"`loss.labels`: expected rotation, since {cfg.dataset.name} has no labels, found dataset (ImageNet-256 "
-            "has them: a `label` column of its Parquet files, or a folder per class)"
-        )
+        raise without_labels(cfg.dataset.name)
     return Given(names)
 
 
@@ -120,5 +117,12 @@ def planned_classes(cfg: DictConfig) -> int | None:
     if kind != "dataset":
         return TURNS if kind else None
     if cfg.dataset.name not in CLASSES:
-        raise ValueError(f"`loss.labels`: expected rotation, since {cfg.dataset.name} has no labels, found dataset")
+        raise without_labels(cfg.dataset.name)
     return CLASSES[cfg.dataset.name]
+
+
+def without_labels(dataset: str) -> ValueError:
+    return ValueError(
+        f"`loss.labels`: expected rotation, since {dataset} has no labels, found dataset (ImageNet-256 has them: a "
+        "`label` column of its Parquet files, or a folder per class)"
+    )
