@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pyarrow.parquet as pq
 from PIL import Image
@@ -25,6 +25,7 @@ FULL_TRAIN = 1_000_000
 SUFFIXES = (".jpg", ".jpeg")
 VAL_SHARE, TEST_SHARE = 0.08, 0.08
 _PARQUET = ("train", "validation")  # of the published splits those with labels
+Rows = TypeVar("Rows", range, list[str], list[Path])
 
 
 class ParquetPhotos:
@@ -86,11 +87,10 @@ def labels(root: str | Path) -> dict[str, list[str]] | None:
     the folder between split and file (train/CLASS/x.jpeg). None where there is neither."""
     root = Path(root)
     if parquet := sorted(root.glob("data/*.parquet")):
-        by_split = {split: [file for file in parquet if file.name.startswith(f"{split}-")] for split in _PARQUET}
-        if any("label" not in pq.read_schema(file).names for files in by_split.values() for file in files):
+        train, validation = published = _published(parquet)
+        if any("label" not in pq.read_schema(file).names for files in published for file in files):
             return None
-        train, validation = (_label_column(files) for files in by_split.values())
-        return {"train": train, "val": validation[0::2], "test": validation[1::2]}
+        return {"train": _label_column(train)} | _halves(_label_column(validation))
     splits, _ = _from_jpeg(root, STORED_SIZE)
     inside = {split: [path.relative_to(root).parts for path in images.paths] for split, images in splits.items()}
     if any(len(parts) != 3 for found in inside.values() for parts in found):
@@ -103,16 +103,23 @@ def _label_column(files: list[Path]) -> list[str]:
 
 
 def _from_parquet(files: list[Path], size: int) -> dict[str, ImageSet]:
+    train, validation = (_open_parquet(found) for found in _published(files))
+    halves = {split: ParquetPhotos(validation, rows, size) for split, rows in _halves(range(len(validation))).items()}
+    return {"train": ParquetPhotos(train, range(len(train)), size)} | halves
+
+
+def _published(files: list[Path]) -> list[list[Path]]:
+    """Those of the published training and validation split."""
     by_split = {split: [file for file in files if file.name.startswith(f"{split}-")] for split in _PARQUET}
     for split, found in by_split.items():
         if not found:
             raise ValueError(f"`root`: no {split}-*.parquet in {files[0].parent}")
-    train, validation = (_open_parquet(found) for found in by_split.values())
-    return {
-        "train": ParquetPhotos(train, range(len(train)), size),
-        "val": ParquetPhotos(validation, range(0, len(validation), 2), size),
-        "test": ParquetPhotos(validation, range(1, len(validation), 2), size),
-    }
+    return list(by_split.values())
+
+
+def _halves(validation: Rows) -> dict[str, Rows]:
+    """Val and test: the even and the odd ones of the validation split."""
+    return {"val": validation[0::2], "test": validation[1::2]}
 
 
 def _open_parquet(files: list[Path]) -> Dataset:
@@ -138,7 +145,7 @@ def _from_jpeg(root: Path, size: int) -> tuple[dict[str, PhotoFiles], list[Path]
         split_of = {path: _hash_split(path.relative_to(root)) for path in files}
     splits = {split: [path for path in files if split_of[path] == split] for split in ("train", "val", "test")}
     if not splits["test"]:
-        splits["val"], splits["test"] = splits["val"][0::2], splits["val"][1::2]
+        splits |= _halves(splits["val"])
     for split, found in splits.items():
         if not found:
             raise ValueError(f"`root`: {root} gives no image for {split}; expected train/ and val/, or neither")
