@@ -60,7 +60,7 @@ class MicroBatches:
         self._start, self._window, self._share, self._given = position, window, share, 0
         self._intensity = intensity
         self._patches, self._mask_ratio, self._seed, self._labelling = patches, mask_ratio, seed, labelling
-        order = Order(len(images), size, seed, self._position)
+        order, indices = itertools.tee(Order(len(images), size, seed, self._position))  # workers read ahead in one
         loader: DataLoader[Tensor] = DataLoader(
             images,  # type: ignore[arg-type]
             batch_sampler=order,
@@ -71,7 +71,6 @@ class MicroBatches:
         )
         with signals_held_back():
             raw: Iterator[Tensor] = iter(loader)
-        indices = iter(Order(len(images), size, seed, self._position))
         self._ahead = Ahead(map(self._masked, itertools.count(), indices, raw), transfer_to(device))
 
     def __iter__(self) -> Iterator[Batch]:
