@@ -125,6 +125,35 @@ def test_its_numbers_are_scipys(told):
         assert re.search(r"\| 6 +\|", line)
 
 
+def test_peers_and_gcond_against_them_where_a_peer_ran(tmp_path):
+    levels = UPDATE_DOES_IT | {("pcgrad", RATE): 0.5, ("cagrad", RATE): 0.55, ("gcond_sequential", RATE): 0.45}
+    told = page(study(tmp_path, levels))
+    short = told.split("## In short")[1].split("## ")[0]
+    heads = [line for line in short.splitlines() if "the peers against Baseline" in line]
+    assert len(heads) == 1  # at one rate only
+    assert "learning rate 2e-4 (the paper's)" in heads[0]
+    assert re.search(r" L1 is higher: CAGrad \(\+[^;]*; cannot be told apart: PCGrad \(", heads[0])
+    assert "(n = 6)." in heads[0]
+    ours = next(line for line in short.splitlines() if "GCond sequential against the others" in line)
+    assert re.search(
+        r"L1 is lower: PCGrad \(-[^;]* and CAGrad \(-[^;]*; cannot be told apart: Baseline integrated", ours
+    )
+
+    loss = {strategy: np.array([levels[strategy, RATE] + noise("ct", strategy, seed, RATE)
+                                + fake_controls.SPREAD.get(seed, 0.0) for seed in SEEDS])
+            for strategy in ("baseline", "cagrad", "baseline_integrated")}  # fmt: skip
+    row = next(line for line in told.split("## The methods of Table 2")[1].splitlines() if line.startswith("| CAGrad"))
+    for cell, other in ((1, "baseline"), (3, "baseline_integrated")):
+        low, high = stats.ttest_rel(loss["cagrad"], loss[other]).confidence_interval(0.95)
+        base = loss[other].mean() / 100
+        mean = (loss["cagrad"] - loss[other]).mean() / base
+        expected = f"**{mean:+.1f} % [{low / base:+.1f}, {high / base:+.1f}]**"
+        assert row.split("|")[cell + 1].strip() == expected
+    integrated = next(line for line in told.split("## The methods of Table 2")[1].splitlines()
+                      if line.startswith("| Baseline integrated"))  # fmt: skip
+    assert [cell.strip() for cell in integrated.split("|")[4:6]] == ["-", "-"]
+
+
 def test_five_seeds_conclude_nothing(tmp_path):
     words = page(study(tmp_path, UPDATE_DOES_IT, SEEDS[:5]))
     short = words.split("## In short")[1].split("![")[0]

@@ -15,7 +15,7 @@ from gcond.report.lineup import NOT_EVIDENCE, SCALE_PIXELS, SCALE_RATES
 from gcond.report.notes import dates, listed
 from gcond.report.render import bullets, grid
 from gcond.report.statistics import CONTRADICTED, FEWEST, HOLDS, NOT_RUN, Effect
-from gcond.report.summary import conflict, cost, forest, gap, hypotheses
+from gcond.report.summary import conflict, cost, forest, gap, hypotheses, methods
 from gcond.report.summary.section import Section, dataset_title, evidence_of
 
 FIGURE = "figures/overview"
@@ -41,7 +41,13 @@ def page(results: Path) -> str:
         raise ValueError(f"nothing to report: no runs.csv in a folder of {results}; `make reproduce-o1` makes one")
     evidence = evidence_of(results)
     rows = judge_claims(results, scales[0])
-    sections = [gap.gap(evidence), conflict.work(evidence), conflict.noise(evidence), cost.cost(rows)]
+    sections = [
+        gap.gap(evidence),
+        methods.methods(evidence),
+        conflict.work(evidence),
+        conflict.noise(evidence),
+        cost.cost(rows),
+    ]
     heads = {section.title: section.headlines for section in sections if section.headlines}
     parts = [
         "# What came of the paper",
