@@ -125,6 +125,27 @@ def test_its_numbers_are_scipys(told):
         assert re.search(r"\| 6 +\|", line)
 
 
+def test_a_gap_in_eval_mode_has_a_sentence_of_its_own_with_its_own_parts(tmp_path):
+    both = f"{RATE},{MODE}"
+    levels = UPDATE_DOES_IT | {
+        ("baseline", both): 0.6,
+        ("baseline_integrated", both): 0.6,
+        ("gcond_stochastic", both): 0.5,
+    }
+    told = page(study(tmp_path, levels))
+    short = told.split("## In short")[1].split("## ")[0]
+    (line,) = [line for line in short.splitlines() if "all in eval mode" in line]
+    assert "learning rate 2e-4 (the paper's), all in eval mode" in line
+    assert re.search(r"GCond stochastic lies below Baseline: L1 -\d", line)
+    assert re.search(r"the update alone [^;]*does nothing that can be shown and resolving[^;]*lowers the loss", line)
+    own = {name: np.array([levels[name, both] + noise("ct", name, seed, both) + fake_controls.SPREAD.get(seed, 0.0)
+                           for seed in SEEDS]) for name in ("gcond_stochastic", "baseline")}  # fmt: skip
+    base = np.mean([levels["baseline", RATE] + noise("ct", "baseline", seed, RATE) + fake_controls.SPREAD.get(seed, 0.0)
+                    for seed in SEEDS])  # fmt: skip
+    assert f"L1 {100 * (own['gcond_stochastic'] - own['baseline']).mean() / base:+.1f} % [" in line
+    assert "| the gap with both in eval mode, stochastic" in told
+
+
 def test_peers_and_gcond_against_them_where_a_peer_ran(tmp_path):
     levels = UPDATE_DOES_IT | {("pcgrad", RATE): 0.5, ("cagrad", RATE): 0.55, ("gcond_sequential", RATE): 0.45}
     told = page(study(tmp_path, levels))
@@ -255,7 +276,7 @@ def test_the_figure_holds_every_change_at_every_rate_with_its_interval(tmp_path)
     own, paper, best = gap.settings(evidence[0], "ct")
     assert (own.short, paper.short, best.short) == ("rate 1e-3", "rate 2e-4", "best of 2 rates")
     spans = [sorted(line.get_xdata()) for line in drawing.axes[0].get_lines() if line.get_linewidth() == 1.6]
-    found = gap.changes(paper.evidence, "ct", "l1")[gap.GAP].effect
+    found = gap.changes(paper.evidence, "ct", "l1")[gap.TRAIN.gap].effect
     assert [found.low, found.high] in [list(span) for span in spans if len(span) == 2]
     assert sum(len(span) == 2 for span in spans) == 3 * 3
     low, high = drawing.axes[0].get_xlim()

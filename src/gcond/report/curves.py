@@ -45,7 +45,8 @@ def draw(curves: pd.DataFrame, recorded: pd.DataFrame, datasets: tuple[str, ...]
         label: line for axes in panels.flat for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    figure.suptitle(f"{title}\nthick: mean over the finished seeds; thin: single seeds", fontsize=11)
+    where, _, origin = title.partition(": ")
+    figure.suptitle(f"{where}\n{origin}\nthick: mean over the finished seeds; thin: single seeds", fontsize=11)
     write_atomically(path, lambda to: figure.savefig(to, dpi=120, metadata={"Software": None}))
 
 

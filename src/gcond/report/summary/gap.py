@@ -1,6 +1,8 @@
 """What became of Table 2's gap, and what makes it (O1)."""
 
 from collections.abc import Sequence
+from itertools import product
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -39,16 +41,31 @@ SHOWN = {  # rows of the table and of the figure
     "GCond pure vs Baseline": "resolution alone (GCond pure), AdamW as Baseline's",
     "Baseline, eval mode vs Baseline": "eval mode alone, Baseline",
     "GCond stochastic, eval mode vs GCond stochastic": "eval mode, GCond stochastic",
+    "GCond stochastic, eval mode vs Baseline, eval mode": "the gap with both in eval mode, stochastic",
+    "Baseline integrated, eval mode vs Baseline, eval mode": "the update alone, both in eval mode",
+    "GCond stochastic, eval mode vs Baseline integrated, eval mode": "resolution on top of it, both in eval mode",
 }
 NAMED = {change.name: change for change in CHANGES}
-GAP, UPDATE, ON_TOP = (
-    NAMED[name]
-    for name in (
-        "GCond stochastic vs Baseline",
-        "Baseline integrated vs Baseline",
-        "GCond stochastic vs Baseline integrated",
+
+
+class Parts(NamedTuple):
+    """GCond stochastic's gap to Baseline and the two changes that it is the sum of, in one model mode."""
+
+    gap: Change
+    update: Change
+    on_top: Change
+
+
+def _parts(mode: str) -> Parts:
+    pairs = (
+        ("GCond stochastic", "Baseline"),
+        ("Baseline integrated", "Baseline"),
+        ("GCond stochastic", "Baseline integrated"),
     )
-)
+    return Parts(*(NAMED[f"{ours}{mode} vs {theirs}{mode}"] for ours, theirs in pairs))
+
+
+TRAIN, EVAL = _parts(""), _parts(", eval mode")
 Found = dict[Change, Finding]
 
 
@@ -128,11 +145,12 @@ def _headlines(evidence: Evidence, dataset: str) -> list[str]:
     """For the top of the page: the gap at each rate, and what makes it."""
     lines = []
     own = settings(evidence, dataset)
-    for each in own:
+    for each, (parts, mode) in product(own, ((TRAIN, ""), (EVAL, ", all in eval mode"))):
         found = {metric: changes(each.evidence, dataset, metric) for metric in METRICS}
-        gaps = {metric: by_change[GAP] for metric, by_change in found.items() if GAP in by_change}
+        gaps = {metric: by_change[parts.gap] for metric, by_change in found.items() if parts.gap in by_change}
         if gaps:
-            lines.append(f"**{data(dataset)}, {each.words}{_papers(each)}.** {_gaps(gaps)} {_conclusions(found)}")
+            where = f"**{data(dataset)}, {each.words}{_papers(each)}{mode}.**"
+            lines.append(f"{where} {_gaps(gaps)} {_conclusions(found, parts)}")
     return lines + [upper(line) for line in _larger_rate(own, dataset, ("l1",))]
 
 
@@ -140,7 +158,7 @@ def _papers(at: AtRate) -> str:
     return " (the paper's)" if at.rate == PAPER_RATE else ""
 
 
-def _gaps(gaps: Found) -> str:
+def _gaps(gaps: dict[str, Finding]) -> str:
     """One sentence for both losses where they lie alike."""
     parts = {}
     for metric, found in gaps.items():
@@ -148,20 +166,20 @@ def _gaps(gaps: Found) -> str:
     return " ".join(f"GCond stochastic {verb} Baseline: {listed(numbers)}." for verb, numbers in parts.items())
 
 
-def _conclusions(found: dict[str, Found]) -> str:
+def _conclusions(found: dict[str, Found], parts: Parts) -> str:
     """What makes the gap; one sentence for both losses where they agree."""
-    parts: dict[str, list[str]] = {}
+    causes: dict[str, list[str]] = {}
     for metric, own in found.items():
-        parts.setdefault(cause(own.get(GAP), own.get(UPDATE), own.get(ON_TOP)), []).append(metric)
+        causes.setdefault(cause(*(own.get(change) for change in parts)), []).append(metric)
     sentences = []
-    for text, metrics in parts.items():
+    for text, metrics in causes.items():
         numbers = {
             slot: ", ".join(f"{METRICS[metric]} {number(found[metric][change].effect, '%')}" for metric in metrics)
-            for slot, change in (("update", UPDATE), ("on_top", ON_TOP))
+            for slot, change in (("update", parts.update), ("on_top", parts.on_top))
             if all(change in found[metric] for metric in metrics)
         }
         said = text.format(**{"update": "", "on_top": ""} | {slot: f" ({shown})" for slot, shown in numbers.items()})
-        sentences.append(upper(said) if len(parts) == 1 else f"{METRICS[metrics[0]]}: {said}")
+        sentences.append(upper(said) if len(causes) == 1 else f"{METRICS[metrics[0]]}: {said}")
     return f"{'. '.join(sentences)}."
 
 
@@ -199,7 +217,7 @@ def _training(own: list[AtRate], dataset: str) -> list[str]:
         if each.best:
             continue
         parts = []
-        for change in (GAP, UPDATE, ON_TOP):
+        for change in TRAIN:
             found = [changes(each.evidence, dataset, metric, "train").get(change) for metric in METRICS]
             if all(found):
                 parts.append(f"{SHOWN[change.name]}: {', '.join(map(_titled, METRICS.values(), found))}")

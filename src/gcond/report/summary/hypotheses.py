@@ -32,7 +32,7 @@ from gcond.report.statistics import (
     single,
 )
 from gcond.report.summary.conflict import body_less_encoder, by_seed, early_less_late
-from gcond.report.summary.gap import GAP
+from gcond.report.summary.gap import TRAIN
 from gcond.report.summary.say import with_n
 from gcond.report.summary.section import Section
 
@@ -119,7 +119,7 @@ def update_gives_the_gain(evidence: Evidence) -> list[Finding]:
     for dataset in evidence.datasets if at else ():
         for metric in METRICS:
             if at and at.evidence.ran(dataset, BASELINE, CONTROL, STOCHASTIC):
-                gap = changes(at.evidence, dataset, metric)[GAP]
+                gap = changes(at.evidence, dataset, metric)[TRAIN.gap]
                 part = share(at.evidence, dataset, metric)
                 findings.append(replace(gap, about=f"{gap.about}, {at.words}", region=REGIONS["lower"]))
                 if part:
@@ -148,7 +148,7 @@ def gain_is_gone(evidence: Evidence) -> list[Finding]:
     for dataset in evidence.datasets:
         for metric in METRICS:
             if evidence.ran(dataset, BASELINE, STOCHASTIC):
-                gap = changes(evidence, dataset, metric)[GAP]
+                gap = changes(evidence, dataset, metric)[TRAIN.gap]
                 findings.append(replace(gap, about=f"{gap.about}, {at.words}", region=(-MARGIN, math.inf)))
     return findings
 
