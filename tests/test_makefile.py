@@ -64,6 +64,19 @@ def test_data_sets_are_the_experiments_own_and_imagenet_takes_the_place_of_photo
     assert "--datasets" not in commands("reproduce-o6")
 
 
+def test_the_study_without_photographs_leaves_out_their_figure_and_says_so() -> None:
+    assert "figure10" in commands("reproduce-all", "DATASETS=ct,imagenet256")
+    shown = commands("reproduce-all", "DATASETS=ct")
+    assert "experiment=figure10" not in shown
+    assert "gcond.report figure10" not in shown
+    made = subprocess.run(
+        ["make", "-n", "reproduce-all", "DATASETS=ct"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "figure10 is left out" in made.stdout
+    assert "gcond.report figure11" in shown
+    assert "experiment=figure10" in commands("reproduce-figure10", "DATASETS=ct")  # which says what it expects
+
+
 def test_variables_reach_the_runs() -> None:
     shown = commands("sweep", "SEEDS=10", "MISSING=1", "OUT=there", "LAUNCHER=slurm", "JOBS=3", "MORE=optimizer.lr=0.1")
     assert "seed=11,42,2025,1,2,3,4,5,6,7 " in shown
