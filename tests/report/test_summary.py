@@ -34,6 +34,14 @@ def study(results, levels: dict[tuple[str, str], float], seeds=SEEDS, scale="sam
     return results
 
 
+def losses(levels, strategy: str, variant: str) -> np.ndarray:
+    """L1 of the seeds of `study`."""
+    return np.array([
+        levels[strategy, variant] + noise("ct", strategy, seed, variant) + fake_controls.SPREAD.get(seed, 0.0)
+        for seed in SEEDS
+    ])  # fmt: skip
+
+
 UPDATE_DOES_IT = {
     ("baseline", ""): 0.4,
     ("baseline_integrated", ""): 0.4,
@@ -109,9 +117,8 @@ def test_a_gain_that_the_update_makes_at_one_rate_only(told):
 
 
 def test_its_numbers_are_scipys(told):
-    loss = {strategy: np.array([UPDATE_DOES_IT[strategy, RATE] + noise("ct", strategy, seed, RATE)
-                                + fake_controls.SPREAD.get(seed, 0.0) for seed in SEEDS])
-            for strategy in ("baseline", "gcond_stochastic", "baseline_integrated")}  # fmt: skip
+    arms = ("baseline", "gcond_stochastic", "baseline_integrated")
+    loss = {name: losses(UPDATE_DOES_IT, name, RATE) for name in arms}
     for ours, theirs, row in (
         ("gcond_stochastic", "baseline", "the gap: GCond stochastic against Baseline"),
         ("baseline_integrated", "baseline", "the update alone"),
@@ -138,11 +145,8 @@ def test_a_gap_in_eval_mode_has_a_sentence_of_its_own_with_its_own_parts(tmp_pat
     assert "learning rate 2e-4 (the paper's), all in eval mode" in line
     assert re.search(r"GCond stochastic lies below Baseline: L1 -\d", line)
     assert re.search(r"the update alone [^;]*does nothing that can be shown and resolving[^;]*lowers the loss", line)
-    own = {name: np.array([levels[name, both] + noise("ct", name, seed, both) + fake_controls.SPREAD.get(seed, 0.0)
-                           for seed in SEEDS]) for name in ("gcond_stochastic", "baseline")}  # fmt: skip
-    base = np.mean([levels["baseline", RATE] + noise("ct", "baseline", seed, RATE) + fake_controls.SPREAD.get(seed, 0.0)
-                    for seed in SEEDS])  # fmt: skip
-    assert f"L1 {100 * (own['gcond_stochastic'] - own['baseline']).mean() / base:+.1f} % [" in line
+    difference = losses(levels, "gcond_stochastic", both) - losses(levels, "baseline", both)
+    assert f"L1 {100 * difference.mean() / losses(levels, 'baseline', RATE).mean():+.1f} % [" in line
     assert "| the gap with both in eval mode, stochastic" in told
 
 
@@ -160,9 +164,7 @@ def test_peers_and_gcond_against_them_where_a_peer_ran(tmp_path):
         r"L1 is lower: PCGrad \(-[^;]* and CAGrad \(-[^;]*; cannot be told apart: Baseline integrated", ours
     )
 
-    loss = {strategy: np.array([levels[strategy, RATE] + noise("ct", strategy, seed, RATE)
-                                + fake_controls.SPREAD.get(seed, 0.0) for seed in SEEDS])
-            for strategy in ("baseline", "cagrad", "baseline_integrated")}  # fmt: skip
+    loss = {name: losses(levels, name, RATE) for name in ("baseline", "cagrad", "baseline_integrated")}
     row = next(line for line in told.split("## The methods of Table 2")[1].splitlines() if line.startswith("| CAGrad"))
     for cell, other in ((1, "baseline"), (3, "baseline_integrated")):
         low, high = stats.ttest_rel(loss["cagrad"], loss[other]).confidence_interval(0.95)

@@ -190,7 +190,7 @@ def count(findings: Sequence[Finding], title: str) -> str:
     """ "Validation, best epoch: of 4 findings 1 hold, 0 contradict, 3 undecided; …" """
     found = [finding.verdict for finding in findings]
     held, against, open_ = (found.count(word) for word in (HOLDS, CONTRADICTED, UNDECIDED))
-    title = f"{title[:1].upper()}{title[1:]}: " if title else ""
+    title = f"{upper(title)}: " if title else ""
     inside = sum(lowest <= f.effect.mean <= highest for f in findings for lowest, highest in [f.region])
     exact = all(finding.region == FREE for finding in findings)
     mean = "" if exact else f"; the mean lies where the claim says in {inside}"
@@ -233,3 +233,7 @@ def number(effect: Effect, unit: str) -> str:
         return "no number"
     ends = [] if math.isnan(effect.low) else [form.format(effect.low), form.format(effect.high)]
     return f"{form.format(effect.mean)}{after}" + (f" [{', '.join(ends)}]" if ends else "")
+
+
+def upper(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from gcond.report.claims.evidence import BLOCKS, METRICS, Arm, Evidence
-from gcond.report.claims.judge import Answer, Claim, Finding, compare, conjunction, equivalent, judge
+from gcond.report.claims.judge import Answer, Claim, Finding, compare, conjunction, equivalent, judge, upper
 from gcond.report.claims.rates import AtRate, at_rates, with_rate
 from gcond.report.lineup import PAPER_RATE
 from gcond.report.statistics import FEWEST, holm
@@ -67,7 +67,7 @@ def _conjunction(
 ) -> Answer | None:
     found = _at_each_rate(evidence, asked)
     said = [
-        f"{_capital(each.setting.words)}: {line}" if len(found) > 1 else line
+        f"{upper(each.setting.words)}: {line}" if len(found) > 1 else line
         for each in found
         for line in words(each.setting.evidence)
     ]
@@ -83,7 +83,7 @@ def _judge(found: list[_Found], words: list[str], missing: Sequence[str] = ()) -
             f"{each.setting.words} {conjunction([f for f in each.findings if f.block == 'best_val'], each.missing)}"
             for each in found
         ]
-        words = [f"{_capital('; '.join(verdicts))} (the verdict is of both).", *words]
+        words = [f"{upper('; '.join(verdicts))} (the verdict is of both).", *words]
     return judge(findings, missing, words, WHERE)
 
 
@@ -98,10 +98,6 @@ def _at_each_rate(
             if findings:
                 found.append(_Found(setting, [with_rate(finding, setting) for finding in findings], missing))
     return found
-
-
-def _capital(words: str) -> str:
-    return words[:1].upper() + words[1:]
 
 
 def _findings(evidence: Evidence, asked: list[Comparison], reference: Arm | None) -> tuple[list[Finding], list[str]]:

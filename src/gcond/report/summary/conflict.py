@@ -8,13 +8,13 @@ import pandas as pd
 from gcond.report.claims.conflict import GROUPS, cosines, frequencies
 from gcond.report.claims.dynamics import EARLY
 from gcond.report.claims.evidence import Arm, Evidence
-from gcond.report.claims.judge import Finding, number
+from gcond.report.claims.judge import Finding, number, upper
 from gcond.report.claims.rates import AtRate, at_rates
 from gcond.report.claims.reconstruction import BASELINE, SEQUENTIAL, STOCHASTIC
 from gcond.report.pages.o10 import GROUP_TITLES
 from gcond.report.render import grid
 from gcond.report.statistics import paired
-from gcond.report.summary.say import ABOVE, BELOW, FEW, OPEN, data, place, seeds, upper, whether, with_n
+from gcond.report.summary.say import ABOVE, BELOW, FEW, OPEN, data, place, seeds, whether, with_n
 from gcond.report.summary.section import Section, dataset_title, not_run
 
 WORK, NOISE = "How much GCond has to do", "How strong the conflict is, against noise"

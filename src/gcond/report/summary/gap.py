@@ -8,7 +8,7 @@ import pandas as pd
 
 from gcond.report.claims.evidence import METRICS, Arm, Evidence, per_run
 from gcond.report.claims.factorial import CHANGES, Change, changes, share
-from gcond.report.claims.judge import Finding, number
+from gcond.report.claims.judge import Finding, number, upper
 from gcond.report.claims.rates import AtRate, at_best_rates, at_rates, written
 from gcond.report.claims.reconstruction import BASELINE, SEQUENTIAL, STOCHASTIC
 from gcond.report.lineup import PAPER_RATE
@@ -21,10 +21,11 @@ from gcond.report.summary.say import (
     FEW,
     OPEN,
     against,
+    bold,
     data,
     listed,
+    papers,
     place,
-    upper,
     with_n,
 )
 from gcond.report.summary.section import Section, dataset_title, not_run
@@ -130,15 +131,10 @@ def _table(own: list[AtRate], dataset: str) -> str:
         cells = []
         for each in found:
             pair = [each[metric].get(change) for metric in METRICS]
-            cells += [_bold(cell) if cell else "not run" for cell in pair]
+            cells += [bold(cell) if cell else "not run" for cell in pair]
             cells.append(str(pair[0].effect.n) if pair[0] else "0")
         lines.append([words, *cells])
     return grid(lines) + "\n\nBold: the interval excludes zero, n is at least 6. Validation, best epoch."
-
-
-def _bold(found: Finding) -> str:
-    text = number(found.effect, found.unit)
-    return f"**{text}**" if place(found.effect) in (BELOW, ABOVE) else text
 
 
 def _headlines(evidence: Evidence, dataset: str) -> list[str]:
@@ -149,13 +145,9 @@ def _headlines(evidence: Evidence, dataset: str) -> list[str]:
         found = {metric: changes(each.evidence, dataset, metric) for metric in METRICS}
         gaps = {metric: by_change[parts.gap] for metric, by_change in found.items() if parts.gap in by_change}
         if gaps:
-            where = f"**{data(dataset)}, {each.words}{_papers(each)}{mode}.**"
+            where = f"**{data(dataset)}, {each.words}{papers(each.rate)}{mode}.**"
             lines.append(f"{where} {_gaps(gaps)} {_conclusions(found, parts)}")
     return lines + [upper(line) for line in _larger_rate(own, dataset, ("l1",))]
-
-
-def _papers(at: AtRate) -> str:
-    return " (the paper's)" if at.rate == PAPER_RATE else ""
 
 
 def _gaps(gaps: dict[str, Finding]) -> str:
@@ -227,7 +219,7 @@ def _training(own: list[AtRate], dataset: str) -> list[str]:
 
 
 def _titled(title: str, found: Finding) -> str:
-    return f"{title} {_bold(found)}"
+    return f"{title} {bold(found)}"
 
 
 def _shares(own: list[AtRate], dataset: str) -> list[str]:

@@ -3,18 +3,17 @@
 from collections.abc import Sequence
 
 from gcond.report.claims.evidence import METRICS, Arm, Evidence
-from gcond.report.claims.judge import Finding, compare, number
+from gcond.report.claims.judge import compare, number
 from gcond.report.claims.rates import AtRate, at_rates
 from gcond.report.claims.reconstruction import BASELINE, CAGRAD, GRADNORM, PCGRAD, SEQUENTIAL, STOCHASTIC
-from gcond.report.lineup import PAPER_RATE
 from gcond.report.render import grid
 from gcond.report.statistics import FEWEST
-from gcond.report.summary.say import ABOVE, BELOW, FEW, OPEN, data, listed, place
+from gcond.report.summary.gap import CONTROL
+from gcond.report.summary.say import ABOVE, BELOW, FEW, OPEN, bold, data, listed, papers, place
 from gcond.report.summary.section import Section, dataset_title, not_run
 
 TITLE = "The methods of Table 2"
 PEERS = (PCGRAD, CAGRAD, GRADNORM, Arm("graddrop"))
-CONTROL = Arm("baseline_integrated")
 ROWS = (*PEERS, SEQUENTIAL, STOCHASTIC, Arm("gcond_pure"), Arm("gcond_lion"), CONTROL)
 COMMAND = "make reproduce-table2 SCALE=sample SEEDS=10"
 
@@ -46,15 +45,15 @@ def _ran(setting: AtRate, dataset: str, arms: Sequence[Arm]) -> list[Arm]:
 
 def _headlines(setting: AtRate, dataset: str) -> list[str]:
     peers = _ran(setting, dataset, PEERS)
-    papers = " (the paper's)" if setting.rate == PAPER_RATE else ""
+    where = f"{data(dataset)}, {setting.words}{papers(setting.rate)}"
     lines = [
-        f"**{data(dataset)}, {setting.words}{papers}: the peers against Baseline.** "
+        f"**{where}: the peers against Baseline.** "
         + " ".join(_grouped(setting, dataset, [(peer, BASELINE) for peer in peers], metric) for metric in METRICS)
     ]
     for ours in _ran(setting, dataset, (SEQUENTIAL, STOCHASTIC)):
         pairs = [(ours, theirs) for theirs in (*peers, CONTROL) if setting.evidence.ran(dataset, theirs)]
         lines.append(
-            f"**{data(dataset)}, {setting.words}{papers}: {ours.label} against the others.** "
+            f"**{where}: {ours.label} against the others.** "
             + " ".join(_grouped(setting, dataset, pairs, metric) for metric in METRICS)
         )
     return lines
@@ -64,11 +63,12 @@ def _grouped(setting: AtRate, dataset: str, pairs: Sequence[tuple[Arm, Arm]], me
     """ "L1: lower than PCGrad's (-3.1 % [-4.0, -2.2]); not told apart from CAGrad's (…)." """
     one_other = len({theirs for _, theirs in pairs}) == 1
     found: dict[str, list[str]] = {}
+    ns = []
     for ours, theirs in pairs:
         finding = compare(setting.evidence, dataset, ours, theirs, metric)
+        ns.append(finding.effect.n)
         label = (ours if one_other else theirs).label
         found.setdefault(place(finding.effect), []).append(f"{label} ({number(finding.effect, '%')})")
-    ns = {compare(setting.evidence, dataset, *pair, metric).effect.n for pair in pairs}
     said = [f"{words}: {listed(found[where])}" for where, words in WORDS.items() if where in found]
     return f"{METRICS[metric]} {'; '.join(said)} (n = {' to '.join(map(str, sorted({min(ns), max(ns)})))})."
 
@@ -90,12 +90,7 @@ def _table(evidence: Evidence, dataset: str, setting: AtRate) -> list[str]:
             [compare(setting.evidence, dataset, arm, other, metric) for metric in METRICS] if arm != other else None
             for other in others
         ]
-        cells = [cell for pair in found for cell in (map(_cell, pair) if pair else ("-", "-"))]
+        cells = [cell for pair in found for cell in (map(bold, pair) if pair else ("-", "-"))]
         assert found[0]
         lines.append([arm.label, *cells, str(found[0][0].effect.n)])
     return [f"*{dataset_title(evidence, dataset)}, {setting.words}*", grid(lines)]
-
-
-def _cell(found: Finding) -> str:
-    text = number(found.effect, found.unit)
-    return f"**{text}**" if place(found.effect) in (BELOW, ABOVE) else text

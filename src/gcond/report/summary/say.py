@@ -3,6 +3,7 @@
 import math
 
 from gcond.report.claims.judge import Finding, number
+from gcond.report.lineup import PAPER_RATE
 from gcond.report.statistics import FEWEST, Effect
 
 BELOW, ABOVE, OPEN, FEW = "below", "above", "open", "few"
@@ -27,6 +28,12 @@ def against(effect: Effect) -> str:
     }[place(effect)]
 
 
+def bold(found: Finding) -> str:
+    """The number, in bold where its interval excludes zero and the seeds are enough."""
+    text = number(found.effect, found.unit)
+    return f"**{text}**" if place(found.effect) in (BELOW, ABOVE) else text
+
+
 def with_n(found: Finding) -> str:
     """ "-3.1 % [-4.0, -2.2], n = 6"."""
     return f"{number(found.effect, found.unit)}, n = {found.effect.n}"
@@ -39,6 +46,11 @@ def whether(effect: Effect, region: str) -> str:
     return "yes" if where == region else "too few seeds to tell" if where == FEW else other
 
 
+def papers(rate: float) -> str:
+    """What follows the name of a learning rate."""
+    return " (the paper's)" if rate == PAPER_RATE else ""
+
+
 def seeds(n: int) -> str:
     return f"{n} seed{'s' * (n != 1)}"
 
@@ -46,10 +58,6 @@ def seeds(n: int) -> str:
 def listed(parts: list[str]) -> str:
     """ "a, b and c"."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def upper(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def data(dataset: str) -> str:
