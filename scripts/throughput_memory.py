@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import torch
@@ -62,14 +63,14 @@ def measured(case: Case, method: str, device: torch.device, start: int) -> tuple
 
     The micro-batch is `start`; of a case with own ones it is the largest, and `start` where to look first.
     """
-    with get_context("spawn").Pool(1) as process:  # a process of its own: the cap is for good
-        return process.apply(_measured, (case, method, str(device), start))
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:  # its own: the cap is for good
+        return process.submit(_measured, case, method, str(device), start).result()
 
 
 def _measured(case: Case, method: str, device_name: str, start: int) -> tuple[int, float] | None:
     device = torch.device(device_name)
     room = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(bytes_of(case.cap, "--cap") / room, device)
+    torch.cuda.set_per_process_memory_fraction(bytes_of(case.cap, "--cap") / room, device.index)  # None: the current
     cfg = case.config("baseline")
     short = len(cfg.loss.tasks)  # micro-batches of a trial: one is alive at a time, so that more do not hold more
 
