@@ -253,6 +253,24 @@ def test_each_row_is_of_the_largest_scale_at_which_it_was_run_and_never_of_two(j
     assert (row.verdict, row.found.source, row.found.shown.effect.n) == ("undecided", "sample_gpu", 5)
 
 
+def test_a_larger_scale_with_too_few_seeds_stands_below_a_smaller_one_with_enough(judge, results):
+    """By hand: GCond 20 % below Baseline in six seeds of the smaller scale, 20 % above in three of the larger."""
+    judge(table2(levels(gcond=0.6), SEEDS[:3]), "sample_gpu")
+    judge(table2(levels(), SEEDS[:6]), "sample")
+    rows = judge_all(results, "sample_gpu")
+    (row,) = [row for row in rows if row.claim.id == "T2a"]
+    assert (row.verdict, row.found.source, row.found.shown.effect.n) == ("holds", "sample", 6)
+    (larger,) = row.larger
+    assert (larger.source, larger.verdict, larger.shown.effect.n) == ("sample_gpu", "undecided", 3)
+    text = page(rows, "sample_gpu")
+    assert re.search(r"\| T2a .*\| \*\*holds\*\* \| .*\| sample \|", text)
+    assert text.split("### T2a")[1].index("*Sample.*") < text.split("### T2a")[1].index("*Sample_gpu (undecided).*")
+    # with enough seeds the larger one decides
+    write_csv(results / "sample_gpu" / "runs.csv", frame(table2(levels(gcond=0.6), SEEDS[:6]), COLUMNS), KEY)
+    row = Judged(results, "sample_gpu")["T2a"]
+    assert (row.verdict, row.found.source, row.larger) == ("contradicted", "sample_gpu", ())
+
+
 def test_a_scale_that_is_no_evidence_does_not_hide_what_is(judge, results):
     """D4: the quadratic's verdict stands in the row, mini's probes below it; a scale that is evidence takes the row."""
     (results / "toy").mkdir(parents=True)
@@ -556,6 +574,8 @@ def costs(stochastic: float, half: float, peer: float = 1.5, **more: object) -> 
         (costs(1.01, 0.52, peer=0.9), "holds", "contradicted"),
         (costs(1.01, 0.52, rounds=5), "undecided", "undecided"),
         (costs(1.3, 0.7) + costs(1.0, 0.5, device="A GPU"), "holds", "holds"),  # devices are not mixed
+        (costs(1.0, 0.5) + costs(1.3, 0.7, device="A GPU", rounds=3), "holds", "holds"),
+        (costs(1.0, 0.5, device="A GPU", rounds=3), "undecided", "undecided"),
     ],
 )
 def test_costs(judge, results, rows, first, second):
@@ -563,6 +583,16 @@ def test_costs(judge, results, rows, first, second):
     found = judge([])
     assert (found["S1"].verdict, found["S2"].verdict) == (first, second)
     assert found["S1"].found.source.startswith("benchmark: ")
+
+
+def test_too_few_rounds_on_a_gpu_are_told_beside_what_the_cpu_decides(judge, results):
+    few = costs(1.3, 0.7, peer=1.8, device="A GPU", rounds=3)
+    write_csv(results / "bench" / "table3.csv", frame(costs(1.0, 0.5) + few, COSTS), COSTS_KEY)
+    found = judge([])
+    for claim, shown in (("S1", "gcond_sequential_per_task 0.70 [0.69, 0.71]"), ("S2", "pcgrad / baseline 1.80")):
+        assert found[claim].found.source == "benchmark: CPU, made"
+        (told,) = [line for line in found[claim].found.words if "A GPU, 3 rounds, which decide nothing" in line]
+        assert shown in told
 
 
 def plan(strategy: str, peak: int, micro_batch: float = 4, **more: object) -> dict[str, object]:

@@ -187,6 +187,21 @@ def test_five_seeds_conclude_nothing(tmp_path):
     assert exact.hypothesis.text == "Trivial predictors beat many short runs"  # a count, of the runs there are
 
 
+def test_a_larger_scale_with_three_seeds_stands_beside_one_with_six(tmp_path):
+    """It neither hides the smaller one's conclusions nor draws any."""
+    study(tmp_path, UPDATE_DOES_IT)
+    other = {key: value + (0.1 if key == ("baseline", RATE) else 0) for key, value in UPDATE_DOES_IT.items()}
+    study(tmp_path, other, SEEDS[:3], scale="sample_gpu")
+    text = page(tmp_path)
+    few, enough = (re.search(rf"- \*\*CT, at learning rate 2e-4 .the paper's., scale {scale}\.\*\* (.*)", text)[1]
+                   for scale in ("sample_gpu", "sample"))  # fmt: skip
+    assert "lies below Baseline" in enough
+    assert "GCond gains" in enough
+    assert "too few seeds to be told apart" in few
+    assert re.search(r"Too few seeds for a conclusion \(6 are needed\); its parts are the update alone .* \(L1 -2", few)
+    assert text.index(", scale sample\n") < text.index(", scale sample_gpu\n")
+
+
 def test_a_scale_that_is_no_evidence_gives_no_number(tmp_path):
     words = page(study(tmp_path, UPDATE_DOES_IT, scale="mini"))
     assert "**No training run at a scale that is evidence is recorded**" in words

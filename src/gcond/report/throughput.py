@@ -70,6 +70,10 @@ class Section:
         return str(self.setting["device"]).startswith("CPU")
 
     @property
+    def rounds(self) -> int:
+        return min(int(row.rounds) for row in self.pairs.values())
+
+    @property
     def own_batches(self) -> bool:
         return self.setting["batches"] == OWN_BATCHES
 

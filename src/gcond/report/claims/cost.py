@@ -1,15 +1,16 @@
 """S1 and S2: what a step costs. From results/bench/table3.csv and table4.csv, whose unit is a round, not a seed."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from gcond.report.claims.judge import Answer, Claim, Finding, judge
-from gcond.report.statistics import Effect
+from gcond.report.statistics import FEWEST, Effect
 from gcond.report.step import STOCHASTIC_LIMIT
-from gcond.report.throughput import MODELS, PEERS, Section, read, sections
+from gcond.report.throughput import MODELS, PEERS, SEQUENTIAL, Section, read, sections
 
 TABLES = {"table3": "3", "table4": "4"}
 HALF = 0.55  # what still counts as half
@@ -18,7 +19,7 @@ WHERE = "../bench/table3.md, ../bench/table4.md"
 
 def half_of_sequential(results: Path) -> Answer | None:
     """The published form, a forward pass per task, decides; the shared forward pass stands beside it."""
-    found, device = _sections(results)
+    found, short = _sections(results)
     findings, words = [], []
     for section in found:
         for form, name in (("gcond_sequential_per_task", "as published"), ("gcond_sequential", "shared forward")):
@@ -34,11 +35,12 @@ def half_of_sequential(results: Path) -> Answer | None:
                 words.append(f"{_name(section)} {row.ratio:.2f} [{row.ratio_low:.2f}, {row.ratio_high:.2f}]")
     shared = [f"Against sequential with one forward pass for all tasks, which needs no more: {'; '.join(words)}."]
     note = [f"Half: at most {HALF}. Two tasks; N-fold for N tasks is not measured. {_unit(found)}"]
-    return _with_source(judge(findings, (), [*(shared if words else []), *note], WHERE), device)
+    pairs = [("gcond_stochastic", form) for form in SEQUENTIAL]
+    return _with_source(judge(findings, (), [*(shared if words else []), *_few(short, pairs), *note], WHERE), found)
 
 
 def throughput(results: Path) -> Answer | None:
-    found, device = _sections(results)
+    found, short = _sections(results)
     findings, words = [], []
     for section in found:
         limit = STOCHASTIC_LIMIT["cpu" if section.on_cpu else "cuda"]
@@ -55,20 +57,38 @@ def throughput(results: Path) -> Answer | None:
     lost = [f"Throughput that the peers lose: {'; '.join(words)}."] if words else []
     limits = ", ".join(f"{limit} on {device_.upper()}" for device_, limit in STOCHASTIC_LIMIT.items())
     note = [f"Time per image; Baseline's throughput: at most {limits} of its time. {_unit(found)}"]
-    return _with_source(judge(findings, (), [*lost, *note], WHERE), device)
+    pairs = [(method, "baseline") for method in ("gcond_stochastic", *PEERS)]
+    return _with_source(judge(findings, (), [*lost, *_few(short, pairs), *note], WHERE), found)
 
 
-def _sections(results: Path) -> tuple[list[Section], str]:
-    """Of one kind of device: CUDA where there is any."""
+def _sections(results: Path) -> tuple[list[Section], list[Section]]:
+    """Those that decide, of one kind of device: CUDA where there is any with enough rounds; and those of CUDA that had
+    too few."""
     found = []
     for table in TABLES:
         csv = results / "bench" / f"{table}.csv"
         if csv.exists():
             found += list(sections(table, read(table, csv)))
     cuda = [section for section in found if not section.on_cpu]
-    chosen = cuda or found
-    devices = sorted({str(section.setting["device"]) for section in chosen})
-    return chosen, " and ".join(devices)
+    enough = [section for section in cuda if section.rounds >= FEWEST]
+    short = [section for section in cuda if section.rounds < FEWEST]
+    deciding = enough or [section for section in found if section.on_cpu] or short
+    return deciding, [] if deciding is short else short
+
+
+def _few(sections: list[Section], pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """What sections with too few rounds show of these pairs."""
+    lines = []
+    for section in sections:
+        shown = [
+            f"{method} / {against} {row.ratio:.2f} [{row.ratio_low:.2f}, {row.ratio_high:.2f}]"
+            for method, against in pairs
+            if (row := section.pairs.get((method, against))) is not None and not pd.isna(row.ratio)
+        ]
+        if shown:
+            where = f"{_name(section)} on {section.setting['device']}, {section.rounds} rounds, which decide nothing"
+            lines.append(f"{where}: {'; '.join(shown)}.")
+    return lines
 
 
 def _name(section: Section) -> str:
@@ -88,8 +108,9 @@ def _unit(found: list[Section]) -> str:
     return f"n counts rounds; bootstrap intervals; micro-batches of {', '.join(batches)}, K = {', '.join(steps)}."
 
 
-def _with_source(answer: Answer | None, device: str) -> Answer | None:
-    return answer and replace(answer, source=f"benchmark: {device}")
+def _with_source(answer: Answer | None, found: list[Section]) -> Answer | None:
+    devices = sorted({str(section.setting["device"]) for section in found})
+    return answer and replace(answer, source=f"benchmark: {' and '.join(devices)}")
 
 
 CLAIMS = (

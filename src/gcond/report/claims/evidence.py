@@ -70,6 +70,11 @@ class Evidence:
         own = self.runs[self.runs.model == self.model].set_index("seed").sort_index()
         return dict(iter(own.groupby(["dataset", "strategy", "variant"])))
 
+    @property
+    def most_seeds(self) -> int:
+        """Of one arm."""
+        return max(map(len, self._arms.values()), default=0)
+
     def by_seed(self, dataset: str, arm: Arm) -> pd.DataFrame:
         """Finished runs of one arm, indexed by seed."""
         found = self._arms.get((dataset, arm.strategy, arm.variant))

@@ -11,7 +11,7 @@ from gcond.report.claims import CLAIMS, QUESTIONS
 from gcond.report.claims.evidence import BLOCKS, SCALES, Evidence, read, recorded_scales
 from gcond.report.claims.judge import Answer, Claim, text
 from gcond.report.lineup import NOT_EVIDENCE
-from gcond.report.statistics import FEWEST, HOLDS, NOT_RUN
+from gcond.report.statistics import CONTRADICTED, FEWEST, HOLDS, NOT_RUN
 
 CSV_HEADER = ["id", "kind", "verdict", "scale", "finding", "block", "effect", "low", "high", "unit", "n"]
 CSV_HEADER += ["p_sign_flip", "finding_verdict"]
@@ -19,11 +19,13 @@ CSV_HEADER += ["p_sign_flip", "finding_verdict"]
 
 @dataclass(frozen=True)
 class Row:
-    """`more`: what is known besides, from results that belong to no scale or from a scale that is no evidence."""
+    """`larger`: of larger scales, with too few seeds. `more`: what is known besides, from results that belong to no
+    scale or from a scale that is no evidence."""
 
     claim: Claim
     found: Answer | None
     more: Answer | None = None
+    larger: tuple[Answer, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -31,28 +33,44 @@ class Row:
             return NOT_RUN
         return said(self.found.verdict, self.found.source)
 
+    @property
+    def besides(self) -> tuple[Answer, ...]:
+        return self.larger + ((self.more,) if self.more else ())
+
 
 def said(verdict: str, source: str) -> str:
     return f"{source}, not evidence" if source in NOT_EVIDENCE else verdict
 
 
 def judge_all(results: Path, scale: str, claims: tuple[Claim, ...] = (*CLAIMS, *QUESTIONS)) -> list[Row]:
-    """Each claim at the largest scale, up to `scale`, at which it was run; from results that have no scale where it was
-    run at no scale that is evidence."""
+    """Each claim at the largest scale, up to `scale`, at which it was run with enough seeds, or else at the largest at
+    which it was run; from results that have no scale where it was run at no scale that is evidence."""
     evidence = [read(results, name) for name in SCALES[SCALES.index(scale) :] if (results / name).is_dir()]
     return [_row(claim, evidence, results) for claim in claims]
 
 
 def _row(claim: Claim, evidence: list[Evidence], results: Path) -> Row:
     elsewhere = claim.elsewhere(results)
+    found: list[Answer] = []
     for each in evidence:
-        found = claim.look(each)
-        if found is not None:
-            own = replace(found, source=each.scale)
-            return (
-                Row(claim, elsewhere, own) if elsewhere and each.scale in NOT_EVIDENCE else Row(claim, own, elsewhere)
-            )
-    return Row(claim, elsewhere)
+        if found and each.scale in NOT_EVIDENCE:
+            break
+        answer = claim.look(each)
+        if answer is not None:
+            found.append(replace(answer, source=each.scale))
+            if each.scale in NOT_EVIDENCE or _has_enough_seeds(answer):
+                break
+    if not found:
+        return Row(claim, elsewhere)
+    if found[-1].source in NOT_EVIDENCE:
+        return Row(claim, elsewhere, found[-1]) if elsewhere else Row(claim, found[-1])
+    if _has_enough_seeds(found[-1]):
+        return Row(claim, found[-1], elsewhere, tuple(found[:-1]))
+    return Row(claim, found[0], elsewhere)
+
+
+def _has_enough_seeds(answer: Answer) -> bool:
+    return answer.verdict in (HOLDS, CONTRADICTED) or answer.shown is None or answer.shown.effect.n >= FEWEST
 
 
 def page(rows: list[Row], scale: str) -> str:
@@ -75,7 +93,8 @@ def page(rows: list[Row], scale: str) -> str:
         "difference favours A. p is the exact two-sided sign-flip p, "
         f"at least 2/2^n; fewer than {FEWEST} seeds are always undecided. A claim about several comparisons holds if "
         "every one does; the table shows the least favourable of them. `validation, best epoch` decides, as in the "
-        "paper; the last epoch and test are told below. Every row is of one scale, the largest at which it was run.",
+        "paper; the last epoch and test are told below. Every row is of one scale, the largest at which it was run "
+        f"with at least {FEWEST} seeds; what a larger one shows with fewer is told below too.",
         *_scale_note(scale),
         "## Claims",
         _grid(["id", "claim", "verdict", "effect [95 %]", "n", "p", "scale or source", "where"], claims, scale),
@@ -137,11 +156,10 @@ def _paragraph(row: Row) -> str:
     if claim.question and row.found is not None:
         heading = f"### {claim.id}: {said('answer', row.found.source)}"
     lines = [heading, f"{claim.text}{'' if claim.question else '.'} Measured by: {claim.measured_by}."]
-    for found in (row.found, row.more):
-        if found is None:
-            continue
-        shown = [f"In the table: {text(found.shown)}."] if found.shown and found is row.more else []
-        verdict = f" ({said(found.verdict, found.source)})" if found is row.more and found.verdict else ""
+    for found in ((row.found,) if row.found else ()) + row.besides:
+        beside = found is not row.found
+        shown = [f"In the table: {text(found.shown)}."] if found.shown and beside else []
+        verdict = f" ({said(found.verdict, found.source)})" if beside and found.verdict else ""
         lines.append(f"*{found.source[:1].upper()}{found.source[1:]}{verdict}.*")
         lines.append("\n".join(f"- {line}" for line in [*shown, *found.words]))
     if row.found is None:
@@ -162,8 +180,8 @@ def tidy_csv(rows: list[Row]) -> str:
         kind = "question" if row.claim.question else "claim"
         if row.found is None:
             writer.writerow([row.claim.id, kind, NOT_RUN, *[""] * (len(CSV_HEADER) - 3)])
-        for found in (row.found, row.more):
-            for finding in found.findings if found else ():
+        for found in ((row.found,) if row.found else ()) + row.besides:
+            for finding in found.findings:
                 effect = finding.effect
                 ends = [effect.mean, effect.low, effect.high]
                 numbers = ["" if value != value else f"{value:.6g}" for value in ends]
@@ -176,7 +194,7 @@ def tidy_csv(rows: list[Row]) -> str:
 
 def plain(rows: list[Row], scale: str) -> str:
     """For the terminal: a line for every claim and question."""
-    lines = [f"Claims at scale {scale}, each at the largest scale at which it was run:"]
+    lines = [f"Claims at scale {scale}, each at the largest scale at which it was run with {FEWEST} seeds:"]
     for row in rows:
         verdict = row.verdict or "answer"
         shown = row.found.shown if row.found else None

@@ -32,17 +32,25 @@ BETWEEN, APART = "between tasks, shared samples", "between tasks, disjoint sampl
 SELF_L1, SELF_SSIM = "l1 with itself on other samples", "ssim with itself on other samples"
 
 
+Place = tuple[Evidence, str, AtRate]
+
+
 def work(evidence: Sequence[Evidence]) -> Section:
-    for each in evidence:
-        own = [(dataset, at) for dataset, at in _settings(each) if any(_often(at, dataset).values())]
-        if own:
-            parts = [_explained(each), *(part for dataset, at in own for part in _work_table(each, dataset, at))]
-            return Section(WORK, [line for dataset, at in own for line in _work_headline(dataset, at)], parts)
-    return not_run(WORK, "no run at a scale that is evidence has its steps recorded", WORK_COMMAND)
+    """The headlines are of the first scale that has any."""
+    own = [place for place in _places(evidence) if any(_often(place[2], place[1]).values())]
+    if not own:
+        return not_run(WORK, "no run at a scale that is evidence has its steps recorded", WORK_COMMAND)
+    first = own[0][0]
+    heads = [line for each, dataset, at in own if each is first for line in _work_headline(dataset, at)]
+    return Section(WORK, heads, [_explained(first), *(part for place in own for part in _work_table(*place))])
 
 
-def _settings(evidence: Evidence) -> list[tuple[str, AtRate]]:
-    return list(product(reversed(evidence.datasets), at_rates(evidence)))
+def _places(evidence: Sequence[Evidence]) -> list[Place]:
+    return [(each, *place) for each in evidence for place in product(reversed(each.datasets), at_rates(each))]
+
+
+def _caption(evidence: Evidence, dataset: str, at: AtRate) -> str:
+    return f"*{dataset_title(evidence, dataset)}, {at.words}, scale {evidence.scale}*"
 
 
 def _often(at: AtRate, dataset: str) -> dict[Arm, dict[str, Finding]]:
@@ -68,7 +76,7 @@ def _work_table(evidence: Evidence, dataset: str, at: AtRate) -> list[str]:
         n = max(each.effect.n for each in found.values())
         shown = [number(found[key].effect, found[key].unit) if key in found else "-" for key in COLUMNS]
         lines.append([arm.label, str(n), *shown])
-    return [f"*{dataset_title(evidence, dataset)}, {at.words}*", grid(lines), *_early(dataset, at)]
+    return [_caption(evidence, dataset, at), grid(lines), *_early(dataset, at)]
 
 
 def _early(dataset: str, at: AtRate) -> list[str]:
@@ -113,12 +121,13 @@ def _work_headline(dataset: str, at: AtRate) -> list[str]:
 
 
 def noise(evidence: Sequence[Evidence]) -> Section:
-    for each in evidence:
-        own = [(dataset, at) for dataset, at in _settings(each) if _probed(at, dataset)]
-        if own:
-            parts = [_reliability(each), *(part for dataset, at in own for part in _noise_table(each, dataset, at))]
-            return Section(NOISE, [line for dataset, at in own for line in _noise_headline(dataset, at)], parts)
-    return not_run(NOISE, "no run at a scale that is evidence has probes recorded", NOISE_COMMAND)
+    """The headlines are of the first scale that has any."""
+    own = [place for place in _places(evidence) if _probed(place[2], place[1])]
+    if not own:
+        return not_run(NOISE, "no run at a scale that is evidence has probes recorded", NOISE_COMMAND)
+    first = own[0][0]
+    heads = [line for each, dataset, at in own if each is first for line in _noise_headline(dataset, at)]
+    return Section(NOISE, heads, [_reliability(first), *(part for place in own for part in _noise_table(*place))])
 
 
 def _probed(at: AtRate, dataset: str) -> dict[str, dict[str, Finding]]:
@@ -146,7 +155,7 @@ def _noise_table(evidence: Evidence, dataset: str, at: AtRate) -> list[str]:
         n = max(each.effect.n for each in own.values())
         cells = [number(own[title].effect, "cosine") if title in own else "-" for title in titles]
         lines.append([GROUP_TITLES[group], str(n), *cells])
-    return [f"*{dataset_title(evidence, dataset)}, {at.words}*", grid(lines), *_groups(dataset, at)]
+    return [_caption(evidence, dataset, at), grid(lines), *_groups(dataset, at)]
 
 
 def _groups(dataset: str, at: AtRate) -> list[str]:

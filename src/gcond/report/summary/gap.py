@@ -47,6 +47,12 @@ SHOWN = {  # rows of the table and of the figure
     "GCond stochastic, eval mode vs Baseline integrated, eval mode": "resolution on top of it, both in eval mode",
 }
 NAMED = {change.name: change for change in CHANGES}
+LEGEND = (
+    "Each row changes one thing, everything else (images, masks, initial weights) equal by seed; in percent of "
+    "Baseline's loss at the same learning rate, negative is better. *EMA inside, beta1 = 0* is how GCond smooths the "
+    "gradient before AdamW; it needs no task gradients. Stochastic resolution changes a second thing: each task's "
+    "gradient then comes from half of the micro-batches."
+)
 
 
 class Parts(NamedTuple):
@@ -77,29 +83,20 @@ def settings(evidence: Evidence, dataset: str) -> list[AtRate]:
 
 
 def gap(evidence: Sequence[Evidence]) -> Section:
-    for each in evidence:
-        datasets = [dataset for dataset in reversed(each.datasets) if settings(each, dataset)]
-        if datasets:
-            parts = [_legend(each), *(part for dataset in datasets for part in _dataset(each, dataset))]
-            return Section(TITLE, [line for dataset in datasets for line in _headlines(each, dataset)], parts)
-    return not_run(TITLE, "no two arms of O1 at a scale that is evidence", COMMAND)
-
-
-def _legend(evidence: Evidence) -> str:
-    return (
-        "Each row changes one thing, everything else (images, masks, initial weights) equal by seed; in percent of "
-        "Baseline's loss at the same learning rate, negative is better. *EMA inside, beta1 = 0* is how GCond smooths "
-        "the gradient before AdamW; it needs no task gradients. Stochastic resolution changes a second thing: each "
-        "task's gradient then comes from half of the micro-batches. All numbers, with last epoch and test: "
-        f"[{evidence.scale}/tables/o1.md]({evidence.scale}/tables/o1.md)."
-    )
+    """Of every scale at which two arms of O1 ran."""
+    own = [(each, dataset) for each in evidence for dataset in reversed(each.datasets) if settings(each, dataset)]
+    if not own:
+        return not_run(TITLE, "no two arms of O1 at a scale that is evidence", COMMAND)
+    several = len({each.scale for each, _ in own}) > 1
+    heads = [line for each, dataset in own for line in _headlines(each, dataset, several)]
+    return Section(TITLE, heads, [LEGEND, *(part for each, dataset in own for part in _dataset(each, dataset))])
 
 
 def _dataset(evidence: Evidence, dataset: str) -> list[str]:
-    own = settings(evidence, dataset)
+    own, page = settings(evidence, dataset), f"{evidence.scale}/tables/o1.md"
     return [
         f"### {dataset_title(evidence, dataset)}, scale {evidence.scale}",
-        _paper(dataset),
+        f"{_paper(dataset)} All numbers, with last epoch and test: [{page}]({page}).",
         _table(own, dataset),
         bullets([*_training(own, dataset), *_shares(own, dataset), *_steps(own, dataset), *_larger_rate(own, dataset)]),
     ]
@@ -137,15 +134,16 @@ def _table(own: list[AtRate], dataset: str) -> str:
     return grid(lines) + "\n\nBold: the interval excludes zero, n is at least 6. Validation, best epoch."
 
 
-def _headlines(evidence: Evidence, dataset: str) -> list[str]:
-    """For the top of the page: the gap at each rate, and what makes it."""
+def _headlines(evidence: Evidence, dataset: str, several: bool) -> list[str]:
+    """For the top of the page: the gap at each rate, and what makes it. `several`: there are other scales."""
     lines = []
+    scale = f", scale {evidence.scale}" if several else ""
     own = settings(evidence, dataset)
     for each, (parts, mode) in product(own, ((TRAIN, ""), (EVAL, ", all in eval mode"))):
         found = {metric: changes(each.evidence, dataset, metric) for metric in METRICS}
         gaps = {metric: by_change[parts.gap] for metric, by_change in found.items() if parts.gap in by_change}
         if gaps:
-            where = f"**{data(dataset)}, {each.words}{papers(each.rate)}{mode}.**"
+            where = f"**{data(dataset)}, {each.words}{papers(each.rate)}{mode}{scale}.**"
             lines.append(f"{where} {_gaps(gaps)} {_conclusions(found, parts)}")
     return lines + [upper(line) for line in _larger_rate(own, dataset, ("l1",))]
 
@@ -187,7 +185,8 @@ def cause(gap: Finding | None, update: Finding | None, on_top: Finding | None) -
         return "the gap was not measured"
     where = place(gap.effect)
     if where == FEW:
-        return f"too few seeds for a conclusion ({FEWEST} are needed)"
+        parts_of_it = listed(list(NAMES.values()))
+        return f"too few seeds for a conclusion ({FEWEST} are needed); its parts are {parts_of_it}"
     parts = {"update": update, "on_top": on_top}
     places = {name: place(part.effect) if part else FEW for name, part in parts.items()}
     start = {BELOW: "GCond gains: ", ABOVE: "GCond loses: ", OPEN: "of the gap's two parts "}[where]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from gcond.report.claims.evidence import Evidence, read, recorded_scales
 from gcond.report.lineup import NOT_EVIDENCE
+from gcond.report.statistics import FEWEST
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,10 @@ class Section:
 
 
 def evidence_of(results: Path) -> list[Evidence]:
-    """Of every recorded scale that is evidence, the largest first."""
-    return [read(results, scale) for scale in recorded_scales(results) if scale not in NOT_EVIDENCE]
+    """Of every recorded scale that is evidence, the largest first; those that have too few seeds for a conclusion
+    follow."""
+    found = [read(results, scale) for scale in recorded_scales(results) if scale not in NOT_EVIDENCE]
+    return sorted(found, key=lambda each: each.most_seeds < FEWEST)
 
 
 def not_run(title: str, what: str, command: str) -> Section:
