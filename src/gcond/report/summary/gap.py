@@ -185,8 +185,7 @@ def cause(gap: Finding | None, update: Finding | None, on_top: Finding | None) -
         return "the gap was not measured"
     where = place(gap.effect)
     if where == FEW:
-        parts_of_it = listed(list(NAMES.values()))
-        return f"too few seeds for a conclusion ({FEWEST} are needed); its parts are {parts_of_it}"
+        return f"too few seeds for a conclusion ({FEWEST} are needed)"
     parts = {"update": update, "on_top": on_top}
     places = {name: place(part.effect) if part else FEW for name, part in parts.items()}
     start = {BELOW: "GCond gains: ", ABOVE: "GCond loses: ", OPEN: "of the gap's two parts "}[where]

@@ -16,6 +16,7 @@ from gcond.report.notes import dates, listed
 from gcond.report.render import bullets, grid
 from gcond.report.statistics import CONTRADICTED, FEWEST, HOLDS, NOT_RUN, Effect
 from gcond.report.summary import conflict, cost, forest, gap, hypotheses, methods
+from gcond.report.summary.glance import glance
 from gcond.report.summary.section import Section, dataset_title, evidence_of
 
 FIGURE = "figures/overview"
@@ -55,6 +56,7 @@ def page(results: Path) -> str:
         "autoencoder reconstructs a fifth better than with a plain weighted sum, at no cost. This page says what the "
         "recorded runs show of that, each sentence with its numbers: mean effect, 95 % interval, number of seeds n.",
         _scales(evidence),
+        *(["## At a glance", *seen] if (seen := glance(evidence)) else []),
         "## In short",
         *(f"*{title}*\n\n{bullets(lines)}" for title, lines in heads.items()),
         *(["![what each change does](figures/overview.png)", forest.READING] if _drawn(evidence) else []),
