@@ -118,6 +118,11 @@ def test_a_gpu_gets_the_papers_units(render):
     # median of the paper's s/epoch x samples/s, here PCGrad's: 993.24 x 1853.72 = 1841189
     assert stochastic["s/epoch"] == "1210.7"
     assert "s/epoch" not in cells(page, "ImageNet")["Baseline"]  # on the CPU
+    least, most = (
+        f(2000 * TIMES[method] / PLANNED[method] for method in METHODS if PLANNED[method]) for f in (min, max)
+    )
+    assert f"Peak memory is {least:.3f} to {most:.3f} times what was planned." in page.split("## ImageNet")[0]
+    assert "what was planned" not in page.split("## ImageNet")[1]
 
 
 def test_epochs_of_the_paper():
@@ -159,6 +164,11 @@ def test_a_method_that_is_missing_is_named_and_the_exit_code_says_so(render):
     code, page = render("table3", [row for row in all_rows() if row["method"] != "pcgrad"])
     assert code == 1
     assert "Not measured: PCGrad." in page
+    some = [row(method, device=GPU) for method in METHODS if method != "pcgrad"]
+    code, page = render("table3", all_rows() + some)  # complete on the CPU
+    assert code == 0
+    assert "Not measured: PCGrad." in page
+    assert render("table3", all_rows() + [each | {"dataset": "imagenet256"} for each in some])[0] == 1
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def report_throughput(table: str, results: Path) -> int:
     print(markdown)
     print(f"written: {base}.md")
     if not complete:
-        print("incomplete: a method is not measured in a section above", file=sys.stderr)
+        print("incomplete: of a data set above no section has all methods", file=sys.stderr)
     return 0 if complete else 1
 
 

@@ -12,7 +12,7 @@ BACKWARD = 2  # forward passes that a backward pass costs, by the usual count
 
 
 def page(table: str, csv: Path) -> tuple[str, bool]:
-    """Markdown of "table3" or "table4", and whether every section has all methods.
+    """Markdown of "table3" or "table4", and whether every data set has a section with all methods.
 
     Raises ValueError where nothing is recorded, or rows contradict each other.
     """
@@ -22,7 +22,8 @@ def page(table: str, csv: Path) -> tuple[str, bool]:
     for section in found:
         parts += [f"## {_heading(section)}", _grid(_columns(section)), _bullets(_findings(section))]
     parts += ["## Origin", _bullets(_origin(table, recorded, found))]
-    return "\n\n".join(parts) + "\n", not any(section.missing for section in found)
+    whole = {section.setting["dataset"] for section in found if not section.missing}
+    return "\n\n".join(parts) + "\n", {section.setting["dataset"] for section in found} == whole
 
 
 def _title(table: str, recorded: pd.DataFrame) -> str:
@@ -148,9 +149,19 @@ def _findings(section: Section) -> list[str]:
     if "plain" in section.rows:
         plain = _time(section.rows["plain"])
         lines.append(f"Is Baseline slowed by the conductor: a plain PyTorch loop takes {plain} of Baseline's time.")
+    lines += _against_plan(section)
     if section.missing:
         lines.append(f"Not measured: {', '.join(METHODS[method] for method in section.missing)}.")
     return lines
+
+
+def _against_plan(section: Section) -> list[str]:
+    """How far the measured peaks lie from those planned for the same micro-batch."""
+    if section.on_cpu or section.own_batches:
+        return []
+    ratios = [row.measured_mb / row.planned_mb for row in section.rows.values()]
+    known = [ratio for ratio in ratios if pd.notna(ratio)]
+    return [f"Peak memory is {min(known):.3f} to {max(known):.3f} times what was planned."] if known else []
 
 
 def _throughput(row: pd.Series) -> str:
