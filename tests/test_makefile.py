@@ -29,7 +29,7 @@ def experiments(shown: str) -> list[str]:
     [
         ("figure7", ["figure7"], "figure7"),
         ("ablations", ABLATIONS, "ablations"),
-        ("o1", ["o1", "o1_micro_batch"], "o1"),
+        ("o1", ["o1", "o1_micro_batch", "o1_blocks"], "o1"),
         ("o6", ["table2"], "o6"),
         ("o5", ["figure1", "o5"], "claims"),
     ],
@@ -49,9 +49,9 @@ def test_the_study_runs_every_experiment_once_after_it_has_planned_them_and_cont
     assert planned == run
     assert len(set(run)) == len(run)
     assert set(run) == EXPERIMENTS - PAPER
-    assert run[:3] == ["o1", "o1_micro_batch", "table2"]
+    assert run[:4] == ["o1", "o1_micro_batch", "o1_blocks", "table2"]
     part = commands("reproduce-all", "STUDY=o1")
-    assert experiments(part) == re.findall(r"'experiment=(\w+)", part) == ["o1", "o1_micro_batch"]
+    assert experiments(part) == re.findall(r"'experiment=(\w+)", part) == ["o1", "o1_micro_batch", "o1_blocks"]
 
 
 def test_data_sets_are_the_experiments_own_and_imagenet_takes_the_place_of_photos() -> None:

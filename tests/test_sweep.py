@@ -73,6 +73,7 @@ SHARED = {  # experiment, what is typed -> its runs on CT a seed, and how many o
     ("ablation_weights",): (5, 1),
     ("o1",): (12, 5),  # all in train mode but gcond_sequential_pure
     ("o1_micro_batch",): (4, 0),
+    ("o1_blocks",): (2, 0),
     ("o2", DECAY, "optimizer.lr=2e-3"): (11, 9),  # at mini's rate; GCond lion has no weight decay in the table
     ("o3",): (8, 4),
     ("o3_lion",): (5, 0),

@@ -10,7 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from strategy.problems import ConvNet, image_batches, opposed_losses, three_losses
+from strategy.problems import ConvNet, image_batches, opposed_losses, prescribed, three_losses
 
 CONF = Path(__file__).parents[2] / "conf"
 NAMES = sorted(path.stem for path in (CONF / "strategy").glob("*.yaml"))
@@ -153,6 +153,20 @@ def test_control_is_baseline_with_gcond_s_update_and_outer_optimizer(composed):
     assert control.strategy.conductor["update"] == gcond.strategy.conductor["update"]
     for part in ("resolver", "estimator", "clip_norm"):
         assert control.strategy.conductor[part] == baseline.strategy.conductor[part]
+
+
+@pytest.mark.parametrize(("between", "conflicts"), [(0.2, False), (-0.2, True)])
+def test_stochastic_integrated_is_gcond_stochastic_where_nothing_conflicts(composed, between, conflicts):
+    """By hand: without a conflict the sum of the task gradients, lambda-weighted; with one GCond takes another."""
+    written = {}
+    for name in ("stochastic_integrated", "gcond_stochastic"):
+        weight = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
+        conductor = instantiate(composed[name, "paper"].strategy.conductor)([weight], {"t0": 0.85, "t1": 0.15})
+        window = [None] * composed[name, "paper"].scale.accumulation_steps
+        conductor.step(window, prescribed([weight], [[1.0, 0.0], [between, 1.0]]))
+        written[name] = weight.grad.clone()
+    assert torch.allclose(written["stochastic_integrated"], torch.tensor([0.85 + 0.15 * between, 0.15]).double())
+    assert torch.equal(*written.values()) != conflicts
 
 
 def test_sequential_pure_is_sequential_with_the_update_and_the_outer_optimizer_of_pure(composed):

@@ -110,7 +110,7 @@ CLAIMS = (
         "factorial of mode x update x resolution at each learning rate, changes paired by seed, percent of Baseline at "
         "the same rate",
         "make reproduce-o1 SCALE=sample SEEDS=10; make reproduce-o1 SCALE=sample SEEDS=10 MORE=optimizer.lr=2e-4",
-        "320 runs at each of two rates, the scale's and the paper's, 5 to 8 minutes each on one core",
+        "360 runs at each of two rates, the scale's and the paper's, 5 to 8 minutes each on one core",
         what_makes_the_gap,
         question=True,
     ),
