@@ -287,6 +287,22 @@ def test_the_factorials_effects_are_those_put_in(tmp_path):
     assert "| 0.4750 ± 0.0100  | 0.2375 ± 0.0050 |" in line
 
 
+def test_the_two_parts_of_a_stochastic_resolution_where_its_control_ran(tmp_path):
+    """Put in: a block per task costs .01 of Baseline's .5, resolution on the same blocks gains .02."""
+    levels = {"baseline": 0.5, "baseline_integrated": 0.45, "stochastic_integrated": 0.46, "gcond_stochastic": 0.44}
+    runs = [
+        fake_controls.run(("ct", name, seed, ""), level) for name, level in levels.items() for seed in (11, 42, 2025)
+    ]
+    fake_controls.write(tmp_path, "sample", runs)
+    page(tmp_path, "o1", "sample", "--datasets", "ct")
+    found = {
+        row["name"]: float(row["mean"]) for row in tidy(tmp_path, "o1", kind="change", metric="l1", block="best_val")
+    }
+    assert found["a block per task: Stochastic integrated vs Baseline integrated"] == pytest.approx(2)
+    assert found["resolution alone: GCond stochastic vs Stochastic integrated"] == pytest.approx(-4)
+    assert found["resolution: GCond stochastic vs Baseline integrated"] == pytest.approx(-2)
+
+
 def test_an_arm_that_is_missing_takes_only_its_own_changes_away(tmp_path):
     """What the study has first: three arms in train mode, of which one has a seed less."""
     kept = {"baseline", "baseline_integrated", "gcond_stochastic"}

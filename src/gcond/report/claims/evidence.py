@@ -22,7 +22,7 @@ MODE = "strategy.model_mode"
 RATE = "optimizer.lr"
 WINDOW = "strategy.conductor.estimator.resolve_every"
 LABELS = lineup.STRATEGIES | {"gcond_sequential_pure": "GCond sequential pure", "gcond_as_pcgrad": "GCond-as-PCGrad"}
-LABELS |= {"mgda": "MGDA", "upgrad": "UPGrad"}
+LABELS |= {"mgda": "MGDA", "upgrad": "UPGrad", "stochastic_integrated": "Stochastic integrated"}
 TEXT = [name for name in KEY if name != "seed"]
 
 

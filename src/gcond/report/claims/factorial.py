@@ -23,6 +23,7 @@ STRATEGY = {  # (resolution, update) -> strategy
     ("stochastic", "adamw"): "gcond_pure",
     ("stochastic", "ema"): "gcond_stochastic",
 }
+BLOCKS_ALONE = "stochastic_integrated"  # beside the factorial: stochastic's blocks of micro-batches, nothing resolved
 LEVELS = {"mode": ("train", "eval"), "update": ("adamw", "ema"), "resolution": ("none", "sequential", "stochastic")}
 CONTRASTS = {  # name -> (factor, from, to)
     "EMA update (beta1 = 0)": ("update", "adamw", "ema"),
@@ -46,7 +47,8 @@ def micro_batch_arm(mode: str, update: str) -> Arm:
 
 @dataclass(frozen=True)
 class Change:
-    """`ours` against `theirs`; `kind`: gap, update, resolution, mode or window."""
+    """`ours` against `theirs`; `kind`: gap, update, resolution, mode, window, or blocks and resolution_alone, the two
+    parts of a stochastic resolution."""
 
     kind: str
     ours: Arm
@@ -83,6 +85,12 @@ def _changes() -> Iterable[Change]:
     for mode, update in product(LEVELS["mode"], LEVELS["update"]):
         window = arm({"mode": mode, "update": update, "resolution": "sequential"})
         yield Change("window", micro_batch_arm(mode, update), window)
+    for mode in LEVELS["mode"]:
+        cell = {"mode": mode, "update": "ema"}
+        unresolved, stochastic = (arm(cell | {"resolution": level}) for level in ("none", "stochastic"))
+        alone = replace(stochastic, strategy=BLOCKS_ALONE)
+        yield Change("blocks", alone, unresolved)
+        yield Change("resolution_alone", stochastic, alone)
 
 
 CHANGES = tuple(_changes())

@@ -17,11 +17,14 @@ KINDS = {
     "resolution": "resolution",
     "mode": "eval mode",
     "window": "per micro-batch",
+    "blocks": "a block per task",
+    "resolution_alone": "resolution alone",
 }
 ALONE = next(change for change in CHANGES if change.kind == "update")  # Baseline integrated vs Baseline
 STOCHASTIC_IS_TWO = (
     "A stochastic arm differs from an unresolved one in two things: conflicts are resolved, and each task's gradient "
-    "comes from its share of the micro-batches only. The sequential arms differ in the first alone."
+    "comes from its share of the micro-batches only. The sequential arms differ in the first alone; Stochastic "
+    "integrated, where it ran, has the second alone."
 )
 
 

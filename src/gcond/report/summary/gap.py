@@ -39,6 +39,8 @@ SHOWN = {  # rows of the table and of the figure
     "Baseline integrated vs Baseline": "the update alone (EMA inside, beta1 = 0), nothing resolved",
     "GCond stochastic vs Baseline integrated": "resolution on top of it, stochastic",
     "GCond sequential vs Baseline integrated": "resolution on top of it, sequential",
+    "Stochastic integrated vs Baseline integrated": "of stochastic's: a block of micro-batches per task, not resolved",
+    "GCond stochastic vs Stochastic integrated": "of stochastic's: resolution alone, on the same blocks",
     "GCond pure vs Baseline": "resolution alone (GCond pure), AdamW as Baseline's",
     "Baseline, eval mode vs Baseline": "eval mode alone, Baseline",
     "GCond stochastic, eval mode vs GCond stochastic": "eval mode, GCond stochastic",
@@ -51,7 +53,7 @@ LEGEND = (
     "Each row changes one thing, everything else (images, masks, initial weights) equal by seed; in percent of "
     "Baseline's loss at the same learning rate, negative is better. *EMA inside, beta1 = 0* is how GCond smooths the "
     "gradient before AdamW; it needs no task gradients. Stochastic resolution changes a second thing: each task's "
-    "gradient then comes from half of the micro-batches."
+    "gradient then comes from its own block, half of the micro-batches."
 )
 
 
