@@ -4,6 +4,7 @@ import math
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from report import fake_controls
 from scipy import stats
@@ -127,6 +128,18 @@ def test_the_top_counts_where_the_update_alone_has_the_gain(told, tmp_path):
     top = page(study(tmp_path, resolved)).split("## At a glance")[1].split("## ")[0]
     assert "In 0 of these 2 its way" in top
     assert "lowers the loss in 2 of 4 and raises it in 2." in top
+
+
+def test_the_top_says_how_many_runs_beat_what_needs_no_training(tmp_path):
+    """The made-up trivial predictor has an L1 of .49 everywhere."""
+    text = page(study(tmp_path, UPDATE_DOES_IT))
+    runs = pd.read_csv(tmp_path / "sample" / "runs.csv")
+    runs = runs[~runs.strategy.str.startswith("trivial:")]
+    better = {block: sum(runs[f"best_{block}_l1"] < 0.49) for block in ("val", "test")}
+    assert len(runs) == 36
+    assert 0 < better["val"] < 36
+    said = f"{better['val']} of 36 runs on validation and {better['test']} of 36 runs on test (CT, sample)."
+    assert said in text.split("## At a glance")[1].split("## In short")[0]
 
 
 def test_its_numbers_are_scipys(told):

@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
 from typing import NamedTuple
 
 from gcond.report.claims.evidence import METRICS, Evidence
 from gcond.report.claims.factorial import changes
 from gcond.report.claims.judge import Finding
 from gcond.report.claims.rates import AtRate
+from gcond.report.lineup import TRIVIAL
+from gcond.report.records import read_csv
 from gcond.report.render import grid
 from gcond.report.summary.gap import EVAL, TRAIN, Parts, settings
 from gcond.report.summary.say import ABOVE, BELOW, FEW, bold, data, papers, place
@@ -28,8 +31,8 @@ class Row(NamedTuple):
     best: bool
 
 
-def glance(evidence: Sequence[Evidence]) -> list[str]:
-    """A sentence that counts, and the table; nothing where no gap was measured."""
+def glance(results: Path, evidence: Sequence[Evidence]) -> list[str]:
+    """A sentence that counts, the table, and how good the models are; nothing where no gap was measured."""
     rows = [
         row
         for each in evidence
@@ -43,7 +46,8 @@ def glance(evidence: Sequence[Evidence]) -> list[str]:
     for row in rows:
         cells = [bold(found) if found else "not run" for found in (row.gap, row.update, row.on_top)]
         lines.append([row.where, row.title, *cells, str(row.gap.effect.n)])
-    return [_counted([row for row in rows if not row.best and place(row.gap.effect) != FEW]), grid(lines)]
+    counted = _counted([row for row in rows if not row.best and place(row.gap.effect) != FEW])
+    return [counted, grid(lines), *_against_trivial(results, evidence)]
 
 
 def _rows(evidence: Evidence, dataset: str, at: AtRate, parts: Parts, mode: str) -> list[Row]:
@@ -76,3 +80,30 @@ def _counted(rows: Sequence[Row]) -> str:
         f"{tops.count(ABOVE)}."
     )
     return " ".join([*sentences, READING])
+
+
+def _against_trivial(results: Path, evidence: Sequence[Evidence]) -> list[str]:
+    """How many runs have a lower L1 than the best predictor that needs no training, of each data set."""
+    parts, lost = [], False
+    for each in evidence:
+        recorded = read_csv(results / each.scale / "runs.csv")
+        best = (
+            recorded[recorded.strategy.str.startswith(TRIVIAL)]
+            .groupby("dataset")[["best_val_l1", "best_test_l1"]]
+            .min()
+        )
+        for dataset in reversed(each.datasets):
+            own = each.runs[each.runs.dataset == dataset]
+            if dataset in best.index:
+                better = [int((own[column] < best.loc[dataset, column]).sum()) for column in best.columns]
+                lost |= better[1] < len(own)
+                shares = " and ".join(
+                    f"{count} of {len(own)} runs on {block}"
+                    for count, block in zip(better, ("validation", "test"), strict=True)
+                )
+                parts.append(f"{shares} ({data(dataset)}, {each.scale})")
+    if not parts:
+        return []
+    caution = " Where few do on test, what sets methods apart on validation need not hold for other images."
+    words = "**How good the models are.** A lower L1 than the best predictor that needs no training:"
+    return [f"{words} {'; '.join(parts)}.{caution if lost else ''}"]

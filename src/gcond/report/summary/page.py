@@ -56,7 +56,7 @@ def page(results: Path) -> str:
         "autoencoder reconstructs a fifth better than with a plain weighted sum, at no cost. This page says what the "
         "recorded runs show of that, each sentence with its numbers: mean effect, 95 % interval, number of seeds n.",
         _scales(evidence),
-        *(["## At a glance", *seen] if (seen := glance(evidence)) else []),
+        *(["## At a glance", *seen] if (seen := glance(results, evidence)) else []),
         "## In short",
         *(f"*{title}*\n\n{bullets(lines)}" for title, lines in heads.items()),
         *(["![what each change does](figures/overview.png)", forest.READING] if _drawn(evidence) else []),
