@@ -326,3 +326,21 @@ def test_the_figure_holds_every_change_at_every_rate_with_its_interval(tmp_path)
     low, high = drawing.axes[0].get_xlim()
     dots = np.concatenate([line.get_xdata() for line in drawing.axes[0].get_lines() if line.get_markersize() == 2.5])
     assert low < dots.min() <= dots.max() < high
+
+
+def test_a_learning_rate_has_one_colour_in_all_panels_of_the_figure(tmp_path):
+    """CT at two rates, photographs at the second alone."""
+    arms = ("baseline", "baseline_integrated", "gcond_stochastic")
+    keys = [("ct", arm, seed, rate) for arm in arms for seed in SEEDS for rate in ("", RATE)]
+    keys += [("photos", arm, seed, RATE) for arm in arms for seed in SEEDS]
+    fake_controls.write(tmp_path, "sample", [fake_controls.run(key, 0.4 + noise(*key)) for key in keys], [], [])
+    drawing = forest.draw(evidence_of(tmp_path))
+    (legend,) = drawing.legends
+    colours = {
+        text.get_text(): line.get_color() for text, line in zip(legend.get_texts(), legend.get_lines(), strict=True)
+    }
+    assert list(colours) == ["rate 1e-3", "rate 2e-4", "best of 2 rates"]
+    for axes in drawing.axes:
+        drawn = {line.get_color() for line in axes.get_lines() if line.get_linewidth() == 1.6}
+        expected = {*colours.values()} if axes.get_title().startswith("ct") else {colours["rate 2e-4"]}
+        assert drawn == expected, axes.get_title()

@@ -1,10 +1,12 @@
 """The overview figure: every change of O1 with its interval, at each learning rate, on one axis."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from gcond.report.claims.evidence import METRICS, Evidence
 from gcond.report.claims.factorial import changes
@@ -30,17 +32,20 @@ def draw(evidence: Sequence[Evidence]) -> Figure | None:
 
 
 def _draw(evidence: Evidence, datasets: list[str]) -> Figure:
-    shown = {dataset: _shown(settings(evidence, dataset), dataset) for dataset in datasets}
+    found = {dataset: settings(evidence, dataset) for dataset in datasets}
+    shown = {dataset: _shown(own, dataset) for dataset, own in found.items()}
+    rates = dict.fromkeys(each.short for own in found.values() for each in own)
+    looks = dict(zip(rates, cycle(LOOKS), strict=False))
     height = sum(0.55 * len(own) for own in shown.values()) + 1.0 * len(datasets) + 1.3
     figure = Figure(figsize=(11.5, height), layout="constrained")
     ratios = [len(own) + 1 for own in shown.values()]
     grid = figure.subplots(len(datasets), len(METRICS), squeeze=False, sharey="row", height_ratios=ratios)
     for row, dataset in zip(grid, datasets, strict=True):
         for axes, (metric, title) in zip(row, METRICS.items(), strict=True):
-            _panel(axes, settings(evidence, dataset), dataset, metric, shown[dataset])
+            _panel(axes, found[dataset], dataset, metric, shown[dataset], looks)
             axes.set_title(f"{dataset}: {title}", fontsize=10)
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
+    marks = [Line2D([], [], color=colour, marker=marker, linewidth=1.6) for colour, marker in looks.values()]
+    figure.legend(marks, looks, loc="outside lower center", ncols=len(looks), frameon=False, fontsize=9)
     devices = " and ".join(sorted(set(evidence.runs.device) - {""}))
     figure.suptitle(
         f"What each change does to the loss, scale {evidence.scale}; {evidence.model}; {devices}\n"
@@ -55,16 +60,19 @@ def _shown(own: list[AtRate], dataset: str) -> list[str]:
     return [name for name in SHOWN if any(NAMED[name] in found for found in there)]
 
 
-def _panel(axes: Axes, own: list[AtRate], dataset: str, metric: str, names: list[str]) -> None:
+def _panel(
+    axes: Axes, own: list[AtRate], dataset: str, metric: str, names: list[str], looks: Mapping[str, tuple[str, str]]
+) -> None:
+    """`looks`: colour and marker of each learning rate, the same in all panels."""
     axes.axvline(0, color="0.4", linewidth=0.9)
     axes.grid(color="0.92", linewidth=0.6, axis="x")
     width = 0.7 / len(own)
-    for place, (each, (colour, marker)) in enumerate(zip(own, LOOKS, strict=False)):
+    for place, each in enumerate(own):
+        colour, marker = looks[each.short]
         found = changes(each.evidence, dataset, metric)
         for row, name in enumerate(names):
             if NAMED[name] in found:
                 _mark(axes, found[NAMED[name]], row + width * (place - (len(own) - 1) / 2), colour, marker)
-        axes.plot([], [], color=colour, marker=marker, linewidth=1.6, label=each.short)
     axes.set_yticks(range(len(names)), [SHOWN[name] for name in names], fontsize=9)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel("percent of Baseline", fontsize=9)
