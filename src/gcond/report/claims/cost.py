@@ -32,7 +32,7 @@ def half_of_sequential(results: Path) -> Answer | None:
             if form == "gcond_sequential_per_task":
                 findings.append(finding)
             else:
-                words.append(f"{_name(section)} {row.ratio:.2f} [{row.ratio_low:.2f}, {row.ratio_high:.2f}]")
+                words.append(f"{_name(section)} {_interval(row)}")
     shared = [f"Against sequential with one forward pass for all tasks, which needs no more: {'; '.join(words)}."]
     note = [f"Half: at most {HALF}. Two tasks; N-fold for N tasks is not measured. {_unit(found)}"]
     pairs = [("gcond_stochastic", form) for form in SEQUENTIAL]
@@ -81,7 +81,7 @@ def _few(sections: list[Section], pairs: Sequence[tuple[str, str]]) -> list[str]
     lines = []
     for section in sections:
         shown = [
-            f"{method} / {against} {row.ratio:.2f} [{row.ratio_low:.2f}, {row.ratio_high:.2f}]"
+            f"{method} / {against} {_interval(row)}"
             for method, against in pairs
             if (row := section.pairs.get((method, against))) is not None and not pd.isna(row.ratio)
         ]
@@ -96,6 +96,10 @@ def _name(section: Section) -> str:
     model = MODELS.get(str(setting["model"]), setting["model"])
     batches = ", each its largest batch" if section.own_batches else ""
     return f"Table {TABLES[section.table]} ({model}, {setting['dataset']}, {setting['precision']}{batches})"
+
+
+def _interval(row: pd.Series) -> str:
+    return f"{row.ratio:.2f} [{row.ratio_low:.2f}, {row.ratio_high:.2f}]"
 
 
 def _effect(row: pd.Series) -> Effect:

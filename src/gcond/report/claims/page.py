@@ -34,8 +34,9 @@ class Row:
         return said(self.found.verdict, self.found.source)
 
     @property
-    def besides(self) -> tuple[Answer, ...]:
-        return self.larger + ((self.more,) if self.more else ())
+    def answers(self) -> tuple[Answer, ...]:
+        """What decides comes first."""
+        return tuple(each for each in (self.found, *self.larger, self.more) if each)
 
 
 def said(verdict: str, source: str) -> str:
@@ -156,7 +157,7 @@ def _paragraph(row: Row) -> str:
     if claim.question and row.found is not None:
         heading = f"### {claim.id}: {said('answer', row.found.source)}"
     lines = [heading, f"{claim.text}{'' if claim.question else '.'} Measured by: {claim.measured_by}."]
-    for found in ((row.found,) if row.found else ()) + row.besides:
+    for found in row.answers:
         beside = found is not row.found
         shown = [f"In the table: {text(found.shown)}."] if found.shown and beside else []
         verdict = f" ({said(found.verdict, found.source)})" if beside and found.verdict else ""
@@ -180,7 +181,7 @@ def tidy_csv(rows: list[Row]) -> str:
         kind = "question" if row.claim.question else "claim"
         if row.found is None:
             writer.writerow([row.claim.id, kind, NOT_RUN, *[""] * (len(CSV_HEADER) - 3)])
-        for found in ((row.found,) if row.found else ()) + row.besides:
+        for found in row.answers:
             for finding in found.findings:
                 effect = finding.effect
                 ends = [effect.mean, effect.low, effect.high]

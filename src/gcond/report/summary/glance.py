@@ -9,11 +9,10 @@ from gcond.report.claims.evidence import METRICS, Evidence
 from gcond.report.claims.factorial import changes
 from gcond.report.claims.judge import Finding
 from gcond.report.claims.rates import AtRate
-from gcond.report.lineup import TRIVIAL
-from gcond.report.records import read_csv
 from gcond.report.render import grid
 from gcond.report.summary.gap import EVAL, TRAIN, Parts, settings
 from gcond.report.summary.say import ABOVE, BELOW, FEW, bold, data, papers, place
+from gcond.report.summary.section import best_trivial
 
 HEAD = ["where", "loss", "GCond stochastic against Baseline", "the update alone", "resolving conflicts on top", "n"]
 READING = (
@@ -86,12 +85,7 @@ def _against_trivial(results: Path, evidence: Sequence[Evidence]) -> list[str]:
     """How many runs have a lower L1 than the best predictor that needs no training, of each data set."""
     parts, lost = [], False
     for each in evidence:
-        recorded = read_csv(results / each.scale / "runs.csv")
-        best = (
-            recorded[recorded.strategy.str.startswith(TRIVIAL)]
-            .groupby("dataset")[["best_val_l1", "best_test_l1"]]
-            .min()
-        )
+        best = best_trivial(results, each.scale)
         for dataset in reversed(each.datasets):
             own = each.runs[each.runs.dataset == dataset]
             if dataset in best.index:

@@ -16,8 +16,7 @@ from gcond.report.claims.factorial import CHANGES, changes, share
 from gcond.report.claims.judge import MARGIN, Finding, conjunction, text, weakest
 from gcond.report.claims.rates import AtRate, at_own_rate, at_rates
 from gcond.report.claims.reconstruction import BASELINE, STOCHASTIC
-from gcond.report.lineup import PAPER_RATE, TRIVIAL
-from gcond.report.records import read_csv
+from gcond.report.lineup import PAPER_RATE
 from gcond.report.render import grid
 from gcond.report.statistics import (
     CONTRADICTED,
@@ -34,7 +33,7 @@ from gcond.report.statistics import (
 from gcond.report.summary.conflict import body_less_encoder, by_seed, early_less_late
 from gcond.report.summary.gap import TRAIN
 from gcond.report.summary.say import with_n
-from gcond.report.summary.section import Section
+from gcond.report.summary.section import Section, best_trivial
 
 TITLE = "What a pilot suggested beforehand"
 ABOUT_ALL = 80.0  # percent of the gap
@@ -285,8 +284,7 @@ def trivial_beats_many(results: Path, evidence: Sequence[Evidence]) -> list[Find
     own = next((each for each in evidence if len(each.runs)), None)
     if own is None:
         return []
-    recorded = read_csv(results / own.scale / "runs.csv")
-    best = recorded[recorded.strategy.str.startswith(TRIVIAL)].groupby("dataset").best_val_l1.min()
+    best = best_trivial(results, own.scale).best_val_l1
     lost, count = int((own.runs.best_val_l1 >= own.runs.dataset.map(best)).sum()), len(own.runs)
     about = f"runs at scale {own.scale} whose best L1 a predictor without training reaches ({lost} of {count})"
     given = HOLDS if 100 * lost / count > MANY else CONTRADICTED

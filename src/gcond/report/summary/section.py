@@ -3,8 +3,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pandas as pd
+
 from gcond.report.claims.evidence import Evidence, read, recorded_scales
-from gcond.report.lineup import NOT_EVIDENCE
+from gcond.report.lineup import NOT_EVIDENCE, TRIVIAL
+from gcond.report.records import read_csv
 from gcond.report.statistics import FEWEST
 
 
@@ -22,6 +25,12 @@ def evidence_of(results: Path) -> list[Evidence]:
     follow."""
     found = [read(results, scale) for scale in recorded_scales(results) if scale not in NOT_EVIDENCE]
     return sorted(found, key=lambda each: each.most_seeds < FEWEST)
+
+
+def best_trivial(results: Path, scale: str) -> pd.DataFrame:
+    """The smallest losses of the predictors that need no training, by data set; columns of runs.csv."""
+    recorded = read_csv(results / scale / "runs.csv")
+    return recorded[recorded.strategy.str.startswith(TRIVIAL)].groupby("dataset")[["best_val_l1", "best_test_l1"]].min()
 
 
 def not_run(title: str, what: str, command: str) -> Section:
