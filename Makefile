@@ -47,7 +47,8 @@ RUNS_o9   := table2
 RUNS_o10  := table2
 RUNS_b1   := b1 b1_gradnorm
 RUNS_conflict := conflict conflict_strength
-STUDY     := o1 o6 o10 table2 $(DRAWN) ablations o2 o3 o4 o5 o8 conflict b1
+TUNING    := $(if $(filter mini,$(SCALE)),o2_part,o2)
+STUDY     := o1 o6 o10 table2 $(DRAWN) ablations $(TUNING) o3 o4 o5 o8 conflict b1
 PAGES     := table2 table3 table4 $(DRAWN) ablations o1 o6 o7 o9 o10 conflict claims readme
 
 unique    = $(if $1,$(firstword $1) $(call unique,$(filter-out $(firstword $1),$1)))
@@ -116,8 +117,9 @@ ARTEFACTS := $(FIGURES) ablations $(QUESTIONS)
 $(ARTEFACTS:%=reproduce-%): reproduce-%: $(READY) $(CT_DATA)
 	@$(paper_needs) $(call study,$(call runs_of,$*)); $(before_$*) $(call report,$*) || status=$$?; exit $$status
 
-reproduce-all: $(READY) $(CT_DATA) reproduce-table1 reproduce-table5 ## the whole study: plan it, run it (controls first), print every table, draw every figure
+reproduce-all: $(READY) $(CT_DATA) reproduce-table1 reproduce-table5 ## the whole study: plan it, run it (controls first), print every table, draw every figure (mini: about four hours; SEEDS=11 a third)
 	@$(if $(NO_PHOTOS),echo "figure10 is left out: it shows photographs$(comma) and DATASETS=$(DATASETS) has none";) \
+	  $(if $(filter o2_part,$(STUDY)),echo "O2 in small: 3 of the 21 settings; make reproduce-o2 runs them all";) \
 	  $(paper_needs) $(BIN)/python -m gcond.sweep.study --jobs $(JOBS) --results $(OUT) $(if $(MISSING),--missing) \
 	  $(foreach experiment,$(call unique,$(foreach artefact,$(STUDY),$(call runs_of,$(artefact)))),'$(call choices,$(experiment))')
 	@$(call study,$(call unique,$(foreach artefact,$(STUDY),$(call runs_of,$(artefact))))); \

@@ -47,6 +47,7 @@ SMALL = (
     "model.depth=1",
     "device=cpu",
     "progress=quiet",
+    "finished_keeps=checkpoints",  # optimizer and strategy are compared too
     "checkpoint_minutes=1e-6",  # a checkpoint after every step, so that every step is continued from
 )
 ARBITRATE = (  # GCond meets a conflict in every step, so that all of its memory matters

@@ -23,7 +23,7 @@ import gcond.train
 from gcond.engine.folder import RunFolder
 from gcond.report.collect import collect
 from gcond.sweep.__main__ import print_summary
-from gcond.sweep.disk import disk_needed, size_of
+from gcond.sweep.disk import Room, disk_needed, size_of
 from gcond.sweep.plan import Estimate, Planned, estimate, plan, print_disk, print_plan
 from gcond.sweep.state import steps_logged
 from gcond.sweep.study import parts, print_study
@@ -75,12 +75,17 @@ SHARED = {  # experiment, what is typed -> its runs on CT a seed, and how many o
     ("o1_micro_batch",): (4, 0),
     ("o1_blocks",): (2, 0),
     ("o2", DECAY, "optimizer.lr=2e-3"): (11, 9),  # at mini's rate; GCond lion has no weight decay in the table
+    ("o2_part",): (33, 9),
     ("o3",): (8, 4),
     ("o3_lion",): (5, 0),
     ("o4",): (10, 0),
     ("o5",): (2, 0),
     ("o8_weights", "optimizer.lr=2e-3"): (8, 1),
     ("o8_single",): (2, 0),
+    ("conflict",): (11, 0),
+    ("conflict_strength",): (15, 0),
+    ("b1",): (6, 0),
+    ("b1_gradnorm",): (1, 0),
 }
 
 
@@ -307,21 +312,40 @@ def test_the_plan_says_how_much_disk_is_free_and_when_that_is_too_little(
     asked: list[Path] = []
     disk = type("Usage", (), {"free": 5_000_000_000})
     monkeypatch.setattr("shutil.disk_usage", lambda place: asked.append(place) or disk)
-    print_disk(tmp_path / "not" / "yet", 3.9e9)
+    print_disk(tmp_path / "not" / "yet", 3.9e9, 0.0)
     assert capsys.readouterr().out.splitlines() == [f"      disk 3.9 GB more in {tmp_path}/not/yet, 5.0 GB free"]
     assert asked == [tmp_path]
-    print_disk(tmp_path, 5.1e9)
-    assert "NOT ENOUGH" in capsys.readouterr().out
+    print_disk(tmp_path, 3.9e9, 1.2e9)
+    line, too_little = capsys.readouterr().out.splitlines()
+    assert line == f"      disk 3.9 GB more in {tmp_path} and 1.2 GB while they run, 5.0 GB free"
+    assert "NOT ENOUGH: expected 5.1 GB free" in too_little
 
 
 @pytest.mark.parametrize("strategy", ["baseline", "gcond_stochastic", "gcond_lion", "sam_gs"])
 def test_the_disk_needed_is_what_a_run_then_takes(strategy: str, tmp_path: Path) -> None:
     """From next to nothing kept for a parameter but AdamW's two moments, to five vectors of the strategy's own."""
-    cfg = tiny_config(tmp_path, f"strategy={strategy}", "model.width=128")
-    planned = Planned(RunFolder(cfg), ("smoke", "photos", "mobilenetv3_small_050", strategy), 4, cfg)
-    expected = disk_needed([planned])
-    carry_out(cfg)
-    assert size_of(planned.folder.path) == pytest.approx(expected, rel=0.03)
+    leaves, holds = {}, {}
+    for keeps in ("weights", "checkpoints"):
+        cfg = tiny_config(tmp_path / keeps, f"strategy={strategy}", "model.width=128", f"finished_keeps={keeps}")
+        planned = Planned(RunFolder(cfg), ("smoke", "photos", "mobilenetv3_small_050", strategy), 4, cfg)
+        needed = disk_needed([planned], jobs=1)
+        leaves[keeps], holds[keeps] = needed.lasting, needed.lasting + needed.passing
+        carry_out(cfg)
+        taken = size_of(planned.folder.path / "checkpoints")
+        assert taken == pytest.approx(needed.lasting, rel=0.03)
+    assert holds["weights"] == holds["checkpoints"] == leaves["checkpoints"]
+
+
+def test_the_runs_side_by_side_hold_their_checkpoints_whole_the_largest_counted(tmp_path: Path) -> None:
+    runs = []
+    for strategy in ("baseline", "gcond_stochastic", "gcond_stochastic"):
+        cfg = tiny_config(tmp_path, f"strategy={strategy}", f"seed={len(runs)}")
+        runs.append(Planned(RunFolder(cfg), ("smoke", "photos", "mobilenetv3_small_050", strategy), 4, cfg))
+    small, large = (disk_needed(runs[at : at + 1], jobs=1).passing for at in (0, 1))
+    assert [disk_needed(runs, jobs).passing for jobs in (1, 2, 3, 4)] == [
+        large, 2 * large, 2 * large + small, 2 * large + small
+    ]  # fmt: skip
+    assert small < large
 
 
 def test_the_disk_needed_is_that_of_finished_runs_less_what_is_there(runs: list[Planned]) -> None:
@@ -329,18 +353,19 @@ def test_the_disk_needed_is_that_of_finished_runs_less_what_is_there(runs: list[
     (runs[0].folder.path / "weights").write_bytes(bytes(100_000))
     one = size_of(runs[0].folder.path)
     assert one > 100_000
-    assert disk_needed(runs[:2]) == one
+    assert disk_needed(runs[:2], jobs=1).lasting == one
     runs[1].folder.path.mkdir()
     (runs[1].folder.path / "begun").write_bytes(bytes(60_000))
-    assert disk_needed(runs[:2]) == one - 60_000
+    assert disk_needed(runs[:2], jobs=1).lasting == one - 60_000
     (runs[1].folder.path / "begun").write_bytes(bytes(600_000))
-    assert disk_needed(runs[:2]) == 0
-    assert disk_needed(runs[:1]) == 0
+    assert disk_needed(runs[:2], jobs=1).lasting == 0
+    assert disk_needed(runs[:1], jobs=1).lasting == 0
 
 
 def test_what_a_run_will_refuse_does_not_stop_the_plan(tmp_path: Path) -> None:
     cfg = config("strategy=gcond_stochastic", "scale.accumulation_steps=3", f"runs={tmp_path}")
-    assert disk_needed([Planned(RunFolder(cfg), ("mini", "ct", "mobilenetv3_small", "gcond_stochastic"), 4, cfg)]) == 0
+    refused = Planned(RunFolder(cfg), ("mini", "ct", "mobilenetv3_small", "gcond_stochastic"), 4, cfg)
+    assert disk_needed([refused], jobs=1) == Room(0, 0)
 
 
 def test_the_summary_names_what_is_missing_and_why(runs: list[Planned], capsys: pytest.CaptureFixture) -> None:

@@ -25,6 +25,7 @@ import gcond.train
 from gcond.engine.checkpoint import Checkpoint, State, Stateful
 from gcond.engine.folder import RunFolder
 from gcond.engine.loop import Trainer
+from gcond.finished import FinishedRun
 from gcond.model import MaskedAutoencoder
 from gcond.train import CONFIG, main
 
@@ -367,3 +368,16 @@ def test_the_command_works_as_typed(tmp_path: Path) -> None:
     variant = "dataset._target_=engine.tiny.load,model.depth=1,model.width=32"
     assert {report["variant"] for report in reports} == {variant}
     assert len(list(tmp_path.glob("runs/smoke/*/DONE"))) == 4
+
+
+def test_a_finished_run_keeps_the_weights_of_its_last_checkpoint_alone(tmp_path: Path) -> None:
+    whole, slim = (
+        run(tiny_config(tmp_path / keeps, f"finished_keeps={keeps}")) for keeps in ("checkpoints", "weights")
+    )
+    assert whole.name == slim.name
+    assert [path.name[:8] for path in sorted(whole.checkpoints.iterdir())] == ["00000002", "00000004"]
+    (left,) = slim.checkpoints.iterdir()
+    assert left.name.startswith("00000004-")
+    assert parts(slim).keys() == {"model"}
+    assert same(parts(slim)["model"], parts(whole)["model"])
+    assert FinishedRun(slim.path, {}).model("last", FinishedRun(slim.path, {}).data())[1] == 4

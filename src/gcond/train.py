@@ -13,9 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from gcond.command import CONFIG, main
 from gcond.engine.activations import Activations
 from gcond.engine.batches import MicroBatches
-from gcond.engine.checkpoint import Checkpoint, State
+from gcond.engine.checkpoint import Checkpoint, State, keep_only
 from gcond.engine.evaluate import EvaluationSet, evaluate
-from gcond.engine.folder import RunFolder
+from gcond.engine.folder import RunFolder, telling_what_could_not_be_written
 from gcond.engine.full_disk import explaining_a_full_disk
 from gcond.engine.gradient_probe import GradientProbe
 from gcond.engine.interrupt import Interrupt
@@ -180,6 +180,9 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
             if team.main:
                 pictures.keep(model, device, folder.final_reconstructions, cfg.scale.patch_size)
         record.windows = schedule.total_steps - state.step
+    if cfg.finished_keeps == "weights" and rank() == 0:
+        with telling_what_could_not_be_written():
+            keep_only("model", folder.checkpoints)
 
 
 def build(group: DictConfig, **late: Any) -> Any:

@@ -23,6 +23,7 @@ TINY = (
     "model.depth=1",
     "device=cpu",
     "progress=quiet",
+    "finished_keeps=checkpoints",
 )
 
 

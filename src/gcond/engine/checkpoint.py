@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,9 +50,7 @@ class Checkpoint:
         content["parts"] = {name: part.state_dict() for name, part in self._parts.items()}
         if not self._writes:
             return
-        unnamed = self.folder / "unnamed"
-        write_atomically(unnamed, lambda temporary: _save(content, temporary))
-        os.replace(unnamed, self.folder / f"{state.step:08}-{sha256(unnamed)}.pt")
+        _write(content, self.folder)
         for old in checkpoints(self.folder)[KEPT:]:
             old.unlink()
 
@@ -89,6 +86,23 @@ class Checkpoint:
         for name, part in self._parts.items():
             part.load_state_dict(content["parts"][name])
         return State(**content["state"])
+
+
+def keep_only(part: str, folder: Path) -> None:
+    """Reduce the newest checkpoint in `folder` to one of its parts and delete the others. No run can go on from it."""
+    whole = checkpoints(folder)
+    content = torch.load(whole[0], map_location="cpu", weights_only=True)
+    content["parts"] = {part: content["parts"][part]}
+    reduced = _write(content, folder)
+    for path in whole:
+        if path != reduced:
+            path.unlink()
+
+
+def _write(content: dict[str, Any], folder: Path) -> Path:
+    unnamed = folder / "unnamed"
+    write_atomically(unnamed, lambda temporary: _save(content, temporary))
+    return unnamed.replace(folder / f"{content['state']['step']:08}-{sha256(unnamed)}.pt")
 
 
 def _save(content: dict[str, Any], path: Path) -> None:

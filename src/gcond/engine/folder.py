@@ -25,7 +25,7 @@ from gcond.files import write_text
 
 # What cannot change the numbers, or (device) stands in the report.
 NOT_IN_HASH = ("name", "runs", "recorded", "paths", "progress", "device", "checkpoint_minutes", "logger")
-NOT_IN_HASH += ("reconstructions",)
+NOT_IN_HASH += ("reconstructions", "finished_keeps")
 
 
 LOCK_TRIES, LOCK_SECONDS = 10, 0.05  # `make status` holds a run's lock for a moment to see whether it is free

@@ -57,6 +57,12 @@ class Settings:
         pictures = cfg.reconstructions.images
         _expect(isinstance(pictures, int) and pictures >= 0, "reconstructions.images", "an integer >= 0", pictures)
         _expect(cfg.checkpoint_minutes > 0, "checkpoint_minutes", "a number > 0", cfg.checkpoint_minutes)
+        _expect(
+            cfg.finished_keeps in ("weights", "checkpoints"),
+            "finished_keeps",
+            "weights or checkpoints",
+            repr(cfg.finished_keeps),
+        )
         loss = instantiate(cfg.loss.reconstruction)(patch_size=scale.patch_size, intensity=None)
         unknown = sorted(set(cfg.loss.tasks) - set(loss.tasks))
         _expect(not unknown, "loss.tasks", f"lambdas for {', '.join(loss.tasks)}", ", ".join(unknown))

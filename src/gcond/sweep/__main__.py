@@ -54,7 +54,8 @@ def main() -> int:
     print_plan(runs, jobs, estimate(runs, arguments.results))
     left = [run for run in runs if not run.done]
     if left:
-        print_disk(Path(runs[0].cfg.runs), disk_needed(runs))
+        room = disk_needed(runs, jobs)
+        print_disk(Path(runs[0].cfg.runs), room.lasting, room.passing)
     if arguments.plan_only:
         return 0
     try:

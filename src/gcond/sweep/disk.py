@@ -1,4 +1,4 @@
-"""The room that runs take on the disk: two checkpoints, and little else."""
+"""The room that runs take on the disk: checkpoints, and little else."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import json
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +16,43 @@ from omegaconf import DictConfig, OmegaConf
 from gcond.sweep.plan import Planned
 
 PROBE = 10_000  # parameters a group, of the stand-in for a model
+ENTRY = 350  # bytes that torch.save adds to each tensor's own
 
 
-def disk_needed(runs: Sequence[Planned]) -> float:
-    """Bytes that the runs which are left will add.
+@dataclass(frozen=True)
+class Room:
+    """Bytes: what runs leave behind, and how much more they hold while they run."""
 
-    As much as finished ones of the same kind hold; where there is none, computed from the size of the model, which
-    takes the seconds that PyTorch needs to load. Metrics and pictures (a few MB) are in the former only.
+    lasting: float
+    passing: float
+
+
+def disk_needed(runs: Sequence[Planned], jobs: int) -> Room:
+    """What the runs which are left will add, `jobs` of them side by side.
+
+    They leave as much as finished ones of the same kind hold; where there is none, what is computed from the size of
+    the model, without metrics and pictures (a few MB). Until it is finished, a run holds its checkpoints whole.
     """
     held: dict[str, list[int]] = {}
     for run in runs:
         if run.folder.done:
             held.setdefault(_kind(run.cfg), []).append(size_of(run.folder.path))
-    computed: dict[str, int] = {}
-    needed = 0.0
-    for run in runs:
-        if not run.done:
-            kind = _kind(run.cfg)
-            if kind in held:
-                expected = statistics.median(held[kind])
-            else:
-                if kind not in computed:
-                    computed[kind] = _computed(run.cfg)
-                expected = computed[kind]
-            needed += max(0.0, expected - size_of(run.folder.path))
-    return needed
+    left = [run for run in runs if not run.done]
+    sizes = {kind: _computed(cfg) for kind, cfg in {_kind(run.cfg): run.cfg for run in left}.items()}
+    lasting, passing = 0.0, []
+    for run in left:
+        kind = _kind(run.cfg)
+        kept = statistics.median(held[kind]) if kind in held else sizes[kind].lasting
+        lasting += max(0.0, kept - size_of(run.folder.path))
+        passing.append(sizes[kind].passing)
+    return Room(lasting, sum(sorted(passing, reverse=True)[:jobs]))
 
 
 def _kind(cfg: DictConfig) -> str:
     """What decides the size of a checkpoint."""
     model, optimizer, conductor = cfg.model, cfg.optimizer.build, cfg.strategy.conductor
-    return json.dumps([OmegaConf.to_container(part, resolve=True) for part in (model, optimizer, conductor)])
+    parts = [OmegaConf.to_container(part, resolve=True) for part in (model, optimizer, conductor)]
+    return json.dumps([*parts, cfg.finished_keeps])
 
 
 def size_of(folder: Path) -> int:
@@ -53,10 +60,10 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _computed(cfg: DictConfig) -> int:
-    """Both checkpoints, by the model's parameters and what this optimizer and this strategy keep for each of them.
+def _computed(cfg: DictConfig) -> Room:
+    """By the model's parameters and what this optimizer and this strategy keep for each of them.
 
-    0 for settings that the run itself will refuse, and name.
+    Nothing for settings that the run itself will refuse, and name.
     """
     import torch  # here, since it takes seconds and is needed for the first sweep with a model only
 
@@ -67,9 +74,12 @@ def _computed(cfg: DictConfig) -> int:
         with torch.device("meta"):  # shapes without numbers
             model = build(cfg.model, channels=3)  # of photographs; CT's single channel makes it a little smaller
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        return round(KEPT * parameters * bytes_per_parameter(cfg))
+        weights = sum(tensor.nbytes + ENTRY for tensor in model.state_dict().values())
+        whole = KEPT * parameters * bytes_per_parameter(cfg)
     except (ValueError, InstantiationException):
-        return 0
+        return Room(0, 0)
+    lasting = weights if cfg.finished_keeps == "weights" else whole
+    return Room(lasting, whole - lasting)
 
 
 def bytes_per_parameter(cfg: DictConfig) -> float:

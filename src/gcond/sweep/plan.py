@@ -213,14 +213,16 @@ def print_plan(runs: Sequence[Planned], jobs: int, expected: Estimate) -> None:
     print(f"      memory {memory}", flush=True)
 
 
-def print_disk(folder: Path, needed: float) -> None:
-    """What runs will add below `folder`, against what is free there."""
+def print_disk(folder: Path, lasting: float, passing: float) -> None:
+    """What runs will add below `folder`, and for a while, against what is free there."""
     place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(place).free
-    print(f"      disk {words.size(needed)} more in {folder}, {words.size(free)} free", flush=True)
-    if needed > free:
+    while_running = f" and {words.size(passing)} while they run" if passing else ""
+    print(f"      disk {words.size(lasting)} more in {folder}{while_running}, {words.size(free)} free", flush=True)
+    if lasting + passing > free:
         print(
-            f"      NOT ENOUGH: expected {words.size(needed)} free; set runs= to a folder on a larger disk", flush=True
+            f"      NOT ENOUGH: expected {words.size(lasting + passing)} free; set runs= to a folder on a larger disk",
+            flush=True,
         )
 
 

@@ -52,7 +52,8 @@ def print_study(study: Sequence[Part], jobs: int, results: Path) -> None:
         to_do = sum(not run.done for run in largest.new)
         print(f"       {to_do} of them are {largest.name}'s alone, {_hours(largest.new, jobs, results)}: to leave a "
               "part out, name the others (make reproduce-all STUDY='o1 table2 …')")  # fmt: skip
-        print_disk(Path(runs[0].cfg.runs), disk_needed(runs))
+        room = disk_needed(runs, jobs)
+        print_disk(Path(runs[0].cfg.runs), room.lasting, room.passing)
     width = max(len(part.name) for part in study)
     print(f"       {'experiment':{width}}  runs   new  to do  time of the new ones")
     for part in study:
