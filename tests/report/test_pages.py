@@ -551,6 +551,30 @@ def test_a_method_is_told_by_its_place_on_the_trade_off(tmp_path):
     assert zones == dict.fromkeys(("gcond_sequential", "gcond_stochastic", "gcond_pure"), 0.5)
 
 
+def test_what_resolving_does_is_told_against_the_same_update_without_it(tmp_path):
+    """By hand: with L1 and flipped of GCond stochastic at .8 and 1.1 times Baseline integrated's, 1 - SSIM at once and
+    a half: mean (-20 + 50 + 10) / 3 = 13.3 %; sequential as the update alone."""
+    runs, steps, probes = fake_controls.conflicting()
+    factors = {"l1": 0.8, "ssim": 1.5, "flipped": 1.1}
+    for row in runs:
+        if row["strategy"] == "gcond_stochastic":
+            row |= {key: value * factors[task] for key, value in row.items()
+                    if key.startswith(("best_", "last_")) and (task := key.split("_")[-1]) in factors}  # fmt: skip
+    fake_controls.write(tmp_path, "sample", runs, steps, probes)
+    page(tmp_path, "conflict", "sample", "--datasets", "ct")
+    where = {"kind": "difference to baseline_integrated", "block": "best_val"}
+    found = {
+        row["name"]: float(row["mean"]) for row in tidy(tmp_path, "conflict", strategy="gcond_stochastic", **where)
+    }
+    base = 0.35 * 0.9 + 0.15 * 0.5 + 0.5 * 0.72
+    weighted = 100 * (0.35 * 0.9 * 0.8 + 0.15 * 0.75 + 0.5 * 0.72 * 1.1 - base) / base
+    assert found == {"mean": pytest.approx(40 / 3, rel=1e-3), "l1": pytest.approx(-20), "ssim": pytest.approx(50),
+                     "flipped": pytest.approx(10), "sum": pytest.approx(weighted, rel=1e-3)}  # fmt: skip
+    same = tidy(tmp_path, "conflict", strategy="gcond_sequential", **where)
+    assert [float(row["mean"]) for row in same] == pytest.approx([0] * 5, abs=1e-9)
+    assert re.search(r"against Baseline integrated .*\n.*\n\| GCond sequential", text(tmp_path, "conflict"))
+
+
 def test_conflict_is_told_against_its_strength(tmp_path):
     contradicted(tmp_path)
     section = text(tmp_path, "conflict").split("## Against the strength")[1]

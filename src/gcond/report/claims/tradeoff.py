@@ -18,6 +18,8 @@ FULL = 1.0  # the loss's own strength
 METHODS = ("baseline", "baseline_integrated", "pcgrad", "cagrad", "gradnorm", "graddrop", "mgda", "upgrad",
            "gcond_sequential", "gcond_stochastic", "gcond_pure")  # fmt: skip
 SHOWN = ("best_val", "last_val", "best_test")
+UNRESOLVED = "baseline_integrated"  # GCond's update, with no task gradient looked at
+RESOLVING = ("gcond_sequential", "gcond_stochastic")
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,11 @@ def ran(evidence: Evidence, dataset: str, text: str) -> list[Arm]:
     return [arm for arm in (Arm(name, text) for name in METHODS) if evidence.ran(dataset, arm)]
 
 
-def relative(evidence: Evidence, dataset: str, arm: Arm, weights: Mapping[str, float], block: str) -> Finding:
-    """The weighted sum of the losses less Baseline's, by seed, in percent of Baseline's mean."""
-    base = Arm("baseline", arm.variant)
+def relative(
+    evidence: Evidence, dataset: str, arm: Arm, weights: Mapping[str, float], block: str, other: str = "baseline"
+) -> Finding:
+    """The weighted sum of the losses less that of `other`, a strategy, by seed, in percent of the other's mean."""
+    base = Arm(other, arm.variant)
     dropped, remarks = evidence.comparable(dataset, arm, base)
 
     def total(own: Arm) -> pd.Series:
@@ -68,26 +72,39 @@ def relative(evidence: Evidence, dataset: str, arm: Arm, weights: Mapping[str, f
     return Finding("", effect.times(100 / float(total(base).mean())), block=block, remarks=tuple(remarks))
 
 
-def delta(evidence: Evidence, dataset: str, arm: Arm, block: str = "best_val") -> Finding:
-    """Mean over the three losses of the change against Baseline, in percent of Baseline's mean: above 0 is worse."""
-    base = evidence.by_seed(dataset, Arm("baseline", arm.variant))
+def delta(evidence: Evidence, dataset: str, arm: Arm, block: str = "best_val", other: str = "baseline") -> Finding:
+    """Mean over the three losses of the change against `other`, in percent of the other's mean: above 0 is worse."""
+    base = evidence.by_seed(dataset, Arm(other, arm.variant))
     shares = {task: 1 / float(base[f"{block}_{task}"].mean()) for task in LAMBDAS}
-    found = relative(evidence, dataset, arm, shares, block)
-    return replace(found, about=f"{dataset}: {arm_name(arm)} vs Baseline, mean over three losses")
+    found = relative(evidence, dataset, arm, shares, block, other)
+    return replace(found, about=f"{dataset}: {_versus(arm, other)}, mean over three losses")
 
 
-def changes(evidence: Evidence, dataset: str, arm: Arm, block: str = "best_val") -> dict[str, Finding]:
-    """Of each loss, and of their sum with the lambdas, which is what Baseline minimises; in percent of Baseline's."""
-    base = Arm("baseline", arm.variant)
+def changes(
+    evidence: Evidence, dataset: str, arm: Arm, block: str = "best_val", other: str = "baseline"
+) -> dict[str, Finding]:
+    """Of each loss, and of their sum with the lambdas, which is what Baseline minimises; in percent of the other's."""
+    base = Arm(other, arm.variant)
     found = {task: compare(evidence, dataset, arm, base, task, block=block) for task in LAMBDAS}
-    found["sum"] = relative(evidence, dataset, arm, LAMBDAS, block)
+    found["sum"] = relative(evidence, dataset, arm, LAMBDAS, block, other)
     titles = TASKS | {"sum": "weighted sum"}
-    about = f"{arm_name(arm)} vs Baseline"
+    about = _versus(arm, other)
     return {key: replace(each, about=f"{dataset} {titles[key]}: {about}") for key, each in found.items()}
 
 
 def arm_name(arm: Arm) -> str:
     return Arm(arm.strategy).label
+
+
+def _versus(arm: Arm, other: str) -> str:
+    return f"{arm_name(arm)} vs {Arm(other).label}"
+
+
+def resolving(evidence: Evidence, dataset: str, text: str) -> list[Arm]:
+    """GCond's arms whose update ran without resolution too."""
+    if not evidence.ran(dataset, Arm(UNRESOLVED, text)):
+        return []
+    return [arm for arm in (Arm(name, text) for name in RESOLVING) if evidence.ran(dataset, arm)]
 
 
 def cosine(evidence: Evidence, dataset: str, arm: Arm) -> dict[str, Effect]:
@@ -116,6 +133,15 @@ def conflicted(evidence: Evidence) -> Answer | None:
                 told = (f"{found.about.split(':')[0].removeprefix(f'{dataset} ')} {number(found.effect, '%')}"
                         for found in each if found.block == "best_val")  # fmt: skip
                 words.append(f"{own[0].about} {number(own[0].effect, '%')} ({'; '.join(told)}).")
+        for arm in resolving(evidence, dataset, where.full):
+            own = [delta(evidence, dataset, arm, block, UNRESOLVED) for block in SHOWN]
+            each = [change for block in SHOWN for change in changes(evidence, dataset, arm, block, UNRESOLVED).values()]
+            detailed += [*own, *each]
+            total = next(found for found in each if "weighted sum" in found.about)
+            words.append(
+                f"The same update with nothing resolved: {own[0].about} {number(own[0].effect, '%')}, weighted sum "
+                f"{number(total.effect, '%')}."
+            )
         for arm in arms:
             found = frequencies(evidence, dataset, arm).get("steps with a conflict")
             if found:

@@ -10,12 +10,14 @@ from gcond.report.claims.tradeoff import (
     LAMBDAS,
     METHODS,
     SHOWN,
+    UNRESOLVED,
     Regime,
     changes,
     cosine,
     delta,
     ran,
     regime,
+    resolving,
 )
 from gcond.report.pages import conflict_figure
 from gcond.report.pages.conflict_figure import bound
@@ -47,6 +49,10 @@ DIFFERENCES = (
     "Differences to Baseline by seed, with the same lambdas, in percent of Baseline's mean, with a 95 % t-interval "
     "over seeds; negative is better. Mean: over the three losses (as Delta-m). Weighted sum: with the lambdas, what "
     "Baseline minimises. Intervals are not corrected for their number."
+)
+RESOLUTION = (
+    "Differences to Baseline integrated, which smooths the gradient as GCond does and looks at no task's: what "
+    "resolving conflicts does by itself, in percent of Baseline integrated's mean."
 )
 COSINE_WORDS = (
     "Smallest cosine of two tasks' gradients. Own steps: as O6 counts, which is another quantity for methods whose "
@@ -104,6 +110,8 @@ def _measured(source: Source, dataset: str, arms: list[Arm], rows: list[dict[str
     if arms[0] != Arm("baseline", arms[0].variant):
         return [*parts, "No differences: they are to Baseline, which was not run."]
     parts += [_differences(source, dataset, arms[1:], rows)] if arms[1:] else []
+    resolved = resolving(source.evidence, dataset, arms[0].variant)
+    parts += [RESOLUTION, _differences(source, dataset, resolved, rows, UNRESOLVED)] if resolved else []
     return [*parts, "### How much conflict", FREQUENCIES, COSINE_WORDS, _conflicts(source, dataset, arms, rows)]
 
 
@@ -137,18 +145,21 @@ def _losses(source: Source, dataset: str, arms: list[Arm], rows: list[dict[str, 
     return table(lines)
 
 
-def _differences(source: Source, dataset: str, arms: list[Arm], rows: list[dict[str, object]]) -> str:
+def _differences(
+    source: Source, dataset: str, arms: list[Arm], rows: list[dict[str, object]], other: str = "baseline"
+) -> str:
     titles = [*TASKS.values(), "weighted sum"]
-    lines = [["against Baseline", "n", "mean", *titles, "mean, last epoch", "mean, test"], []]
+    kind = "difference" if other == "baseline" else f"difference to {other}"
+    lines = [[f"against {Arm(other).label}", "n", "mean", *titles, "mean, last epoch", "mean, test"], []]
     for arm in arms:
-        found = {block: {"mean": delta(source.evidence, dataset, arm, block)} for block in SHOWN}
+        found = {block: {"mean": delta(source.evidence, dataset, arm, block, other)} for block in SHOWN}
         for block, own in found.items():
-            own |= changes(source.evidence, dataset, arm, block)
+            own |= changes(source.evidence, dataset, arm, block, other)
         cells = [number(each.effect, "%") for each in found["best_val"].values()]
         cells += [number(found[block]["mean"].effect, "%") for block in ("last_val", "best_test")]
         lines.append([name(Arm(arm.strategy)), str(found["best_val"]["mean"].effect.n), *cells])
         rows += [
-            _row(source, dataset, arm, "difference", key, block) | {"unit": "percent"} | numbers(each.effect)
+            _row(source, dataset, arm, kind, key, block) | {"unit": "percent"} | numbers(each.effect)
             for block, own in found.items()
             for key, each in own.items()
         ]

@@ -1,6 +1,6 @@
 """How much GCond has to do (O6), and how strong the conflict is against noise (O10)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 
 import pandas as pd
@@ -105,19 +105,20 @@ def early_less_late(evidence: Evidence, dataset: str, arm: Arm) -> Finding | Non
 
 
 def _work_headline(dataset: str, at: AtRate) -> list[str]:
-    found = _often(at, dataset).get(STOCHASTIC) or {}
+    words = arbitrating(_often(at, dataset).get(STOCHASTIC) or {})
+    return [f"**{data(dataset)}, {at.short}.** GCond stochastic {words}."] if words else []
+
+
+def arbitrating(found: Mapping[str, Finding]) -> str:
+    """What `frequencies` found, as the rest of a sentence about the method; "" where it was not recorded."""
     often, correction = found.get("steps with a conflict"), found.get("mean correction")
     if not often:
-        return []
-    words = (
-        f"**{data(dataset)}, {at.short}.** GCond stochastic finds a conflict in {number(often.effect, 'share')} of its "
-    )
-    words += f"steps (n = {often.effect.n})"
+        return ""
+    words = f"finds a conflict in {number(often.effect, 'share')} of its steps (n = {often.effect.n})"
     zones = [f"{title} {number(found[key].effect, 'number')}" for key, title in COLUMNS.items()
              if " zone" in key and key in found]  # fmt: skip
     words += f"; arbitrations a step: {', '.join(zones)}" if zones else ""
-    words += f"; what it changes of the gradient: {number(correction.effect, 'share')}" if correction else ""
-    return [f"{words}."]
+    return words + (f"; what it changes of the gradient: {number(correction.effect, 'share')}" if correction else "")
 
 
 def noise(evidence: Sequence[Evidence]) -> Section:

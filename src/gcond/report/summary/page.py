@@ -15,7 +15,7 @@ from gcond.report.lineup import NOT_EVIDENCE, SCALE_PIXELS, SCALE_RATES
 from gcond.report.notes import dates, listed
 from gcond.report.render import bullets, grid
 from gcond.report.statistics import CONTRADICTED, FEWEST, HOLDS, NOT_RUN, Effect
-from gcond.report.summary import conflict, cost, forest, gap, hypotheses, methods
+from gcond.report.summary import conflict, cost, forest, gap, hypotheses, methods, tradeoff
 from gcond.report.summary.glance import glance
 from gcond.report.summary.section import Section, dataset_title, evidence_of
 
@@ -47,6 +47,7 @@ def page(results: Path) -> str:
         methods.methods(evidence),
         conflict.work(evidence),
         conflict.noise(evidence),
+        tradeoff.tradeoff(evidence),
         cost.cost(rows),
     ]
     heads = {section.title: section.headlines for section in sections if section.headlines}
