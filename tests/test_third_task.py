@@ -23,6 +23,7 @@ from gcond.engine.loop import Trainer
 from gcond.engine.memory import Planner
 from gcond.engine.seeding import seeded
 from gcond.engine.settings import Settings
+from gcond.finished import FinishedRun
 from gcond.train import build
 
 CPU = torch.device("cpu")
@@ -218,3 +219,12 @@ def test_labels_that_do_not_exist_or_are_not_needed_are_refused(monkeypatch: pyt
 @pytest.mark.parametrize("strategy", ["graddrop", "mgda", "upgrad", "gcond_sequential", "gcond_lion", "uw", "nash_mtl"])
 def test_other_strategies_train_a_classifier(strategy: str, tmp_path: Path) -> None:
     assert run(tiny_config(tmp_path, *CLASSES, f"strategy={strategy}")).done
+
+
+def test_a_run_with_a_classifier_is_read_back(tmp_path: Path) -> None:
+    folder = run(tiny_config(tmp_path, *CLASSES))
+    back = FinishedRun(folder.path, {})
+    model, step = back.model("last", back.data())
+    assert step == back.report["steps"]
+    assert same(dict(model.state_dict()), parts(folder)["model"])
+    assert any("class" in name for name in model.state_dict())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from gcond.data.splits import Splits
-from gcond.engine.checkpoint import Checkpoint
+from gcond.engine.checkpoint import Checkpoint, checkpoints
+from gcond.engine.labels import labelling_of
 from gcond.engine.loop import Objective
 from gcond.engine.seeding import seeded
 from gcond.model import MaskedAutoencoder
 from gcond.train import build
 
 STATES = ("initial", "last")
+NAMED_BY = {"ct": "--ct", "imagenet256": "--imagenet"}  # data set -> the option of a command that names its folder
 
 
 class FinishedRun:
@@ -31,7 +34,7 @@ class FinishedRun:
         ValueError: the run is not finished, or its data set's folder is not among `roots`.
     """
 
-    def __init__(self, path: Path, roots: dict[str, str | None]) -> None:
+    def __init__(self, path: Path, roots: Mapping[str, Path | str | None]) -> None:
         if not (path / "DONE").exists():
             raise ValueError(f"{path}: expected a finished run, found no DONE in it")
         self.path = path
@@ -42,30 +45,47 @@ class FinishedRun:
         if cfg.dataset.name in roots:
             root = roots[cfg.dataset.name]
             if root is None:
-                raise ValueError(f"{path}: expected the folder of {cfg.dataset.name}, found none")
-            cfg.dataset.root = root
+                option = NAMED_BY.get(cfg.dataset.name, cfg.dataset.name)
+                raise ValueError(f"{path}: expected the folder of its data ({option} DIR), found none")
+            cfg.dataset.root = str(root)
 
     def data(self) -> Splits:
         """Raises ValueError where these are not the data that the run has seen."""
         splits: Splits = build(self.cfg.dataset)
-        seen, found = self.report["data_checksum"], splits.facts["checksum"]
-        if found != seen:
-            raise ValueError(f"{self.path}: expected the data with checksum {seen}, found {found}")
+        self.expect(splits)
         return splits
 
+    def expect(self, data: Splits) -> None:
+        """Raise ValueError where `data` are not those that the run has seen."""
+        seen, found = self.report["data_checksum"], data.facts["checksum"]
+        if found != seen:
+            raise ValueError(
+                f"{self.path}: trained on data with the checksum {_short(seen)}, found {_short(found)}; name the run's "
+                "own data, or make the run again"
+            )
+
     def model(self, state: str, data: Splits) -> tuple[MaskedAutoencoder, int]:
-        """As it was at the beginning ("initial") or in the last checkpoint ("last"), and after how many steps."""
+        """As it was at the beginning ("initial") or in the last checkpoint ("last"), and after how many steps.
+
+        Raises ValueError where the last checkpoint is gone, or of another step.
+        """
         if state not in STATES:
             raise ValueError(f"`state`: expected one of {', '.join(STATES)}, found {state!r}")
+        labelling = labelling_of(self.cfg)
+        classes = labelling.classes if labelling else None
         with seeded(self.cfg.seed, "weights"):
-            model: MaskedAutoencoder = build(self.cfg.model, channels=data.intensity.channels)
+            model: MaskedAutoencoder = build(self.cfg.model, channels=data.intensity.channels, classes=classes)
         if state == "initial":
             return model, 0
         checksum, folder = data.facts["checksum"], self.path / "checkpoints"
-        kept = Checkpoint(folder, self.report["hash"], checksum, {"model": model}, writes=False).load()
-        if kept.step != self.report["steps"]:
-            raise ValueError(f"{folder}: expected a checkpoint of step {self.report['steps']}, found {kept.step}")
-        return model, kept.step
+        if not checkpoints(folder):
+            raise ValueError(f"{folder}: expected the run's last checkpoint, found none; the run must be made again")
+        step = Checkpoint(folder, self.report["hash"], checksum, {"model": model}, writes=False).load().step
+        if step != self.report["steps"]:
+            raise ValueError(
+                f"{folder}: expected a checkpoint of step {self.report['steps']}, found one of step {step}"
+            )
+        return model, step
 
     def objective(self, model: MaskedAutoencoder, data: Splits) -> Objective:
         patch = self.cfg.scale.patch_size
@@ -84,3 +104,9 @@ class FinishedRun:
 
     def scaler(self, device: torch.device) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(device.type, enabled=self.cfg.precision == "fp16")
+
+
+def _short(checksum: Any) -> str:
+    if isinstance(checksum, dict):
+        return ", ".join(f"{split} {value[:10]}" for split, value in checksum.items())
+    return str(checksum)[:10]

@@ -243,16 +243,16 @@ def test_a_run_that_cannot_be_read_back_is_refused(runs: Path, tmp_path: Path, m
     with pytest.raises(ValueError, match="expected a finished run"):
         FinishedRun(tmp_path, {})
     back = FinishedRun(one(runs, "baseline"), {})
-    with pytest.raises(ValueError, match="expected the folder of photos, found none"):
+    with pytest.raises(ValueError, match=r"expected the folder of its data \(photos DIR\), found none"):
         FinishedRun(back.path, {"photos": None})
     with pytest.raises(ValueError, match="`state`: expected one of initial, last, found 'best'"):
         back.model("best", back.data())
     data = back.data()
     back.path = tmp_path
-    with pytest.raises(ValueError, match="expected a checkpoint of step 4, found 0"):
+    with pytest.raises(ValueError, match="expected the run's last checkpoint, found none"):
         back.model("last", data)
     back.report["data_checksum"] = "others"
-    with pytest.raises(ValueError, match="expected the data with checksum others"):
+    with pytest.raises(ValueError, match="trained on data with the checksum others, found"):
         back.data()
 
 

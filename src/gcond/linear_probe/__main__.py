@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from gcond.data.splits import Splits
 from gcond.engine import device as devices
+from gcond.finished import FinishedRun
 from gcond.linear_probe import features as seen
 from gcond.linear_probe.ridge import Array, Probed, probe
-from gcond.linear_probe.runs import Finished, open_run, read_data
 from gcond.linear_probe.tasks import Task, tasks
 from gcond.report.folders import Run, read_folders
 from gcond.report.records import KEY, LINEAR_PROBE_COLUMNS, LINEAR_PROBE_KEY, add_rows, frame, read_csv
@@ -40,13 +40,13 @@ class Prober:
 
     def rows(self, run: Run) -> Iterator[dict[str, object]]:
         """One for every task. Raises ValueError for a run that cannot be probed."""
-        finished = open_run(run.path, self._roots)
+        finished = FinishedRun(run.path, self._roots)
         data, places, asked = self._read(finished)
-        own = self._probe(seen.encoder(finished.trained(data).to(self._device)), data, places, asked)
+        own = self._probe(seen.encoder(finished.model("last", data)[0].to(self._device)), data, places, asked)
         about = finished.cfg.dataset
         untrained = self._control(
-            (about, finished.cfg.model, finished.cfg.seed),
-            lambda: seen.encoder(finished.untrained(data).to(self._device)),
+            (about, finished.cfg.model, finished.cfg.seed, finished.cfg.loss.get("labels")),
+            lambda: seen.encoder(finished.model("initial", data)[0].to(self._device)),
             data, places, asked,
         )  # fmt: skip
         pixels = self._control((about,), lambda: seen.pixels, data, places, asked)
@@ -60,14 +60,14 @@ class Prober:
                 "pixels_val": pixels[task.name].val, "pixels_test": pixels[task.name].test, "chance": task.chance,
             }  # fmt: skip
 
-    def _read(self, run: Finished) -> tuple[Splits, dict[str, list[int]], list[Task]]:
+    def _read(self, run: FinishedRun) -> tuple[Splits, dict[str, list[int]], list[Task]]:
         if self._data is None or self._data[0] != run.cfg.dataset:
-            data = read_data(run)
+            data = run.data()
             counts = {"train": len(data.train), "val": len(data.val), "test": len(data.test)}
             places = {split: spaced(count, self._images) for split, count in counts.items()}
             self._data = (run.cfg.dataset, data, places, tasks(run.cfg.dataset, places))
-        elif run.report["data_checksum"] != self._data[1].facts["checksum"]:
-            read_data(run)  # raises
+        else:
+            run.expect(self._data[1])
         return self._data[1:]
 
     def _control(self, key: tuple[Any, ...], describe: Any, data: Splits, *rest: Any) -> dict[str, Probed]:
