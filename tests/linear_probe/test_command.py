@@ -106,6 +106,17 @@ def test_what_is_recorded_is_not_probed_again_unless_the_run_is_another(runs, ca
     assert dict(zip(table(runs).strategy, table(runs).train, strict=True)) == {"baseline": 13, "pcgrad": 12}
 
 
+def test_runs_with_other_settings_than_table_2s_are_probed_on_demand(runs, capsys):
+    for strategy, variant in (("baseline", "optimizer.lr=0.0002"), ("pcgrad", "loss=l1_ssim_flipped,optimizer.lr=0.1")):
+        path = folder(runs, strategy) / "report.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"variant": variant}))
+    assert probed(runs) == 0
+    assert set(table(runs).strategy) == {"baseline"}
+    assert "1 finished runs with other settings than Table 2's are left out; --all" in capsys.readouterr().out
+    assert probed(runs, "--all") == 0
+    assert set(table(runs).strategy) == {"baseline", "pcgrad"}
+
+
 def test_a_run_without_checkpoint_is_named_and_the_others_are_probed(runs, capsys):
     shutil.rmtree(folder(runs, "baseline") / "checkpoints")
     assert probed(runs) == 1

@@ -87,8 +87,19 @@ def test_what_is_not_probed_is_said(tmp_path, capsys):
     record(tmp_path, probes=ARMS[:3])
     assert main(["o7", "--scale", "sample", "--results", str(tmp_path)]) == 1
     words = capsys.readouterr()
-    assert "9 of 15 recorded runs on ct are probed" in words.err
-    assert "0 of 0 recorded runs on photos are probed" in words.err
+    assert "9 of 15 recorded runs on ct with Table 2's settings are probed" in words.err
+    assert "0 of 0 recorded runs on photos with Table 2's settings are probed" in words.err
+
+
+@pytest.mark.parametrize(("variant", "missed"), [("loss=l1_ssim_flipped", False), ("optimizer.lr=0.0002", True)])
+def test_a_run_of_another_kind_is_not_missed_but_one_at_another_rate_is(tmp_path, capsys, variant, missed):
+    record(tmp_path)
+    path = tmp_path / "sample" / "runs.csv"
+    runs = records.read_csv(path)
+    other = runs[runs.strategy == "baseline"].assign(variant=variant)
+    records.write_csv(path, pd.concat([runs, other]), records.KEY, 8)
+    assert main(["o7", "--scale", "sample", "--results", str(tmp_path), "--datasets", "ct"]) == missed
+    assert ("15 of 18 recorded runs on ct" in capsys.readouterr().err) == missed
 
 
 def test_nothing_probed_names_the_command(tmp_path, capsys):

@@ -147,6 +147,11 @@ def variant(choices: dict[str, str]) -> str:
     return ",".join(sorted(f"{name}={value}" for name, value in choices.items()))
 
 
+def as_table2(text: str) -> bool:
+    """Nothing but the learning rate differs from Table 2's runs."""
+    return set(overrides(text)) <= {RATE}
+
+
 def without(text: str, keys: Iterable[str]) -> str:
     return variant({name: value for name, value in overrides(text).items() if name not in set(keys)})
 

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gcond.report.claims.evidence import Arm
+from gcond.report.claims.evidence import Arm, as_table2
 from gcond.report.claims.judge import Finding, number
 from gcond.report.claims.representation import READING, TASKS, measured, probed
 from gcond.report.figures import style
@@ -79,10 +79,12 @@ def _gaps(source: Source, there: dict[tuple[str, str], pd.DataFrame]) -> list[st
     lines = []
     for dataset in source.datasets:
         runs = source.evidence.runs
-        known = int(((runs.dataset == dataset) & (runs.model == source.evidence.model)).sum())
-        done = max((len(own) for (where, _), own in there.items() if where == dataset), default=0)
+        own = (runs.dataset == dataset) & (runs.model == source.evidence.model)
+        known = int((own & runs.variant.map(as_table2)).sum())
+        done = max((int(rows.variant.map(as_table2).sum()) for (where, _), rows in there.items() if where == dataset),
+                   default=0)  # fmt: skip
         if done < known or not known:
-            lines.append(f"{done} of {known} recorded runs on {dataset} are probed")
+            lines.append(f"{done} of {known} recorded runs on {dataset} with Table 2's settings are probed")
     return lines
 
 
