@@ -301,6 +301,10 @@ def test_the_two_parts_of_a_stochastic_resolution_where_its_control_ran(tmp_path
     assert found["a block per task: Stochastic integrated vs Baseline integrated"] == pytest.approx(2)
     assert found["resolution alone: GCond stochastic vs Stochastic integrated"] == pytest.approx(-4)
     assert found["resolution: GCond stochastic vs Baseline integrated"] == pytest.approx(-2)
+    (line,) = [line for line in text(tmp_path, "o1").splitlines() if "none, a block per task" in line]
+    assert re.match(
+        r"\| train \| EMA, beta1 = 0 +\| none, a block per task \| Stochastic integrated \| 3 \| 0\.46", line
+    )
 
 
 def test_an_arm_that_is_missing_takes_only_its_own_changes_away(tmp_path):

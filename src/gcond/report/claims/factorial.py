@@ -45,6 +45,11 @@ def micro_batch_arm(mode: str, update: str) -> Arm:
     return Arm(window.strategy, variant(overrides(window.variant) | {WINDOW: "micro_batch"}))
 
 
+def blocks_arm(mode: str) -> Arm:
+    """Each task's gradient from its own block of micro-batches, as of GCond stochastic, and nothing resolved."""
+    return replace(arm({"mode": mode, "update": "ema", "resolution": "stochastic"}), strategy=BLOCKS_ALONE)
+
+
 @dataclass(frozen=True)
 class Change:
     """`ours` against `theirs`; `kind`: gap, update, resolution, mode, window, or blocks and resolution_alone, the two
@@ -88,9 +93,8 @@ def _changes() -> Iterable[Change]:
     for mode in LEVELS["mode"]:
         cell = {"mode": mode, "update": "ema"}
         unresolved, stochastic = (arm(cell | {"resolution": level}) for level in ("none", "stochastic"))
-        alone = replace(stochastic, strategy=BLOCKS_ALONE)
-        yield Change("blocks", alone, unresolved)
-        yield Change("resolution_alone", stochastic, alone)
+        yield Change("blocks", blocks_arm(mode), unresolved)
+        yield Change("resolution_alone", stochastic, blocks_arm(mode))
 
 
 CHANGES = tuple(_changes())

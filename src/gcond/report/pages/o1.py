@@ -7,7 +7,17 @@ from pathlib import Path
 import pandas as pd
 
 from gcond.report.claims.evidence import BLOCKS, METRICS, RATE, TRAINING, column, without
-from gcond.report.claims.factorial import CHANGES, LEVELS, SHARE, arm, averages, changes, micro_batch_arm, share
+from gcond.report.claims.factorial import (
+    CHANGES,
+    LEVELS,
+    SHARE,
+    arm,
+    averages,
+    blocks_arm,
+    changes,
+    micro_batch_arm,
+    share,
+)
 from gcond.report.claims.gap import KINDS, STOCHASTIC_IS_TWO
 from gcond.report.claims.judge import Finding, number
 from gcond.report.claims.rates import AtRate, at_best_rates, at_rates
@@ -32,6 +42,7 @@ ARMS = [
         for mode, update in product(LEVELS["mode"], LEVELS["update"])
     ),
 ]
+BESIDE = [((mode, UPDATES["ema"], "none, a block per task"), blocks_arm(mode)) for mode in LEVELS["mode"]]
 READING = (
     "Every arm is trained on the same images, masks and initial weights per seed; lower is better. Best and test: at "
     "the epoch with the smallest 0.85 L1 + 0.15 (1 - SSIM) on validation. Training: mean over the last tenth of the "
@@ -89,7 +100,7 @@ def _settings(source: Source) -> list[AtRate]:
 
 def _behind(source: Source) -> pd.DataFrame:
     """Rows of runs.csv of every arm, at whatever learning rate."""
-    known = {(own.strategy, own.variant) for _, own in ARMS}
+    known = {(own.strategy, own.variant) for _, own in [*ARMS, *BESIDE]}
     runs = source.recorded[source.recorded.dataset.isin(source.datasets)]
     names = zip(runs.strategy, runs.variant.map(lambda text: without(text, [RATE])), strict=True)
     return runs[[name in known for name in names]]
@@ -137,7 +148,7 @@ def _side_by_side(settings: list[AtRate], dataset: str) -> str:
 
 
 def _measured(source: Source, setting: AtRate, dataset: str, rows: Rows) -> list[str]:
-    present = [(levels, each) for levels, each in ARMS if source.evidence.ran(dataset, each)]
+    present = [(levels, each) for levels, each in [*ARMS, *BESIDE] if source.evidence.ran(dataset, each)]
     parts = [_arms(source, dataset, setting, present, rows), *trivial_line(source, dataset)]
     missing = [name(each) for _, each in ARMS if not source.evidence.ran(dataset, each)]
     if missing:
