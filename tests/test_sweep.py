@@ -339,7 +339,7 @@ def test_the_disk_needed_is_what_a_run_then_takes(strategy: str, tmp_path: Path)
 def test_the_runs_side_by_side_hold_their_checkpoints_whole_the_largest_counted(tmp_path: Path) -> None:
     runs = []
     for strategy in ("baseline", "gcond_stochastic", "gcond_stochastic"):
-        cfg = tiny_config(tmp_path, f"strategy={strategy}", f"seed={len(runs)}")
+        cfg = tiny_config(tmp_path, f"strategy={strategy}", f"seed={len(runs)}", "finished_keeps=weights")
         runs.append(Planned(RunFolder(cfg), ("smoke", "photos", "mobilenetv3_small_050", strategy), 4, cfg))
     small, large = (disk_needed(runs[at : at + 1], jobs=1).passing for at in (0, 1))
     assert [disk_needed(runs, jobs).passing for jobs in (1, 2, 3, 4)] == [
