@@ -3,6 +3,7 @@
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from gcond.report.claims.evidence import TASKS, Arm, per_run
 from gcond.report.claims.tradeoff import FULL, METHODS, Regime
@@ -61,6 +62,7 @@ def _panel(axes: Axes, source: Source, dataset: str, arms: list[Arm], x: str, y:
         axes.plot([across.mean()], [up.mean()], color=colour, marker=marker, markersize=9, markeredgecolor="white",
                   linestyle="none", label=name(Arm(arm.strategy)))  # fmt: skip
     axes.set_xlabel(f"validation {TASKS[x]}")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_ylabel(f"validation {TASKS[y]}")
     axes.grid(color="0.92", linewidth=0.6)
 
