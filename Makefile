@@ -117,7 +117,7 @@ ARTEFACTS := $(FIGURES) ablations $(QUESTIONS)
 $(ARTEFACTS:%=reproduce-%): reproduce-%: $(READY) $(CT_DATA)
 	@$(paper_needs) $(call study,$(call runs_of,$*)); $(before_$*) $(call report,$*) || status=$$?; exit $$status
 
-reproduce-all: $(READY) $(CT_DATA) reproduce-table1 reproduce-table5 ## the whole study: plan it, run it (controls first), print every table, draw every figure (mini: about four hours; SEEDS=11 a third)
+reproduce-all: $(READY) $(CT_DATA) reproduce-table1 reproduce-table5 ## the whole study: plan it, run it (controls first), print every table, draw every figure (mini: six hours on two cores; SEEDS=11 two)
 	@$(if $(NO_PHOTOS),echo "figure10 is left out: it shows photographs$(comma) and DATASETS=$(DATASETS) has none";) \
 	  $(if $(filter o2_part,$(STUDY)),echo "O2 in small: 3 of the 21 settings; make reproduce-o2 runs them all";) \
 	  $(paper_needs) $(BIN)/python -m gcond.sweep.study --jobs $(JOBS) --results $(OUT) $(if $(MISSING),--missing) \
