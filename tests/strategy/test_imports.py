@@ -39,7 +39,8 @@ ALLOWED = {
     "gcond.timing": {"gcond.engine"},
     "gcond.rehearsal": {"gcond.data", "gcond.model", "gcond.engine", "gcond.train"},
     "gcond.toy": {"gcond.strategy", "gcond.files"},
-    "gcond.linear_probe": {"gcond.data", "gcond.model", "gcond.engine", "gcond.train", "gcond.report"},
+    "gcond.finished": {"gcond.data", "gcond.model", "gcond.engine", "gcond.train"},
+    "gcond.linear_probe": {"gcond.data", "gcond.model", "gcond.engine", "gcond.finished", "gcond.report"},
     "gcond.report": {"gcond.files", "gcond.toy.problem"},  # the surface to draw; no torch in it
 }
 STRATEGY = {
