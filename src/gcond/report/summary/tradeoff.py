@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from gcond.report.claims.conflict import frequencies
 from gcond.report.claims.evidence import TASKS, Arm, Evidence
 from gcond.report.claims.judge import Finding
-from gcond.report.claims.tradeoff import UNRESOLVED, changes, delta, ran, regime, resolving
+from gcond.report.claims.tradeoff import UNRESOLVED, arm_name, changes, delta, ran, regime, resolving
 from gcond.report.render import grid
 from gcond.report.summary.conflict import arbitrating
 from gcond.report.summary.say import ABOVE, BELOW, FEW, OPEN, bold, data, place, with_n
@@ -51,9 +51,9 @@ def _headline(evidence: Evidence, dataset: str, arms: Sequence[Arm]) -> list[str
     pairs = [("GCond stochastic against Baseline", ours, "baseline")]
     if update:
         pairs += [("the update alone", update, "baseline"), ("resolving conflicts on top of it", ours, UNRESOLVED)]
+    found = [(what, _measured(evidence, dataset, arm, other)) for what, arm, other in pairs]
     for measure, title in MEASURES.items():
-        said = [_said(what, _measured(evidence, dataset, arm, other)[measure]) for what, arm, other in pairs]
-        words.append(f"{title}: {'; '.join(said)}.")
+        words.append(f"{title}: {'; '.join(_said(what, measured[measure]) for what, measured in found)}.")
     return [" ".join(words)]
 
 
@@ -75,7 +75,7 @@ def _table(evidence: Evidence, dataset: str, arms: Sequence[Arm]) -> list[str]:
     for arm, other in compared:
         found = _measured(evidence, dataset, arm, other)
         cells = [bold(found[key]) for key in (*TASKS, *MEASURES)]
-        lines.append([Arm(arm.strategy).label, Arm(other).label, *cells, str(found["mean"].effect.n)])
+        lines.append([arm_name(arm), Arm(other).label, *cells, str(found["mean"].effect.n)])
     link = f"{evidence.scale}/tables/conflict.md"
     return [
         f"*{dataset_title(evidence, dataset)}, scale {evidence.scale}* ([all numbers]({link}))",
