@@ -73,6 +73,12 @@ def test_seeds_without_a_finite_partner_are_named():
     assert (effect.n, effect.mean, effect.missing) == (2, 0.75, (3, 7, 42))
 
 
+def test_two_runs_of_one_seed_are_refused():
+    twice = pd.Series([1.0, 2.0, 3.0], index=[1, 2, 2])
+    with pytest.raises(ValueError, match=r"one number a seed, found several of \[2\]"):
+        paired(twice, by_seed(1.0, 2.0))
+
+
 def test_equal_values():
     same = paired(by_seed(*[1.0] * 8), by_seed(*[1.0] * 8))
     assert (same.mean, same.low, same.high, same.p_sign_flip, same.p_against(0.0)) == (0, 0, 0, 1, 1)

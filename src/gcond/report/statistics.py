@@ -66,12 +66,20 @@ class Equivalence:
 
 def paired(a: pd.Series, b: pd.Series) -> Effect:
     """a - b by seed (the index). A seed without a finite number on both sides takes no part and is named."""
-    both = pd.concat([a.rename("a"), b.rename("b")], axis=1).astype(float)
-    both = both.where(np.isfinite(both))
-    whole = both.dropna().sort_index()
-    missing = tuple(sorted(int(seed) for seed in both.index.difference(whole.index)))
-    differences = (whole.a - whole.b).to_numpy()
+    ours, theirs = _finite(a), _finite(b)
+    whole = sorted(ours.keys() & theirs.keys())
+    missing = tuple(sorted({int(seed) for seed in (*a.index, *b.index)}.difference(whole)))
+    differences = np.array([ours[seed] - theirs[seed] for seed in whole])
     return replace(_effect(differences), p_sign_flip=sign_flip(differences), missing=missing)
+
+
+def _finite(values: pd.Series) -> dict[int, float]:
+    """By seed. Raises ValueError where a seed has two numbers."""
+    if not values.index.is_unique:
+        twice = sorted(set(values.index[values.index.duplicated()]))
+        raise ValueError(f"expected one number a seed, found several of {twice}: compare one run a seed")
+    numbers = zip(values.index, values.to_numpy(dtype=float, na_value=math.nan), strict=True)
+    return {int(seed): float(number) for seed, number in numbers if math.isfinite(number)}
 
 
 def single(values: pd.Series) -> Effect:

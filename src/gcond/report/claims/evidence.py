@@ -39,7 +39,7 @@ class Arm:
         return f"{name} ({self.variant})" if self.variant else name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # equal to itself alone, so that what is made of it can be kept
 class Evidence:
     """Recorded tables of one scale; a table that is not there is empty. `runs` holds finished runs only."""
 
@@ -70,6 +70,10 @@ class Evidence:
         own = self.runs[self.runs.model == self.model].set_index("seed").sort_index()
         return dict(iter(own.groupby(["dataset", "strategy", "variant"])))
 
+    @cached_property
+    def _none(self) -> pd.DataFrame:
+        return self.runs.iloc[:0].set_index("seed")
+
     @property
     def most_seeds(self) -> int:
         """Of one arm."""
@@ -77,8 +81,7 @@ class Evidence:
 
     def by_seed(self, dataset: str, arm: Arm) -> pd.DataFrame:
         """Finished runs of one arm, indexed by seed."""
-        found = self._arms.get((dataset, arm.strategy, arm.variant))
-        return self.runs.iloc[:0].set_index("seed") if found is None else found
+        return self._arms.get((dataset, arm.strategy, arm.variant), self._none)
 
     def ran(self, dataset: str, *arms: Arm) -> bool:
         return all((dataset, arm.strategy, arm.variant) in self._arms for arm in arms)

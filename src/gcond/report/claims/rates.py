@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import pandas as pd
 
@@ -47,9 +48,10 @@ def at_own_rate(evidence: Evidence) -> AtRate:
     return AtRate(evidence, words, f"rate {written(rate)}", rate, own=True)
 
 
+@lru_cache(maxsize=8)
 def at_rates(evidence: Evidence) -> list[AtRate]:
     """The scale's own first, then the others by size."""
-    rates = {_rate(text) for text in evidence.runs.variant}
+    rates = {_rate(text) for text in evidence.runs.variant.unique()}
     others = sorted(rate for rate in rates if not math.isnan(rate))
     found = [at_own_rate(evidence)]
     for rate in others:
@@ -58,6 +60,7 @@ def at_rates(evidence: Evidence) -> list[AtRate]:
     return found
 
 
+@lru_cache(maxsize=8)
 def at_best_rates(evidence: Evidence) -> AtRate | None:
     """None where no arm was run at two rates."""
     best = tune(evidence)
@@ -82,5 +85,6 @@ def rows_at(table: pd.DataFrame, rate: float) -> pd.DataFrame:
     """Rows of runs that were told this rate, their `variant` without it."""
     if table.empty:
         return table
-    there = table[table.variant.map(lambda text: _rate(text) == rate)]
-    return there.assign(variant=there.variant.map(lambda text: without(text, [RATE])))
+    names = {text: without(text, [RATE]) for text in table.variant.unique() if _rate(text) == rate}
+    there = table[table.variant.isin(names)]
+    return there.assign(variant=there.variant.map(names))
