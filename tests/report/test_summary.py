@@ -9,7 +9,6 @@ import pytest
 from report import fake_controls
 from scipy import stats
 
-from gcond.report.claims.judge import Finding
 from gcond.report.statistics import Effect
 from gcond.report.summary import forest, gap, hypotheses
 from gcond.report.summary.page import page
@@ -70,64 +69,82 @@ def test_words_follow_from_the_interval_alone():
         "no, the other way round", "yes", "cannot be told"]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("ends", "update", "on_top", "said"),
-    [
-        (
-            (-9, -5),
-            (-8, -4),
-            (-1, 1),
-            "GCond gains: .*0\\).* lowers the loss and resolving .* does nothing that can be",
-        ),
-        (
-            (-9, -5),
-            (-1, 1),
-            (-8, -4),
-            "GCond gains: the update .* does nothing that .* and resolving .* lowers the loss",
-        ),
-        ((-9, -5), (-12, -9), (1, 5), "GCond gains: .* lowers the loss and resolving .* raises the loss"),
-        ((5, 9), (1, 3), (2, 8), "GCond loses: .* raises the loss and resolving .* raises the loss"),
-        ((-3, 3), (-8, -4), (4, 8), "of the gap's two parts the update .* lowers .* raises the loss"),
-        ((-9, -5), None, (-8, -4), "GCond gains: the update .* is open .*, or not run\\) and resolving .* lowers"),
-    ],
-)
-def test_the_cause_says_what_the_two_parts_say(ends, update, on_top, said):
-    found = [each and Finding("", interval(*each)) for each in (ends, update, on_top)]
-    assert re.fullmatch(said + ".*", gap.cause(*found))
-    few = [each and Finding("", interval(*each, n=5)) for each in (ends, update, on_top)]
-    assert gap.cause(*few).startswith("too few seeds for a conclusion")
-
-
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
     return page(study(tmp_path_factory.mktemp("results"), UPDATE_DOES_IT))
 
 
+def answer(words: str, question: str) -> str:
+    (line,) = [line for line in words.splitlines() if line.startswith(f"- **{question}")]
+    return line
+
+
+def row(words: str, *starts: str) -> list[str]:
+    """Cells of the one row of a table that starts so."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in words.splitlines() if line[:1] == "|"]
+    (own,) = [cells for cells in rows if tuple(cells[: len(starts)]) == starts]
+    return own
+
+
 def test_a_gain_that_the_update_makes_at_one_rate_only(told):
-    short = told.split("## In short")[1].split("## ")[0]
-    own = next(line for line in short.splitlines() if "scale's learning rate 1e-3" in line)
-    assert "GCond stochastic cannot be told apart from Baseline: L1" in own
-    paper = next(line for line in short.splitlines() if "learning rate 2e-4 (the paper's)" in line)
-    assert "GCond stochastic lies below Baseline: L1 -9.8 % [" in paper
-    assert "GCond gains: the update alone (EMA inside, beta1 = 0) (L1 " in paper
-    assert "lowers the loss and resolving conflicts on top of it (L1" in paper
-    assert "does nothing that can be shown." in paper
-    faster = next(line for line in short.splitlines() if "a larger learning rate instead" in line)
-    assert "Baseline's L1 at rate 1e-3 lies below GCond stochastic's at rate 2e-4 (-" in faster
+    own = row(told, "CT, sample, rate 1e-3", "L1")
+    gap, update, on_top, n = row(told, "CT, sample, rate 2e-4 (the paper's)", "L1")[2:]
+    assert not any("**" in cell for cell in own)
+    assert gap.startswith("**-9.8 % [")
+    assert update.startswith("**-")
+    assert "**" not in on_top
+    assert n == "6"
     assert "![what each change does](figures/overview.png)" in told
 
 
 def test_the_top_counts_where_the_update_alone_has_the_gain(told, tmp_path):
     """By hand: two losses at two rates; the gain is there at one, in both losses, and the update has all of it."""
-    top = told.split("## At a glance")[1].split("## ")[0]
-    assert "lower loss than Baseline in 2 of the 4 comparisons" in top
-    assert "In 2 of these 2 its way of smoothing alone has it too" in top
-    assert "on top of it lowers the loss in 0 of 4 and raises it in 0." in top
-    assert len(re.findall(r"^\| CT, sample, .*\| 6 +\|$", top, re.M)) == 6  # with each arm at its best rate
+    gains = answer(told, "Does GCond reconstruct better than Baseline?")
+    assert "a lower loss in 2 of the 4 comparisons below that have enough seeds (-9.8 %), a higher one in 0;" in gains
+    cause = answer(told, "Are resolved conflicts the cause?")
+    assert "In 2 of these 2 its way of smoothing the gradient alone has it too" in cause
+    assert "on top of it lowers the loss in 0 of 4 and raises it in 0." in cause
+    glance = told.split("## At a glance")[1].split("## ")[0]
+    assert len(re.findall(r"^\| CT, sample, .*\| 6 +\|$", glance, re.M)) == 6  # with each arm at its best rate
     resolved = UPDATE_DOES_IT | {("baseline_integrated", RATE): 0.5, ("gcond_stochastic", ""): 0.45}
-    top = page(study(tmp_path, resolved)).split("## At a glance")[1].split("## ")[0]
-    assert "In 0 of these 2 its way" in top
-    assert "lowers the loss in 2 of 4 and raises it in 2." in top
+    other = page(study(tmp_path, resolved))
+    assert "in 2 of the 4 comparisons" in answer(other, "Does GCond reconstruct better")
+    assert "a higher one in 2;" in answer(other, "Does GCond reconstruct better")
+    assert "In 0 of these 2 its way" in answer(other, "Are resolved conflicts the cause?")
+    assert "lowers the loss in 2 of 4 and raises it in 2." in answer(other, "Are resolved conflicts the cause?")
+
+
+def test_the_top_says_what_the_update_does_and_how_much_there_is_to_resolve(tmp_path):
+    """Values as made up: steps four times as long; a conflict in half of the first two bins of four and a tenth of
+    the others; cosines of .4 and .1, at every seed's own shift, which is 0 in the mean of SPREAD."""
+    both = {(strategy, rate): own for (strategy, mode), own in STEPS.items() if not mode for rate in ("", RATE)}
+    told = page(study(tmp_path, UPDATE_DOES_IT, steps=both, probes=PROBES))
+    update = answer(told, "What does its update do?")
+    steps = pd.read_csv(tmp_path / "sample" / "steps.csv").query("variant.isna()")
+    size = steps.groupby("strategy").step_rms_over_lr.mean()
+    expected = size["baseline_integrated"] / size["baseline"]
+    assert f"its steps are {expected:.2f} times as long as Baseline's (RMS; 2 settings, n = 6)" in update
+    assert "Baseline's L1 at rate 1e-3 lies below GCond stochastic's at rate 2e-4 (-" in update
+    own = steps[steps.strategy == "gcond_stochastic"].groupby("seed").conflicts.mean()
+    work = answer(told, "How much is there to resolve?")
+    assert f"finds a conflict in {100 * own.mean():.1f} % of its steps (2 settings, n = 6)" in work
+    assert "below -.8: 0." in work
+    probes = pd.read_csv(tmp_path / "sample" / "probes.csv").groupby("name").value.mean()
+    agree = answer(told, "Do the tasks conflict?")
+    assert "They agree, on average" in agree
+    for name in ("cosine/all", "cosine_disjoint/all", "self_cosine/l1/all"):
+        assert f"{probes[name]:+.2f} [" in agree
+
+
+def test_the_top_names_the_span_of_several_settings(tmp_path):
+    steps = {
+        ("gcond_stochastic", ""): {"conflicts": 0.1, "correction": 0.01},
+        ("gcond_stochastic", RATE): {"conflicts": 0.3, "correction": 0.01},
+    }
+    told = page(study(tmp_path, UPDATE_DOES_IT, steps=steps))
+    work = answer(told, "How much is there to resolve?")
+    assert "finds a conflict in 10.0 % to 30.0 % of its steps (2 settings, n = 6)" in work
+    assert "what it changes of the gradient: 1.0 %." in work
 
 
 def test_the_top_says_how_many_runs_beat_what_needs_no_training(tmp_path):
@@ -139,7 +156,7 @@ def test_the_top_says_how_many_runs_beat_what_needs_no_training(tmp_path):
     assert len(runs) == 36
     assert 0 < better["val"] < 36
     said = f"{better['val']} of 36 runs on validation and {better['test']} of 36 runs on test (CT, sample)."
-    assert said in text.split("## At a glance")[1].split("## In short")[0]
+    assert said in text.split("## At a glance")[1].split("\n## ")[0]
 
 
 def test_its_numbers_are_scipys(told):
@@ -158,7 +175,7 @@ def test_its_numbers_are_scipys(told):
         assert re.search(r"\| 6 +\|", line)
 
 
-def test_a_gap_in_eval_mode_has_a_sentence_of_its_own_with_its_own_parts(tmp_path):
+def test_a_gap_in_eval_mode_has_a_row_of_its_own_with_its_own_parts(tmp_path):
     both = f"{RATE},{MODE}"
     levels = UPDATE_DOES_IT | {
         ("baseline", both): 0.6,
@@ -166,29 +183,23 @@ def test_a_gap_in_eval_mode_has_a_sentence_of_its_own_with_its_own_parts(tmp_pat
         ("gcond_stochastic", both): 0.5,
     }
     told = page(study(tmp_path, levels))
-    short = told.split("## In short")[1].split("## ")[0]
-    (line,) = [line for line in short.splitlines() if "all in eval mode" in line]
-    assert "learning rate 2e-4 (the paper's), all in eval mode" in line
-    assert re.search(r"GCond stochastic lies below Baseline: L1 -\d", line)
-    assert re.search(r"the update alone [^;]*does nothing that can be shown and resolving[^;]*lowers the loss", line)
+    gap, update, on_top, _ = row(told, "CT, sample, rate 2e-4 (the paper's), eval mode", "L1")[2:]
+    assert "**" not in update
+    assert on_top.startswith("**-")
     difference = losses(levels, "gcond_stochastic", both) - losses(levels, "baseline", both)
-    assert f"L1 {100 * difference.mean() / losses(levels, 'baseline', RATE).mean():+.1f} % [" in line
+    assert gap.startswith(f"**{100 * difference.mean() / losses(levels, 'baseline', RATE).mean():+.1f} % [")
     assert "| the gap with both in eval mode, stochastic" in told
 
 
 def test_peers_and_gcond_against_them_where_a_peer_ran(tmp_path):
     levels = UPDATE_DOES_IT | {("pcgrad", RATE): 0.5, ("cagrad", RATE): 0.55, ("gcond_sequential", RATE): 0.45}
     told = page(study(tmp_path, levels))
-    short = told.split("## In short")[1].split("## ")[0]
-    heads = [line for line in short.splitlines() if "the peers against Baseline" in line]
-    assert len(heads) == 1  # at one rate only
-    assert "learning rate 2e-4 (the paper's)" in heads[0]
-    assert re.search(r" L1 is higher: CAGrad \(\+[^;]*; cannot be told apart: PCGrad \(", heads[0])
-    assert "(n = 6)." in heads[0]
-    ours = next(line for line in short.splitlines() if "GCond sequential against the others" in line)
-    assert re.search(
-        r"L1 is lower: PCGrad \(-[^;]* and CAGrad \(-[^;]*; cannot be told apart: Baseline integrated", ours
-    )
+    peers = answer(told, "And the peers?")
+    assert "against Baseline: a lower loss in 0 and a higher one in 2 of 4 comparisons." in peers  # CAGrad's two losses
+    assert "GCond against them: a lower loss in 8 and a higher one in 0 of 8 comparisons." in peers
+    assert "resolves nothing: a lower loss in 0 and a higher one in 0 of 4 comparisons." in peers
+    ours = answer(told, "GCond sequential against the peers.")  # at one rate only
+    assert re.search(r"L1 is lower: PCGrad \(-[^;]* and CAGrad \(-[^;]*\) \(n = 6\)\. 1 - SSIM is lower", ours)
 
     loss = {name: losses(levels, name, RATE) for name in ("baseline", "cagrad", "baseline_integrated")}
     row = next(line for line in told.split("## The methods of Table 2")[1].splitlines() if line.startswith("| CAGrad"))
@@ -205,9 +216,8 @@ def test_peers_and_gcond_against_them_where_a_peer_ran(tmp_path):
 
 def test_five_seeds_conclude_nothing(tmp_path):
     words = page(study(tmp_path, UPDATE_DOES_IT, SEEDS[:5]))
-    short = words.split("## In short")[1].split("![")[0]
-    assert "has too few seeds to be told apart from" in short
-    assert "Too few seeds for a conclusion (6 are needed)." in short
+    assert "- No comparison of GCond with Baseline has enough seeds for a conclusion." in words
+    assert "What does its update do?" not in words
     assert not re.search(r"lies (below|above)|lowers the loss|raises the loss", words.split("## How to read")[0])
     (exact,) = [each for each in judged(tmp_path) if each.verdict not in ("undecided", "not run")]
     assert exact.hypothesis.text == "Trivial predictors beat many short runs"  # a count, of the runs there are
@@ -219,13 +229,11 @@ def test_a_larger_scale_with_three_seeds_stands_beside_one_with_six(tmp_path):
     other = {key: value + (0.1 if key == ("baseline", RATE) else 0) for key, value in UPDATE_DOES_IT.items()}
     study(tmp_path, other, SEEDS[:3], scale="sample_gpu")
     text = page(tmp_path)
-    few, enough = (re.search(rf"- \*\*CT, at learning rate 2e-4 .the paper's., scale {scale}\.\*\* (.*)", text)[1]
-                   for scale in ("sample_gpu", "sample"))  # fmt: skip
-    assert "lies below Baseline" in enough
-    assert "GCond gains" in enough
-    assert "too few seeds to be told apart" in few
-    assert "Too few seeds for a conclusion (6 are needed)." in few
-    assert "lower loss than Baseline in 2 of the 4 comparisons" in text  # three seeds do not count
+    few, enough = (row(text, f"CT, {scale}, rate 2e-4 (the paper's)", "L1") for scale in ("sample_gpu", "sample"))
+    assert enough[2].startswith("**-")
+    assert few[-1] == "3"
+    assert "**" not in "".join(few)
+    assert "a lower loss in 2 of the 4 comparisons" in text  # three seeds do not count
     assert text.index(", scale sample\n") < text.index(", scale sample_gpu\n")
 
 
@@ -233,7 +241,8 @@ def test_a_scale_that_is_no_evidence_gives_no_number(tmp_path):
     words = page(study(tmp_path, UPDATE_DOES_IT, scale="mini"))
     assert "**No training run at a scale that is evidence is recorded**" in words
     assert "Not run: no two arms of O1 at a scale that is evidence. `make reproduce-o1 SCALE=sample SEEDS=10`" in words
-    assert not re.search(r"\d %", words.split("## In short")[1].split("## What a pilot")[0])
+    assert "## In short" not in words
+    assert not re.search(r"\d %", words.split("## The gap of Table 2")[1].split("## What a pilot")[0])
     assert {each.verdict for each in judged(tmp_path)} == {"not run"}
     assert not forest.draw(evidence_of(tmp_path))
 
@@ -377,12 +386,13 @@ def test_where_tasks_conflict_the_update_and_the_resolution_are_told_apart(tmp_p
             "gcond_stochastic": update | {"flipped": 1.2 * update["flipped"]},
         },
     )
-    (line,) = [line for line in words.splitlines() if line.startswith("- **CT, scale sample: L1 against its inverted")]
-    assert "GCond stochastic finds a conflict in 25.0 %" in line
+    line = answer(words, "And where tasks contradict each other?")
+    assert "CT, L1 against its inverted image: GCond stochastic finds a conflict in 25.0 %" in line
     weighted = line.split("Weighted sum: ")[1].split("Mean of the three")[0]
     assert re.search(r"against Baseline lowers it \(-1[234]\.\d %", weighted)
     assert re.search(r"the update alone lowers it \(-(19|20)\.\d %", weighted)
     assert re.search(r"resolving conflicts on top of it raises it \(\+[789]\.\d %", weighted)
+    assert re.search(r"trade-off: L1 [-+]0\.\d % .*, 1 - SSIM [-+]0\.\d % .*, flipped \+(19|20)\.\d % ", line)
     assert re.search(r"\| GCond stochastic +\| Baseline integrated +\|", words)
     assert "make reproduce-conflict SCALE=sample" not in words.split("## Where tasks do conflict")[1].split("## ")[0]
 

@@ -14,7 +14,7 @@ from gcond.report.claims.reconstruction import BASELINE, SEQUENTIAL, STOCHASTIC
 from gcond.report.pages.o10 import GROUP_TITLES
 from gcond.report.render import grid
 from gcond.report.statistics import paired
-from gcond.report.summary.say import ABOVE, BELOW, FEW, OPEN, data, place, seeds, whether, with_n
+from gcond.report.summary.say import ABOVE, BELOW, enough, place, settings_and_seeds, span, whether, with_n
 from gcond.report.summary.section import Section, dataset_title, not_run
 
 WORK, NOISE = "How much GCond has to do", "How strong the conflict is, against noise"
@@ -36,13 +36,12 @@ Place = tuple[Evidence, str, AtRate]
 
 
 def work(evidence: Sequence[Evidence]) -> Section:
-    """The headlines are of the first scale that has any."""
     own = [place for place in _places(evidence) if any(_often(place[2], place[1]).values())]
     if not own:
         return not_run(WORK, "no run at a scale that is evidence has its steps recorded", WORK_COMMAND)
-    first = own[0][0]
-    heads = [line for each, dataset, at in own if each is first for line in _work_headline(dataset, at)]
-    return Section(WORK, heads, [_explained(first), *(part for place in own for part in _work_table(*place))])
+    return Section(
+        WORK, _work_answers(own), [_explained(own[0][0]), *(part for place in own for part in _work_table(*place))]
+    )
 
 
 def _places(evidence: Sequence[Evidence]) -> list[Place]:
@@ -104,31 +103,40 @@ def early_less_late(evidence: Evidence, dataset: str, arm: Arm) -> Finding | Non
     return Finding(about, paired(*parts), "%")
 
 
-def _work_headline(dataset: str, at: AtRate) -> list[str]:
-    words = arbitrating(_often(at, dataset).get(STOCHASTIC) or {})
-    return [f"**{data(dataset)}, {at.short}.** GCond stochastic {words}."] if words else []
+def _work_answers(own: Sequence[Place]) -> list[str]:
+    found = [_often(at, dataset).get(STOCHASTIC) or {} for _, dataset, at in own]
+    words = arbitrating([each for each in found if enough(each.values())])
+    return [f"**How much is there to resolve?** GCond stochastic {words}."] if words else []
 
 
-def arbitrating(found: Mapping[str, Finding]) -> str:
-    """What `frequencies` found, as the rest of a sentence about the method; "" where it was not recorded."""
-    often, correction = found.get("steps with a conflict"), found.get("mean correction")
+ARBITRATED = {"main": "below -.5", "critical": "below -.8"}
+
+
+def arbitrating(found: Sequence[Mapping[str, Finding]]) -> str:
+    """What `frequencies` found in one or more settings, as the rest of a sentence about the method; "" where it was
+    not recorded."""
+
+    def own(key: str) -> list[Finding]:
+        return [each[key] for each in found if key in each]
+
+    often, correction = own("steps with a conflict"), own("mean correction")
     if not often:
         return ""
-    words = f"finds a conflict in {number(often.effect, 'share')} of its steps (n = {often.effect.n})"
-    zones = [f"{title} {number(found[key].effect, 'number')}" for key, title in COLUMNS.items()
-             if " zone" in key and key in found]  # fmt: skip
-    words += f"; arbitrations a step: {', '.join(zones)}" if zones else ""
-    return words + (f"; what it changes of the gradient: {number(correction.effect, 'share')}" if correction else "")
+    words = f"finds a conflict in {span(often)} of its steps ({settings_and_seeds(often)})"
+    zones = [
+        f"{where}: {span(times)}" for zone, where in ARBITRATED.items() if (times := own(f"times in the {zone} zone"))
+    ]
+    words += f"; arbitrations a step at a cosine {', '.join(zones)}" if zones else ""
+    return words + (f"; what it changes of the gradient: {span(correction)}" if correction else "")
 
 
 def noise(evidence: Sequence[Evidence]) -> Section:
-    """The headlines are of the first scale that has any."""
     own = [place for place in _places(evidence) if _probed(place[2], place[1])]
     if not own:
         return not_run(NOISE, "no run at a scale that is evidence has probes recorded", NOISE_COMMAND)
-    first = own[0][0]
-    heads = [line for each, dataset, at in own if each is first for line in _noise_headline(dataset, at)]
-    return Section(NOISE, heads, [_reliability(first), *(part for place in own for part in _noise_table(*place))])
+    return Section(
+        NOISE, _noise_answers(own), [_reliability(own[0][0]), *(part for place in own for part in _noise_table(*place))]
+    )
 
 
 def _probed(at: AtRate, dataset: str) -> dict[str, dict[str, Finding]]:
@@ -181,15 +189,20 @@ def body_less_encoder(evidence: Evidence, dataset: str) -> Finding | None:
     return Finding(about, paired(body, encoder), "cosine")
 
 
-def _noise_headline(dataset: str, at: AtRate) -> list[str]:
-    own = _probed(at, dataset).get("all", {})
-    if not {BETWEEN, SELF_L1} <= set(own):
+def _noise_answers(own: Sequence[Place]) -> list[str]:
+    cosines_of = [found for _, dataset, at in own if enough((found := _probed(at, dataset).get("all", {})).values())]
+    between, apart, itself = (
+        [found[title] for found in cosines_of if title in found] for title in (BETWEEN, APART, SELF_L1)
+    )
+    if not between or not itself:
         return []
-    between, itself = own[BETWEEN].effect, own[SELF_L1].effect
-    said = {ABOVE: "agree on average", BELOW: "conflict on average", OPEN: "neither agree nor conflict clearly",
-            FEW: f"are measured for {seeds(between.n)} only"}[place(between)]  # fmt: skip
-    parts = [f"cosine {number(between, 'cosine')} on the same images"]
-    parts += [f"{number(own[APART].effect, 'cosine')} on other ones"] if APART in own else []
-    parts.append(f"L1 with itself on other images {number(itself, 'cosine')}")
-    return [f"**{data(dataset)}, {at.short}.** The two tasks' gradients {said}, with nothing resolved: "
-            f"{', '.join(parts)} (n = {between.n})."]  # fmt: skip
+    places = {place(found.effect) for found in between}
+    said = (
+        {ABOVE: "They agree", BELOW: "They conflict"}.get(places.pop(), "Neither") if len(places) == 1 else "It depends"
+    )
+    return [
+        f"**Do the tasks conflict?** {said}, on average and with nothing resolved: cosine of the accumulated gradients "
+        f"{span(between)} on the same images ({settings_and_seeds(between)})"
+        + (f", {span(apart)} on other ones" if apart else "")
+        + f". L1's gradient with itself on other images has {span(itself)}, where 1 would be no noise."
+    ]

@@ -1,12 +1,12 @@
 """What a step costs and holds: the claims that benchmarks decide."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
-from gcond.report.claims.judge import Finding, number
+from gcond.report.claims.judge import Finding
 from gcond.report.claims.page import Row
 from gcond.report.render import bullets
 from gcond.report.statistics import CONTRADICTED, HOLDS
+from gcond.report.summary.say import span
 from gcond.report.summary.section import Section
 
 TITLE = "Speed and memory"
@@ -21,10 +21,9 @@ WORDS = {HOLDS: "holds", CONTRADICTED: "does not hold"}
 
 def cost(rows: Sequence[Row]) -> Section:
     own = [row for row in rows if row.claim.id in PAGES]
-    heads = [
-        f'"{row.claim.text}" **{_verdict(row)}**: {_numbers(row)[0]} ({row.found.source}).' for row in own if row.found
-    ]
-    return Section(TITLE, heads, [bullets([_line(row) for row in own])])
+    said = [f'"{row.claim.text}" {_verdict(row)}: {_numbers(row)[0]} ({row.found.source}).' for row in own if row.found]
+    answers = [f"**What does it cost?** {' '.join(said)}"] if said else []
+    return Section(TITLE, answers, [bullets([_line(row) for row in own])])
 
 
 def _line(row: Row) -> str:
@@ -65,8 +64,4 @@ def _ranges(findings: Sequence[Finding]) -> list[str]:
 
 
 def _range(findings: list[Finding]) -> str:
-    if len(findings) == 1:
-        return number(findings[0].effect, findings[0].unit)
-    bare = [number(replace(found.effect, low=float("nan"), high=float("nan")), found.unit)
-            for found in sorted(findings, key=lambda found: found.effect.mean)]  # fmt: skip
-    return f"{bare[0]} to {bare[-1]} in {len(bare)} settings"
+    return span(findings) + (f" in {len(findings)} settings" if len(findings) > 1 else "")

@@ -1,33 +1,20 @@
 """What became of Table 2's gap, and what makes it (O1)."""
 
 from collections.abc import Sequence
-from itertools import product
 from typing import NamedTuple
 
 import pandas as pd
 
 from gcond.report.claims.evidence import METRICS, Arm, Evidence, per_run
 from gcond.report.claims.factorial import CHANGES, Change, changes, share
-from gcond.report.claims.judge import Finding, number, upper
+from gcond.report.claims.judge import Finding, number
 from gcond.report.claims.rates import AtRate, at_best_rates, at_rates, written
 from gcond.report.claims.reconstruction import BASELINE, SEQUENTIAL, STOCHASTIC
 from gcond.report.lineup import PAPER_RATE
 from gcond.report.paper import COUNTERPART, table2_column
 from gcond.report.render import bullets, grid
-from gcond.report.statistics import FEWEST, Effect, paired, ratio
-from gcond.report.summary.say import (
-    ABOVE,
-    BELOW,
-    FEW,
-    OPEN,
-    against,
-    bold,
-    data,
-    listed,
-    papers,
-    place,
-    with_n,
-)
+from gcond.report.statistics import Effect, paired, ratio
+from gcond.report.summary.say import FEW, against, bold, data, enough, listed, place, settings_and_seeds, span, with_n
 from gcond.report.summary.section import Section, dataset_title, not_run
 
 TITLE = "The gap of Table 2, and what makes it"
@@ -75,7 +62,6 @@ def _parts(mode: str) -> Parts:
 
 
 TRAIN, EVAL = _parts(""), _parts(", eval mode")
-Found = dict[Change, Finding]
 
 
 def settings(evidence: Evidence, dataset: str) -> list[AtRate]:
@@ -89,9 +75,7 @@ def gap(evidence: Sequence[Evidence]) -> Section:
     own = [(each, dataset) for each in evidence for dataset in reversed(each.datasets) if settings(each, dataset)]
     if not own:
         return not_run(TITLE, "no two arms of O1 at a scale that is evidence", COMMAND)
-    several = len({each.scale for each, _ in own}) > 1
-    heads = [line for each, dataset in own for line in _headlines(each, dataset, several)]
-    return Section(TITLE, heads, [LEGEND, *(part for each, dataset in own for part in _dataset(each, dataset))])
+    return Section(TITLE, _answers(own), [LEGEND, *(part for each, dataset in own for part in _dataset(each, dataset))])
 
 
 def _dataset(evidence: Evidence, dataset: str) -> list[str]:
@@ -100,7 +84,14 @@ def _dataset(evidence: Evidence, dataset: str) -> list[str]:
         f"### {dataset_title(evidence, dataset)}, scale {evidence.scale}",
         f"{_paper(dataset)} All numbers, with last epoch and test: [{page}]({page}).",
         _table(own, dataset),
-        bullets([*_training(own, dataset), *_shares(own, dataset), *_steps(own, dataset), *_larger_rate(own, dataset)]),
+        bullets(
+            [
+                *_training(own, dataset),
+                *_shares(own, dataset),
+                *_steps(own, dataset),
+                *(f"**A larger learning rate instead.** {line}" for line in _larger_rate(own, dataset)),
+            ]
+        ),
     ]
 
 
@@ -136,70 +127,16 @@ def _table(own: list[AtRate], dataset: str) -> str:
     return grid(lines) + "\n\nBold: the interval excludes zero, n is at least 6. Validation, best epoch."
 
 
-def _headlines(evidence: Evidence, dataset: str, several: bool) -> list[str]:
-    """For the top of the page: the gap at each rate, and what makes it. `several`: there are other scales."""
-    lines = []
-    scale = f", scale {evidence.scale}" if several else ""
-    own = settings(evidence, dataset)
-    for each, (parts, mode) in product(own, ((TRAIN, ""), (EVAL, ", all in eval mode"))):
-        found = {metric: changes(each.evidence, dataset, metric) for metric in METRICS}
-        gaps = {metric: by_change[parts.gap] for metric, by_change in found.items() if parts.gap in by_change}
-        if gaps:
-            where = f"**{data(dataset)}, {each.words}{papers(each.rate)}{mode}{scale}.**"
-            lines.append(f"{where} {_gaps(gaps)} {_conclusions(found, parts)}")
-    return lines + [upper(line) for line in _larger_rate(own, dataset, ("l1",))]
-
-
-def _gaps(gaps: dict[str, Finding]) -> str:
-    """One sentence for both losses where they lie alike."""
-    parts = {}
-    for metric, found in gaps.items():
-        parts.setdefault(against(found.effect), []).append(f"{METRICS[metric]} {with_n(found)}")
-    return " ".join(f"GCond stochastic {verb} Baseline: {listed(numbers)}." for verb, numbers in parts.items())
-
-
-def _conclusions(found: dict[str, Found], parts: Parts) -> str:
-    """What makes the gap; one sentence for both losses where they agree."""
-    causes: dict[str, list[str]] = {}
-    for metric, own in found.items():
-        causes.setdefault(cause(*(own.get(change) for change in parts)), []).append(metric)
-    sentences = []
-    for text, metrics in causes.items():
-        numbers = {
-            slot: ", ".join(f"{METRICS[metric]} {number(found[metric][change].effect, '%')}" for metric in metrics)
-            for slot, change in (("update", parts.update), ("on_top", parts.on_top))
-            if all(change in found[metric] for metric in metrics)
-        }
-        said = text.format(**{"update": "", "on_top": ""} | {slot: f" ({shown})" for slot, shown in numbers.items()})
-        sentences.append(upper(said) if len(causes) == 1 else f"{METRICS[metrics[0]]}: {said}")
-    return f"{'. '.join(sentences)}."
-
-
-NAMES = {
-    "update": "the update alone (EMA inside, beta1 = 0){update}",
-    "on_top": "resolving conflicts on top of it{on_top}",
-}
-
-
-def cause(gap: Finding | None, update: Finding | None, on_top: Finding | None) -> str:
-    """What makes the gap, as far as the intervals of its two parts say; with slots for their numbers."""
-    if gap is None:
-        return "the gap was not measured"
-    where = place(gap.effect)
-    if where == FEW:
-        return f"too few seeds for a conclusion ({FEWEST} are needed)"
-    parts = {"update": update, "on_top": on_top}
-    places = {name: place(part.effect) if part else FEW for name, part in parts.items()}
-    start = {BELOW: "GCond gains: ", ABOVE: "GCond loses: ", OPEN: "of the gap's two parts "}[where]
-    return start + listed([f"{NAMES[name]} {EFFECT[place_]}" for name, place_ in places.items()])
-
-
-EFFECT = {
-    BELOW: "lowers the loss",
-    ABOVE: "raises the loss",
-    OPEN: "does nothing that can be shown",
-    FEW: "is open (too few seeds, or not run)",
-}
+def _answers(own: Sequence[tuple[Evidence, str]]) -> list[str]:
+    """What GCond's update does besides smoothing; of scales with enough seeds."""
+    sizes = enough(size for each, dataset in own for _, size in step_sizes(settings(each, dataset), dataset))
+    told = [line for each, dataset in own for line in _larger_rate(settings(each, dataset), dataset, ("l1",))]
+    if not sizes:
+        return []
+    return [
+        f"**What does its update do?** At the same learning rate its steps are {span(sizes)} times as long as "
+        f"Baseline's (RMS; {settings_and_seeds(sizes)}). {' '.join(told)}".rstrip()
+    ]
 
 
 def _training(own: list[AtRate], dataset: str) -> list[str]:
@@ -233,17 +170,22 @@ def _shares(own: list[AtRate], dataset: str) -> list[str]:
     return lines
 
 
-def _steps(own: list[AtRate], dataset: str) -> list[str]:
-    """How much larger the update makes the steps."""
-    parts = []
+def step_sizes(own: list[AtRate], dataset: str) -> list[tuple[AtRate, Finding]]:
+    """RMS of the update's steps over Baseline's, at each rate."""
+    found = []
     for each in own:
         if each.best:
             continue
         sizes = [per_run(each.evidence.own(each.evidence.steps, dataset, arm), "step_rms_over_lr")
                  for arm in (CONTROL, BASELINE)]  # fmt: skip
-        found = ratio(*sizes) if all(len(size) for size in sizes) else None
-        if found and found.n:
-            parts.append(f"{number(found, 'ratio')} times Baseline's at {each.short} (n = {found.n})")
+        size = ratio(*sizes) if all(len(size) for size in sizes) else None
+        if size and size.n:
+            found.append((each, Finding("", size, "ratio")))
+    return found
+
+
+def _steps(own: list[AtRate], dataset: str) -> list[str]:
+    parts = [f"{with_n(found)} times Baseline's at {each.short}" for each, found in step_sizes(own, dataset)]
     words = "**The step.** The update makes steps of another size at the same learning rate: their RMS is"
     return [f"{words} {listed(parts)}."] if parts else []
 
@@ -267,7 +209,7 @@ def _larger_rate(own: list[AtRate], dataset: str, metrics: Sequence[str] = tuple
                     f"Baseline's {title} at {large.short} {against(found)} {arm.label}'s at {small.short} "
                     f"({number(found, '%')}, n = {found.n})"
                 )
-    return [f"**{data(dataset)}, a larger learning rate instead.** {'; '.join(sentences)}."] if sentences else []
+    return [f"{data(dataset)}: {'; '.join(sentences)}."] if sentences else []
 
 
 def in_percent(a: pd.Series, b: pd.Series, base: pd.Series) -> Effect:

@@ -11,13 +11,13 @@ from gcond.report.claims.judge import Finding
 from gcond.report.claims.rates import AtRate
 from gcond.report.render import grid
 from gcond.report.summary.gap import EVAL, TRAIN, Parts, settings
-from gcond.report.summary.say import ABOVE, BELOW, FEW, bold, data, papers, place
+from gcond.report.summary.say import ABOVE, BELOW, FEW, bold, data, papers, place, span
 from gcond.report.summary.section import best_trivial
 
 HEAD = ["where", "loss", "GCond stochastic against Baseline", "the update alone", "resolving conflicts on top", "n"]
 READING = (
-    "The update and what resolving adds make up the gap; in percent of Baseline's loss, negative is better, bold where "
-    "the interval excludes zero."
+    "GCond stochastic's gap to Baseline, and the two changes that it is the sum of; in percent of Baseline's loss, "
+    "negative is better, bold where the interval excludes zero and n is at least 6."
 )
 
 
@@ -30,23 +30,23 @@ class Row(NamedTuple):
     best: bool
 
 
-def glance(results: Path, evidence: Sequence[Evidence]) -> list[str]:
-    """A sentence that counts, the table, and how good the models are; nothing where no gap was measured."""
-    rows = [
+def rows(evidence: Sequence[Evidence]) -> list[Row]:
+    """Of every setting in which the gap was measured."""
+    return [
         row
         for each in evidence
         for dataset in reversed(each.datasets)
         for at, (parts, mode) in product(settings(each, dataset), ((TRAIN, ""), (EVAL, ", eval mode")))
         for row in _rows(each, dataset, at, parts, mode)
     ]
-    if not rows:
-        return []
+
+
+def table(measured: Sequence[Row]) -> list[str]:
     lines = [HEAD, []]
-    for row in rows:
+    for row in measured:
         cells = [bold(found) if found else "not run" for found in (row.gap, row.update, row.on_top)]
         lines.append([row.where, row.title, *cells, str(row.gap.effect.n)])
-    counted = _counted([row for row in rows if not row.best and place(row.gap.effect) != FEW])
-    return [counted, grid(lines), *_against_trivial(results, evidence)]
+    return [READING, grid(lines)]
 
 
 def _rows(evidence: Evidence, dataset: str, at: AtRate, parts: Parts, mode: str) -> list[Row]:
@@ -59,29 +59,33 @@ def _rows(evidence: Evidence, dataset: str, at: AtRate, parts: Parts, mode: str)
     ]
 
 
-def _counted(rows: Sequence[Row]) -> str:
-    if not rows:
-        return f"No comparison has enough seeds for a conclusion. {READING}"
-    gains = [row for row in rows if place(row.gap.effect) == BELOW]
-    alone = [row for row in gains if row.update and place(row.update.effect) == BELOW]
-    tops = [place(row.on_top.effect) for row in rows if row.on_top]
-    sentences = [
-        f"GCond stochastic has a lower loss than Baseline in {len(gains)} of the {len(rows)} comparisons below that "
-        "have enough seeds (each arm at its best rate not counted)."
-    ]
-    if gains:
-        sentences.append(
-            f"In {len(alone)} of these {len(gains)} its way of smoothing alone has it too: *the update* (EMA inside, "
-            "beta1 = 0), which looks at no task's gradient."
-        )
-    sentences.append(
-        f"Resolving conflicts on top of it lowers the loss in {tops.count(BELOW)} of {len(tops)} and raises it in "
-        f"{tops.count(ABOVE)}."
+def answers(measured: Sequence[Row]) -> list[str]:
+    """Whether GCond gains, and which of the two changes does it: counts over the settings with enough seeds."""
+    own = [row for row in measured if not row.best and place(row.gap.effect) != FEW]
+    if not own:
+        return ["No comparison of GCond with Baseline has enough seeds for a conclusion."] if measured else []
+    gains = [row for row in own if place(row.gap.effect) == BELOW]
+    losses = [row for row in own if place(row.gap.effect) == ABOVE]
+    size = f" ({span(row.gap for row in gains)})" if gains else ""
+    first = (
+        f"**Does GCond reconstruct better than Baseline?** Its stochastic mode has a lower loss in {len(gains)} of the "
+        f"{len(own)} comparisons below that have enough seeds{size}, a higher one in {len(losses)}; each arm at its "
+        "best rate is not counted."
     )
-    return " ".join([*sentences, READING])
+    alone = [row for row in gains if row.update and place(row.update.effect) == BELOW]
+    tops = [place(row.on_top.effect) for row in own if row.on_top]
+    smoothing = (
+        f"In {len(alone)} of these {len(gains)} its way of smoothing the gradient alone has it too: *the update* (EMA "
+        "inside, beta1 = 0), which looks at no task's gradient. "
+    )
+    second = (
+        f"**Are resolved conflicts the cause?** {smoothing if gains else ''}Resolving conflicts on top of it lowers "
+        f"the loss in {tops.count(BELOW)} of {len(tops)} and raises it in {tops.count(ABOVE)}."
+    )
+    return [first, second]
 
 
-def _against_trivial(results: Path, evidence: Sequence[Evidence]) -> list[str]:
+def how_good(results: Path, evidence: Sequence[Evidence]) -> list[str]:
     """How many runs have a lower L1 than the best predictor that needs no training, of each data set."""
     parts, lost = [], False
     for each in evidence:

@@ -1,6 +1,8 @@
 """Words for an interval. They follow from it alone, so that they stay true when the numbers change."""
 
 import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from gcond.report.claims.judge import Finding, number
 from gcond.report.lineup import PAPER_RATE
@@ -37,6 +39,27 @@ def bold(found: Finding) -> str:
 def with_n(found: Finding) -> str:
     """ "-3.1 % [-4.0, -2.2], n = 6"."""
     return f"{number(found.effect, found.unit)}, n = {found.effect.n}"
+
+
+def enough(findings: Iterable[Finding | None]) -> list[Finding]:
+    """Those with enough seeds for a conclusion."""
+    return [found for found in findings if found and found.effect.n >= FEWEST]
+
+
+def span(findings: Iterable[Finding]) -> str:
+    """One number with its interval; of several the smallest and the largest mean: "8.8 % to 30.9 %"."""
+    found = sorted(findings, key=lambda each: each.effect.mean)
+    if len(found) == 1:
+        return number(found[0].effect, found[0].unit)
+    ends = [number(replace(each.effect, low=math.nan, high=math.nan), each.unit) for each in found]
+    return ends[0] if ends[0] == ends[-1] else f"{ends[0]} to {ends[-1]}"
+
+
+def settings_and_seeds(findings: Sequence[Finding]) -> str:
+    """ "3 settings, n = 6"."""
+    counts = sorted({found.effect.n for found in findings})
+    seeds_ = f"n = {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "")
+    return f"{len(findings)} settings, {seeds_}" if len(findings) > 1 else seeds_
 
 
 def whether(effect: Effect, region: str) -> str:

@@ -1,4 +1,4 @@
-"""A part of the page: a headline for the top, and its paragraphs."""
+"""A part of the page: an answer for the top, and its paragraphs."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +13,10 @@ from gcond.report.statistics import FEWEST
 
 @dataclass(frozen=True)
 class Section:
-    """`headlines` stand at the top of the page. One without evidence has the command that makes it."""
+    """`answers` stand at the top of the page. One without evidence has the command that makes it."""
 
     title: str
-    headlines: list[str] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
     parts: list[str] = field(default_factory=list)
 
 

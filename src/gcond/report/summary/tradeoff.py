@@ -26,8 +26,8 @@ def tradeoff(evidence: Sequence[Evidence]) -> Section:
     ]
     if not own:
         return not_run(TITLE, "no run with contradicting tasks at a scale that is evidence", COMMAND)
-    heads = [line for place in own for line in _headline(*place)]
-    return Section(TITLE, heads, [READING, *(part for place in own for part in _table(*place))])
+    answers = [line for each in own for line in _answer(*each)]
+    return Section(TITLE, answers, [READING, *(part for each in own for part in _table(*each))])
 
 
 READING = (
@@ -39,14 +39,14 @@ READING = (
 )
 
 
-def _headline(evidence: Evidence, dataset: str, arms: Sequence[Arm]) -> list[str]:
+def _answer(evidence: Evidence, dataset: str, arms: Sequence[Arm]) -> list[str]:
     """Of stochastic GCond, and of the two parts of what it does: its update, and resolving on top of it."""
     by_name = {arm.strategy: arm for arm in arms}
     ours, update = by_name.get("gcond_stochastic"), by_name.get(UNRESOLVED)
     if not ours:
         return []
-    words = [f"**{data(dataset)}, scale {evidence.scale}: L1 against its inverted image.**"]
-    arbitrated = arbitrating(frequencies(evidence, dataset, ours))
+    words = [f"**And where tasks contradict each other?** {data(dataset)}, L1 against its inverted image:"]
+    arbitrated = arbitrating([frequencies(evidence, dataset, ours)])
     words += [f"GCond stochastic {arbitrated}."] if arbitrated else []
     pairs = [("GCond stochastic against Baseline", ours, "baseline")]
     if update:
@@ -54,6 +54,9 @@ def _headline(evidence: Evidence, dataset: str, arms: Sequence[Arm]) -> list[str
     found = [(what, _measured(evidence, dataset, arm, other)) for what, arm, other in pairs]
     for measure, title in MEASURES.items():
         words.append(f"{title}: {'; '.join(_said(what, measured[measure]) for what, measured in found)}.")
+    if update:
+        shares = [f"{title} {with_n(found[-1][1][task])}" for task, title in TASKS.items()]
+        words.append(f"Resolving moves along the trade-off: {', '.join(shares)}.")
     return [" ".join(words)]
 
 
