@@ -72,12 +72,23 @@ def runs_of(experiment: str, once: tuple[str, ...] = ()) -> list[list[str]]:
     return [[f"{key}={value}" for key, value in zip(values, run, strict=True)] for run in product(*values.values())]
 
 
-@pytest.mark.parametrize("scale", options("scale"))
+def scales_between_are_slow(scale: str):
+    return pytest.param(scale, marks=[] if scale in ("mini", "paper") else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize("scale", map(scales_between_are_slow, options("scale")))
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_every_run_of_an_experiment_is_valid(scale: str, experiment: str) -> None:
-    """All combinations at the paper's scale, where a mistake costs days, but of seeds and numbers; one elsewhere."""
+    """At the paper's scale, where a mistake costs days, all combinations of one data set, but of seeds and numbers, and
+    every data set once; one run elsewhere."""
     runs = runs_of(experiment, NUMBERS)
-    for choice in runs if scale == "paper" else runs[:1]:
+    if scale == "paper":
+        datasets = {override for choice in runs for override in choice if override.startswith("dataset=")}
+        firsts = [next(choice for choice in runs if dataset in choice) for dataset in datasets]
+        chosen = [*runs_of(experiment, (*NUMBERS, "dataset")), *firsts]
+    else:
+        chosen = runs[:1]
+    for choice in chosen:
         Settings(config(f"experiment={experiment}", f"scale={scale}", *choice))
 
 

@@ -45,7 +45,13 @@ def undrawn(monkeypatch):
     monkeypatch.setattr("gcond.report.__main__.curves.draw", lambda *parts: None)
 
 
-@pytest.mark.parametrize(("scale", "arguments"), made(), ids=shown)
+def copies_are_slow(scale: Path, arguments: str):
+    """What `results/<scale>/` has shown of a command, the same command in the study's copy hardly shows again."""
+    marks = [pytest.mark.slow] if scale.parent == STUDY else []
+    return pytest.param(scale, arguments, marks=marks, id=f"{shown(scale)}-{shown(arguments)}")
+
+
+@pytest.mark.parametrize(("scale", "arguments"), [copies_are_slow(*key) for key in made()])
 def test_a_page_is_what_its_command_makes_of_the_recorded_numbers(scale, arguments, tmp_path, undrawn):
     shutil.copytree(scale, tmp_path / scale.name, ignore=lambda folder, names: {*names} & {"tables", "figures"})
     assert main([*arguments.split(), "--results", str(tmp_path)]) in (0, 1)

@@ -26,7 +26,7 @@ SHOWN = {  # rows of the table and of the figure
     "Baseline integrated vs Baseline": "the update alone (EMA inside, beta1 = 0), nothing resolved",
     "GCond stochastic vs Baseline integrated": "resolution on top of it, stochastic",
     "GCond sequential vs Baseline integrated": "resolution on top of it, sequential",
-    "Stochastic integrated vs Baseline integrated": "of stochastic's: a block of micro-batches per task, not resolved",
+    "Stochastic integrated vs Baseline integrated": "of stochastic's: a block per task, nothing resolved",
     "GCond stochastic vs Stochastic integrated": "of stochastic's: resolution alone, on the same blocks",
     "GCond pure vs Baseline": "resolution alone (GCond pure), AdamW as Baseline's",
     "Baseline, eval mode vs Baseline": "eval mode alone, Baseline",
