@@ -550,7 +550,14 @@ def test_a_method_is_told_by_its_place_on_the_trade_off(tmp_path):
     assert float(wasted["mean"]) == pytest.approx(100 * (1.62 / 1.5 - 1), rel=1e-4)
     words = text(tmp_path, "conflict")
     assert "The bound of L1 + flipped on validation: 1.5000" in words
-    assert re.search(r"\| PCGrad +\| 3 +\| \+3\.3 % \[\+2\.5, \+4\.2\] \| -10\.0 %", words)
+    assert re.search(
+        r"\| PCGrad +\| 3 +\| -10\.0 % [^|]*\|[^|]*\|[^|]*\|[^|]*\| \+3\.3 % \[\+2\.5, \+4\.2\] +\|", words
+    )
+    assert re.search(r"\| Mean image \(no training\) +\| +\| 0\.7500 +\| 0\.7500 +\| 0\.7500 +\| 0\.7500 +\| 50", words)
+    (own,) = [line for line in words.splitlines() if re.match(r"\| PCGrad +\| 3 +\| 0\.9", line)]
+    total = own.split("|")[6].strip()  # .75, which is not below the mean image's
+    assert total.startswith(f"{0.35 * 0.9 + 0.15 * 0.5 + 0.5 * 0.72:.4f} ±")
+    assert total.endswith("†")
     zones = {row["strategy"]: float(row["mean"]) for row in tidy(tmp_path, "conflict", name="times in the main zone")}
     assert zones == dict.fromkeys(("gcond_sequential", "gcond_stochastic", "gcond_pure"), 0.5)
 

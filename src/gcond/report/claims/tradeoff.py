@@ -1,7 +1,8 @@
 """C1: three tasks of which two contradict each other. How each method divides the trade-off, and how much conflict."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import pandas as pd
 
@@ -9,8 +10,10 @@ from gcond.report.claims.conflict import frequencies
 from gcond.report.claims.controls import MINUTES
 from gcond.report.claims.evidence import TASKS, Arm, Evidence, overrides, per_run, variant
 from gcond.report.claims.judge import Answer, Claim, Finding, answer, compare, number
+from gcond.report.lineup import TRIVIAL
 from gcond.report.statistics import Effect, paired, single
 
+Losses = TypeVar("Losses", float, pd.Series)
 LAMBDAS = {"l1": 0.35, "ssim": 0.15, "flipped": 0.5}  # of conf/loss/l1_ssim_flipped.yaml
 LOSS = "l1_ssim_flipped"
 STRENGTH, WINDOW = "loss.reconstruction.flip_strength", "scale.accumulation_steps"
@@ -70,6 +73,19 @@ def relative(
 
     effect = paired(total(arm), total(base))
     return Finding("", effect.times(100 / float(total(base).mean())), block=block, remarks=tuple(remarks))
+
+
+def weighted(losses: Mapping[str, Losses]) -> Losses:
+    """The sum with the lambdas, which every method is to minimise."""
+    return sum((weight * losses[task] for task, weight in LAMBDAS.items()), 0.0)
+
+
+def mean_image(recorded: pd.DataFrame, dataset: str, block: str) -> dict[str, float]:
+    """Losses of the predictor that says the mean of the training set everywhere, which is 0 in z-space: as far from the
+    inverted image as from the image. `recorded`: runs.csv; nothing where it lacks the predictor."""
+    rows = recorded[(recorded.dataset == dataset) & (recorded.strategy == f"{TRIVIAL}dataset_mean")]
+    found = {task: float(rows[f"{block}_{task}"].iloc[0]) for task in ("l1", "ssim") if len(rows)}
+    return found | {"flipped": found["l1"]} if found else {}
 
 
 def delta(evidence: Evidence, dataset: str, arm: Arm, block: str = "best_val", other: str = "baseline") -> Finding:
@@ -132,15 +148,18 @@ def conflicted(evidence: Evidence) -> Answer | None:
                 detailed += each
                 told = (f"{found.about.split(':')[0].removeprefix(f'{dataset} ')} {number(found.effect, '%')}"
                         for found in each if found.block == "best_val")  # fmt: skip
-                words.append(f"{own[0].about} {number(own[0].effect, '%')} ({'; '.join(told)}).")
+                tested = next(found for found in each if "weighted sum" in found.about and found.block == "best_test")
+                words.append(
+                    f"{own[0].about} {number(own[0].effect, '%')} ({'; '.join(told)}); on test {_on_test(own, tested)}."
+                )
         for arm in resolving(evidence, dataset, where.full):
             own = [delta(evidence, dataset, arm, block, UNRESOLVED) for block in SHOWN]
             each = [change for block in SHOWN for change in changes(evidence, dataset, arm, block, UNRESOLVED).values()]
             detailed += [*own, *each]
-            total = next(found for found in each if "weighted sum" in found.about)
+            totals = {found.block: found for found in each if "weighted sum" in found.about}
             words.append(
                 f"The same update with nothing resolved: {own[0].about} {number(own[0].effect, '%')}, weighted sum "
-                f"{number(total.effect, '%')}."
+                f"{number(totals['best_val'].effect, '%')}; on test {_on_test(own, totals['best_test'])}."
             )
         for arm in arms:
             found = frequencies(evidence, dataset, arm).get("steps with a conflict")
@@ -157,6 +176,11 @@ def conflicted(evidence: Evidence) -> Answer | None:
     )
     shown = [found for found in deltas if "GCond stochastic" in found.about]
     return answer([*deltas, *detailed, *often], (shown or deltas)[-len(SHOWN)], words, "claims.csv, tables/conflict.md")
+
+
+def _on_test(means: Sequence[Finding], total: Finding) -> str:
+    mean = next(found for found in means if found.block == "best_test")
+    return f"mean {number(mean.effect, '%')}, weighted sum {number(total.effect, '%')}"
 
 
 CLAIMS = (

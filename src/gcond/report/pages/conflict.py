@@ -1,6 +1,9 @@
 """C1: where two of three tasks contradict each other, how each method divides the trade-off."""
 
+from dataclasses import replace
 from pathlib import Path
+
+import pandas as pd
 
 from gcond.report.claims.conflict import FREQUENCIES, frequencies
 from gcond.report.claims.evidence import BLOCKS, TASKS, Arm
@@ -15,16 +18,19 @@ from gcond.report.claims.tradeoff import (
     changes,
     cosine,
     delta,
+    mean_image,
     ran,
     regime,
     resolving,
+    weighted,
 )
 from gcond.report.pages import conflict_figure
 from gcond.report.pages.conflict_figure import bound
 from gcond.report.pages.o6 import COLUMNS
 from gcond.report.pages.page import Page, command, finish, numbers, scores, table
 from gcond.report.pages.source import Run, Source, load, name, nothing
-from gcond.report.statistics import single
+from gcond.report.statistics import Effect, single
+from gcond.report.table2 import Cell, printed
 
 TITLE = "C1: where tasks do conflict"
 SWEPT = ("baseline", "gcond_stochastic", "pcgrad")  # of conf/experiment/conflict_strength.yaml
@@ -37,7 +43,8 @@ READING = (
     f"Three tasks with the lambdas {', '.join(f'{TASKS[task]} {weight}' for task, weight in LAMBDAS.items())}. flipped "
     "is the L1 in z-space to (1 - 2 s) times the image x, here with s = 1 to the inverted image. Between the two "
     "targets a pixel's gradients of L1 and flipped are exactly opposed. Best epoch: smallest sum of lambda x loss on "
-    "validation, for every method. Mean ± sample standard deviation over n seeds; lower is better."
+    "validation, for every method. Mean ± sample standard deviation over n seeds; lower is better. †: not below the "
+    "best predictor that needs no training, of the weighted sum not below the mean image."
 )
 BOUND = (
     "No predictor can bring L1 + flipped below 2 s times the mean of the absolute x, which is 2 s times the L1 of "
@@ -106,7 +113,11 @@ def _measured(source: Source, dataset: str, arms: list[Arm], rows: list[dict[str
     parts = [_losses(source, dataset, arms, rows)]
     lowest = bound(source, dataset, FULL)
     if lowest is not None:
-        parts.append(f"The bound of L1 + flipped on validation: {lowest:.4f}; the mean image lies on it, half way.")
+        on_test = bound(source, dataset, FULL, "best_test")
+        parts.append(
+            f"The bound of L1 + flipped on validation: {lowest:.4f}; the mean image lies on it, half way. On test: "
+            f"{on_test:.4f}."
+        )
     if arms[0] != Arm("baseline", arms[0].variant):
         return [*parts, "No differences: they are to Baseline, which was not run."]
     parts += [_differences(source, dataset, arms[1:], rows)] if arms[1:] else []
@@ -116,18 +127,17 @@ def _measured(source: Source, dataset: str, arms: list[Arm], rows: list[dict[str
 
 
 def _losses(source: Source, dataset: str, arms: list[Arm], rows: list[dict[str, object]]) -> str:
-    lowest = bound(source, dataset, FULL)
-    lines = [["method", "n", *TASKS.values(), "towards the image", "above the bound", "test L1", "test flipped"], []]
+    heads = [*TASKS.values(), "weighted sum", *PLACE]
+    lines = [["method", "n", *heads, *(f"test, {head}" for head in heads)], []]
     for arm in arms:
-        cells = {task: source.cell(dataset, arm, f"best_val_{task}") for task in TASKS}
-        tests = [source.cell(dataset, arm, f"best_test_{task}") for task in ("l1", "flipped")]
         runs = source.evidence.by_seed(dataset, arm)
-        both = runs.best_val_l1 + runs.best_val_flipped
-        towards = single(100 * runs.best_val_flipped / both)
-        wasted = single(100 * (both / lowest - 1)) if lowest else None
-        division = [number(towards, "share"), number(wasted, "share") if wasted else "-"]
-        n = str(len(cells["l1"].values))
-        lines.append([name(Arm(arm.strategy)), n, *map(scores, cells.values()), *division, *map(scores, tests)])
+        places = {block: _place(source, dataset, runs, block) for block in CHOSEN}
+        cells = []
+        for block, own in places.items():
+            cells += [scores(source.cell(dataset, arm, f"{block}_{task}")) for task in TASKS]
+            cells.append(scores(_total(source, dataset, runs, block)))
+            cells += [number(own[what], "share") if what in own else "-" for what in PLACE]
+        lines.append([name(Arm(arm.strategy)), str(len(runs)), *cells])
         rows += [
             _row(source, dataset, arm, "loss", task, block)
             | {"unit": "loss"}
@@ -135,28 +145,60 @@ def _losses(source: Source, dataset: str, arms: list[Arm], rows: list[dict[str, 
             for task in TASKS
             for block in BLOCKS
         ]
-        rows.append(
-            _row(source, dataset, arm, "towards the image", "", "best_val") | {"unit": "percent"} | numbers(towards)
-        )
-        if wasted:
-            rows.append(
-                _row(source, dataset, arm, "above the bound", "", "best_val") | {"unit": "percent"} | numbers(wasted)
-            )
+        rows += [
+            _row(source, dataset, arm, what, "", block) | {"unit": "percent"} | numbers(effect)
+            for block, own in places.items()
+            for what, effect in own.items()
+        ]
+    images = [mean_image(source.recorded, dataset, block) for block in CHOSEN]
+    if all(images):
+        said = [
+            [*(printed(image[task]) for task in TASKS), printed(weighted(image)), "50.0 %", "0.0 %"] for image in images
+        ]
+        lines.append(["Mean image (no training)", "", *said[0], *said[1]])
     return table(lines)
+
+
+PLACE = ("towards the image", "above the bound")
+CHOSEN = ("best_val", "best_test")
+
+
+def _total(source: Source, dataset: str, runs: pd.DataFrame, block: str) -> Cell:
+    """The weighted sum, which every method is to minimise; `beaten` where the mean image reaches it."""
+    values = weighted({task: runs[f"{block}_{task}"] for task in LAMBDAS})
+    image = mean_image(source.recorded, dataset, block)
+    cell = Cell(tuple(values), 0, len(values))
+    return replace(cell, beaten=bool(image) and round(cell.mean, 4) >= round(float(weighted(image)), 4))
+
+
+def _place(source: Source, dataset: str, runs: pd.DataFrame, block: str) -> dict[str, Effect]:
+    """PLACE in percent; the second where the bound is known."""
+    both = runs[f"{block}_l1"] + runs[f"{block}_flipped"]
+    lowest = bound(source, dataset, FULL, block)
+    towards, above = PLACE
+    found = {towards: single(100 * runs[f"{block}_flipped"] / both)}
+    return found | ({above: single(100 * (both / lowest - 1))} if lowest else {})
 
 
 def _differences(
     source: Source, dataset: str, arms: list[Arm], rows: list[dict[str, object]], other: str = "baseline"
 ) -> str:
-    titles = [*TASKS.values(), "weighted sum"]
+    whole = {"sum": "weighted sum", "mean": "mean"}
+    blocks = {"last_val": "last epoch", "best_test": "test"}
+    titles = [
+        *TASKS.values(),
+        *whole.values(),
+        *(f"{title}, {when}" for when in blocks.values() for title in whole.values()),
+    ]
     kind = "difference" if other == "baseline" else f"difference to {other}"
-    lines = [[f"against {Arm(other).label}", "n", "mean", *titles, "mean, last epoch", "mean, test"], []]
+    lines = [[f"against {Arm(other).label}", "n", *titles], []]
     for arm in arms:
         found = {block: {"mean": delta(source.evidence, dataset, arm, block, other)} for block in SHOWN}
         for block, own in found.items():
             own |= changes(source.evidence, dataset, arm, block, other)
-        cells = [number(each.effect, "%") for each in found["best_val"].values()]
-        cells += [number(found[block]["mean"].effect, "%") for block in ("last_val", "best_test")]
+        shown = [found["best_val"][key] for key in (*TASKS, *whole)]
+        shown += [found[block][key] for block in blocks for key in whole]
+        cells = [number(each.effect, "%") for each in shown]
         lines.append([name(Arm(arm.strategy)), str(found["best_val"]["mean"].effect.n), *cells])
         rows += [
             _row(source, dataset, arm, kind, key, block) | {"unit": "percent"} | numbers(each.effect)

@@ -6,9 +6,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from gcond.report.claims.evidence import TASKS, Arm, per_run
-from gcond.report.claims.tradeoff import FULL, METHODS, Regime
+from gcond.report.claims.tradeoff import FULL, METHODS, Regime, mean_image
 from gcond.report.figures import style
-from gcond.report.lineup import TRIVIAL
 from gcond.report.pages.source import Source, name
 
 LOOKS = {strategy: (colour, marker) for strategy, (colour, _, marker) in style.LOOKS.items()}
@@ -24,12 +23,10 @@ SHOWN = (
 )
 
 
-def bound(source: Source, dataset: str, strength: float) -> float | None:
-    """The least L1 + flipped on validation: 2 s times the mean of the absolute image, the L1 of the mean image."""
-    rows = source.recorded[
-        (source.recorded.dataset == dataset) & (source.recorded.strategy == f"{TRIVIAL}dataset_mean")
-    ]
-    return 2 * strength * float(rows.best_val_l1.iloc[0]) if len(rows) else None
+def bound(source: Source, dataset: str, strength: float, block: str = "best_val") -> float | None:
+    """The least L1 + flipped on `block`'s images: 2 s times the L1 of the mean image, which is the mean of |x|."""
+    image = mean_image(source.recorded, dataset, block)
+    return 2 * strength * image["l1"] if image else None
 
 
 def draw(source: Source, where: Regime, there: dict[str, list[Arm]], swept: list[tuple[str, float, Arm]]) -> Figure:

@@ -45,7 +45,7 @@ def page(results: Path) -> str:
         gap.gap(evidence),
         conflict.work(evidence),
         conflict.noise(evidence),
-        tradeoff.tradeoff(evidence),
+        tradeoff.tradeoff(results, evidence),
         methods.methods(evidence),
         cost.cost(rows),
     ]
