@@ -71,6 +71,8 @@ class Attempt:
 
     def _work(self) -> None:
         os.setsid()
+        # Tests that are run in the background inherit that it is ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.stdout = sys.stderr = self._log.open("w", buffering=1)
         os.dup2(sys.stderr.fileno(), 2)
         self._prepare()
