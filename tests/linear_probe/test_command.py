@@ -112,9 +112,22 @@ def test_runs_with_other_settings_than_table_2s_are_probed_on_demand(runs, capsy
         path.write_text(json.dumps(json.loads(path.read_text()) | {"variant": variant}))
     assert probed(runs) == 0
     assert set(table(runs).strategy) == {"baseline"}
-    assert "1 finished runs with other settings than Table 2's are left out; --all" in capsys.readouterr().out
+    assert (
+        "1 finished runs of another model or with other settings than Table 2's are left out;"
+        in capsys.readouterr().out
+    )
     assert probed(runs, "--all") == 0
     assert set(table(runs).strategy) == {"baseline", "pcgrad"}
+
+
+def test_runs_of_another_model_than_table_2s_are_left_out(runs, capsys):
+    path = folder(runs, "pcgrad") / "report.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model": "convnextv2_base"}))
+    other = folder(runs, "baseline") / "report.json"
+    other.write_text(json.dumps(json.loads(other.read_text()) | {"model": "mobilenetv3_small"}))  # the paper's
+    assert probed(runs) == 0
+    assert set(table(runs).strategy) == {"baseline"}
+    assert "1 finished runs of another model" in capsys.readouterr().out
 
 
 def test_a_run_without_checkpoint_is_named_and_the_others_are_probed(runs, capsys):

@@ -1,9 +1,9 @@
 """Probe the frozen encoders of finished runs: python -m gcond.linear_probe --scale sample
 
-For each run of runs/<scale> that is finished, has Table 2's settings (the learning rate may differ; --all takes every
-run) and is not yet in results/<scale>/linear_probe.csv: features of its last checkpoint's encoder, of the weights that
-it began with, and pixels; a ridge regression per task, its strength chosen on validation; the score on test. `python -m
-gcond.report o7` makes the page. Nothing is written to the runs.
+For each run of runs/<scale> that is finished, has Table 2's model and settings (the learning rate may differ; --all
+takes every run) and is not yet in results/<scale>/linear_probe.csv: features of its last checkpoint's encoder, of the
+weights that it began with, and pixels; a ridge regression per task, its strength chosen on validation; the score on
+test. `python -m gcond.report o7` makes the page. Nothing is written to the runs.
 
 Exit code 0: every finished run is recorded; 1: some could not be probed, and are named; 2: bad input.
 """
@@ -25,7 +25,7 @@ from gcond.finished import FinishedRun
 from gcond.linear_probe import features as seen
 from gcond.linear_probe.ridge import Array, Probed, probe
 from gcond.linear_probe.tasks import Task, tasks
-from gcond.report.claims.evidence import as_table2
+from gcond.report.claims.evidence import as_table2, table2_model
 from gcond.report.folders import Run, read_folders
 from gcond.report.records import KEY, LINEAR_PROBE_COLUMNS, LINEAR_PROBE_KEY, add_rows, frame, read_csv
 
@@ -104,19 +104,23 @@ def spaced(count: int, most: int) -> list[int]:
 def todo(runs: list[Run], table: Path, datasets: tuple[str, ...] | None, every: bool) -> list[Run]:
     """Finished runs that `table` does not hold, those that share data and seed one after another.
 
-    Of other settings than Table 2's only where `every` one is wanted.
+    Of other models and settings than Table 2's only where `every` one is wanted.
     """
     recorded = set()
     if table.exists():
         rows = read_csv(table, LINEAR_PROBE_COLUMNS, LINEAR_PROBE_KEY)
         recorded = set(rows[[*KEY, "hash"]].itertuples(index=False, name=None))
     done = [run for run in runs if run.row["status"] == "done" and (not datasets or run.row["dataset"] in datasets)]
-    others = [] if every else [run for run in done if not as_table2(str(run.row["variant"]))]
+    model = table2_model(str(run.row["model"]) for run in done)
+    others = [
+        run for run in done if not every and not (as_table2(str(run.row["variant"])) and run.row["model"] == model)
+    ]
     done = [run for run in done if run not in others]
     left = [run for run in done if tuple(run.row[name] for name in (*KEY, "hash")) not in recorded]
     print(f"{len(done)} finished runs, {len(done) - len(left)} recorded in {table}, {len(left)} to probe")
     if others:
-        print(f"{len(others)} finished runs with other settings than Table 2's are left out; --all takes them too")
+        print(f"{len(others)} finished runs of another model or with other settings than Table 2's are left out; --all "
+              "takes them too")  # fmt: skip
     return sorted(left, key=lambda run: (str(run.row["dataset"]), str(run.row["model"]), run.row["seed"], run.folder))
 
 
@@ -160,7 +164,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of local runs, only read")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of recorded results")
     parser.add_argument("--datasets", type=lambda text: tuple(text.split(",")), help="comma-separated (default: all)")
-    parser.add_argument("--all", action="store_true", help="runs with other settings than Table 2's as well")
+    parser.add_argument(
+        "--all", action="store_true", help="runs of other models and with other settings than Table 2's as well"
+    )
     parser.add_argument("--ct", type=Path, default=Path("data/ct"), help="the CT store of the runs (default: data/ct)")
     parser.add_argument("--imagenet", type=Path, help="the ImageNet-256 of the runs")
     parser.add_argument("--images", type=int, default=IMAGES, help=f"of a split at most (default: {IMAGES})")

@@ -195,6 +195,12 @@ def tune(evidence: Evidence, keys: Sequence[str] = (RATE,)) -> Tuned:
     return Tuned(pd.concat(kept) if kept else runs.iloc[:0], tried, edge)
 
 
+def table2_model(models: Iterable[str]) -> str:
+    """Of the runs of a scale: the paper's, or the only one that was run."""
+    names = set(models)
+    return names.pop() if len(names) == 1 else lineup.PAPER_MODEL
+
+
 def read(results: Path, scale: str) -> Evidence:
     """Raises ValueError for a table that lacks a column of the key."""
     folder = results / scale
@@ -203,9 +209,7 @@ def read(results: Path, scale: str) -> Evidence:
     # Of curves.csv an older form has neither model nor variant: of no use here.
     curves = _table(folder / "curves.csv") if _header(folder / "curves.csv") >= set(KEY) else pd.DataFrame()
     tables = [_table(folder / f"{name}.csv") for name in ("steps", "probes", "activations", "windows", "linear_probe")]
-    models = sorted(set(done.model))
-    model = models[0] if len(models) == 1 else lineup.PAPER_MODEL
-    return Evidence(scale, model, done.astype({"seed": int}), curves, *tables)
+    return Evidence(scale, table2_model(done.model), done.astype({"seed": int}), curves, *tables)
 
 
 def _header(path: Path) -> set[str]:
