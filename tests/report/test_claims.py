@@ -749,6 +749,11 @@ def test_where_tasks_conflict_each_method_is_set_against_baseline(judge):
     assert row.found.shown.about == "ct: GCond stochastic vs Baseline, mean over three losses"
     assert row.found.shown.effect.mean == pytest.approx(10 / 3)
     assert row.found.shown.block == "best_val"
+    (beside,) = row.found.beside
+    assert (beside.about, beside.block) == (
+        "ct: GCond stochastic vs Baseline, mean over three losses, on test",
+        "best_test",
+    )
     text = " ".join(row.found.words)
     assert "(ct L1 -10.0 % [" not in text
     assert "L1 -10.0 % [-12.5, -7.5]; 1 - SSIM +0.0 %" in text
