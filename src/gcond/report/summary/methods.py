@@ -47,9 +47,10 @@ def _ran(setting: AtRate, dataset: str, arms: Sequence[Arm]) -> list[Arm]:
 
 def _answer(own: Sequence[tuple[AtRate, str]]) -> str:
     """Counts over settings, both losses and pairs of methods."""
+    names = [peer.label for peer in PEERS if any(setting.evidence.ran(dataset, peer) for setting, dataset in own)]
     parts = []
     for title, ours, theirs in (
-        ("PCGrad, CAGrad and GradNorm against Baseline", PEERS, (BASELINE,)),
+        (f"{listed(names)} against Baseline", PEERS, (BASELINE,)),
         ("GCond against them", GCOND, PEERS),
         ("GCond against Baseline integrated, which smooths alike and resolves nothing", GCOND, (CONTROL,)),
     ):
