@@ -612,4 +612,4 @@ def test_a_missing_method_and_another_window_are_named(tmp_path):
     words = text(tmp_path, "conflict")
     assert "MGDA on ct, seed 42, 2025: not run" in words
     assert f"Recorded with another window, and not shown: {other}." in words
-    assert len(tidy(tmp_path, "conflict", strategy="baseline", kind="towards the image")) == 1
+    assert len(tidy(tmp_path, "conflict", strategy="baseline", kind="towards the image", block="best_val")) == 1
