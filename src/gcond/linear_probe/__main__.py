@@ -112,9 +112,9 @@ def todo(runs: list[Run], table: Path, datasets: tuple[str, ...] | None, every: 
         recorded = set(rows[[*KEY, "hash"]].itertuples(index=False, name=None))
     done = [run for run in runs if run.row["status"] == "done" and (not datasets or run.row["dataset"] in datasets)]
     model = table2_model(str(run.row["model"]) for run in done)
-    others = [
-        run for run in done if not every and not (as_table2(str(run.row["variant"])) and run.row["model"] == model)
-    ]
+    others = (
+        [] if every else [run for run in done if run.row["model"] != model or not as_table2(str(run.row["variant"]))]
+    )
     done = [run for run in done if run not in others]
     left = [run for run in done if tuple(run.row[name] for name in (*KEY, "hash")) not in recorded]
     print(f"{len(done)} finished runs, {len(done) - len(left)} recorded in {table}, {len(left)} to probe")

@@ -66,11 +66,17 @@ class Equivalence:
 
 def paired(a: pd.Series, b: pd.Series) -> Effect:
     """a - b by seed (the index). A seed without a finite number on both sides takes no part and is named."""
-    ours, theirs = _finite(a), _finite(b)
-    whole = sorted(ours.keys() & theirs.keys())
-    missing = tuple(sorted({int(seed) for seed in (*a.index, *b.index)}.difference(whole)))
-    differences = np.array([ours[seed] - theirs[seed] for seed in whole])
+    ours, theirs, missing = _whole(a, b)
+    differences = ours - theirs
     return replace(_effect(differences), p_sign_flip=sign_flip(differences), missing=missing)
+
+
+def _whole(a: pd.Series, b: pd.Series) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+    """Both numbers of each seed that has two finite ones, in the order of seeds; and the other seeds."""
+    ours, theirs = _finite(a), _finite(b)
+    seeds = sorted(ours.keys() & theirs.keys())
+    missing = tuple(sorted({int(seed) for seed in (*a.index, *b.index)}.difference(seeds)))
+    return np.array([ours[seed] for seed in seeds]), np.array([theirs[seed] for seed in seeds]), missing
 
 
 def _finite(values: pd.Series) -> dict[int, float]:
@@ -153,15 +159,13 @@ def tost(values: Sequence[float], margin: float) -> Equivalence:
 
 def ratio(a: pd.Series, b: pd.Series) -> Effect:
     """mean(a) / mean(b) by seed, with Fieller's 95 % interval; nan bounds where mean(b) may be zero."""
-    both = pd.concat([a.rename("a"), b.rename("b")], axis=1).astype(float)
-    whole = both.where(np.isfinite(both)).dropna()
-    missing = tuple(sorted(int(seed) for seed in both.index.difference(whole.index)))
-    n = len(whole)
+    ours, theirs, missing = _whole(a, b)
+    n = len(ours)
     if n < 2:
-        value = float(whole.a.iloc[0] / whole.b.iloc[0]) if n and whole.b.iloc[0] else math.nan
+        value = float(ours[0] / theirs[0]) if n and theirs[0] else math.nan
         return Effect(n, value, math.nan, math.nan, math.nan, missing)
-    over, under = float(whole.a.mean()), float(whole.b.mean())
-    covariance = np.cov(whole.a, whole.b, ddof=1) / n
+    over, under = float(ours.mean()), float(theirs.mean())
+    covariance = np.cov(ours, theirs, ddof=1) / n
     square = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) ** 2
     # (over - r under)^2 <= t^2 var(a - r b): a parabola in r, open upwards where `under` is clearly not zero
     x = under**2 - square * covariance[1, 1]

@@ -189,6 +189,9 @@ def body_less_encoder(evidence: Evidence, dataset: str) -> Finding | None:
     return Finding(about, paired(body, encoder), "cosine")
 
 
+AGREE = {ABOVE: "They agree", BELOW: "They conflict"}
+
+
 def _noise_answers(own: Sequence[Place]) -> list[str]:
     cosines_of = [found for _, dataset, at in own if enough((found := _probed(at, dataset).get("all", {})).values())]
     between, apart, itself = (
@@ -197,9 +200,7 @@ def _noise_answers(own: Sequence[Place]) -> list[str]:
     if not between or not itself:
         return []
     places = {place(found.effect) for found in between}
-    said = (
-        {ABOVE: "They agree", BELOW: "They conflict"}.get(places.pop(), "Neither") if len(places) == 1 else "It depends"
-    )
+    said = "It depends" if len(places) > 1 else AGREE.get(places.pop(), "Neither")
     return [
         f"**Do the tasks conflict?** {said}, on average and with nothing resolved: cosine of the accumulated gradients "
         f"{span(between)} on the same images ({settings_and_seeds(between)})"

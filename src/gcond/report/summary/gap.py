@@ -72,14 +72,20 @@ def settings(evidence: Evidence, dataset: str) -> list[AtRate]:
 
 def gap(evidence: Sequence[Evidence]) -> Section:
     """Of every scale at which two arms of O1 ran."""
-    own = [(each, dataset) for each in evidence for dataset in reversed(each.datasets) if settings(each, dataset)]
+    own = [
+        (each, dataset, found)
+        for each in evidence
+        for dataset in reversed(each.datasets)
+        if (found := settings(each, dataset))
+    ]
     if not own:
         return not_run(TITLE, "no two arms of O1 at a scale that is evidence", COMMAND)
-    return Section(TITLE, _answers(own), [LEGEND, *(part for each, dataset in own for part in _dataset(each, dataset))])
+    answers = _answers([(dataset, found) for _, dataset, found in own])
+    return Section(TITLE, answers, [LEGEND, *(part for where in own for part in _dataset(*where))])
 
 
-def _dataset(evidence: Evidence, dataset: str) -> list[str]:
-    own, page = settings(evidence, dataset), f"{evidence.scale}/tables/o1.md"
+def _dataset(evidence: Evidence, dataset: str, own: list[AtRate]) -> list[str]:
+    page = f"{evidence.scale}/tables/o1.md"
     return [
         f"### {dataset_title(evidence, dataset)}, scale {evidence.scale}",
         f"{_paper(dataset)} All numbers, with last epoch and test: [{page}]({page}).",
@@ -127,10 +133,10 @@ def _table(own: list[AtRate], dataset: str) -> str:
     return grid(lines) + "\n\nBold: the interval excludes zero, n is at least 6. Validation, best epoch."
 
 
-def _answers(own: Sequence[tuple[Evidence, str]]) -> list[str]:
+def _answers(own: Sequence[tuple[str, list[AtRate]]]) -> list[str]:
     """What GCond's update does besides smoothing; of scales with enough seeds."""
-    sizes = enough(size for each, dataset in own for _, size in step_sizes(settings(each, dataset), dataset))
-    told = [line for each, dataset in own for line in _larger_rate(settings(each, dataset), dataset, ("l1",))]
+    sizes = enough(size for dataset, rates in own for _, size in _step_sizes(rates, dataset))
+    told = [line for dataset, rates in own for line in _larger_rate(rates, dataset, ("l1",))]
     if not sizes:
         return []
     return [
@@ -170,7 +176,7 @@ def _shares(own: list[AtRate], dataset: str) -> list[str]:
     return lines
 
 
-def step_sizes(own: list[AtRate], dataset: str) -> list[tuple[AtRate, Finding]]:
+def _step_sizes(own: list[AtRate], dataset: str) -> list[tuple[AtRate, Finding]]:
     """RMS of the update's steps over Baseline's, at each rate."""
     found = []
     for each in own:
@@ -185,7 +191,7 @@ def step_sizes(own: list[AtRate], dataset: str) -> list[tuple[AtRate, Finding]]:
 
 
 def _steps(own: list[AtRate], dataset: str) -> list[str]:
-    parts = [f"{with_n(found)} times Baseline's at {each.short}" for each, found in step_sizes(own, dataset)]
+    parts = [f"{with_n(found)} times Baseline's at {each.short}" for each, found in _step_sizes(own, dataset)]
     words = "**The step.** The update makes steps of another size at the same learning rate: their RMS is"
     return [f"{words} {listed(parts)}."] if parts else []
 

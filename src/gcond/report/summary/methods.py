@@ -29,8 +29,7 @@ def methods(evidence: Sequence[Evidence]) -> Section:
             if setting.evidence.ran(dataset, BASELINE) and _ran(setting, dataset, PEERS)
         ]
         if own:
-            answers = [_answer([(setting, dataset) for dataset, setting in own])]
-            return Section(TITLE, answers, [READING, *(part for where in own for part in _table(each, *where))])
+            return Section(TITLE, [_answer(own)], [READING, *(part for where in own for part in _table(each, *where))])
     return not_run(TITLE, "no peer of GCond at a scale that is evidence", COMMAND)
 
 
@@ -45,9 +44,9 @@ def _ran(setting: AtRate, dataset: str, arms: Sequence[Arm]) -> list[Arm]:
     return [arm for arm in arms if setting.evidence.ran(dataset, arm)]
 
 
-def _answer(own: Sequence[tuple[AtRate, str]]) -> str:
+def _answer(own: Sequence[tuple[str, AtRate]]) -> str:
     """Counts over settings, both losses and pairs of methods."""
-    names = [peer.label for peer in PEERS if any(setting.evidence.ran(dataset, peer) for setting, dataset in own)]
+    names = [peer.label for peer in PEERS if any(setting.evidence.ran(dataset, peer) for dataset, setting in own)]
     parts = []
     for title, ours, theirs in (
         (f"{listed(names)} against Baseline", PEERS, (BASELINE,)),
@@ -56,7 +55,7 @@ def _answer(own: Sequence[tuple[AtRate, str]]) -> str:
     ):
         found = enough(
             compare(setting.evidence, dataset, *pair, metric)
-            for setting, dataset in own
+            for dataset, setting in own
             for pair in _pairs(setting, dataset, ours, theirs)
             for metric in METRICS
         )

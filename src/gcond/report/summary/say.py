@@ -41,9 +41,9 @@ def with_n(found: Finding) -> str:
     return f"{number(found.effect, found.unit)}, n = {found.effect.n}"
 
 
-def enough(findings: Iterable[Finding | None]) -> list[Finding]:
+def enough(findings: Iterable[Finding]) -> list[Finding]:
     """Those with enough seeds for a conclusion."""
-    return [found for found in findings if found and found.effect.n >= FEWEST]
+    return [found for found in findings if found.effect.n >= FEWEST]
 
 
 def span(findings: Iterable[Finding]) -> str:
@@ -58,8 +58,8 @@ def span(findings: Iterable[Finding]) -> str:
 def settings_and_seeds(findings: Sequence[Finding]) -> str:
     """ "3 settings, n = 6"."""
     counts = sorted({found.effect.n for found in findings})
-    seeds_ = f"n = {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "")
-    return f"{len(findings)} settings, {seeds_}" if len(findings) > 1 else seeds_
+    seeds = f"n = {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "")
+    return f"{len(findings)} settings, {seeds}" if len(findings) > 1 else seeds
 
 
 def whether(effect: Effect, region: str) -> str:
@@ -72,10 +72,6 @@ def whether(effect: Effect, region: str) -> str:
 def papers(rate: float) -> str:
     """What follows the name of a learning rate."""
     return " (the paper's)" if rate == PAPER_RATE else ""
-
-
-def seeds(n: int) -> str:
-    return f"{n} seed{'s' * (n != 1)}"
 
 
 def listed(parts: list[str]) -> str:
