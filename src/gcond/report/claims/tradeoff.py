@@ -1,6 +1,6 @@
 """C1: three tasks of which two contradict each other. How each method divides the trade-off, and how much conflict."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -108,6 +108,14 @@ def changes(
     return {key: replace(each, about=f"{dataset} {titles[key]}: {about}") for key, each in found.items()}
 
 
+def measures(evidence: Evidence, dataset: str, arm: Arm, block: str, other: str) -> dict[str, Finding]:
+    """All that is told of a pair: `delta` as "mean", and `changes`."""
+    return {
+        "mean": delta(evidence, dataset, arm, block, other),
+        **changes(evidence, dataset, arm, block, other),
+    }
+
+
 def arm_name(arm: Arm) -> str:
     return Arm(arm.strategy).label
 
@@ -142,24 +150,22 @@ def conflicted(evidence: Evidence) -> Answer | None:
             continue
         for arm in arms:
             if arm.strategy != "baseline":
-                own = [delta(evidence, dataset, arm, block) for block in SHOWN]
-                each = [change for block in SHOWN for change in changes(evidence, dataset, arm, block).values()]
-                deltas += own
-                detailed += each
+                means, each = _measured(evidence, dataset, arm, "baseline")
+                deltas += means.values()
+                detailed += [found for own in each.values() for found in own.values()]
                 told = (f"{found.about.split(':')[0].removeprefix(f'{dataset} ')} {number(found.effect, '%')}"
-                        for found in each if found.block == "best_val")  # fmt: skip
-                tested = next(found for found in each if "weighted sum" in found.about and found.block == "best_test")
+                        for found in each["best_val"].values())  # fmt: skip
+                mean = means["best_val"]
                 words.append(
-                    f"{own[0].about} {number(own[0].effect, '%')} ({'; '.join(told)}); on test {_on_test(own, tested)}."
+                    f"{mean.about} {number(mean.effect, '%')} ({'; '.join(told)}); on test {_on_test(means, each)}."
                 )
         for arm in resolving(evidence, dataset, where.full):
-            own = [delta(evidence, dataset, arm, block, UNRESOLVED) for block in SHOWN]
-            each = [change for block in SHOWN for change in changes(evidence, dataset, arm, block, UNRESOLVED).values()]
-            detailed += [*own, *each]
-            totals = {found.block: found for found in each if "weighted sum" in found.about}
+            means, each = _measured(evidence, dataset, arm, UNRESOLVED)
+            detailed += [*means.values(), *(found for own in each.values() for found in own.values())]
+            mean, total = means["best_val"], each["best_val"]["sum"]
             words.append(
-                f"The same update with nothing resolved: {own[0].about} {number(own[0].effect, '%')}, weighted sum "
-                f"{number(totals['best_val'].effect, '%')}; on test {_on_test(own, totals['best_test'])}."
+                f"The same update with nothing resolved: {mean.about} {number(mean.effect, '%')}, weighted sum "
+                f"{number(total.effect, '%')}; on test {_on_test(means, each)}."
             )
         for arm in arms:
             found = frequencies(evidence, dataset, arm).get("steps with a conflict")
@@ -180,8 +186,16 @@ def conflicted(evidence: Evidence) -> Answer | None:
     return found and replace(found, beside=(replace(tested, about=f"{tested.about}, on test"),))
 
 
-def _on_test(means: Sequence[Finding], total: Finding) -> str:
-    mean = next(found for found in means if found.block == "best_test")
+def _measured(
+    evidence: Evidence, dataset: str, arm: Arm, other: str
+) -> tuple[dict[str, Finding], dict[str, dict[str, Finding]]]:
+    """By block of SHOWN: the mean over the losses; each loss and the weighted sum."""
+    found = {block: measures(evidence, dataset, arm, block, other) for block in SHOWN}
+    return {block: own.pop("mean") for block, own in found.items()}, found
+
+
+def _on_test(means: Mapping[str, Finding], each: Mapping[str, Mapping[str, Finding]]) -> str:
+    mean, total = means["best_test"], each["best_test"]["sum"]
     return f"mean {number(mean.effect, '%')}, weighted sum {number(total.effect, '%')}"
 
 

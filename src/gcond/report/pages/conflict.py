@@ -15,10 +15,10 @@ from gcond.report.claims.tradeoff import (
     SHOWN,
     UNRESOLVED,
     Regime,
-    changes,
     cosine,
     delta,
     mean_image,
+    measures,
     ran,
     regime,
     resolving,
@@ -193,9 +193,7 @@ def _differences(
     kind = "difference" if other == "baseline" else f"difference to {other}"
     lines = [[f"against {Arm(other).label}", "n", *titles], []]
     for arm in arms:
-        found = {block: {"mean": delta(source.evidence, dataset, arm, block, other)} for block in SHOWN}
-        for block, own in found.items():
-            own |= changes(source.evidence, dataset, arm, block, other)
+        found = {block: measures(source.evidence, dataset, arm, block, other) for block in SHOWN}
         shown = [found["best_val"][key] for key in (*TASKS, *whole)]
         shown += [found[block][key] for block in blocks for key in whole]
         cells = [number(each.effect, "%") for each in shown]

@@ -178,16 +178,15 @@ def _shares(own: list[AtRate], dataset: str) -> list[str]:
 
 def _step_sizes(own: list[AtRate], dataset: str) -> list[tuple[AtRate, Finding]]:
     """RMS of the update's steps over Baseline's, at each rate."""
-    found = []
-    for each in own:
-        if each.best:
-            continue
-        sizes = [per_run(each.evidence.own(each.evidence.steps, dataset, arm), "step_rms_over_lr")
-                 for arm in (CONTROL, BASELINE)]  # fmt: skip
-        size = ratio(*sizes) if all(len(size) for size in sizes) else None
-        if size and size.n:
-            found.append((each, Finding("", size, "ratio")))
-    return found
+    sizes = [(each, step_size(each, dataset)) for each in own if not each.best]
+    return [(each, Finding("", size, "ratio")) for each, size in sizes if size and size.n]
+
+
+def step_size(at: AtRate, dataset: str) -> Effect | None:
+    """RMS of the update's steps over Baseline's; None where one of them has none recorded."""
+    sizes = [per_run(at.evidence.own(at.evidence.steps, dataset, arm), "step_rms_over_lr")
+             for arm in (CONTROL, BASELINE)]  # fmt: skip
+    return ratio(*sizes) if all(len(size) for size in sizes) else None
 
 
 def _steps(own: list[AtRate], dataset: str) -> list[str]:

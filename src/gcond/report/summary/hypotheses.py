@@ -27,11 +27,10 @@ from gcond.report.statistics import (
     UNDECIDED,
     Effect,
     paired,
-    ratio,
     single,
 )
 from gcond.report.summary.conflict import body_less_encoder, by_seed, early_less_late
-from gcond.report.summary.gap import TRAIN
+from gcond.report.summary.gap import TRAIN, step_size
 from gcond.report.summary.say import with_n
 from gcond.report.summary.section import Section, best_trivial
 
@@ -131,11 +130,10 @@ def update_doubles_the_step(evidence: Evidence) -> list[Finding]:
     findings = []
     for at in at_rates(evidence):
         for dataset in evidence.datasets:
-            sizes = [per_run(at.evidence.own(at.evidence.steps, dataset, arm), "step_rms_over_lr")
-                     for arm in (CONTROL, BASELINE)]  # fmt: skip
-            if all(len(size) for size in sizes):
+            size = step_size(at, dataset)
+            if size:
                 about = f"{dataset}: step of Baseline integrated over Baseline's, {at.words}"
-                findings.append(Finding(about, ratio(*sizes), "ratio", (2.0, math.inf)))
+                findings.append(Finding(about, size, "ratio", (2.0, math.inf)))
     return findings
 
 

@@ -11,9 +11,8 @@ from gcond.report.claims.tradeoff import (
     LAMBDAS,
     UNRESOLVED,
     arm_name,
-    changes,
-    delta,
     mean_image,
+    measures,
     ran,
     regime,
     resolving,
@@ -68,10 +67,10 @@ def _answer(results: Path, evidence: Evidence, dataset: str, arms: Sequence[Arm]
     if update:
         pairs += [("the update alone", update, "baseline"), ("resolving conflicts on top of it", ours, UNRESOLVED)]
     for block, where in BLOCKS.items():
-        found = [(what, _measured(evidence, dataset, arm, other, block)["sum"]) for what, arm, other in pairs]
+        found = [(what, measures(evidence, dataset, arm, block, other)["sum"]) for what, arm, other in pairs]
         words.append(f"Weighted sum, which all minimise, {where}: {'; '.join(starmap(_said, found))}.")
     if update:
-        moved = _measured(evidence, dataset, ours, UNRESOLVED)
+        moved = measures(evidence, dataset, ours, "best_val", UNRESOLVED)
         shares = [f"{title} {number(moved[task].effect, '%')}" for task, title in TASKS.items()]
         words.append(f"Resolving moves along the trade-off: {', '.join(shares)}.")
     return [" ".join([*words, *_against_the_mean_image(results, evidence, dataset, arms)])]
@@ -96,20 +95,13 @@ def _said(what: str, found: Finding) -> str:
     return f"{what} {DOES[place(found.effect)]} ({number(found.effect, found.unit)})"
 
 
-def _measured(evidence: Evidence, dataset: str, arm: Arm, other: str, block: str = "best_val") -> dict[str, Finding]:
-    return {
-        "mean": delta(evidence, dataset, arm, block, other),
-        **changes(evidence, dataset, arm, block, other),
-    }
-
-
 def _table(evidence: Evidence, dataset: str, arms: Sequence[Arm]) -> list[str]:
     compared = [(arm, "baseline") for arm in arms[1:]]
     compared += [(arm, UNRESOLVED) for arm in resolving(evidence, dataset, arms[0].variant)]
     on_test = [f"test, {title}" for title in MEASURES.values()]
     lines = [["method", "against", *TASKS.values(), *MEASURES.values(), *on_test, "n"], []]
     for arm, other in compared:
-        found, tested = (_measured(evidence, dataset, arm, other, block) for block in BLOCKS)
+        found, tested = (measures(evidence, dataset, arm, block, other) for block in BLOCKS)
         cells = [*(bold(found[key]) for key in (*TASKS, *MEASURES)), *(bold(tested[key]) for key in MEASURES)]
         lines.append([arm_name(arm), Arm(other).label, *cells, str(found["mean"].effect.n)])
     link = f"{evidence.scale}/tables/conflict.md"
