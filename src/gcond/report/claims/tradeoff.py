@@ -69,15 +69,15 @@ def relative(
     def total(own: Arm) -> pd.Series:
         runs = evidence.by_seed(dataset, own)
         runs = runs[~runs.index.isin(dropped)]
-        return sum((weight * runs[f"{block}_{task}"] for task, weight in weights.items()), pd.Series(0.0, runs.index))
+        return weighted({task: runs[f"{block}_{task}"] for task in weights}, weights)
 
     effect = paired(total(arm), total(base))
     return Finding("", effect.times(100 / float(total(base).mean())), block=block, remarks=tuple(remarks))
 
 
-def weighted(losses: Mapping[str, Losses]) -> Losses:
-    """The sum with the lambdas, which every method is to minimise."""
-    return sum((weight * losses[task] for task, weight in LAMBDAS.items()), 0.0)
+def weighted(losses: Mapping[str, Losses], weights: Mapping[str, float] = LAMBDAS) -> Losses:
+    """The weighted sum; with the lambdas what every method is to minimise."""
+    return sum((weight * losses[task] for task, weight in weights.items()), 0.0)
 
 
 def mean_image(recorded: pd.DataFrame, dataset: str, block: str) -> dict[str, float]:

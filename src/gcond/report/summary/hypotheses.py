@@ -30,7 +30,7 @@ from gcond.report.statistics import (
     single,
 )
 from gcond.report.summary.conflict import body_less_encoder, by_seed, early_less_late
-from gcond.report.summary.gap import TRAIN, step_size
+from gcond.report.summary.gap import CONTROL, TRAIN, step_size
 from gcond.report.summary.say import with_n
 from gcond.report.summary.section import Section, best_trivial
 
@@ -39,7 +39,6 @@ ABOUT_ALL = 80.0  # percent of the gap
 ABSENT = 5.0  # percent of the steps
 NOISY = 0.5  # a split-half cosine below it: less signal than noise
 MANY = 10.0  # percent of the runs
-CONTROL = Arm("baseline_integrated")
 GCOND = (STOCHASTIC, Arm("gcond_sequential"), Arm("gcond_pure"), Arm("gcond_sequential_pure"))
 O1, O6, O10 = (f"make reproduce-{name} SCALE=sample SEEDS=10" for name in ("o1", "o6", "o10"))
 SAID = {HOLDS: "supported", CONTRADICTED: "contradicted", UNDECIDED: "undecided", NOT_RUN: "not run"}
