@@ -36,6 +36,20 @@ def test_round_trip(small_store):
     json.dumps(splits.facts)
 
 
+def test_every_slice_has_its_patient_wherever_it_stands_in_the_index(small_store):
+    before = ct.load(small_store, 32)
+    index = pq.read_table(small_store / "index.parquet")
+    pq.write_table(index.take(list(range(len(index)))[::-1]), small_store / "index.parquet")
+    for splits in (before, ct.load(small_store, 32)):
+        found = [
+            (int(image[0, 0, 0]), patient)
+            for name, names in splits.groups.items()
+            for image, patient in zip(getattr(splits, name), names, strict=True)
+        ]
+        assert sorted(found) == [(1000 + place, "abcd"[place // 2]) for place in range(8)]
+    assert before.body_above == 524  # -500 HU
+
+
 @pytest.mark.parametrize("window", ["c600w2800", [-800, 2000]])
 def test_statistics_are_those_of_the_training_split(small_store, window):
     splits = ct.load(small_store, 256, window)

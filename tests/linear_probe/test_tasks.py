@@ -88,6 +88,7 @@ def test_labels_of_jpeg_folders_and_of_parquet_follow_the_images(tmp_path, write
     root = write_photos(tmp_path)
     found = imagenet256.labels(root)
     data = imagenet256.load(root, 8)
+    assert data.groups == found
     bright = {"cat": 200, "dog": 50}
     for split, images in (("train", data.train), ("val", data.val), ("test", data.test)):
         levels = [float(images[place].float().mean()) for place in range(len(images))]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from PIL import Image
 from torch import Tensor
@@ -18,9 +19,11 @@ from gcond.data.intensity import Intensity
 from gcond.data.splits import Splits
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
 PAPER_MEAN, PAPER_STD = 0.107961, 0.173622
+BODY_HU = -500  # between air and lung below, fat and everything denser above
 
 
 class StoreSlices:
@@ -93,6 +96,10 @@ def load(
             "distance_from_paper": math.dist(measured, (PAPER_MEAN, PAPER_STD)),
         },
         shows_patients=True,
+        groups={
+            name: _patients(index, split) for name, split in zip(("train", "val", "test"), store.SPLITS, strict=True)
+        },
+        body_above=BODY_HU + store.HU_OFFSET,
     )
 
 
@@ -110,6 +117,11 @@ def heights(root: str | Path) -> dict[str, tuple[np.ndarray, np.ndarray]] | None
     named = {"train": "train", "val": "validation", "test": "test"}
     own = {split: index[index.split == name] for split, name in named.items()}
     return {split: (rows.volume.to_numpy(dtype=str), rows.mm.to_numpy()) for split, rows in own.items()}
+
+
+def _patients(index: pa.Table, split: str) -> list[str]:
+    """The patient of each slice of a split, in the order of `store.positions`."""
+    return index.filter(pc.equal(index.column("split"), split)).column("patient").to_pylist()
 
 
 def _measured(

@@ -79,6 +79,7 @@ def load(root: str | Path | None, image_size: int) -> Splits:
             "std": list(intensity.std),
         },
         shows_patients=False,
+        groups=labels(root),
     )
 
 

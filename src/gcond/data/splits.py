@@ -23,6 +23,9 @@ class Splits:
     `title` is what a table calls the dataset. `facts` is JSON-able and holds at least `version`, `counts` (images per
     split), `checksum`, `missing_packages`, `mean` and `std` (the ones that `intensity` uses). `shows_patients` says
     that the images are of patients, who may be recognisable (heads show faces): they are drawn on request only.
+
+    `groups` names, per split (train, val, test), what each image belongs to: its patient or its class; None where that
+    is not known. `body_above` is the raw value above which a pixel of a CT shows the body; None for photographs.
     """
 
     train: ImageSet
@@ -32,3 +35,5 @@ class Splits:
     title: str
     facts: dict[str, object]
     shows_patients: bool
+    groups: dict[str, list[str]] | None = None
+    body_above: int | None = None
