@@ -161,8 +161,8 @@ def test_the_plan_is_what_hydras_multirun_starts(
     overrides = [*overrides, f"runs={tmp_path}"]
     started: list[DictConfig] = []
     monkeypatch.setattr(gcond.train, "train", lambda cfg, folder: started.append(cfg))
-    monkeypatch.setattr(sys, "argv", ["gcond-train", "--multirun", "hydra/hydra_logging=disabled", *overrides])
-    gcond.train.main()
+    monkeypatch.setattr(sys, "argv", ["gcond-train", "hydra/hydra_logging=disabled", *overrides])
+    gcond.train.main()  # without --multirun: an experiment is a sweep
     planned = plan(overrides)
     assert len(started) == count
     assert [run.cfg for run in planned] == started
