@@ -22,16 +22,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from datasets import Array2D, Dataset, Features, Value, disable_progress_bars, load_from_disk
-from datasets import Image as ImageFeature
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from gcond.data import photos, store
 from gcond.data.ct import StoreSlices, resize
-from gcond.data.imagenet256 import ParquetPhotos
+from gcond.data.imagenet256 import EncodedPhotos, ParquetPhotos
 from gcond.data.splits import ImageSet
 from gcond.data.store import STORED_SIZE
 from gcond.files import write_text
@@ -136,14 +137,14 @@ def _mean_kib(encoded: list[bytes]) -> float:
     return float(np.mean([len(content) for content in encoded])) / 1024
 
 
-def photographs(n: int) -> tuple[Callable[[int], ImageSet], float]:
+def photographs(n: int, folder: Path) -> tuple[Callable[[int], ImageSet], float]:
     """Crops of scikit-image's photographs as ImageNet-256 keeps its images, and KiB of one."""
     crops = photos.load(STORED_SIZE).train
     arrays = (crops[i % len(crops)].permute(1, 2, 0).numpy() for i in range(n))
     encoded = [_encode(array, "JPEG", quality=JPEG_QUALITY) for array in arrays]
-    rows = [{"bytes": content, "path": None} for content in encoded]
-    dataset = Dataset.from_dict({"image": rows}, Features({"image": ImageFeature(decode=False)}))
-    return lambda size: ParquetPhotos(dataset, range(n), size), _mean_kib(encoded)
+    pq.write_table(pa.table({"image": [{"bytes": content} for content in encoded]}), folder / "photographs.parquet")
+    stored = EncodedPhotos([folder / "photographs.parquet"])
+    return lambda size: ParquetPhotos(stored, range(n), size), _mean_kib(encoded)
 
 
 def check_same(name: str, images: ImageSet, of_store: ImageSet) -> None:
@@ -234,7 +235,7 @@ def main() -> None:
             if way.bits == 16:
                 for images, of_store in zip(sets[name], sets[STORE], strict=True):
                     check_same(name, images, of_store)
-        of_size, kib[JPEG] = photographs(n)
+        of_size, kib[JPEG] = photographs(n, Path(folder))
         sets[JPEG] = tuple(of_size(size) for size in sizes)
         rates = measure(sets, n, arguments.rounds)
 

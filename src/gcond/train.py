@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from gcond.command import CONFIG, main
+from gcond.data.images import bars
 from gcond.engine.activations import Activations
 from gcond.engine.batches import MicroBatches
 from gcond.engine.checkpoint import Checkpoint, State, keep_only
@@ -59,6 +60,7 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
         settings, device = Settings(cfg, team.processes), team.device
 
         # Read the data, and score what predicts without looking.
+        bars.set(cfg.progress in ("auto", "bar") and rank() == 0)
         data = build(cfg.dataset)
         labelling = labelling_of(cfg)
         shown = (cfg.scale.eval_images, settings.patches, cfg.scale.mask_ratio, labelling)

@@ -1,24 +1,25 @@
-"""ImageNet at 256 pixels from a local folder: Parquet as in benjamin-paine/imagenet-1k-256x256, or JPEG files."""
+"""Photographs from a local folder: Parquet as in benjamin-paine/imagenet-1k-256x256, of any size, or JPEG files."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 from torch import Tensor
 
-from gcond.data.images import IN_MEMORY_BYTES, PhotoFiles, check_size, hold_in_memory, square_rgb
+from gcond.data import decoded
+from gcond.data.images import IN_MEMORY_BYTES, PhotoFiles, check_size, naming, opened, square_rgb
 from gcond.data.intensity import Intensity
-from gcond.data.splits import ImageSet, Splits
+from gcond.data.splits import Splits
 from gcond.data.store import STORED_SIZE
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 FULL_TRAIN = 1_000_000
 """Only with so many training images (the whole has 1,281,167) is the title "ImageNet-256"."""
@@ -28,20 +29,49 @@ _PARQUET = ("train", "validation")  # of the published splits those with labels
 Rows = TypeVar("Rows", range, list[str], list[Path])
 
 
-class ParquetPhotos:
-    """Rows of a table with `image` = struct{bytes, path}, decoded when asked for."""
+class EncodedPhotos:
+    """The column `image` of Parquet files, row after row, as encoded bytes; opened when the first is asked for."""
 
-    def __init__(self, dataset: Dataset, rows: range, size: int) -> None:
-        self.dataset = dataset
+    def __init__(self, files: list[Path]) -> None:
+        self.files = files
+        self._ends = np.cumsum([_rows(file) for file in files])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, row: int) -> bytes:
+        return self._images[row]["bytes"]
+
+    def name(self, row: int) -> str:
+        """Its file, and its row there."""
+        file = int(np.searchsorted(self._ends, row, side="right"))
+        return f"{self.files[file]} row {row - (int(self._ends[file - 1]) if file else 0)}"
+
+    @cached_property
+    def _images(self) -> Sequence[dict]:
+        return _open_parquet(self.files)
+
+
+class ParquetPhotos:
+    """Some of the rows of `encoded`, decoded when asked for; none is enlarged, since all are stored at one size."""
+
+    def __init__(self, encoded: EncodedPhotos, rows: range, size: int) -> None:
+        self.encoded = encoded
         self.rows = rows
         self.size = size
+
+    @property
+    def files(self) -> list[Path]:
+        return self.encoded.files
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Tensor:
-        encoded = self.dataset[self.rows[index]]["image"]["bytes"]
-        with Image.open(BytesIO(encoded)) as photo:
+        row = self.rows[index]
+        with naming(self.encoded.name(row)), opened(BytesIO(self.encoded[row])) as photo:
+            if min(photo.size) < self.size:
+                raise ValueError(f"`image_size` {self.size} is more than its {photo.width} x {photo.height} pixels")
             return square_rgb(photo, self.size)
 
 
@@ -56,7 +86,8 @@ def load(root: str | Path | None, image_size: int) -> Splits:
     check_size(image_size)
     if root is None or not Path(root).is_dir():
         raise ValueError(
-            f"`root`: no folder of ImageNet-256 at {root}; name one with `IMAGENET=DIR` (make) or `dataset.root=DIR`"
+            f"`root`: no folder of photographs at {root}; name one with `IMAGENET=DIR` (make) or `dataset.root=DIR`, "
+            "or make one as docs/data.md says"
         )
     root = Path(root)
     if parquet := sorted(root.glob("data/*.parquet")):
@@ -67,7 +98,7 @@ def load(root: str | Path | None, image_size: int) -> Splits:
     total = sum(counts.values())
     intensity = Intensity.of_photographs()
     return Splits(
-        **{split: hold_in_memory(images, f"ImageNet {split}") for split, images in splits.items()},
+        **{split: decoded.held(images, f"ImageNet {split}", root) for split, images in splits.items()},
         intensity=intensity,
         title="ImageNet-256" if counts["train"] >= FULL_TRAIN else f"ImageNet-256 ({total} images)",
         facts={
@@ -93,20 +124,42 @@ def labels(root: str | Path) -> dict[str, list[str]] | None:
             return None
         return {"train": _label_column(train)} | _halves(_label_column(validation))
     splits, _ = _from_jpeg(root, STORED_SIZE)
-    inside = {split: [path.relative_to(root).parts for path in images.paths] for split, images in splits.items()}
+    inside = {split: [path.relative_to(root).parts for path in images.files] for split, images in splits.items()}
     if any(len(parts) != 3 for found in inside.values() for parts in found):
         return None
     return {split: [parts[1] for parts in found] for split, found in inside.items()}
 
 
 def _label_column(files: list[Path]) -> list[str]:
-    return [str(label) for label in pq.read_table(files, columns=["label"]).column("label").to_pylist()]
+    return [str(label) for label in _read(files, "label").column("label").to_pylist()]
 
 
-def _from_parquet(files: list[Path], size: int) -> dict[str, ImageSet]:
-    train, validation = (_open_parquet(found) for found in _published(files))
+def _from_parquet(files: list[Path], size: int) -> dict[str, ParquetPhotos]:
+    train, validation = (EncodedPhotos(found) for found in _published(files))
     halves = {split: ParquetPhotos(validation, rows, size) for split, rows in _halves(range(len(validation))).items()}
     return {"train": ParquetPhotos(train, range(len(train)), size)} | halves
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Turn what Arrow says of a damaged file into a ValueError that names it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"`root`: {file} cannot be read: {error}; fetch it again") from error
+
+
+def _rows(file: Path) -> int:
+    with _reading(file):
+        return pq.read_metadata(file).num_rows
+
+
+def _read(files: list[Path], column: str) -> pa.Table:
+    tables = []
+    for file in files:
+        with _reading(file):
+            tables.append(pq.read_table(file, columns=[column]).replace_schema_metadata(None))
+    return pa.concat_tables(tables)
 
 
 def _published(files: list[Path]) -> list[list[Path]]:
@@ -123,17 +176,16 @@ def _halves(validation: Rows) -> dict[str, Rows]:
     return {"val": validation[0::2], "test": validation[1::2]}
 
 
-def _open_parquet(files: list[Path]) -> Dataset:
+def _open_parquet(files: list[Path]) -> Sequence[dict]:
     """Small files are read into memory; large ones are copied once into the Arrow cache (HF_DATASETS_CACHE)."""
-    from datasets import Dataset  # takes a second, which a folder of JPEG files can save
+    from datasets import Dataset  # takes a second, which those that are read back decoded can save
     from datasets import Image as ImageFeature
     from datasets.table import InMemoryTable
 
     if sum(file.stat().st_size for file in files) <= IN_MEMORY_BYTES:
-        table = pq.read_table(files, columns=["image"])
-        return Dataset(InMemoryTable(table.replace_schema_metadata(None)))
+        return Dataset(InMemoryTable(_read(files, "image")))["image"]
     dataset = Dataset.from_parquet([str(file) for file in files], columns=["image"])
-    return dataset.cast_column("image", ImageFeature(decode=False))
+    return dataset.cast_column("image", ImageFeature(decode=False))["image"]
 
 
 def _from_jpeg(root: Path, size: int) -> tuple[dict[str, PhotoFiles], list[Path]]:

@@ -17,7 +17,7 @@ from gcond.engine.seeding import generator
 
 SOURCES = ("rotation", "dataset")
 TURNS = 4  # by 0, 90, 180 and 270 degrees
-CLASSES = {"imagenet256": 1000}
+CLASSES = {"imagenet256": 1000, "imagenet84": 100}
 """Of data sets that have labels, where a plan is made without reading them."""
 EVALUATION_SEED = 0  # of every run's validation and test turns, whatever its own seed
 
