@@ -5,6 +5,7 @@ Each in a process of its own, since this one has imported everything. How long t
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from engine.runs import config
 
+from gcond.data.checksums import of_photographs
 from gcond.engine.folder import RunFolder
 
 PROGRAM = r"""
@@ -57,6 +59,8 @@ def test_a_finished_run_is_recognised_without_pytorch(tmp_path: Path) -> None:
     words = [*SMOKE, f"runs={tmp_path}"]
     folder = RunFolder(config(*words))
     folder.path.mkdir(parents=True)
+    report = {"schema": 1, "status": "done", "data_checksum": of_photographs()}
+    folder.report.write_text(json.dumps(report))
     folder.finish()
     modules, said = imported(*words)
     assert f"{folder.name}: finished earlier" in said

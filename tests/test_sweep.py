@@ -130,9 +130,7 @@ def test_a_study_counts_shared_runs_once_and_says_first_what_takes_most(tmp_path
     assert f"2 side by side, estimated time {duration(seconds / 2)} " in hours
     assert largest.strip().startswith("10 of them are table2's alone, ")
     assert [row.split()[:4] for row in rows] == [["table2", "10", "10", "10"], ["o1", "6", "1", "1"]]
-    (folder := study[1].new[0].folder).path.mkdir(parents=True)
-    folder.finish()
-    folder.report.write_text('{"seconds": 10.0}')
+    finish(study[1].new[0], 10.0)
     print_study(study, 2, tmp_path)
     assert "1 finished, 10 to do" in capsys.readouterr().out
 
@@ -224,7 +222,8 @@ def test_a_study_goes_on_where_another_machine_left_it(tmp_path: Path) -> None:
 
 def finish(run: Planned, seconds: float) -> None:
     run.folder.path.mkdir(parents=True)
-    run.folder.report.write_text(json.dumps({"seconds": seconds}))
+    report = {"schema": 1, "status": "done", "data_checksum": "0123", "seconds": seconds}
+    run.folder.report.write_text(json.dumps(report))
     run.folder.finish()
 
 

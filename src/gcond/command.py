@@ -13,30 +13,26 @@ from omegaconf import DictConfig
 
 from gcond.engine.folder import RunFolder
 from gcond.engine.rank import rank
-from gcond.engine.recorded import recorded_hashes
+from gcond.engine.standing import standing
 
 CONFIG = Path(__file__).resolve().parents[2] / "conf"
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="train")
 def main(cfg: DictConfig) -> None:
+    """Raises ValueError where the run's folder holds a run of another config, or one that other data were used for."""
     folder = RunFolder(cfg)
     folder.check(cfg)
-    if (told := _finished(folder, cfg)) is None:
+    found = standing(folder, cfg)
+    if found.state == "refused":
+        raise ValueError(found.said)
+    if found.said and rank() == 0:
+        unchecked = f" (not compared with its data: {found.unchecked})" if found.unchecked else ""
+        print(f"{folder.name}: {found.said}{unchecked}")
+    if found.state == "to do":
         from gcond.train import train
 
         train(cfg, folder)
-    elif rank() == 0:
-        print(f"{folder.name}: {told}")
-
-
-def _finished(folder: RunFolder, cfg: DictConfig) -> str | None:
-    """Where the run was finished; None where it is to be trained."""
-    if folder.done:
-        return f"finished earlier, see {folder.path}"
-    if cfg.recorded is not None and folder.hash in recorded_hashes(Path(cfg.recorded), cfg.scale.name):
-        return f"recorded in {Path(cfg.recorded) / cfg.scale.name / 'runs.csv'}, not repeated"
-    return None
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from gcond.data.checksums import short
 from gcond.data.splits import Splits
 from gcond.engine.checkpoint import Checkpoint, checkpoints
 from gcond.engine.labels import labelling_of
@@ -60,7 +61,7 @@ class FinishedRun:
         seen, found = self.report["data_checksum"], data.facts["checksum"]
         if found != seen:
             raise ValueError(
-                f"{self.path}: trained on data with the checksum {_short(seen)}, found {_short(found)}; name the run's "
+                f"{self.path}: trained on data with the checksum {short(seen)}, found {short(found)}; name the run's "
                 "own data, or make the run again"
             )
 
@@ -104,9 +105,3 @@ class FinishedRun:
 
     def scaler(self, device: torch.device) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(device.type, enabled=self.cfg.precision == "fp16")
-
-
-def _short(checksum: Any) -> str:
-    if isinstance(checksum, dict):
-        return ", ".join(f"{split} {value[:10]}" for split, value in checksum.items())
-    return str(checksum)[:10]

@@ -24,7 +24,7 @@ ALLOWED = {
     "gcond.files": set(),
     "gcond.strategy": set(),
     "gcond.engine": {"gcond.data", "gcond.model", "gcond.loss", "gcond.strategy", "gcond.trivial", "gcond.files"},
-    "gcond.sweep": {"gcond.engine", "gcond.train", "gcond.files"},
+    "gcond.sweep": {"gcond.data", "gcond.engine", "gcond.train", "gcond.files"},
     "gcond.command": {"gcond.engine", "gcond.train"},
     "gcond.train": {
         "gcond.command",  # which imports it in turn, but only when a run begins

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from io import BytesIO
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from gcond.data import decoded
+from gcond.data.checksums import jpeg_files, of_listing, parquet_files, photo_folder
 from gcond.data.images import IN_MEMORY_BYTES, PhotoFiles, check_size, naming, opened, square_rgb
 from gcond.data.intensity import Intensity
 from gcond.data.splits import Splits
@@ -23,7 +24,6 @@ from gcond.data.store import STORED_SIZE
 
 FULL_TRAIN = 1_000_000
 """Only with so many training images (the whole has 1,281,167) is the title "ImageNet-256"."""
-SUFFIXES = (".jpg", ".jpeg")
 VAL_SHARE, TEST_SHARE = 0.08, 0.08
 _PARQUET = ("train", "validation")  # of the published splits those with labels
 Rows = TypeVar("Rows", range, list[str], list[Path])
@@ -84,13 +84,8 @@ def load(root: str | Path | None, image_size: int) -> Splits:
     Raises ValueError where `root` is unset, absent, or holds neither layout.
     """
     check_size(image_size)
-    if root is None or not Path(root).is_dir():
-        raise ValueError(
-            f"`root`: no folder of photographs at {root}; name one with `IMAGENET=DIR` (make) or `dataset.root=DIR`, "
-            "or make one as docs/data.md says"
-        )
-    root = Path(root)
-    if parquet := sorted(root.glob("data/*.parquet")):
+    root = photo_folder(root)
+    if parquet := parquet_files(root):
         splits, listing = _from_parquet(parquet, image_size), parquet
     else:
         splits, listing = _from_jpeg(root, image_size)
@@ -104,7 +99,7 @@ def load(root: str | Path | None, image_size: int) -> Splits:
         facts={
             "version": "parquet" if parquet else "jpeg",
             "counts": counts,
-            "checksum": _listing_checksum(root, listing),
+            "checksum": of_listing(root, listing),
             "missing_packages": [],
             "mean": list(intensity.mean),
             "std": list(intensity.std),
@@ -118,7 +113,7 @@ def labels(root: str | Path) -> dict[str, list[str]] | None:
     """The class of every image, per split (train, val, test) in the order of `load`: the column `label` of Parquet, or
     the folder between split and file (train/CLASS/x.jpeg). None where there is neither."""
     root = Path(root)
-    if parquet := sorted(root.glob("data/*.parquet")):
+    if parquet := parquet_files(root):
         train, validation = published = _published(parquet)
         if any("label" not in pq.read_schema(file).names for files in published for file in files):
             return None
@@ -189,9 +184,7 @@ def _open_parquet(files: list[Path]) -> Sequence[dict]:
 
 
 def _from_jpeg(root: Path, size: int) -> tuple[dict[str, PhotoFiles], list[Path]]:
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not files:
-        raise ValueError(f"`root`: {root} holds neither data/*.parquet nor a JPEG file")
+    files = jpeg_files(root)
     if any((root / folder).is_dir() for folder in ("train", "val", "test")):
         split_of = {path: path.relative_to(root).parts[0] for path in files}
     else:
@@ -213,9 +206,3 @@ def _hash_split(relative: Path) -> str:
     if drawn < TEST_SHARE:
         return "test"
     return "val" if drawn < TEST_SHARE + VAL_SHARE else "train"
-
-
-def _listing_checksum(root: Path, files: Iterable[Path]) -> str:
-    """SHA-256 over names and sizes: 19 GB of content are not read for a fingerprint."""
-    listing = sorted(f"{file.relative_to(root).as_posix()} {file.stat().st_size}" for file in files)
-    return hashlib.sha256("\n".join(listing).encode()).hexdigest()

@@ -3,7 +3,6 @@
 Few scenes, so their crops are alike within a split: enough to see an optimiser at work, not to rank anything.
 """
 
-import hashlib
 import math
 from importlib.metadata import version
 from importlib.resources import files
@@ -12,24 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gcond.data.checksums import PHOTOGRAPHS, of_photographs
 from gcond.data.images import TensorImages, check_size, square_rgb
 from gcond.data.intensity import Intensity
 from gcond.data.splits import Splits
 from gcond.data.store import STORED_SIZE
 
-PHOTOGRAPHS: dict[str, tuple[str, ...]] = {
-    "train": (
-        "astronaut.png",
-        "hubble_deep_field.jpg",
-        "ihc.png",
-        "motorcycle_left.png",  # the two views of one scene stay in one split
-        "motorcycle_right.png",
-        "retina.jpg",
-        "rocket.jpg",
-    ),
-    "val": ("chelsea.png",),
-    "test": ("coffee.png",),
-}
 CROP_SIDES = (1.0, 0.75, 0.5)
 """Sides of the square crops as shares of the photograph's short side."""
 STRIDE = 1 / 6
@@ -50,9 +37,7 @@ def load(image_size: int) -> Splits:
         facts={
             "version": f"scikit-image {version('scikit-image')}",
             "counts": {split: len(images) for split, images in crops.items()},
-            "checksum": {
-                split: hashlib.sha256(images.numpy().tobytes()).hexdigest() for split, images in crops.items()
-            },
+            "checksum": of_photographs(),
             "missing_packages": [],
             "photographs": {split: list(names) for split, names in PHOTOGRAPHS.items()},
             "mean": list(intensity.mean),

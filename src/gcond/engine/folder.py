@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from gcond.engine.full_disk import explaining_a_full_disk
 from gcond.files import write_text
 
+SCHEMA = 1  # of report.json
 # What cannot change the numbers, or (device) stands in the report.
 NOT_IN_HASH = ("name", "runs", "recorded", "paths", "progress", "device", "checkpoint_minutes", "logger")
 NOT_IN_HASH += ("reconstructions", "finished_keeps")
@@ -78,6 +79,25 @@ class RunFolder:
     @property
     def done(self) -> bool:
         return (self.path / "DONE").exists()
+
+    def finished(self) -> dict[str, Any] | None:
+        """The report of the run, if it is finished.
+
+        Raises ValueError where another version of this program wrote it.
+        """
+        if not self.done:
+            return None
+        try:
+            report = json.loads(self.report.read_text(encoding="utf-8"))
+            sound = report["status"] == "done" and "data_checksum" in report
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        if report.get("schema") != SCHEMA:
+            raise ValueError(
+                f"{self.report}: expected schema {SCHEMA}, found {report.get('schema')!r}; choose another `runs` or "
+                "`name`, or move the folder away"
+            )
+        return report if sound else None
 
     @property
     def begun(self) -> bool:

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gcond.data.splits import Splits
 from gcond.engine import device as devices
-from gcond.engine.folder import RunFolder, config_hash, telling_what_could_not_be_written
+from gcond.engine.folder import SCHEMA, RunFolder, config_hash, telling_what_could_not_be_written
 from gcond.engine.logbook import read
 from gcond.engine.mirror import experiment
 from gcond.engine.rank import rank
@@ -30,7 +30,6 @@ from gcond.files import write_json
 from gcond.loss import TASKS
 from gcond.strategy.processes import Alone
 
-SCHEMA = 1
 # A run is known by these choices; every other override is its variant, hydra's own settings aside.
 NAMED = (
     "dataset",

@@ -2,7 +2,8 @@
 have what happened inside each run that is done; windows.csv and linear_probe.csv what was measured on its
 weights afterwards.
 
-Columns of `OPTIONAL` belong to tasks beside L1 and SSIM: a file has them only if one of its runs has such a task.
+Columns of `OPTIONAL` belong to tasks beside L1 and SSIM, or (`data_checksum`) are younger than the oldest files: a file
+has them only if one of its runs has a value there.
 
 A run is known by `KEY`. "" means not known. The numbers of runs.csv and curves.csv have 8 significant digits (a float32
 metric has about 7), those of the others 6. Trivial predictors are rows of runs.csv too: strategy "trivial:<name>", no
@@ -31,7 +32,7 @@ COLUMNS = {
     **dict.fromkeys(["best_val_l1", "best_val_ssim", "best_test_l1", "best_test_ssim"], _REAL),
     **dict.fromkeys(["last_val_l1", "last_val_ssim", "last_test_l1", "last_test_ssim"], _REAL),
     **dict.fromkeys(["train_l1_first", "train_l1_tail", "train_ssim_first", "train_ssim_tail"], _REAL),
-    "missing_packages": _TEXT,
+    **dict.fromkeys(["missing_packages", "data_checksum"], _TEXT),
     **dict.fromkeys([f"{epoch}_{metric}" for epoch in ("best", "last") for metric in MORE_METRICS], _REAL),
     **dict.fromkeys([f"train_{task}_{edge}" for task in MORE_TASKS for edge in ("first", "tail")], _REAL),
 }
@@ -101,7 +102,7 @@ OPTIONAL = frozenset(
     name
     for columns in (COLUMNS, CURVE_COLUMNS, STEP_COLUMNS)
     for name in columns
-    if {*MORE_TASKS, "top1"} & set(name.split("_"))
+    if {*MORE_TASKS, "top1"} & set(name.split("_")) or name == "data_checksum"
 )
 
 
@@ -117,7 +118,9 @@ def frame(rows: list[dict[str, object]], columns: dict[str, object] = COLUMNS) -
 
 def write_csv(path: Path, table: pd.DataFrame, key: list[str], digits: int = 8) -> None:
     """Write `table` sorted by `key`, so that the same runs always give the same bytes; no empty optional columns."""
-    table = table.drop(columns=[name for name in OPTIONAL & set(table) if table[name].isna().all()])
+    table = table.drop(
+        columns=[name for name in OPTIONAL & set(table) if (table[name].isna() | table[name].eq("")).all()]
+    )
     ordered = table.sort_values(key, kind="stable", na_position="first")
     write_atomically(path, lambda to: ordered.to_csv(to, index=False, float_format=f"%.{digits}g", lineterminator="\n"))
 
@@ -133,7 +136,8 @@ def read_csv(path: Path, columns: dict[str, object] = COLUMNS, key: list[str] = 
     table = pd.read_csv(
         path, dtype=dtypes, keep_default_na=False, na_values={k: v for k, v in numbers.items() if k in there}
     )
-    table = table.reindex(columns=list(columns)).astype(columns)
+    absent = {name: "" if kind is _TEXT else None for name, kind in columns.items() if name not in there}
+    table = table.assign(**absent)[list(columns)].astype(columns)
     if table.duplicated(key).any():
         raise ValueError(f"{path} names a run twice: {table[table.duplicated(key)][key].iloc[0].to_dict()}")
     return table

@@ -23,7 +23,8 @@ def print_summary(runs: Sequence[Planned]) -> int:
     missing = [run for run in runs if not run.done]
     print(f"Sweep: {len(runs) - len(missing)} of {len(runs)} runs finished")
     for run in missing:
-        print(f"  {run.folder.name}: {run.folder.error or 'not finished; the same command continues it'}")
+        refused = run.standing.said if run.refused else None
+        print(f"  {run.folder.name}: {refused or run.folder.error or 'not finished; the same command continues it'}")
     return 1 if missing else 0
 
 
@@ -52,7 +53,7 @@ def main() -> int:
             f"{len(runs)}, found {jobs}; narrow the sweep, or take --launcher joblib, which keeps to --jobs"
         )
     print_plan(runs, jobs, estimate(runs, arguments.results))
-    left = [run for run in runs if not run.done]
+    left = [run for run in runs if run.left]
     if left:
         room = disk_needed(runs, jobs)
         print_disk(Path(runs[0].cfg.runs), room.lasting, room.passing)

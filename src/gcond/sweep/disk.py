@@ -35,9 +35,9 @@ def disk_needed(runs: Sequence[Planned], jobs: int) -> Room:
     """
     held: dict[str, list[int]] = {}
     for run in runs:
-        if run.folder.done:
+        if run.done and not run.recorded:
             held.setdefault(_kind(run.cfg), []).append(size_of(run.folder.path))
-    left = [run for run in runs if not run.done]
+    left = [run for run in runs if run.left]
     sizes = {kind: _computed(cfg) for kind, cfg in {_kind(run.cfg): run.cfg for run in left}.items()}
     lasting, passing = 0.0, []
     for run in left:

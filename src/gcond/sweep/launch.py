@@ -43,7 +43,7 @@ def launch(overrides: Sequence[str], launcher: str, jobs: int, runs: Sequence[Pl
     command += ["progress=quiet", "hydra/hydra_logging=disabled", *launcher_overrides(launcher, jobs)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     environment["PYTHONWARNINGS"] = "ignore:resource_tracker:UserWarning"  # joblib's, when it is told to end
-    left = [run for run in runs if not run.done]
+    left = [run for run in runs if run.left]
     interval = POLL_SECONDS if sys.stderr.isatty() else LOG_SECONDS
     with (
         _signals_raise(),

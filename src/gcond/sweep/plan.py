@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import csv
-import json
 import os
 import shutil
 import statistics
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # what --multirun itself splits a sweep with
@@ -21,8 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
+from gcond.data.checksums import checksum_of
 from gcond.engine.folder import RunFolder
-from gcond.engine.recorded import recorded_hashes
+from gcond.engine.standing import TO_DO, Standing, standing
 from gcond.sweep import words
 
 CONFIG = Path(__file__).resolve().parents[3] / "conf"
@@ -31,17 +32,32 @@ Cost = tuple[str, str, str, str]  # scale, dataset, model, strategy: what runs o
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of a sweep; `recorded`: by another machine, so that it need not be repeated."""
+    """One run of a sweep; `standing` is how it stood when the plan was made, the properties are how it stands now."""
 
     folder: RunFolder
     cost: Cost
     steps: int | None
     cfg: DictConfig
-    recorded: bool = False
+    standing: Standing = TO_DO
+
+    @property
+    def recorded(self) -> bool:
+        """By another machine, so that it need not be repeated."""
+        return self.standing.state == "recorded"
+
+    @property
+    def refused(self) -> bool:
+        """`standing.said` tells why."""
+        return self.standing.state == "refused"
 
     @property
     def done(self) -> bool:
-        return self.recorded or self.folder.done
+        return self.recorded or (not self.refused and self.folder.finished() is not None)
+
+    @property
+    def left(self) -> bool:
+        """To be trained."""
+        return not self.refused and not self.done
 
 
 @dataclass(frozen=True)
@@ -74,9 +90,27 @@ def plan(overrides: Sequence[str]) -> list[Planned]:
         params = compose("train", fixed, return_hydra_config=True).hydra.sweeper.params or {}
         swept = parser.parse_overrides([f"{key}={value}" for key, value in params.items()] + list(overrides))
         choices = BasicSweeper.split_arguments(swept, None)[0]
-        return [
-            _planned(cfg) for cfg in tqdm(_composed(choices), "plan", len(choices), unit="run", delay=2, leave=False)
-        ]
+        checksum = _asked_once(checksum_of)
+        configs = tqdm(_composed(choices), "plan", len(choices), unit="run", delay=2, leave=False)
+        return [_planned(cfg, checksum) for cfg in configs]
+
+
+def _asked_once(checksum: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """`checksum`, which keeps its answer, or its ValueError, for each data set."""
+    known: dict[str, Any] = {}
+
+    def ask(dataset: DictConfig) -> Any:
+        key = OmegaConf.to_yaml(dataset, resolve=True)
+        if key not in known:
+            try:
+                known[key] = checksum(dataset)
+            except (OSError, ValueError) as error:
+                known[key] = error
+        if isinstance(known[key], Exception):
+            raise known[key]
+        return known[key]
+
+    return ask
 
 
 def _composed(choices: Sequence[Sequence[str]]) -> Iterator[DictConfig]:
@@ -105,7 +139,7 @@ def _is_plain_value(override: Override) -> bool:
     return override.type is OverrideType.CHANGE and not (CONFIG / override.key_or_group).is_dir()
 
 
-def _planned(cfg: DictConfig) -> Planned:
+def _planned(cfg: DictConfig, checksum: Callable[[DictConfig], Any]) -> Planned:
     per_epoch = cfg.scale.steps_per_epoch
     folder = RunFolder(cfg)
     return Planned(
@@ -113,7 +147,7 @@ def _planned(cfg: DictConfig) -> Planned:
         (cfg.scale.name, cfg.dataset.name, cfg.model.name, cfg.strategy.name),
         None if per_epoch is None else per_epoch * cfg.scale.epochs,
         cfg,
-        cfg.recorded is not None and folder.hash in recorded_hashes(Path(cfg.recorded), cfg.scale.name),
+        standing(folder, cfg, checksum),
     )
 
 
@@ -121,9 +155,9 @@ def estimate(runs: Sequence[Planned], results: Path) -> Estimate:
     """From runs of the same kind, finished here or recorded below `results`."""
     known = recorded(results)
     for run in runs:
-        if run.folder.done:
-            known.setdefault(run.cost, []).append(_record(json.loads(run.folder.report.read_text())))
-    left = [run for run in runs if not run.done]
+        if not run.refused and (report := run.folder.finished()) is not None:
+            known.setdefault(run.cost, []).append(_record(report))
+    left = [run for run in runs if run.left]
     largest = max((record for run in left for record in known.get(run.cost, [])), key=_memory, default=None)
     return Estimate(
         _seconds(left, known),
@@ -193,13 +227,15 @@ def _memory(record: Record) -> float:
 
 
 def print_plan(runs: Sequence[Planned], jobs: int, expected: Estimate) -> None:
-    left = [run for run in runs if not run.done]
-    here = sum(run.folder.done for run in runs)
-    elsewhere = len(runs) - len(left) - here
+    left, refused = [run for run in runs if run.left], [run for run in runs if run.refused]
+    elsewhere = sum(run.recorded for run in runs)
+    here = len(runs) - len(left) - len(refused) - elsewhere
     begun = sum(run.folder.begun for run in left)
     failed = sum(run.folder.error is not None for run in left)
     finished = f"{here} finished" + (f", {elsewhere} recorded" if elsewhere else "")
+    finished += f", {len(refused)} refused" if refused else ""
     print(f"Plan: {len(runs)} runs, {finished}, {len(left)} to do ({begun} begun, {failed} failed before)")
+    print_remarks(runs)
     if not left:
         return
     unknown = "unknown until runs of this kind have been recorded"
@@ -211,6 +247,17 @@ def print_plan(runs: Sequence[Planned], jobs: int, expected: Estimate) -> None:
         memory = f"{words.size(one)} a run, {words.size(jobs * one)} side by side, as recorded on {expected.device}"
         memory += f"; this machine has {words.size(machine_memory())}"
     print(f"      memory {memory}", flush=True)
+
+
+def print_remarks(runs: Sequence[Planned]) -> None:
+    """Runs that are refused, what is recorded and does not count, and what was counted without a look at its data."""
+    for run in runs:
+        if run.refused:
+            print(f"      refused: {run.standing.said}")
+    for why, count in Counter(run.standing.said for run in runs if run.left and run.standing.said).items():
+        print(f"      {count} of those to do: {why}")
+    for why, count in Counter(run.standing.unchecked for run in runs if run.standing.unchecked).items():
+        print(f"      {count} finished or recorded runs were not compared with their data, which are not there: {why}")
 
 
 def print_disk(folder: Path, lasting: float, passing: float) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gcond.sweep import words
 from gcond.sweep.disk import disk_needed
-from gcond.sweep.plan import Planned, estimate, plan, print_disk
+from gcond.sweep.plan import Planned, estimate, plan, print_disk, print_remarks
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,18 @@ def parts(sweeps: Mapping[str, Sequence[Planned]]) -> list[Part]:
 def print_study(study: Sequence[Part], jobs: int, results: Path) -> None:
     """The total first, then the largest part, then all parts."""
     runs = [run for part in study for run in part.new]
-    left = [run for run in runs if not run.done]
+    left = [run for run in runs if run.left]
     counted = sum(len(part.runs) for part in study)
     print(
         f"Study: {len(runs)} runs ({len(study)} experiments plan {counted}; what they share is trained once), "
-        f"{len(runs) - len(left)} finished, {len(left)} to do"
+        f"{sum(run.done for run in runs)} finished, {len(left)} to do"
     )
+    print_remarks(runs)
     if left:
         print(f"       {jobs} side by side, estimated time {_hours(runs, jobs, results)} (from recorded runs; other "
               "machines differ)")  # fmt: skip
-        largest = max(study, key=lambda part: sum(not run.done for run in part.new))
-        to_do = sum(not run.done for run in largest.new)
+        largest = max(study, key=lambda part: sum(run.left for run in part.new))
+        to_do = sum(run.left for run in largest.new)
         print(f"       {to_do} of them are {largest.name}'s alone, {_hours(largest.new, jobs, results)}: to leave a "
               "part out, name the others (make reproduce-all STUDY='o1 table2 …')")  # fmt: skip
         room = disk_needed(runs, jobs)
@@ -57,7 +58,7 @@ def print_study(study: Sequence[Part], jobs: int, results: Path) -> None:
     width = max(len(part.name) for part in study)
     print(f"       {'experiment':{width}}  runs   new  to do  time of the new ones")
     for part in study:
-        to_do = sum(not run.done for run in part.new)
+        to_do = sum(run.left for run in part.new)
         hours = _hours(part.new, jobs, results) if to_do else "-"
         print(f"       {part.name:{width}} {len(part.runs):5} {len(part.new):5} {to_do:6}  {hours}", flush=True)
 

@@ -1,0 +1,109 @@
+"""What a data set's images are, as one checksum: had without decoding an image and without PyTorch.
+
+A run records it, and counts as finished for these data only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+PHOTOGRAPHS: dict[str, tuple[str, ...]] = {
+    "train": (
+        "astronaut.png",
+        "hubble_deep_field.jpg",
+        "ihc.png",
+        "motorcycle_left.png",  # the two views of one scene stay in one split
+        "motorcycle_right.png",
+        "retina.jpg",
+        "rocket.jpg",
+    ),
+    "val": ("chelsea.png",),
+    "test": ("coffee.png",),
+}
+"""Files of the scikit-image wheel, split by split."""
+JPEG = (".jpg", ".jpeg")
+
+
+def checksum_of(dataset: DictConfig) -> Any:
+    """What the loader of `dataset` states in `facts["checksum"]`; one that is not in QUICK is called for it.
+
+    Raises ValueError where there are no such data.
+    """
+    if (quick := QUICK.get(dataset._target_)) is not None:
+        return quick(dataset)
+    settings = OmegaConf.to_container(dataset, resolve=True)
+    assert isinstance(settings, dict)
+    settings.pop("name")
+    return instantiate(settings, _convert_="all").facts["checksum"]
+
+
+def of_store(root: Path) -> str:
+    """Of a CT store, as its facts state it."""
+    from gcond.data import store  # here, since pyarrow takes a while to import
+
+    return str(store.read_facts(root)["checksum"])
+
+
+def of_files(root: str | Path | None) -> str:
+    """Of a folder of photographs."""
+    root = photo_folder(root)
+    return of_listing(root, parquet_files(root) or jpeg_files(root))
+
+
+def of_listing(root: Path, listing: Iterable[Path]) -> str:
+    """SHA-256 over names and sizes: 19 GB of content are not read for a checksum."""
+    lines = sorted(f"{file.relative_to(root).as_posix()} {file.stat().st_size}" for file in listing)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def of_photographs() -> str:
+    """SHA-256 over the PHOTOGRAPHS as scikit-image ships them."""
+    digest = hashlib.sha256()
+    for split, names in PHOTOGRAPHS.items():
+        for name in names:
+            content = files("skimage.data").joinpath(name).read_bytes()
+            digest.update(f"{split} {name} {hashlib.sha256(content).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def photo_folder(root: str | Path | None) -> Path:
+    """Raises ValueError where there is none at `root`."""
+    if root is None or not Path(root).is_dir():
+        raise ValueError(
+            f"`root`: no folder of photographs at {root}; name one with `IMAGENET=DIR` (make) or `dataset.root=DIR`, "
+            "or make one as docs/data.md says"
+        )
+    return Path(root)
+
+
+def parquet_files(root: Path) -> list[Path]:
+    return sorted(root.glob("data/*.parquet"))
+
+
+def jpeg_files(root: Path) -> list[Path]:
+    """Raises ValueError where there are none."""
+    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in JPEG)
+    if not found:
+        raise ValueError(f"`root`: {root} holds neither data/*.parquet nor a JPEG file")
+    return found
+
+
+def short(checksum: Any) -> str:
+    """As a sentence shows it."""
+    if isinstance(checksum, dict):
+        return ", ".join(f"{split} {value[:10]}" for split, value in checksum.items())
+    return str(checksum)[:10]
+
+
+QUICK: dict[str, Callable[[DictConfig], str]] = {
+    "gcond.data.ct.load": lambda dataset: of_store(Path(dataset.root)),
+    "gcond.data.imagenet256.load": lambda dataset: of_files(dataset.root),
+    "gcond.data.photos.load": lambda dataset: of_photographs(),
+}
