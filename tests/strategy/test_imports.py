@@ -17,7 +17,7 @@ MODULES = {
 # `report`. Everything outside the project is allowed but for FORBIDDEN.
 ALLOWED = {
     "gcond": set(),
-    "gcond.data": set(),
+    "gcond.data": {"gcond.files"},
     "gcond.model": set(),
     "gcond.loss": {"gcond.model", "gcond.data"},
     "gcond.trivial": {"gcond.loss", "gcond.model", "gcond.data"},
