@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tqdm import tqdm
 
 from gcond.data import store, windows
 from gcond.data.store import STORED_SIZE
@@ -85,13 +86,17 @@ def write(out: Path, rows: Mapping[str, Mapping[str, list]], about: Mapping[str,
     out.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        shard = write_shard(building / "shards" / "00000.arrow", pixels)
+        shard = write_shard(building / "shards" / "00000.arrow", _bar(pixels, "writing"))
         facts = finish(building, index, [shard], _statistics(rows["train"]["pixels"]), about)
         building.chmod(0o755)
         os.rename(building, out)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return facts
+
+
+def _bar(pictures: list[bytes], what: str) -> Iterable[bytes]:
+    return tqdm(pictures, desc=what, unit="slice", disable=None)
 
 
 def _index(rows: Mapping[str, Mapping[str, list]]) -> pa.Table:
@@ -110,7 +115,7 @@ def _index(rows: Mapping[str, Mapping[str, list]]) -> pa.Table:
 
 def _statistics(pictures: list[bytes]) -> dict[str, tuple[float, float]]:
     totals = dict.fromkeys(windows.PRESETS, (0, 0))
-    for picture in pictures:
+    for picture in _bar(pictures, "mean and deviation"):
         for name, (total, squares) in windows.sums(np.frombuffer(picture, store.DTYPE)).items():
             totals[name] = (totals[name][0] + total, totals[name][1] + squares)
     pixels = len(pictures) * STORED_SIZE**2

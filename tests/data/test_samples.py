@@ -8,21 +8,23 @@ import tarfile
 import zipfile
 from dataclasses import replace
 
+import catalogue
 import fetch
 import nibabel
 import numpy as np
 import pytest
 import samples
-from fetch import Package, PackageMissing
+from catalogue import Catalogue, Entry
+from fetch import Source, SourceMissing
 
 from gcond.data import ct, store
 
-MADE = Package("made", "1.0", "wheel", "MIT", None)
-ABSENT = Package("absent", "2.0", "sdist", "CC0", None)
+MADE = Source("made", "wheel", "MIT", "1.0")
+ABSENT = Source("absent", "sdist", "CC0", "2.0")
 
 
 def entry(split, slices=3):
-    return samples.Entry(f"made-{split}", split, "made", "nifti", f"made/{split}.nii.gz", slices, "cube")
+    return Entry(f"made-{split}", split, "made", "nifti", f"made/{split}.nii.gz", slices, "cube")
 
 
 ENTRIES = [entry(split) for split in store.SPLITS]
@@ -55,18 +57,30 @@ def pip(monkeypatch):
     return commands
 
 
-def prepare(tmp_path, cache, packages=(MADE,), entries=ENTRIES, allow_missing=False):
-    return samples.prepare(tmp_path / "ct", cache, packages, entries, allow_missing)
+def of(*sources, entries=ENTRIES):
+    return Catalogue("CT ({patients} made patients)", "0f", sources, entries)
 
 
-def test_split_list_is_disjoint_and_names_known_packages():
-    entries = samples.read_split_list()
-    names = [entry.patient for entry in entries]
-    assert len(names) == len(set(names)) == 11
-    assert {entry.split for entry in entries} == set(store.SPLITS)
-    assert {entry.package for entry in entries} == {package.name for package in (*samples.PACKAGES, samples.DEBIAN)}
-    assert sum(entry.slices for entry in entries) == 888
-    assert {entry.split for entry in entries if entry.package == samples.DEBIAN.name} == {"train"}
+def prepare(tmp_path, cache, sources=(MADE,), entries=ENTRIES, allow_missing=False):
+    return samples.prepare(tmp_path / "ct", cache, of(*sources, entries=entries), {}, allow_missing)
+
+
+@pytest.mark.parametrize(("name", "patients", "slices"), [("samples", 11, 888)])
+def test_catalogues_have_disjoint_splits_and_name_known_sources(name, patients, slices):
+    made_of = catalogue.read(name, with_debian=True)
+    volumes = made_of.volumes
+    assert len(volumes) == len({entry.patient for entry in volumes}) == patients
+    assert {entry.split for entry in volumes} == set(store.SPLITS)
+    assert {entry.source for entry in volumes} == {source.name for source in made_of.sources}
+    assert {entry.reader for entry in volumes} <= set(samples.READERS)
+    assert sum(entry.slices for entry in volumes) == slices
+
+
+def test_the_debian_volume_trains_and_is_taken_on_request_only():
+    assert [source.form for source in catalogue.read("samples", with_debian=True).sources].count("deb") == 1
+    asked_for = catalogue.read("samples")
+    assert "deb" not in {source.form for source in asked_for.sources}
+    assert {v.split for v in asked_for.volumes if v.source == "invesalius-examples"} == {"train"}
 
 
 def test_store_from_a_cached_archive(tmp_path, cache, pip, capsys):
@@ -79,11 +93,12 @@ def test_store_from_a_cached_archive(tmp_path, cache, pip, capsys):
     assert [path.name for path in cache.iterdir()] == ["made-1.0-py3-none-any.whl"]
     picture = ct.load(tmp_path / "ct", 256).test[0][0]
     assert (picture[128, 128], picture[2, 2]) == (1224, 24)
-    assert "left out: 3 slices without body" in "\n".join(samples.report(facts))
+    assert facts["title"] == "CT (3 made patients)"
+    assert "left out: 3 slices without body" in "\n".join(samples.report(facts, "0f"))
 
 
-def test_missing_package_is_an_error_that_names_it(tmp_path, cache, pip):
-    with pytest.raises(PackageMissing, match=r"(?s)absent 2\.0: .*No matching distribution") as error:
+def test_missing_source_is_an_error_that_names_it(tmp_path, cache, pip):
+    with pytest.raises(SourceMissing, match=r"(?s)absent 2\.0: .*No matching distribution") as error:
         prepare(tmp_path, cache, (ABSENT, MADE))
     assert "--no-binary absent absent==2.0" in str(error.value)
     assert pip == [[sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "absent", "absent==2.0"]]
@@ -95,19 +110,19 @@ def test_allow_missing_goes_on_and_records_it(tmp_path, cache):
     facts = prepare(tmp_path, cache, (ABSENT, MADE), allow_missing=True)
     assert facts["missing_packages"] == ["absent"]
     assert ct.load(tmp_path / "ct", 64).facts["missing_packages"] == ["absent"]
-    assert "missing packages: absent" in list(samples.report(facts))
+    assert "missing sources: absent" in list(samples.report(facts, "0f"))
 
 
 def test_machine_without_apt_is_a_missing_package(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(PackageMissing, match="invesalius-examples: this machine has no apt-get"):
-        fetch.fetch(samples.DEBIAN, tmp_path / "downloads")
+    with pytest.raises(SourceMissing, match="invesalius-examples: this machine has no apt-get"):
+        fetch.fetch(Source("invesalius-examples", "deb", "GPL-2"), tmp_path / "downloads")
 
 
 def test_archive_with_another_checksum_is_refused(cache):
     content = (cache / "made-1.0-py3-none-any.whl").read_bytes()
     fetch.fetch(replace(MADE, sha256=hashlib.sha256(content).hexdigest()), cache)
-    with pytest.raises(PackageMissing, match="expected 00"):
+    with pytest.raises(SourceMissing, match="expected 00"):
         fetch.fetch(replace(MADE, sha256="00"), cache)
 
 
@@ -128,7 +143,7 @@ def test_entries_that_leave_the_folder_are_refused(tmp_path, name, form):
             sdist.addfile(tarfile.TarInfo(name), io.BytesIO())
     (tmp_path / "folder").mkdir()
     with pytest.raises(ValueError, match="leaves the folder"):
-        fetch.unpack(Package("made", "1.0", form, "MIT", None), archive, tmp_path / "folder")
+        fetch.unpack(Source("made", form, "MIT", "1.0"), archive, tmp_path / "folder")
     assert list((tmp_path / "folder").iterdir()) == []
 
 
@@ -147,8 +162,8 @@ def run_main(monkeypatch, *arguments):
 
 
 def test_second_call_only_prints_the_counts(tmp_path, cache, pip, monkeypatch, capsys):
-    monkeypatch.setattr(samples, "PACKAGES", (MADE,))
-    monkeypatch.setattr(samples, "read_split_list", lambda: ENTRIES)
+    debian = Source("of-debian", "deb", "GPL-2")
+    monkeypatch.setattr(catalogue, "read", lambda _, with_debian: of(MADE, debian) if with_debian else of(MADE))
     assert run_main(monkeypatch, "--out", tmp_path / "ct") == 0
     written = (tmp_path / "ct" / "facts.json").stat()
     first = capsys.readouterr().out
@@ -159,7 +174,7 @@ def test_second_call_only_prints_the_counts(tmp_path, cache, pip, monkeypatch, c
     assert first.splitlines()[-5:] == second.splitlines()[-5:]
     assert (tmp_path / "ct" / "facts.json").stat() == written
     assert run_main(monkeypatch, "--out", tmp_path / "ct", "--with-debian") == 1
-    assert "lacks invesalius-examples" in capsys.readouterr().err
+    assert "lacks of-debian" in capsys.readouterr().err
     assert pip == []
 
 
