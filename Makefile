@@ -6,6 +6,7 @@ SCALE    ?= mini
 SEEDS    ?= 11,42,2025
 CT       ?= data/ct
 IMAGENET ?=
+HEADNECK ?= data/headneck
 DEVICE   ?= auto
 LAUNCHER ?=
 EXPERIMENT ?= table2
@@ -54,7 +55,7 @@ PAGES     := table2 table3 table4 $(DRAWN) ablations o1 o6 o7 o9 o10 conflict cl
 unique    = $(if $1,$(firstword $1) $(call unique,$(filter-out $(firstword $1),$1)))
 runs_of   = $(or $(RUNS_$1),$1)
 datasets  = $(or $(DATASETS),$(subst photos,$(PHOTOS),$(shell sed -n 's/^ *dataset: *//p' conf/experiment/$1.yaml)))
-settings  = scale=$(SCALE) $(if $1,dataset=$1) seed=$(SEEDS) device=$(DEVICE) paths.ct=$(CT) $(if $(IMAGENET),paths.imagenet=$(IMAGENET)) $(MORE)
+settings  = scale=$(SCALE) $(if $1,dataset=$1) seed=$(SEEDS) device=$(DEVICE) paths.ct=$(CT) paths.headneck=$(HEADNECK) $(if $(IMAGENET),paths.imagenet=$(IMAGENET)) $(MORE)
 choices   = experiment=$1 $(call settings,$(call datasets,$1))
 sweeper   = $(BIN)/python -m gcond.sweep --jobs $(JOBS) $(if $(MISSING),--missing --results $(OUT)) $(if $(LAUNCHER),--launcher $(LAUNCHER))
 sweep     = $(sweeper) $(call choices,$1)
@@ -71,7 +72,7 @@ before_o9 = frozen=$$($(BIN)/python -m gcond.report frozen --results $(OUT) --sc
 paper_needs = $(if $(filter paper,$(SCALE)),$(if $(IMAGENET),,echo "SCALE=paper needs IMAGENET=DIR (and CT=DIR, a store of the CT archives)"; exit 1;))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data data-ct reproduce-table2 plan reproduce-table3 reproduce-table4 sweep status plan-memory table2 methods mutants reproduce-toy dashboard bench bench-step bench-resolve bench-precision bench-memory bench-startup trace scaling torture test test-slow lint format
+.PHONY: help setup data data-headneck data-ct reproduce-table2 plan reproduce-table3 reproduce-table4 sweep status plan-memory table2 methods mutants reproduce-toy dashboard bench bench-step bench-resolve bench-precision bench-memory bench-startup trace scaling torture test test-slow lint format
 
 help: ## this list
 	@echo "Targets:"
@@ -104,6 +105,9 @@ $(READY): requirements.lock pyproject.toml
 
 data: $(READY) ## fetch the public CT samples (about 130 MB, licences printed) into data/ct
 	@test -e data/ct/facts.json || $(BIN)/python data_prep/samples.py --out data/ct
+
+data-headneck: $(READY) ## make HEADNECK=data/headneck, CT of 282 patients, from OPENKBP=DIR, a clone of github.com/ababier/open-kbp (docs/data.md)
+	@$(BIN)/python data_prep/samples.py --catalogue headneck --out '$(HEADNECK)' $(if $(OPENKBP),--folder 'open-kbp=$(OPENKBP)')
 
 data-ct: $(READY) ## make CT=DIR from the archives that you have: ICH=DIR CSPINE=DIR RADCURE=DIR (docs/data.md)
 	@$(BIN)/python data_prep/ct.py $(if $(ICH),--ich '$(ICH)') $(if $(CSPINE),--cspine '$(CSPINE)') $(if $(RADCURE),--radcure '$(RADCURE)') \

@@ -18,7 +18,7 @@ from gcond.engine.settings import Settings
 from gcond.model.masking import draw_hidden
 from gcond.train import CONFIG, build
 
-CHANNELS = {"ct": 1, "photos": 3, "imagenet256": 3, "imagenet84": 3}
+CHANNELS = {"ct": 1, "headneck": 1, "photos": 3, "imagenet256": 3, "imagenet84": 3}
 
 
 def composed(overrides: list[str]) -> DictConfig:

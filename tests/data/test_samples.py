@@ -65,7 +65,7 @@ def prepare(tmp_path, cache, sources=(MADE,), entries=ENTRIES, allow_missing=Fal
     return samples.prepare(tmp_path / "ct", cache, of(*sources, entries=entries), {}, allow_missing)
 
 
-@pytest.mark.parametrize(("name", "patients", "slices"), [("samples", 11, 888)])
+@pytest.mark.parametrize(("name", "patients", "slices"), [("samples", 11, 888), ("headneck", 282, 12255)])
 def test_catalogues_have_disjoint_splits_and_name_known_sources(name, patients, slices):
     made_of = catalogue.read(name, with_debian=True)
     volumes = made_of.volumes
@@ -81,6 +81,21 @@ def test_the_debian_volume_trains_and_is_taken_on_request_only():
     asked_for = catalogue.read("samples")
     assert "deb" not in {source.form for source in asked_for.sources}
     assert {v.split for v in asked_for.volumes if v.source == "invesalius-examples"} == {"train"}
+
+
+def test_the_patients_of_open_kbp_are_all_accounted_for_and_keep_its_split():
+    made_of = catalogue.read("headneck")
+    left_out = [patient for patients in made_of.left_out.values() for patient in patients]
+    everyone = [*left_out, *(entry.patient for entry in made_of.volumes)]
+    assert sorted(everyone) == [f"openkbp-{number:03d}" for number in range(1, 341)]
+    for entry in made_of.volumes:
+        number = int(entry.patient.removeprefix("openkbp-"))
+        split = "train" if number <= 200 else "validation" if number <= 240 else "test"
+        assert (entry.split, entry.path) == (split, f"provided-data/{split}-pats/pt_{number}")
+    (source,) = made_of.sources
+    listed = [line.split("  ")[1] for line in source.files.read_text().splitlines()]
+    names = ("ct.csv", "voxel_dimensions.csv")
+    assert listed == [f"{entry.path}/{name}" for entry in made_of.volumes for name in names]
 
 
 def test_store_from_a_cached_archive(tmp_path, cache, pip, capsys):

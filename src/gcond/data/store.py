@@ -30,7 +30,7 @@ DTYPE = "<u2"
 HU_OFFSET = 1024  # CT is kept as HU + 1024
 VALUES = 4096
 STORED_SIZE = 256
-HOW_TO_MAKE = "make one with `make data` (public samples) or `make data-ct` (the archives); docs/data.md"
+HOW_TO_MAKE = "make one with `make data` (samples), `make data-headneck` or `make data-ct` (archives); docs/data.md"
 
 PIXELS = pa.schema([("pixels", pa.binary())])
 LABELS = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
