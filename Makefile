@@ -107,6 +107,7 @@ data: $(READY) ## fetch the public CT samples (about 130 MB, licences printed) i
 	@test -e data/ct/facts.json || $(BIN)/python data_prep/samples.py --out data/ct
 
 data-headneck: $(READY) ## make HEADNECK=data/headneck, CT of 282 patients, from OPENKBP=DIR, a clone of github.com/ababier/open-kbp (docs/data.md)
+	@test -e '$(HEADNECK)' -o -n '$(OPENKBP)' || { echo "expected OPENKBP=DIR, a clone of https://github.com/ababier/open-kbp (docs/data.md)"; exit 1; }
 	@$(BIN)/python data_prep/samples.py --catalogue headneck --out '$(HEADNECK)' $(if $(OPENKBP),--folder 'open-kbp=$(OPENKBP)')
 
 data-ct: $(READY) ## make CT=DIR from the archives that you have: ICH=DIR CSPINE=DIR RADCURE=DIR (docs/data.md)
