@@ -1,10 +1,14 @@
 """A local copy of ImageNet-256, checked image by image -> the folder that dataset=imagenet256 reads.
 
     python data_prep/imagenet256.py --from DIR --out data/imagenet256 [--subset N --seed S]
+    python data_prep/imagenet256.py --from CLONE --out data/imagenet84 --size 84 [--subset N ...]
 
 DIR is laid out as benjamin-paine/imagenet-1k-256x256: data/train-*.parquet, validation-*.parquet and, if you like,
 test-*.parquet, with the columns image = struct{bytes, path} and label. Nothing is downloaded. The whole is linked (hard
 links; a copy where the file system refuses), a subset is written anew, without the test split, which nothing reads.
+
+CLONE holds JPEG files: train/CLASS/x.jpg and val/CLASS/x.jpg, or CLASS_name.JPEG, where CLASS is a WordNet id such as
+n01440764. They are written as Parquet, at --size pixels (docs/data.md).
 
 About a quarter of an hour of one core for the 1,331,167 labelled images, shared by `--workers`. Stop it at any time:
 the same command goes on with the file where it was. ImageNet's terms (non-commercial research) are yours to accept.
@@ -15,8 +19,10 @@ import os
 import sys
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 from imagenet.output import prepare
+from imagenet.report import print_converted
 
 
 def main() -> int:
@@ -25,13 +31,14 @@ def main() -> int:
     )
     parser.add_argument("--from", dest="root", type=Path, required=True, help="the local copy: the folder above data/")
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")
+    parser.add_argument("--size", type=int, default=256, help="pixels of a side (default 256)")
     parser.add_argument("--subset", type=int, metavar="N", help="N training images of each class")
     parser.add_argument("--subset-validation", type=int, metavar="M", help="M validation images of each class")
     parser.add_argument("--seed", type=int, help="which images (default 0); a larger N contains a smaller one")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: cores)")
     parser.add_argument("--allow-partial", action="store_true", help="accept other counts, and report them")
     arguments = parser.parse_args()
-    for name in ("subset", "subset_validation", "workers"):
+    for name in ("size", "subset", "subset_validation", "workers"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, found {value}")
@@ -39,7 +46,7 @@ def main() -> int:
         parser.error("--subset-validation and --seed have no effect without --subset")
     options = vars(arguments) | {"seed": arguments.seed or 0}
     try:
-        facts = prepare(**options)
+        facts = prepare(**options) if any((arguments.root / "data").glob("*.parquet")) else converted(**options)
     except BrokenProcessPool:
         print(
             "error: a worker died (out of memory?); the same command goes on, `--workers 1` is gentler", file=sys.stderr
@@ -49,6 +56,14 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0 if facts else 1
+
+
+def converted(workers: int, allow_partial: bool, **options: Any) -> dict:
+    from imagenet.clone import convert  # takes seconds, since it imports timm
+
+    facts = convert(**options)
+    print_converted(options["out"], facts)
+    return facts
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-SIZE = (256, 256)
 BATCH = 250
 
 
@@ -16,7 +15,7 @@ class Damaged(Exception):
     """A source file that Parquet cannot read."""
 
 
-def image_fault(encoded: bytes | None) -> str:
+def image_fault(encoded: bytes | None, size: int = 256) -> str:
     """What is wrong with an image, or ""."""
     if not encoded:
         return "no bytes"
@@ -24,8 +23,8 @@ def image_fault(encoded: bytes | None) -> str:
         with Image.open(io.BytesIO(encoded)) as image:
             if image.format != "JPEG":
                 return "not JPEG"
-            if image.size != SIZE:  # before decoding: a bomb is only a wrong size
-                return "not 256 x 256"
+            if image.size != (size, size):  # before decoding: a bomb is only a wrong size
+                return f"not {size} x {size}"
             if image.mode != "RGB":
                 return "not RGB"
             image.load()

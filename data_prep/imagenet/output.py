@@ -30,14 +30,17 @@ def prepare(
     seed: int = 0,
     workers: int = 1,
     allow_partial: bool = False,
+    size: int = 256,
 ) -> dict | None:
     """Check `root` and make `out`; the facts of `out`, or None where something is wrong, after a table of it.
+
+    Every image must have `size` x `size` pixels; the published counts are expected of 256 alone.
 
     Work happens in a folder beside `out`, whose content is renamed to `out` when complete. Raises ValueError for a
     layout that is another one and for an `out` that is something else.
     """
     files, findings = source.read_listing(root)
-    differing = source.deviations(files)
+    differing = source.deviations(files, published=size == 256)
     findings += source.bad_labels(files)
     if not allow_partial and differing:
         print("\n".join(differing))
@@ -49,6 +52,7 @@ def prepare(
 
     settings = {
         "format_version": FORMAT_VERSION,
+        "size": size,
         "source": {"listing_sha256": source.listing_checksum(files), "images": source.count_by_split(files)},
         "subset": subset,
         "subset_validation": subset_validation,
@@ -57,15 +61,16 @@ def prepare(
         | {name: version(name) for name in ("numpy", "pillow", "pyarrow")},
     }
     if out.exists():
-        return _check_existing(out, settings)
+        return check_existing(out, settings)
     if subset is not None:
         files = [file for file in files if file.split != "test"]
     work = out.parent / f".{out.name}.work"
     with locked(work):
         tree = work / "tree"
         _start_or_go_on(work, settings)
+        data, done = tree / "data", work / "done"
         jobs = [
-            Job(file.path, tree / "data" / file.path.name, work / "done" / f"{file.path.name}.json", file.split, keep)
+            Job(file.path, data / file.path.name, done / f"{file.path.name}.json", file.split, keep, size)
             for file, keep in zip(files, keep_of_each_file(files, subset, subset_validation, seed), strict=True)
         ]
         outcomes = process_all(jobs, {file.path: len(file.labels) for file in files}, workers)
@@ -134,10 +139,10 @@ def _facts(settings: dict, differing: list[str], jobs: list[Job], outcomes: Mapp
     }
 
 
-def _check_existing(out: Path, settings: dict) -> dict:
+def check_existing(out: Path, settings: dict) -> dict:
     """The facts of a finished `out`, its checksums compared. Raises ValueError where it is another or damaged."""
     path = out / "facts.json"
-    facts = json.loads(path.read_text()) if path.is_file() else {}
+    facts = {"size": 256} | (json.loads(path.read_text()) if path.is_file() else {})  # older facts name no size
     for key, wanted in settings.items():
         if key != "versions" and facts.get(key) != wanted:
             raise ValueError(

@@ -31,4 +31,17 @@ def print_made(out: Path, facts: dict, outcomes: list[Outcome]) -> None:
         print("A linked file is the source's own file under a second name: it takes no room; edit neither.")
     if made["copied"]:
         print("Copied, because the file system refused a hard link: these files take room twice.")
-    print(f"train on it: gcond-train dataset=imagenet256 dataset.root={out}")
+    print_hint(out, facts)
+
+
+def print_converted(out: Path, facts: dict) -> None:
+    for split, count in facts["counts"].items():
+        print(f"{split}: {count:,} images")
+    print(", ".join(f"{count:,} {how}" for how, count in sorted(facts["made"].items())))
+    print(f"SHA-256 of the images: {facts['images_sha256']}")
+    print_hint(out, facts)
+
+
+def print_hint(out: Path, facts: dict) -> None:
+    dataset = "imagenet84" if facts["size"] == 84 else "imagenet256"
+    print(f"train on it: gcond-train dataset={dataset} dataset.root={out}")

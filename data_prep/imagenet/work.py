@@ -24,13 +24,15 @@ ROW_GROUP = 1000
 
 
 class Job(NamedTuple):
-    """One file's way through a worker. `keep` [k]: rows of the file, ascending; None is all, linked."""
+    """One file's way through a worker. `keep` [k]: rows of the file, ascending; None is all, linked.
+    `size`: the pixels of a side."""
 
     source: Path
     target: Path
     record: Path
     split: str
     keep: np.ndarray | None
+    size: int
 
 
 class Outcome(NamedTuple):
@@ -62,7 +64,7 @@ def process(job: Job) -> Outcome:
     try:
         for batch in audit.batches(job.source):
             for i, encoded in enumerate(batch.column("image").field("bytes")):
-                if fault := audit.image_fault(encoded.as_py()):
+                if fault := audit.image_fault(encoded.as_py(), job.size):
                     findings.append(Finding(job.split, fault, f"{job.source.name} row {row + i}"))
             if job.keep is not None:
                 inside = job.keep[(row <= job.keep) & (job.keep < row + len(batch))] - row

@@ -316,9 +316,9 @@ def looked_at(monkeypatch):
     seen = []
     original = audit.image_fault
 
-    def image_fault(content):
+    def image_fault(content, size):
         seen.append(Image.open(io.BytesIO(content)).getpixel((0, 0))[0])
-        return original(content)
+        return original(content, size)
 
     monkeypatch.setattr(audit, "image_fault", image_fault)
     return seen

@@ -73,8 +73,8 @@ def naming(photograph: str) -> Iterator[None]:
 
 
 @contextmanager
-def opened(file: BinaryIO) -> Iterator[Image.Image]:
-    """A photograph, turned as its EXIF orientation says.
+def opened(file: BinaryIO, turn: bool = True) -> Iterator[Image.Image]:
+    """A photograph, turned as its EXIF orientation says unless `turn` is false.
 
     Raises ValueError for more than 8 bits a channel, which Pillow would clip to white, and whatever Pillow raises for a
     file that is damaged, of another format, or larger than its limit of 179 million pixels.
@@ -82,7 +82,8 @@ def opened(file: BinaryIO) -> Iterator[Image.Image]:
     with Image.open(file, formats=FORMATS) as photo:
         if photo.mode.startswith(("I", "F")):
             raise ValueError(f"expected 8 bits a channel, found Pillow's mode {photo.mode}")
-        ImageOps.exif_transpose(photo, in_place=True)
+        if turn:
+            ImageOps.exif_transpose(photo, in_place=True)
         yield photo
 
 
