@@ -21,12 +21,14 @@ from engine.attempts import Attempt, assert_ended_alike, contents, same, saved_s
 from engine.runs import parts, run, tiny_config
 from torch import Tensor, nn
 
+import gcond.engine.checkpoint
 import gcond.train
 from gcond.engine.checkpoint import Checkpoint, State, checkpoints
 from gcond.engine.folder import RunFolder
 from gcond.engine.interrupt import Interrupted
 from gcond.engine.logbook import read
 from gcond.engine.loop import Trainer
+from gcond.engine.record import Record
 from gcond.train import main
 
 TERM, INT, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
@@ -188,6 +190,80 @@ def test_the_second_process_on_a_run_leaves_and_changes_nothing(whole: Whole, tm
     first.go_on()
     assert first.status() == 0
     assert_ended_alike(folder, whole(STRATEGY))
+
+
+def test_a_run_that_is_finished_while_a_second_start_prepares_is_left_as_it_is(
+    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The second has looked at the folder, and imports PyTorch, when the first one ends."""
+    cfg = tiny_config(tmp_path, STRATEGY, "finished_keeps=weights")
+    before: dict[str, bytes] = {}
+    train = gcond.train.train
+
+    def late(cfg: object, folder: RunFolder) -> None:
+        monkeypatch.setattr(gcond.train, "train", train)
+        train(cfg, folder)
+        before.update(contents(folder.path))
+        train(cfg, folder)
+
+    monkeypatch.setattr(gcond.train, "train", late)
+    main(cfg)
+    folder = RunFolder(cfg)
+    assert f"{folder.name}: finished earlier" in capsys.readouterr().out
+    assert contents(folder.path) == before
+    assert folder.finished() is not None
+    assert folder.metrics.read_bytes() == whole(STRATEGY).metrics.read_bytes()
+
+
+@pytest.mark.parametrize("keeps", ["weights", "checkpoints"])
+@pytest.mark.parametrize("left", [None, '{"schema": 1, "sta'])
+def test_the_report_of_a_finished_run_is_made_again_without_a_step(
+    left: str | None, keeps: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    cfg = tiny_config(tmp_path, STRATEGY, f"finished_keeps={keeps}")
+    folder = run(cfg)
+    expected = json.loads(folder.report.read_text())
+    before = contents(folder.path)
+    folder.report.unlink()
+    if left is not None:
+        folder.report.write_text(left)
+    monkeypatch.setattr(Trainer, "step", lambda trainer, step: pytest.fail("took a step"))
+    main(cfg)
+    assert "marked DONE without the report of a finished run, so it is made again" in capsys.readouterr().out
+    again = folder.finished()
+    clock = {"seconds", "started", "peak_memory_mb", "commit", "dirty"}
+    assert {key: again[key] for key in again.keys() - clock} == {key: expected[key] for key in expected.keys() - clock}
+    after = contents(folder.path)
+    assert {name for name in before if before[name] != after[name]} <= {"report.json"}
+
+
+@pytest.mark.parametrize("killed_in", ["_keep_only", "report", "finish"])
+def test_a_run_that_is_killed_while_it_finishes_is_finished_by_the_next_start(
+    killed_in: str, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = tiny_config(tmp_path, STRATEGY, "finished_keeps=weights")
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    targets = {
+        "_keep_only": (gcond.engine.checkpoint, "_keep_only"),
+        "report": (Record, "_write"),
+        "finish": (RunFolder, "finish"),
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(*targets[killed_in], killed)
+        with pytest.raises(KeyboardInterrupt):
+            main(cfg)
+    folder = RunFolder(cfg)
+    assert not folder.done
+    monkeypatch.setattr(Trainer, "step", lambda trainer, step: pytest.fail("took a step"))
+    main(cfg)
+    assert folder.finished() is not None
+    (left,) = checkpoints(folder.checkpoints)
+    assert torch.load(left, weights_only=True)["parts"].keys() == {"model"}
+    assert same(parts(folder)["model"], parts(whole(STRATEGY))["model"])
+    assert folder.metrics.read_bytes() == whole(STRATEGY).metrics.read_bytes()
 
 
 # A checkpoint inside an epoch

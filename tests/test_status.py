@@ -16,7 +16,8 @@ import pytest
 from engine.runs import run, tiny_config
 
 from gcond.engine.folder import RunFolder
-from gcond.sweep.state import BLOCK, running, steps_logged
+from gcond.engine.lock import running
+from gcond.sweep.state import BLOCK, steps_logged
 from gcond.sweep.status import Status, print_statuses, status, statuses
 
 NOW = 1_000_000.0  # seconds; every time below is set by hand
@@ -187,7 +188,8 @@ def test_a_broken_folder_hides_no_other(folder: Folder, capsys: pytest.CaptureFi
     assert capsys.readouterr().out.splitlines() == [
         "2 runs: 1 interrupted, 1 unreadable",
         "interrupted         0/96  mini/other  starts again",
-        "unreadable           0/?  mini/run    JSONDecodeError: Expecting value: line 1 column 1 (char 0)",
+        f"unreadable           0/?  mini/run    ValueError: {folder.path}/metrics.jsonl: expected a record in its last "
+        "line, found b'not JSON'",
     ]
     assert other.status.state == "interrupted"
 
@@ -212,3 +214,23 @@ def test_a_thousand_runs_are_listed_within_two_seconds(tmp_path: Path) -> None:
     began = time.process_time()
     assert len(statuses([tmp_path / "mini"], NOW)) == 1000
     assert time.process_time() - began < 2
+
+
+def test_damage_is_told_and_hides_no_other(folder: Folder) -> None:
+    """DONE beside no report, a folder in the lock's place, a log of NULs as after a power cut."""
+    Folder(folder.path.with_name("whole"))
+    (folder.path / "DONE").touch()
+    locked = Folder(folder.path.with_name("locked"))
+    (locked.path / ".lock").mkdir()
+    cut = Folder(folder.path.with_name("cut"))
+    cut.metrics(STEP % 0 + STEP % 1 + "\0" * 2 * BLOCK)
+    nulls = Folder(folder.path.with_name("nulls"))
+    nulls.metrics(STEP % 0 + "\0" * 100 + "\n")
+    found = {status.folder: status for status in statuses([folder.path.parent], NOW)}
+    assert len(found) == 5
+    assert {path.name: status.state for path, status in found.items()} == {
+        "run": "unreadable", "locked": "unreadable", "nulls": "unreadable", "whole": "interrupted", "cut": "interrupted"
+    }  # fmt: skip
+    assert "the next sweep makes it again" in found[folder.path].detail
+    assert f"{locked.path}/.lock: expected a file, found a folder" in found[locked.path].detail
+    assert "metrics.jsonl: expected a record in its last line" in found[nulls.path].detail

@@ -11,9 +11,9 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from gcond.engine.folder import RunFolder
-from gcond.engine.rank import rank
-from gcond.engine.standing import standing
+from gcond.engine.folder import FinishedMeanwhile, RunFolder
+from gcond.engine.rank import processes, rank
+from gcond.engine.standing import Standing, standing
 
 CONFIG = Path(__file__).resolve().parents[2] / "conf"
 
@@ -23,16 +23,26 @@ def main(cfg: DictConfig) -> None:
     """Raises ValueError where the run's folder holds a run of another config, or one that other data were used for."""
     folder = RunFolder(cfg)
     folder.check(cfg)
-    found = standing(folder, cfg)
+    if _told(folder, standing(folder, cfg)):
+        return
+    from gcond.train import train
+
+    try:
+        train(cfg, folder)
+    except FinishedMeanwhile:
+        if processes() > 1:
+            raise  # the others wait for this one, until torchrun sees it fail
+        _told(folder, standing(folder, cfg))
+
+
+def _told(folder: RunFolder, found: Standing) -> bool:
+    """Say what there is to say before a run; whether it need not be trained."""
     if found.state == "refused":
         raise ValueError(found.said)
     if found.said and rank() == 0:
         unchecked = f" (not compared with its data: {found.unchecked})" if found.unchecked else ""
         print(f"{folder.name}: {found.said}{unchecked}")
-    if found.state == "to do":
-        from gcond.train import train
-
-        train(cfg, folder)
+    return found.state != "to do"
 
 
 if __name__ == "__main__":

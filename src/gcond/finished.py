@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from hydra.utils import instantiate
@@ -14,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from gcond.data.checksums import short
 from gcond.data.splits import Splits
 from gcond.engine.checkpoint import Checkpoint, checkpoints
+from gcond.engine.folder import finished_report
 from gcond.engine.labels import labelling_of
 from gcond.engine.loop import Objective
 from gcond.engine.seeding import seeded
@@ -36,10 +35,10 @@ class FinishedRun:
     """
 
     def __init__(self, path: Path, roots: Mapping[str, Path | str | None]) -> None:
-        if not (path / "DONE").exists():
-            raise ValueError(f"{path}: expected a finished run, found no DONE in it")
-        self.path = path
-        self.report: dict[str, Any] = json.loads((path / "report.json").read_text(encoding="utf-8"))
+        report = finished_report(path)
+        if report is None:
+            raise ValueError(f"{path}: expected a finished run, found no DONE in it, or no whole report.json")
+        self.path, self.report = path, report
         cfg = OmegaConf.load(path / "config.yaml")
         assert isinstance(cfg, DictConfig)
         self.cfg = cfg

@@ -14,9 +14,9 @@ from gcond.command import CONFIG, main
 from gcond.data.images import bars
 from gcond.engine.activations import Activations
 from gcond.engine.batches import MicroBatches
-from gcond.engine.checkpoint import Checkpoint, State, keep_only
+from gcond.engine.checkpoint import Checkpoint, State, thinned
 from gcond.engine.evaluate import EvaluationSet, evaluate
-from gcond.engine.folder import RunFolder, telling_what_could_not_be_written
+from gcond.engine.folder import RunFolder
 from gcond.engine.full_disk import explaining_a_full_disk
 from gcond.engine.gradient_probe import GradientProbe
 from gcond.engine.interrupt import Interrupt
@@ -45,11 +45,13 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
     Raises:
         ValueError: a setting that is unknown, out of range or at odds with another, before any data is read.
         NotFinite: a loss or a gradient that is not finite, with `nonfinite=raise`.
+        FinishedMeanwhile: another process has finished the run; nothing is changed.
         DiskFull, OutOfMemory: what to do stands in the message.
         Interrupted: after SIGTERM or Ctrl-C and a last checkpoint.
     """
     with (
         folder.open(cfg, main=rank() == 0),
+        thinned("model" if cfg.finished_keeps == "weights" and rank() == 0 else None, folder.checkpoints),
         mirror_of(cfg.logger, folder.path, main=rank() == 0) as mirror,
         explaining_a_full_disk(folder.path),
         Record(cfg, folder) as record,
@@ -81,7 +83,7 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
         # Continue where the last attempt stopped.
         parts = {"model": model, "optimizer": optimizer, "conductor": team.state_of(conductor), "scaler": scaler}
         checkpoint = Checkpoint(folder.checkpoints, folder.hash, data.facts["checksum"], parts, team.main)
-        state = checkpoint.load()
+        state = checkpoint.load(schedule.total_steps)
         record.seconds = state.seconds
         logbook = Logbook(folder.metrics if team.main else None, state.logbook_size)
         mirror.start()
@@ -182,9 +184,6 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
             if team.main:
                 pictures.keep(model, device, folder.final_reconstructions, cfg.scale.patch_size)
         record.windows = schedule.total_steps - state.step
-    if cfg.finished_keeps == "weights" and rank() == 0:
-        with telling_what_could_not_be_written():
-            keep_only("model", folder.checkpoints)
 
 
 def build(group: DictConfig, **late: Any) -> Any:

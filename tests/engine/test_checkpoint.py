@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from gcond.engine.checkpoint import Checkpoint, State, checkpoints
+import gcond.engine.checkpoint
+from gcond.engine.checkpoint import Checkpoint, State, checkpoints, thinned
 
 CHECKSUM = {"train": "aa", "val": "bb"}
 STATE = State(step=3, position=12, logbook_size=456, seconds=7.5)
@@ -124,3 +125,92 @@ def damage(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
+
+
+def both(folder: Path, model: nn.Module) -> Checkpoint:
+    """Of a model and of a second part."""
+    parts = {"model": model, "optimizer": torch.optim.SGD(model.parameters())}
+    return Checkpoint(folder, "0123456789", CHECKSUM, parts)
+
+
+def test_a_step_beyond_the_schedule_is_refused(tmp_path: Path, saved: nn.Linear) -> None:
+    fresh = nn.Linear(3, 2)
+    untouched = fresh.weight.clone()
+    with pytest.raises(ValueError, match=r"00000003-.*expected a step up to the run's last, 2, found 3; move"):
+        checkpoint(tmp_path, fresh).load(last=2)
+    assert torch.equal(fresh.weight, untouched)
+    assert checkpoint(tmp_path, fresh).load(last=3) == STATE
+
+
+def test_of_a_finished_run_one_part_is_left_which_nothing_goes_on_from(tmp_path: Path) -> None:
+    model = nn.Linear(3, 2)
+    for step in (2, 3):
+        both(tmp_path, model).save(State(step=step))
+    with thinned("model", tmp_path):
+        assert len(checkpoints(tmp_path)) == 2
+    (left,) = checkpoints(tmp_path)
+    assert torch.load(left, weights_only=True)["parts"].keys() == {"model"}
+    fresh = nn.Linear(3, 2)
+    with pytest.raises(ValueError, match=r"expected the parts \['model', 'optimizer'\], found \['model'\]"):
+        both(tmp_path, fresh).load(last=4)
+    assert both(tmp_path, fresh).load(last=3).step == 3  # there nothing is left to do
+    assert torch.equal(fresh.weight, model.weight)
+    with thinned("model", tmp_path):
+        pass
+    assert checkpoints(tmp_path) == [left]
+
+
+def test_an_error_or_nothing_asked_leaves_checkpoints_whole(tmp_path: Path) -> None:
+    model = nn.Linear(3, 2)
+    both(tmp_path, model).save(STATE)
+    before = checkpoints(tmp_path)
+    with pytest.raises(KeyError), thinned("model", tmp_path):
+        raise KeyError
+    with thinned(None, tmp_path):
+        pass
+    assert checkpoints(tmp_path) == before
+
+
+@pytest.mark.parametrize("killed_in", ["unlink", "_write", "load"])
+def test_what_a_killed_process_left_of_the_thinning_is_finished(killed_in: str, tmp_path: Path, monkeypatch) -> None:
+    """At each of its steps, and with a damaged file that must not count as the newest."""
+    model = nn.Linear(3, 2)
+    for step in (2, 3):
+        both(tmp_path, model).save(State(step=step))
+    (tmp_path / f"00000003-{64 * 'f'}.pt").write_bytes(b"damaged")
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    target = {"unlink": (Path, "unlink"), "_write": (gcond.engine.checkpoint, "_write"), "load": (torch, "load")}
+    with monkeypatch.context() as patch:
+        patch.setattr(*target[killed_in], killed)
+        with pytest.raises(KeyboardInterrupt), thinned("model", tmp_path):
+            pass
+    assert both(tmp_path, nn.Linear(3, 2)).load(last=3).step == 3
+    with thinned("model", tmp_path):
+        pass
+    (left,) = checkpoints(tmp_path)
+    assert torch.load(left, weights_only=True)["parts"].keys() == {"model"}
+
+
+def test_a_file_that_is_no_checkpoint_is_told(tmp_path: Path, saved: nn.Linear) -> None:
+    torch.save({"state_dict": {}}, tmp_path / "other")
+    digest = hashlib.sha256((tmp_path / "other").read_bytes()).hexdigest()
+    (tmp_path / "other").rename(tmp_path / f"00000009-{digest}.pt")
+    with pytest.raises(ValueError, match="expected a checkpoint of version 2, found something else"):
+        checkpoint(tmp_path, nn.Linear(3, 2)).load()
+
+
+def test_a_model_of_another_shape_is_told(tmp_path: Path, saved: nn.Linear) -> None:
+    with pytest.raises(ValueError, match=r"00000003-.*does not fit this version of the program \((.|\n)*size mismatch"):
+        checkpoint(tmp_path, nn.Linear(4, 2)).load()
+
+
+def test_a_file_of_ones_own_is_left_alone(tmp_path: Path, saved: nn.Linear) -> None:
+    own = tmp_path / "best.pt"
+    own.write_bytes(b"mine")
+    for step in (4, 5):
+        checkpoint(tmp_path, nn.Linear(3, 2)).save(State(step=step))
+    assert own.read_bytes() == b"mine"
+    assert [path.name[:9] for path in checkpoints(tmp_path)] == ["00000005-", "00000004-"]

@@ -9,8 +9,9 @@ import pytest
 from engine.runs import config
 from omegaconf import OmegaConf
 
-from gcond.engine.folder import RunFolder, config_hash
+from gcond.engine.folder import FinishedMeanwhile, RunFolder, config_hash
 from gcond.engine.full_disk import DiskFull
+from gcond.engine.lock import running
 
 BASE = ("dataset=ct", "scale=smoke", "strategy=baseline")
 
@@ -217,3 +218,66 @@ def test_an_error_is_not_hidden_by_a_disk_that_cannot_take_it(
     assert "could not be written: [Errno 28] No space left on device" in capsys.readouterr().err
     with pytest.raises(DiskFull, match="free some space"), folder.open(cfg):
         pytest.fail("opened without a config.yaml")
+
+
+def test_what_another_process_finishes_before_the_lock_is_left_as_it_is(folder: RunFolder, cfg) -> None:
+    with folder.open(cfg):
+        folder.report.write_text('{"schema": 1, "status": "done", "data_checksum": "0"}')
+    before = {path.name: path.read_bytes() for path in folder.path.iterdir()}
+    with pytest.raises(FinishedMeanwhile, match=str(folder.path)), folder.open(cfg):
+        pytest.fail("opened")
+    assert {path.name: path.read_bytes() for path in folder.path.iterdir()} == before
+
+
+@pytest.mark.parametrize("report", ["", '{"schema": 1, "status": "do', '{"schema": 1, "status": "failed"}'])
+def test_done_beside_no_whole_report_is_taken_back(report: str, folder: RunFolder, cfg) -> None:
+    with folder.open(cfg):
+        folder.report.write_text(report)
+    assert folder.done
+    with folder.open(cfg):
+        assert not folder.done
+        assert not folder.report.exists()
+
+
+def test_a_config_that_cannot_be_read_is_told(folder: RunFolder, cfg) -> None:
+    folder.path.mkdir(parents=True)
+    for content in (b"\xff\xfe\x00", b"seed: [1,", b"\0" * 100):
+        (folder.path / "config.yaml").write_bytes(content)
+        with pytest.raises(ValueError, match=r"config.yaml: cannot be read \("):
+            folder.check(cfg)
+
+
+def test_a_folder_in_the_locks_place_is_told(folder: RunFolder, cfg) -> None:
+    (folder.path / ".lock").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"\.lock: expected a file, found a folder; remove it"), folder.open(cfg):
+        pytest.fail("opened")
+
+
+@pytest.mark.parametrize("missing", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told_with_the_remedy(
+    missing: int, folder: RunFolder, cfg, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(file: object, kind: int) -> None:
+        raise OSError(missing, os.strerror(missing))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    expected = rf"{folder.path}: its file system has no locks .* set `runs`"
+    with pytest.raises(ValueError, match=expected) as told, folder.open(cfg):
+        pytest.fail("opened")
+    assert os.strerror(missing) in str(told.value)
+    with pytest.raises(ValueError, match="no locks"):
+        running(folder.path)
+    assert folder.error is None
+
+
+def test_a_disk_that_is_full_when_done_is_to_be_written_is_told(
+    folder: RunFolder, cfg, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(folder, "finish", full)
+    with pytest.raises(DiskFull, match="free some space"), folder.open(cfg):
+        pass
+    assert not folder.done
+    assert "free some space" in str(folder.error)

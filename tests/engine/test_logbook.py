@@ -40,3 +40,32 @@ def test_a_file_shorter_than_the_checkpoint_remembers_is_refused_and_kept(tmp_pa
     with pytest.raises(ValueError, match=r"at least the 13 bytes .* found 12"):
         Logbook(path, 13)
     assert path.read_text() == '{"step": 0}\n'
+
+
+@pytest.mark.parametrize("tail", [b"\0" * 5000, b'{"step": 2, "lo', b"", b"\0\n"])
+def test_what_a_power_cut_left_behind_the_checkpoint_is_dropped(tail: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 0}\n{"step": 1}\n' + tail)
+    with Logbook(path, 24) as book:
+        book.write({"step": 2})
+    assert read(path) == [{"step": 0}, {"step": 1}, {"step": 2}]
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b'{"step": 0}\n' + b"\0" * 11 + b"\n", r"line 2: expected a JSON object, found b'\\x00"),
+        (b'{"step": 0}\n{"step": 1.\n', r"line 2: expected a JSON object"),
+        (b'{"step": 0}\n{"step": 1}}', "line 2: expected a line that ends"),
+        (b'{"step": 0}\n{"step":\xff1}\n', "line 2: expected a JSON object"),
+        (b'{"step": 0}\n[1, 2, 3456]\n', "line 2: expected a JSON object"),
+    ],
+)
+def test_damage_in_what_the_checkpoint_remembers_is_told_with_its_line(
+    content: bytes, found: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"metrics.jsonl, {found}"):
+        Logbook(path, len(content))
+    assert path.read_bytes() == content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,12 @@ from engine.attempts import contents
 from engine.runs import config
 from omegaconf import DictConfig
 
-from gcond.data.checksums import checksum_of
+from gcond.data.checksums import checksum_of, of_photographs
 from gcond.engine.folder import RunFolder
 from gcond.engine.standing import recorded_checksums, standing
 from gcond.report.collect import collect
 from gcond.sweep.__main__ import print_summary
-from gcond.sweep.plan import estimate, plan, print_plan
+from gcond.sweep.plan import estimate, looked_at_again, plan, print_plan
 from gcond.train import main
 
 SMALL = (
@@ -136,3 +137,40 @@ def test_the_report_of_another_version_is_refused(tmp_path: Path) -> None:
     assert standing(folder, cfg).state == "refused"
     with pytest.raises(ValueError, match="expected schema 1, found 7"):
         main(cfg)
+
+
+def test_a_name_is_for_one_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`name`: expected it for one run, found mine for several"):
+        plan(["scale=smoke", "dataset=photos", f"runs={tmp_path}", "name=mine", "seed=1,2"])
+
+
+def test_a_finished_run_of_another_config_under_the_same_name_is_refused(tmp_path: Path) -> None:
+    first, other = (
+        config("scale=smoke", "dataset=photos", f"runs={tmp_path}", "name=mine", f"seed={seed}") for seed in (1, 2)
+    )
+    folder = RunFolder(first)
+    with folder.open(first):
+        folder.report.write_text(json.dumps({"schema": 1, "status": "done", "data_checksum": of_photographs()}))
+    assert standing(folder, first).state == "finished"
+    found = standing(RunFolder(other), other)
+    assert found.state == "refused"
+    assert "seed 1 there, 2 here" in found.said
+
+
+def test_two_roots_in_one_sweep_are_refused_where_they_would_share_a_folder(
+    two_roots: tuple[Path, Path], tmp_path: Path
+) -> None:
+    a, b = two_roots
+    with pytest.raises(ValueError, match=r"`dataset.root`: two runs of this sweep"):
+        plan([*SMALL, f"runs={tmp_path}", f"dataset.root={a},{b}"])
+    (tmp_path / "link").symlink_to(a)
+    assert len(plan([*SMALL, f"runs={tmp_path}", f"dataset.root={a},{tmp_path / 'link'}"])) == 2
+
+
+def test_what_became_finished_for_other_data_meanwhile_is_seen_at_the_end(
+    two_roots: tuple[Path, Path], tmp_path: Path
+) -> None:
+    runs = plan([*SMALL, f"runs={tmp_path}", f"dataset.root={two_roots[1]}"])
+    main(described(tmp_path, two_roots[0]))
+    assert [run.refused for run in looked_at_again(runs)] == [True]
+    assert print_summary(looked_at_again(runs)) == 1

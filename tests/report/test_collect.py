@@ -352,6 +352,18 @@ def test_a_broken_log_is_named(write_run, gather):
         gather()
 
 
+@pytest.mark.parametrize("content", ["", '{"schema": 1, "stat', "[1]", None])
+def test_a_cut_or_missing_report_stops_no_other(write_run, gather, content):
+    write_run("ct", "pcgrad", 42, [EPOCH])
+    cut = write_run("ct", "pcgrad", 11, [EPOCH], folder="cut")
+    (cut / "report.json").unlink()
+    if content is not None:
+        (cut / "report.json").write_text(content)
+    table, remarks = gather()
+    assert table.seed.dropna().tolist() == [42]
+    assert any(remark.startswith("cut: unreadable, left out: ") for remark in remarks)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

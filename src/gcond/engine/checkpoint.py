@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from gcond.engine.folder import telling_what_could_not_be_written
 from gcond.files import sha256, write_atomically
 
 VERSION = 2
@@ -54,19 +57,20 @@ class Checkpoint:
         for old in checkpoints(self.folder)[KEPT:]:
             old.unlink()
 
-    def load(self) -> State:
+    def load(self, last: int | None = None) -> State:
         """Restore the parts and say how far the run has come; the beginning, where there is no checkpoint.
 
-        A damaged file is named on stderr, and the one before it is taken. Raises ValueError where all are damaged, or
-        where the checkpoint is of another version, another run, or other data.
+        A damaged file is named on stderr, and the one before it is taken. `last` is the step at which the run ends;
+        from there nothing goes on, so one part (see `thinned`) is enough. Raises ValueError where all are damaged, or
+        where the checkpoint is of another version, another run, other data, or a step after the `last`.
         """
         if self._writes:
             for leftover in self.folder.glob(".unnamed.*"):  # of a process that was killed while it wrote
                 leftover.unlink()
         found = checkpoints(self.folder)
         for path in found:
-            if path.stem.partition("-")[2] == sha256(path):
-                return self._restore(path)
+            if _sound(path):
+                return self._restore(path, last)
             print(f"{path}: damaged, does not match the checksum in its name; not used", file=sys.stderr)
         if found:
             raise ValueError(
@@ -75,28 +79,61 @@ class Checkpoint:
             )
         return State()
 
-    def _restore(self, path: Path) -> State:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        for key, what in (("version", "a checkpoint of version"), ("run", "the run"), ("data", "data with checksums")):
-            expected, found = self._identity[key], content["identity"][key]
-            if expected != found:
+    def _restore(self, path: Path, last: int | None) -> State:
+        def expect(what: str, expected: Any, found: Any, fits: bool | None = None) -> None:
+            if not (expected == found if fits is None else fits):
                 raise ValueError(
                     f"{path}: expected {what} {expected}, found {found}; move the run's folder away to start again"
                 )
-        for name, part in self._parts.items():
-            part.load_state_dict(content["parts"][name])
-        return State(**content["state"])
+
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        known = isinstance(content, dict) and content.keys() >= {"identity", "state", "parts"}
+        expect("a checkpoint of version", VERSION, "something else", known)
+        for key, what in (("version", "a checkpoint of version"), ("run", "the run"), ("data", "data with checksums")):
+            expect(what, self._identity[key], content["identity"][key])
+        state, parts = State(**content["state"]), content["parts"]
+        if last is not None:
+            expect("a step up to the run's last,", last, state.step, state.step <= last)
+        if state.step != last:
+            expect("the parts", sorted(self._parts), sorted(parts), parts.keys() >= self._parts.keys())
+        try:
+            for name in self._parts.keys() & parts.keys():
+                self._parts[name].load_state_dict(parts[name])
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"{path}: does not fit this version of the program ({error}); move the run's folder away to start again"
+            ) from error
+        return state
 
 
-def keep_only(part: str, folder: Path) -> None:
-    """Reduce the newest checkpoint in `folder` to one of its parts and delete the others. No run can go on from it."""
-    whole = checkpoints(folder)
-    content = torch.load(whole[0], map_location="cpu", weights_only=True)
-    content["parts"] = {part: content["parts"][part]}
-    reduced = _write(content, folder)
-    for path in whole:
-        if path != reduced:
-            path.unlink()
+@contextmanager
+def thinned(part: str | None, folder: Path) -> Iterator[None]:
+    """Leave one part of the newest checkpoint in `folder`, and nothing else, when the block has ended without an error.
+
+    No run can go on from it. What was left by a process that was killed in here is thinned by the next one. A disk that
+    cannot take the smaller file is told, and the newest checkpoint stays whole. Nothing is done for None.
+    """
+    yield
+    if part is not None:
+        with telling_what_could_not_be_written():
+            _keep_only(part, folder)
+
+
+def _keep_only(part: str, folder: Path) -> None:
+    newest = next(path for path in checkpoints(folder) if _sound(path))
+    for path in checkpoints(folder):
+        if path != newest:
+            path.unlink()  # first, which makes room
+    content = torch.load(newest, map_location="cpu", weights_only=True)
+    if content["parts"].keys() != {part}:
+        content["parts"] = {part: content["parts"][part]}
+        _write(content, folder)
+        newest.unlink()
+
+
+def _sound(path: Path) -> bool:
+    """Whether the content has the checksum in the file's name."""
+    return path.stem.partition("-")[2] == sha256(path)
 
 
 def _write(content: dict[str, Any], folder: Path) -> Path:
@@ -112,4 +149,4 @@ def _save(content: dict[str, Any], path: Path) -> None:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, the newest first."""
-    return sorted(folder.glob("*.pt"), reverse=True)
+    return sorted(folder.glob("[0-9]*-*.pt"), reverse=True)

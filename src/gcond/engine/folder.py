@@ -7,40 +7,25 @@ runs/<scale>/<dataset>-<model>-<strategy>-seed<seed>-<hash>/     or runs/<scale>
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from gcond.engine.full_disk import explaining_a_full_disk
+from gcond.engine.lock import locked
 from gcond.files import write_text
 
 SCHEMA = 1  # of report.json
 # What cannot change the numbers, or (device) stands in the report.
 NOT_IN_HASH = ("name", "runs", "recorded", "paths", "progress", "device", "checkpoint_minutes", "logger")
 NOT_IN_HASH += ("reconstructions", "finished_keeps")
-
-
-LOCK_TRIES, LOCK_SECONDS = 10, 0.05  # `make status` holds a run's lock for a moment to see whether it is free
-
-_held: list[TextIO] = []  # locks of this process
-
-
-def _let_go() -> None:
-    """A DataLoader's worker outlives a training process that was killed by seconds; it must not keep the run locked."""
-    for lock in _held:
-        lock.close()
-
-
-os.register_at_fork(after_in_child=_let_go)
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -55,6 +40,10 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 def config_hash(cfg: DictConfig) -> str:
     text = json.dumps(resolved(cfg), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+class FinishedMeanwhile(Exception):
+    """Between a look at the run and its lock, another process has finished it."""
 
 
 class RunFolder:
@@ -81,23 +70,8 @@ class RunFolder:
         return (self.path / "DONE").exists()
 
     def finished(self) -> dict[str, Any] | None:
-        """The report of the run, if it is finished.
-
-        Raises ValueError where another version of this program wrote it.
-        """
-        if not self.done:
-            return None
-        try:
-            report = json.loads(self.report.read_text(encoding="utf-8"))
-            sound = report["status"] == "done" and "data_checksum" in report
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        if report.get("schema") != SCHEMA:
-            raise ValueError(
-                f"{self.report}: expected schema {SCHEMA}, found {report.get('schema')!r}; choose another `runs` or "
-                "`name`, or move the folder away"
-            )
-        return report if sound else None
+        """The report of the run, if it is finished (see `finished_report`)."""
+        return finished_report(self.path)
 
     @property
     def begun(self) -> bool:
@@ -106,15 +80,20 @@ class RunFolder:
     @property
     def error(self) -> str | None:
         """Why the last attempt failed, if it did."""
-        failed = self.path / "FAILED"
-        return failed.read_text().strip() if failed.exists() else None
+        try:
+            return (self.path / "FAILED").read_text(encoding="utf-8", errors="replace").strip()
+        except FileNotFoundError:
+            return None
 
     def check(self, cfg: DictConfig) -> None:
         """Raise ValueError where the folder holds a run of another config than `cfg`."""
         path = self.path / "config.yaml"
         if not path.exists():
             return
-        there, here = _flat(OmegaConf.load(path)), _flat(OmegaConf.create(_yaml(cfg)))
+        try:
+            there, here = _flat(OmegaConf.load(path)), _flat(OmegaConf.create(_yaml(cfg)))
+        except (OSError, ValueError, YAMLError) as error:
+            raise ValueError(f"{path}: cannot be read ({error}); move the run's folder away to start again") from error
         keys = sorted(key for key in there.keys() | here.keys() if there.get(key, "-") != here.get(key, "-"))
         if keys:
             shown = ", ".join(f"{key} {there.get(key, '-')} there, {here.get(key, '-')} here" for key in keys[:5])
@@ -129,40 +108,54 @@ class RunFolder:
         """Hold the run for this process; an exception is written to FAILED and raised again.
 
         DONE is written when the block ends without one. Of several processes the `main` one does that for all. Raises
-        RuntimeError where another process holds it, ValueError where it is a run of another config.
+        RuntimeError where another process holds it, ValueError where it is a run of another config, and
+        FinishedMeanwhile, all of them before anything is changed.
         """
         if not main:
             yield
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as lock:
-            self._lock(lock)
+        with locked(self.path):
             self.check(cfg)
-            for outcome in (self.path / "FAILED", self.report):  # of an attempt before
-                outcome.unlink(missing_ok=True)
-            _held.append(lock)
+            if self.finished() is not None:
+                raise FinishedMeanwhile(f"{self.path}: another process has finished the run")
+            for outcome in ("DONE", "FAILED", "report.json"):  # of an attempt before
+                (self.path / outcome).unlink(missing_ok=True)
             try:
                 with explaining_a_full_disk(self.path):
                     write_text(self.path / "config.yaml", _yaml(cfg))
                 yield
-                self.finish()
+                with explaining_a_full_disk(self.path):
+                    self.finish()
             except Exception as error:
                 with telling_what_could_not_be_written():
                     write_text(self.path / "FAILED", f"{type(error).__name__}: {error}\n")
                 raise
-            finally:
-                _held.remove(lock)
-
-    def _lock(self, lock: TextIO) -> None:
-        for _ in range(LOCK_TRIES):
-            try:
-                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                time.sleep(LOCK_SECONDS)
-        raise RuntimeError(f"another process is at work on {self.path}; wait for it or end it")
 
     def finish(self) -> None:
         write_text(self.path / "DONE", "")
+
+
+def finished_report(path: Path) -> dict[str, Any] | None:
+    """report.json of the run in the folder `path`; None where the run is not finished.
+
+    DONE does not make it so beside no report, one that is cut, or one of a run that failed. Raises ValueError for a
+    report that another version of this program wrote.
+    """
+    if not (path / "DONE").exists():
+        return None
+    try:
+        report = json.loads((path / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(report, dict) or report.get("status") != "done":
+        return None
+    if report.get("schema") != SCHEMA:
+        raise ValueError(
+            f"{path / 'report.json'}: expected schema {SCHEMA}, found {report.get('schema')!r}; choose another `runs` "
+            "or `name`, or move the folder away"
+        )
+    return report if "data_checksum" in report else None
 
 
 @contextmanager

@@ -23,7 +23,11 @@ class Logbook:
         path.touch()
         found = path.stat().st_size
         if found < size:
-            raise ValueError(f"{path}: expected at least the {size} bytes that the checkpoint remembers, found {found}")
+            raise ValueError(
+                f"{path}: expected at least the {size} bytes that the checkpoint remembers, found {found}; move the "
+                "run's folder away to start again"
+            )
+        read(path, size)
         self._file = path.open("r+")
         self._file.truncate(size)
         self._file.seek(size)
@@ -51,8 +55,27 @@ class Logbook:
         self._file.close()
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def read(path: Path, size: int | None = None) -> list[dict[str, Any]]:
+    """The records in the first `size` bytes, or in all. Raises ValueError, which names the line, where one is none."""
+    with path.open("rb") as file:
+        lines = file.read(size).split(b"\n")
+    if lines.pop():
+        raise _damaged(path, len(lines) + 1, "a line that ends")
+    return [_record(path, number, line) for number, line in enumerate(lines, 1)]
+
+
+def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise _damaged(path, number, f"a JSON object, found {line[:40]!r}")
+    return record
+
+
+def _damaged(path: Path, line: int, expected: str) -> ValueError:
+    return ValueError(f"{path}, line {line}: expected {expected}; move the run's folder away to start again")
 
 
 def _json_number(value: Any) -> Any:

@@ -29,17 +29,20 @@ class Standing:
 
 
 TO_DO = Standing("to do")
+NO_REPORT = Standing("to do", "marked DONE without the report of a finished run, so it is made again")
 
 
 def standing(folder: RunFolder, cfg: DictConfig, checksum: Callable[[DictConfig], Any] = checksum_of) -> Standing:
     """Of the run that `cfg` describes. `checksum` is that of a data set, and raises ValueError where it has no data."""
     try:
         report = folder.finished()
+        if cfg.name is not None:  # else the folder's name tells configs apart
+            folder.check(cfg)
     except ValueError as error:
         return Standing("refused", str(error))
     recorded = {} if cfg.recorded is None else recorded_checksums(Path(cfg.recorded), cfg.scale.name)
     if report is None and folder.hash not in recorded:
-        return TO_DO
+        return NO_REPORT if folder.done else TO_DO
     try:
         today, unchecked = checksum(cfg.dataset), ""
     except (OSError, ValueError) as error:

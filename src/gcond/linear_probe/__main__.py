@@ -139,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     prober = Prober({"ct": options.ct, "imagenet256": options.imagenet}, device, options.images)
-    errors = []
+    errors = [f"{name}: {error}" for name, error in found.unreadable.items()]
     for run in tqdm(left, desc="probe", unit="run"):
         try:
             rows = list(prober.rows(run))

@@ -40,6 +40,7 @@ def collect(runs: Path, results: Path) -> list[str]:
     remarks = [f"{name}: unfinished, left out" for name in found.unfinished]
     remarks += [f"{name}: repeated later, left out" for name in found.superseded]
     remarks += [f"{name}: failed without a report, left out: {error}" for name, error in found.nameless.items()]
+    remarks += [f"{name}: unreadable, left out: {error}" for name, error in found.unreadable.items()]
     if not found.runs:
         return [*remarks, f"no local runs in {runs}: using the recorded {results / 'runs.csv'}"]
 

@@ -29,29 +29,36 @@ class Collected:
     superseded: list[str]  # folders of runs that were repeated later under another hash
     unfinished: list[str]  # folders with neither a report nor a failure
     nameless: dict[str, str]  # folder -> error, of runs that failed before they could write a report
+    unreadable: dict[str, str]  # folder -> what is wrong with its report
 
 
 def read_folders(scale_folder: Path) -> Collected:
     """Read every run below `scale_folder`; of runs with the same name the one started last counts."""
     runs: dict[tuple[object, ...], Run] = {}
-    superseded, unfinished, nameless = [], [], {}
+    superseded, unfinished, nameless, unreadable = [], [], {}, {}
     for folder in sorted(path for path in scale_folder.glob("*") if path.is_dir()):
-        if not any((folder / name).exists() for name in ("config.yaml", "report.json", "FAILED")):
+        if not any((folder / name).exists() for name in ("config.yaml", "report.json", "FAILED", "DONE")):
             continue  # not a run: the engine keeps shared scores beside them
         if not (folder / "report.json").exists():
             failure = folder / "FAILED"
-            if failure.exists():
+            if (folder / "DONE").exists():
+                unreadable[folder.name] = "DONE without report.json; the command that made the run makes it again"
+            elif failure.exists():
                 nameless[folder.name] = failure.read_text(encoding="utf-8").strip()
             else:
                 unfinished.append(folder.name)
             continue
-        run = read_run(folder)
+        try:
+            run = read_run(folder)
+        except (ValueError, TypeError, AttributeError) as error:
+            unreadable[folder.name] = str(error)
+            continue
         key = tuple(run.row[name] for name in KEY)
         older, newer = sorted([runs.get(key, run), run], key=lambda candidate: str(candidate.row["started"]))
         if older is not newer:
             superseded.append(older.folder)
         runs[key] = newer
-    return Collected(list(runs.values()), superseded, unfinished, nameless)
+    return Collected(list(runs.values()), superseded, unfinished, nameless, unreadable)
 
 
 def read_run(folder: Path) -> Run:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from gcond.sweep.disk import disk_needed
 from gcond.sweep.launch import LAUNCHERS, Stopped, launch
-from gcond.sweep.plan import Planned, estimate, plan, print_disk, print_plan
+from gcond.sweep.plan import Planned, estimate, looked_at_again, plan, print_disk, print_plan
 
 
 def print_summary(runs: Sequence[Planned]) -> int:
@@ -63,9 +63,9 @@ def main() -> int:
         if left:
             launch(overrides, launcher, jobs, runs)
     except Stopped as stopped:
-        print_summary(runs)
+        print_summary(looked_at_again(runs))
         return 128 + stopped.signum
-    return print_summary(runs)
+    return print_summary(looked_at_again(runs))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import io
 import json
 import statistics
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,11 @@ def _kind(cfg: DictConfig) -> str:
 
 def size_of(folder: Path) -> int:
     """Bytes of all files in `folder`; 0 where it does not exist."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # a run at work has just replaced it
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def _computed(cfg: DictConfig) -> Room:

@@ -16,8 +16,9 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from gcond.engine.lock import running
 from gcond.sweep.plan import Planned
-from gcond.sweep.state import running, steps_logged
+from gcond.sweep.state import steps_logged
 
 LAUNCHERS = ("basic", "joblib", "local", "slurm")  # Hydra's, and two of conf/hydra/launcher
 POLL_SECONDS = 1.0

@@ -9,7 +9,7 @@ import shutil
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -82,7 +82,8 @@ class Estimate:
 def plan(overrides: Sequence[str]) -> list[Planned]:
     """The runs that `gcond-train --multirun` would start for these overrides (`recorded=DIR` among them or not).
 
-    Raises ValueError (from Hydra) for an unknown key or group.
+    Raises ValueError (from Hydra) for an unknown key or group, and where two runs of other settings or data would share
+    a folder.
     """
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG)):
         parser = OverridesParser.create()
@@ -92,7 +93,33 @@ def plan(overrides: Sequence[str]) -> list[Planned]:
         choices = BasicSweeper.split_arguments(swept, None)[0]
         checksum = _asked_once(checksum_of)
         configs = tqdm(_composed(choices), "plan", len(choices), unit="run", delay=2, leave=False)
-        return [_planned(cfg, checksum) for cfg in configs]
+        runs = [_planned(cfg, checksum) for cfg in configs]
+    _check_folders(runs, checksum)
+    return runs
+
+
+def _check_folders(runs: Sequence[Planned], checksum: Callable[[DictConfig], Any]) -> None:
+    """Raise ValueError where two runs of other settings or other data would share a folder."""
+    first: dict[Path, Planned] = {}
+    for run in runs:
+        other = first.setdefault(run.folder.path, run)
+        roots = {str(each.cfg.dataset.get("root")) for each in (run, other)}
+        if run.folder.hash != other.folder.hash:
+            raise ValueError(
+                f"`name`: expected it for one run, found {run.folder.name} for several with other settings; leave it "
+                "out, and each is named after its own"
+            )
+        if len(roots) > 1 and checksum(run.cfg.dataset) != checksum(other.cfg.dataset):
+            raise ValueError(
+                f"`dataset.root`: two runs of this sweep, on the data in {' and '.join(sorted(roots))}, would share "
+                f"the folder {run.folder.path}; sweep each root by itself, with its own `runs`"
+            )
+
+
+def looked_at_again(runs: Sequence[Planned]) -> list[Planned]:
+    """As they stand now."""
+    checksum = _asked_once(checksum_of)
+    return [replace(run, standing=standing(run.folder, run.cfg, checksum)) for run in runs]
 
 
 def _asked_once(checksum: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:

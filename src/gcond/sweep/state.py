@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from pathlib import Path
 
 BLOCK = 8192  # bytes; a record of a step takes 1 to 3 thousand
 
 
-def running(folder: Path) -> bool:
-    """Whether a process holds the run's lock, here or, where the file system shares locks, on another machine."""
-    try:
-        lock = (folder / ".lock").open()
-    except FileNotFoundError:
-        return False
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
-
-
 def steps_logged(metrics: Path) -> int:
-    """Optimizer steps in metrics.jsonl by its last complete line; 0 where there is none."""
+    """Optimizer steps in metrics.jsonl by its last complete line; 0 where there is none.
+
+    Raises ValueError where that is no record.
+    """
     line = _last_line(metrics)
     if line is None:
         return 0
-    record = json.loads(line)
-    return int(record["step"]) + (record["kind"] == "step")
+    try:
+        record = json.loads(line)
+        return int(record["step"]) + (record["kind"] == "step")
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{metrics}: expected a record in its last line, found {line[:40]!r}") from None
 
 
 def _last_line(path: Path) -> bytes | None:
@@ -66,7 +57,11 @@ def steps_saved(folder: Path) -> list[tuple[int, float]]:
 def last_line_of_error(folder: Path) -> str | None:
     """Of FAILED: "Type: message", of a message of several lines its last one; None where the run has not failed."""
     try:
-        lines = [line.strip() for line in (folder / "FAILED").read_text().splitlines() if line.strip()]
+        lines = [
+            line.strip()
+            for line in (folder / "FAILED").read_text(encoding="utf-8", errors="replace").splitlines()
+            if line.strip()
+        ]
     except FileNotFoundError:
         return None
     return lines[-1] if lines else "unknown error"

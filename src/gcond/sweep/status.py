@@ -17,8 +17,10 @@ from pathlib import Path
 
 import yaml
 
+from gcond.engine.folder import finished_report
+from gcond.engine.lock import running
 from gcond.sweep import words
-from gcond.sweep.state import last_line_of_error, running, steps_logged, steps_saved
+from gcond.sweep.state import last_line_of_error, steps_logged, steps_saved
 
 MARKS = ("config.yaml", ".lock", "DONE", "FAILED")  # one of them makes a folder a run's
 STATES = ("running", "failed", "interrupted", "unreadable", "done")  # in the order in which they are listed
@@ -40,6 +42,7 @@ def statuses(scales: Sequence[Path], now: float) -> list[Status]:
     """Of every run below `scales` (runs/<scale>), the ones that need a look first."""
     folders = [path for scale in scales for path in sorted(scale.iterdir()) if path.is_dir()]
     found = [status(path, now) for path in folders if any((path / mark).exists() for mark in MARKS)]
+    found = [status for status in found if status.folder.exists()]  # the others have been deleted meanwhile
     return sorted(found, key=lambda status: STATES.index(status.state))
 
 
@@ -51,8 +54,7 @@ def status(folder: Path, now: float) -> Status:
 
 
 def _status(folder: Path, now: float) -> Status:
-    if (folder / "DONE").exists():
-        report = json.loads((folder / "report.json").read_text())
+    if (report := finished_report(folder)) is not None:
         return Status(folder, "done", report["steps"], report["steps"], f"took {words.duration(report['seconds'])}")
     logged = steps_logged(folder / "metrics.jsonl")
     total = _total_steps(folder)
@@ -63,6 +65,8 @@ def _status(folder: Path, now: float) -> Status:
     error = last_line_of_error(folder)
     if error is not None:
         return Status(folder, "failed", logged, total, error)
+    if (folder / "DONE").exists():
+        raise ValueError("DONE without the report of a finished run; the next sweep makes it again")
     saved = steps_saved(folder)
     step = saved[-1][0] if saved else 0
     return Status(folder, "interrupted", step, total, f"goes on from step {step}" if step else "starts again")
