@@ -14,7 +14,7 @@ DATASETS ?=
 MISSING  ?=
 MORE     ?=
 JOBS     ?= $(if $(filter cuda%,$(DEVICE)),1,$(shell nproc 2>/dev/null || echo 1))
-OUT      ?= results
+OUT      ?= reproduced
 CARD     := $(if $(filter auto,$(DEVICE)),$(if $(shell command -v nvidia-smi 2>/dev/null),cuda,cpu),$(DEVICE))
 TRACED   := ct:memory:8,ct:store:0,ct:store:4,ct:store:8,photos:memory:8
 TARGETED := gcond_stochastic,gcond_pure,gcond_lion,gcond_sequential
@@ -25,7 +25,9 @@ BIN      := $(VENV)/bin
 READY    := $(VENV)/.ready
 NEEDS_GB := 8
 PHOTOS   := $(if $(IMAGENET),imagenet256,photos)
-CT_DATA  := $(if $(filter data/ct,$(CT)),data)
+ifeq ($(CT),data/ct)
+CT_DATA  := data
+endif
 ifeq ($(SEEDS),10)
 override SEEDS := 11,42,2025,1,2,3,4,5,6,7
 endif
@@ -55,19 +57,23 @@ PAGES     := table2 table3 table4 $(DRAWN) ablations o1 o6 o7 o9 o10 conflict cl
 unique    = $(if $1,$(firstword $1) $(call unique,$(filter-out $(firstword $1),$1)))
 runs_of   = $(or $(RUNS_$1),$1)
 datasets  = $(or $(DATASETS),$(subst photos,$(PHOTOS),$(shell sed -n 's/^ *dataset: *//p' conf/experiment/$1.yaml)))
-settings  = scale=$(SCALE) $(if $1,dataset=$1) seed=$(SEEDS) device=$(DEVICE) paths.ct=$(CT) paths.headneck=$(HEADNECK) $(if $(IMAGENET),paths.imagenet=$(IMAGENET)) $(MORE)
+# A word for the shell, whatever is in it; a path for Hydra, to which `,` `=` `(` and blanks mean something.
+quoted    = '$(subst ','\'',$1)'
+path      = $(call quoted,$1="$(subst ",\",$2)")
+settings  = scale=$(SCALE) $(if $1,dataset=$1) seed=$(SEEDS) device=$(DEVICE) $(call path,paths.ct,$(CT)) $(call path,paths.headneck,$(HEADNECK)) \
+            $(if $(IMAGENET),$(call path,paths.imagenet,$(IMAGENET))) $(if $(MISSING),$(call path,recorded,$(OUT))) $(MORE)
 choices   = experiment=$1 $(call settings,$(call datasets,$1))
-sweeper   = $(BIN)/python -m gcond.sweep --jobs $(JOBS) $(if $(MISSING),--missing --results $(OUT)) $(if $(LAUNCHER),--launcher $(LAUNCHER))
+sweeper   = $(BIN)/python -m gcond.sweep --jobs $(JOBS) $(if $(LAUNCHER),--launcher $(LAUNCHER))
 sweep     = $(sweeper) $(call choices,$1)
 study     = status=0; $(foreach experiment,$1,echo "== $(experiment)"; $(call sweep,$(experiment)) || status=$$?;) $(call report,collect) || status=$$?
 # A page that only reads what is recorded; those of O2 to O5, O8 and B1 are rows of the claims.
-report    = $(BIN)/python -m gcond.report $(if $(filter o2 o3 o4 o5 o8 b1,$1),claims,$1) --results $(OUT) $(if $(filter table3 table4 readme,$1),,--scale $(SCALE)) \
+report    = $(BIN)/python -m gcond.report $(if $(filter o2 o3 o4 o5 o8 b1,$1),claims,$1) --results $(call quoted,$(OUT)) $(if $(filter table1 table3 table4 table5 readme,$1),,--scale $(SCALE)) \
             $(if $(filter table2,$1),--datasets $(call datasets,table2) --seeds $(SEEDS) $(patsubst optimizer.lr=%,--lr %,$(filter optimizer.lr=%,$(MORE)))) \
             $(if $(DATASETS),$(if $(filter o1 o6 o7 o9 o10 windows conflict ablations $(FIGURES),$1),--datasets $(DATASETS)))
 # What else stands between the runs and the page.
-before_o7 = $(BIN)/python -m gcond.linear_probe --scale $(SCALE) --results $(OUT) --device $(DEVICE) --ct $(CT) $(if $(IMAGENET),--imagenet $(IMAGENET)) \
-            $(if $(DATASETS),--datasets $(DATASETS)) || status=$$?;
-before_o9 = frozen=$$($(BIN)/python -m gcond.report frozen --results $(OUT) --scale $(SCALE) $(if $(DATASETS),--datasets $(DATASETS))) && \
+before_o7 = $(BIN)/python -m gcond.linear_probe --scale $(SCALE) --results $(call quoted,$(OUT)) --device $(DEVICE) --ct $(call quoted,$(CT)) \
+            $(if $(IMAGENET),--imagenet $(call quoted,$(IMAGENET))) $(if $(DATASETS),--datasets $(DATASETS)) || status=$$?;
+before_o9 = frozen=$$($(BIN)/python -m gcond.report frozen --results $(call quoted,$(OUT)) --scale $(SCALE) $(if $(DATASETS),--datasets $(DATASETS))) && \
             printf '%s\n' "$$frozen" | xargs -r -L 1 $(sweeper) $(call settings) || status=$$?; $(call report,collect) || status=$$?;
 paper_needs = $(if $(filter paper,$(SCALE)),$(if $(IMAGENET),,echo "SCALE=paper needs IMAGENET=DIR (and CT=DIR, a store of the CT archives)"; exit 1;))
 
@@ -82,14 +88,15 @@ help: ## this list
 	@echo "  SCALE=mini|sample|sample_gpu|paper  how large a study; mini takes minutes, sample hours on two cores, the others need a GPU"
 	@echo "  SEEDS=11,42,2025          one run per seed; SEEDS=10: ten, of which these three are the paper's"
 	@echo "  DATASETS=ct               only these data sets (default: the experiment's own)"
-	@echo "  MISSING=1                 leave out runs that results/ records as done, whichever machine made them"
+	@echo "  MISSING=1                 leave out runs that OUT records as done, whichever machine made them"
 	@echo "  MORE='optimizer.lr=1e-3'  further settings for every run"
 	@echo "  CT=DIR                    a CT store (default data/ct: public samples, fetched on first use)"
 	@echo "  IMAGENET=DIR              a copy of ImageNet-256 or a folder of JPEG files (default: the photos of scikit-image)"
 	@echo "  DEVICE=auto|cpu|cuda      JOBS=N runs side by side (default: the number of cores, 1 on CUDA)"
 	@echo "  LAUNCHER=joblib|local|slurm  where runs go (default joblib; docs/clusters.md)   EXPERIMENT=table2|o2|…"
-	@echo "  OUT=DIR                   where tables go (default results)"
-	@echo "  ALL=1                     reproduce-toy: descend MGDA and Nash-MTL anew as well, not only from the record"
+	@echo "  OUT=DIR                   tables and records of what is run here (default reproduced, which git ignores)."
+	@echo "                            results/ holds what this project recorded: OUT=results adds to that, for its maintainers"
+	@echo "  ALL=1                     reproduce-toy: descend MGDA and Nash-MTL as well (an hour of a core)"
 
 setup: $(READY) ## make the virtual environment (once; about 8 GB of disk, 2 to 10 minutes)
 
@@ -107,12 +114,12 @@ data: $(READY) ## fetch the public CT samples (about 130 MB, licences printed) i
 	@test -e data/ct/facts.json || $(BIN)/python data_prep/samples.py --out data/ct
 
 data-headneck: $(READY) ## make HEADNECK=data/headneck, CT of 282 patients, from OPENKBP=DIR, a clone of github.com/ababier/open-kbp (docs/data.md)
-	@test -e '$(HEADNECK)' -o -n '$(OPENKBP)' || { echo "expected OPENKBP=DIR, a clone of https://github.com/ababier/open-kbp (docs/data.md)"; exit 1; }
-	@$(BIN)/python data_prep/samples.py --catalogue headneck --out '$(HEADNECK)' $(if $(OPENKBP),--folder 'open-kbp=$(OPENKBP)')
+	@test -e $(call quoted,$(HEADNECK)) -o -n $(call quoted,$(OPENKBP)) || { echo "expected OPENKBP=DIR, a clone of https://github.com/ababier/open-kbp (docs/data.md)"; exit 1; }
+	@$(BIN)/python data_prep/samples.py --catalogue headneck --out $(call quoted,$(HEADNECK)) $(if $(OPENKBP),--folder $(call quoted,open-kbp=$(OPENKBP)))
 
 data-ct: $(READY) ## make CT=DIR from the archives that you have: ICH=DIR CSPINE=DIR RADCURE=DIR (docs/data.md)
-	@$(BIN)/python data_prep/ct.py $(if $(ICH),--ich '$(ICH)') $(if $(CSPINE),--cspine '$(CSPINE)') $(if $(RADCURE),--radcure '$(RADCURE)') \
-	  --out '$(CT)' --workers $(JOBS)
+	@$(BIN)/python data_prep/ct.py $(if $(ICH),--ich $(call quoted,$(ICH))) $(if $(CSPINE),--cspine $(call quoted,$(CSPINE))) $(if $(RADCURE),--radcure $(call quoted,$(RADCURE))) \
+	  --out $(call quoted,$(CT)) --workers $(JOBS)
 
 reproduce-table2: $(READY) $(CT_DATA) ## train everything of Table 2 that is not finished yet, and print it
 	@$(paper_needs) status=0; $(call sweep,table2) || status=$$?; $(call report,table2) || status=$$?; exit $$status
@@ -125,8 +132,8 @@ $(ARTEFACTS:%=reproduce-%): reproduce-%: $(READY) $(CT_DATA)
 reproduce-all: $(READY) $(CT_DATA) reproduce-table1 reproduce-table5 ## the whole study: plan it, run it (controls first), print every table, draw every figure (mini: six hours on two cores; SEEDS=11 two)
 	@$(if $(NO_PHOTOS),echo "figure10 is left out: it shows photographs$(comma) and DATASETS=$(DATASETS) has none";) \
 	  $(if $(filter o2_part,$(STUDY)),echo "O2 in small: 3 of the 21 settings; make reproduce-o2 runs them all";) \
-	  $(paper_needs) $(BIN)/python -m gcond.sweep.study --jobs $(JOBS) --results $(OUT) $(if $(MISSING),--missing) \
-	  $(foreach experiment,$(call unique,$(foreach artefact,$(STUDY),$(call runs_of,$(artefact)))),'$(call choices,$(experiment))')
+	  $(paper_needs) $(BIN)/python -m gcond.sweep.study --jobs $(JOBS) \
+	  $(foreach experiment,$(call unique,$(foreach artefact,$(STUDY),$(call runs_of,$(artefact)))),$(call quoted,$(call choices,$(experiment))))
 	@$(call study,$(call unique,$(foreach artefact,$(STUDY),$(call runs_of,$(artefact))))); \
 	  $(before_o9) $(before_o7) $(foreach page,$(PAGES),$(call report,$(page)) || status=$$?;) exit $$status
 
@@ -135,20 +142,20 @@ WINDOWED := baseline,gcond_stochastic
 reproduce-windows: $(READY) $(CT_DATA) ## noise and signs of the conflict against K = 1 … 24, at the weights of finished runs (a minute a run; trains what is not there)
 	@$(paper_needs) status=0; $(call sweep,table2) strategy=$(WINDOWED) || status=$$?; \
 	  OMP_NUM_THREADS=1 $(BIN)/python scripts/window_noise.py --scale $(SCALE) --strategies $(WINDOWED) --seeds $(SEEDS) --datasets $(call datasets,table2) \
-	    --device $(DEVICE) --ct $(CT) $(if $(IMAGENET),--imagenet $(IMAGENET)) --results $(OUT) || status=$$?; \
+	    --device $(DEVICE) --ct $(call quoted,$(CT)) $(if $(IMAGENET),--imagenet $(call quoted,$(IMAGENET))) --results $(call quoted,$(OUT)) || status=$$?; \
 	  $(call report,collect) || status=$$?; $(call report,windows) || status=$$?; exit $$status
 
 .PHONY: reproduce-table1 reproduce-table5
 reproduce-table1: $(READY) ## GCond's zones, drawn and tabulated from the resolver itself (seconds; trains nothing)
-	@$(BIN)/python scripts/zones.py --out $(OUT)/table1 && $(BIN)/python -m gcond.report table1 --results $(OUT)
+	@$(BIN)/python scripts/zones.py --out $(call quoted,$(OUT)/table1) && $(call report,table1)
 
 reproduce-table5: $(READY) ## the hyper-parameters as composed, differences to the paper's marked (seconds; trains nothing)
-	@$(BIN)/python scripts/paper_settings.py --out $(OUT)/paper_settings && $(BIN)/python -m gcond.report table5 --results $(OUT)
+	@$(BIN)/python scripts/paper_settings.py --out $(call quoted,$(OUT)/paper_settings) && $(call report,table5)
 
 sweep: $(READY) $(CT_DATA) ## run EXPERIMENT=o2 (or another of conf/experiment) without making a table
 	@$(call sweep,$(EXPERIMENT))
 
-status: $(READY) ## list the runs: running with time left, failed with the error, interrupted, done
+status: $(READY) ## list the runs in runs/: running with time left, failed with the error, interrupted, done
 	@$(BIN)/python -m gcond.sweep.status
 
 plan-memory: $(READY) ## what a step holds in memory: BUDGET=16GB CHOICES="model=convnext_tiny strategy=pcgrad dataset=ct batch=96"
@@ -157,31 +164,31 @@ plan-memory: $(READY) ## what a step holds in memory: BUDGET=16GB CHOICES="model
 plan: $(READY) ## say what reproduce-table2 (or EXPERIMENT) would run, for how long, and what memory and disk it needs
 	@$(call sweep,$(EXPERIMENT)) --plan-only
 
-table2: $(READY) ## print the recorded Table 2 again, from results/ alone
-	@$(BIN)/python -m gcond.report table2 --recorded --scale $(SCALE) --datasets $(call datasets,table2) --seeds $(SEEDS) --results $(OUT)
+table2: $(READY) ## print Table 2 again, of what was run here and of what results/ records; trains nothing
+	@$(call report,table2) --recorded
 
 .PHONY: claims
-claims: $(READY) ## what holds of the paper's claims and what is open, and results/README.md, from results/ alone (SCALE=… for one scale)
-	@$(BIN)/python -m gcond.report claims --results $(OUT) $(if $(filter-out file,$(origin SCALE)),--scale $(SCALE))
-	@$(BIN)/python -m gcond.report readme --results $(OUT)
+claims: $(READY) ## what holds of the paper's claims and what is open, and README.md, of the runs in OUT (SCALE=… for one scale); trains nothing
+	@$(BIN)/python -m gcond.report claims --results $(call quoted,$(OUT)) $(if $(filter-out file,$(origin SCALE)),--scale $(SCALE))
+	@$(call report,readme)
 
-methods: $(READY) ## measure which method has which property, and write results/methods.md
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/methods tests/strategy -q -m "oracle or measures" --methods-table results/methods.md
+methods: $(READY) ## measure which method has which property, and write methods.md
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/methods tests/strategy -q -m "oracle or measures" --methods-table $(call quoted,$(OUT)/methods.md)
 
 mutants: $(READY) ## show that the tests catch realistic mistakes in the strategy package (about 10 minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python scripts/mutants.py --jobs $(JOBS)
 
 reproduce-toy: $(READY) ## all methods on the two-dimensional conflict problem, the noisy quadratic, GradOPS's trade-off (15 minutes; ALL=1: 45)
-	@status=0; OMP_NUM_THREADS=1 $(BIN)/python -m gcond.toy --jobs $(JOBS) --out $(OUT)/toy $(if $(ALL),--all) || status=$$?; \
-	  $(BIN)/python -m gcond.report.toy --results $(OUT)/toy || status=$$?; exit $$status
+	@status=0; OMP_NUM_THREADS=1 $(BIN)/python -m gcond.toy --jobs $(JOBS) --out $(call quoted,$(OUT)/toy) $(if $(ALL),--all) || status=$$?; \
+	  $(BIN)/python -m gcond.report.toy --results $(call quoted,$(OUT)/toy) || status=$$?; exit $$status
 
-dashboard: $(READY) ## one HTML page of all local runs, to open in a browser (runs/dashboard.html); no server, no network
-	@$(BIN)/python -m gcond.report.dashboard --runs runs --out runs/dashboard.html --recorded $(OUT)
+dashboard: $(READY) ## one HTML page of all runs in runs/, or of those in results/ where there are none (runs/dashboard.html); no server
+	@$(BIN)/python -m gcond.report.dashboard --runs runs --out runs/dashboard.html --recorded results
 
-bench: bench-resolve bench-step bench-memory bench-precision bench-startup trace reproduce-table3 reproduce-table4 ## everything under results/bench that belongs to the cost of a step (hours on a CPU)
+bench: bench-resolve bench-step bench-memory bench-precision bench-startup trace reproduce-table3 reproduce-table4 ## everything under OUT/bench that belongs to the cost of a step (hours on a CPU)
 
 # Strategies that have a target take more rounds, so that the interval is narrower than the claim.
-STEP := OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_step.py --device $(CARD) --out $(OUT)/bench/step.csv
+STEP := OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_step.py --device $(CARD) --out $(call quoted,$(OUT)/bench/step.csv)
 bench-step: $(READY) ## one optimizer step of every strategy against Baseline, three encoders (1.5 hours on an idle CPU)
 	@$(STEP) $(if $(filter cuda,$(CARD)),scale.micro_batch=96)
 	@$(STEP) --strategies $(TARGETED) --rounds 30 $(if $(filter cuda,$(CARD)),scale.micro_batch=96)
@@ -190,26 +197,26 @@ bench-step: $(READY) ## one optimizer step of every strategy against Baseline, t
 	@$(STEP) model=convnextv2_base --strategies gcond_stochastic,gcond_sequential --rounds 7 $(if $(filter cuda,$(CARD)),scale.micro_batch=16,scale.image_size=64 scale.micro_batch=1)
 
 bench-resolve: $(READY) ## the arbitration alone, in passes over the task gradients (15 minutes, 13 GB of memory)
-	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_resolve.py --device $(CARD) --out $(OUT)/bench/resolve.csv
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_resolve.py --device $(CARD) --out $(call quoted,$(OUT)/bench/resolve.csv)
 
 bench-memory: $(READY) ## what every strategy holds, and the largest micro-batches in 16 GB (planned; 15 minutes on any machine)
-	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_memory.py --out $(OUT)/bench/memory.csv $(if $(BUDGET),--budget $(BUDGET))
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_memory.py --out $(call quoted,$(OUT)/bench/memory.csv) $(if $(BUDGET),--budget $(BUDGET))
 
 bench-precision: $(READY) data ## low-precision buffers against float32 (40 minutes)
-	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_precision.py --out $(OUT)/bench/precision.csv
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_precision.py --out $(call quoted,$(OUT)/bench/precision.csv)
 
 bench-startup: $(READY) data ## how long `gcond-train --help` and the first step of a smoke run take (3 minutes)
-	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_startup.py --out $(OUT)/bench/startup.csv
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_startup.py --out $(call quoted,$(OUT)/bench/startup.csv)
 
 trace: $(READY) data ## what a training step waits for: data, transfer, passes, arbitration (4 minutes; CHROME=FILE: a timeline too)
-	@OMP_NUM_THREADS=1 $(BIN)/python scripts/trace_step.py --device $(CARD) --out $(OUT)/bench/trace.csv $(if $(CHROME),--chrome $(CHROME)) \
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/trace_step.py --device $(CARD) --out $(call quoted,$(OUT)/bench/trace.csv) $(if $(CHROME),--chrome $(CHROME)) \
 	  $(if $(filter cuda,$(CARD)),--cases $(TRACED) scale=paper scale.micro_batch=96)
 
 reproduce-table3: $(READY) ## Table 3: time and memory of a step, MobileNetV3-Small, on this device (CPU: ratios only, 15 minutes; CAP=16GB)
-	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_throughput.py --table 3 --device $(DEVICE) $(if $(CAP),--cap $(CAP)) --results $(OUT)
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_throughput.py --table 3 --device $(DEVICE) $(if $(CAP),--cap $(CAP)) --results $(call quoted,$(OUT))
 
 reproduce-table4: $(READY) ## Table 4: the same for ConvNeXt-Tiny, and the largest micro-batch in CAP (CPU: 20 minutes)
-	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_throughput.py --table 4 --device $(DEVICE) $(if $(CAP),--cap $(CAP)) --results $(OUT)
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_throughput.py --table 4 --device $(DEVICE) $(if $(CAP),--cap $(CAP)) --results $(call quoted,$(OUT))
 
 .PHONY: rehearse-paper
 rehearse-paper: $(READY) ## whether every experiment starts at SCALE=paper: settings, planned memory, a first step at micro-batch 2 (an hour on a core)

@@ -11,8 +11,9 @@ CUDA: the paper's units, precision fp32 and bf16. Peak memory of each method is 
 may use --cap of the device. Table 4: all at one batch, then each at its largest under the cap, found by trial.
 CPU: ratios of processor time of one thread at small shapes (CPU_SHAPES); memory at the paper's shapes is planned.
 
-Rows go to results/bench/table3.csv (table4.csv) when those of a data set and precision are complete; what is recorded
-there is not measured again without --anew. At the end the page beside it is written: python -m gcond.report table3.
+Rows go to bench/table3.csv (table4.csv) in --results when those of a data set and precision are complete; what is
+recorded there is not measured again without --anew. At the end the page beside it is written:
+python -m gcond.report table3.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from tqdm import tqdm
 from gcond.engine.device import commit, describe, pick
 from gcond.engine.memory import bytes_of
 from gcond.engine.out_of_memory import is_out_of_memory
+from gcond.files import OWN
 from gcond.report.__main__ import report_throughput
 from gcond.report.records import frame, read_csv, write_csv
 from gcond.report.throughput import COLUMNS, KEY, SEQUENTIAL
@@ -149,7 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
     default = f"{CUDA_ROUNDS} on CUDA; on the CPU {on_cpu}"
     parser.add_argument("--rounds", type=int, help=f"default: {default}")
     parser.add_argument("--anew", action="store_true", help="measure also what is recorded")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="rows go to bench/ in it")
+    parser.add_argument("--results", type=Path, default=OWN, help=f"rows go to bench/ in it (default: {OWN})")
     parser.add_argument("overrides", nargs="*", help="e.g. dataset=ct strategy=baseline,pcgrad")
     options = parser.parse_intermixed_args(arguments)
     if options.rounds is not None and options.rounds < 1:

@@ -1,6 +1,6 @@
-"""The settings of Table 5 of arXiv 2509.07252 as this project composes them: results/paper_settings/composed.csv.
+"""The settings of Table 5 of arXiv 2509.07252 as this project composes them: composed.csv.
 
-    python scripts/paper_settings.py [--out results/paper_settings] [HYDRA_OVERRIDES]
+    python scripts/paper_settings.py [--out reproduced/paper_settings] [HYDRA_OVERRIDES]
     python -m gcond.report table5
 
 Composes experiment=table5 at scale=paper, as gcond-train would, and writes one row per setting and strategy. "-": the
@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from gcond.files import write_atomically
+from gcond.files import OWN, write_atomically
 from gcond.sweep.plan import plan
 
 COLUMNS = ("strategy", "label", "setting", "value")
@@ -93,9 +93,7 @@ def _text(value: object) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--out", type=Path, default=Path("results/paper_settings"), help="default: results/paper_settings"
-    )
+    parser.add_argument("--out", type=Path, default=OWN / "paper_settings", help=f"default: {OWN}/paper_settings")
     parser.add_argument("overrides", nargs="*", help="as for gcond-train, e.g. optimizer.lr=1e-3")
     options = parser.parse_args(arguments)
     rows = [

@@ -1,11 +1,11 @@
 """How noisy a window of K micro-batches is, at the frozen weights of finished runs, before training and after it.
 
     python scripts/window_noise.py --scale sample [--strategies baseline,gcond_stochastic] [--seeds 11,42,2025]
-    [--datasets ct] [--micro-batches 72] [--states initial last] [--modes train eval] [--runs runs] [--results results]
+    [--datasets ct] [--micro-batches 72] [--states initial last] [--modes train eval] [--runs DIR] [--results DIR]
 
 Reads finished runs without overrides below runs/<scale>, of which only the last checkpoints are left, and changes
-nothing there. Adds to results/<scale>/windows.csv; what stands there already is left out, so the script can be stopped
-and started again. Runs of a seed begin with the same weights, which are measured once. `python -m gcond.report windows`
+nothing there. Adds to <results>/<scale>/windows.csv; what stands there is left out, so the script can be stopped and
+started again. Runs of a seed begin with the same weights, which are measured once. `python -m gcond.report windows`
 makes table and figure.
 """
 
@@ -24,6 +24,7 @@ from tqdm import tqdm
 from gcond.data.splits import Splits
 from gcond.engine import device as devices
 from gcond.engine.window_noise import FEWEST, SIZES, Estimates, WindowProbe
+from gcond.files import OWN
 from gcond.finished import STATES, FinishedRun
 from gcond.report.records import KEY, WINDOW_COLUMNS, WINDOW_KEY, add_rows, frame, read_csv
 
@@ -134,7 +135,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--scale", default="mini", help="folder below --runs and --results (default: mini)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of local runs; only read")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of recorded results")
+    parser.add_argument("--results", type=Path, default=OWN, help=f"folder of records (default: {OWN})")
     for name in ("strategies", "seeds", "datasets"):
         parser.add_argument(f"--{name}", type=lambda text: text.split(","), help="comma-separated (default: all)")
     parser.add_argument("--micro-batches", type=int, default=FEWEST * SIZES[-1], help=f"a multiple of {SIZES[-1]}")

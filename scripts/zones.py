@@ -1,6 +1,6 @@
-"""GCond's zones (Table 1 of arXiv 2509.07252), sampled from the resolver: results/table1/zones.csv and thresholds.csv.
+"""GCond's zones (Table 1 of arXiv 2509.07252), sampled from the resolver: zones.csv and thresholds.csv.
 
-    python scripts/zones.py [--out results/table1]      # then: python -m gcond.report table1
+    python scripts/zones.py [--out reproduced/table1]      # then: python -m gcond.report table1
 
 Two unit gradients with cosine c meet in `GCond.resolve`, without history, for one iteration. With C its coefficients, w
 the winner and l the loser, equations 5 and 6 say C_wl = -s_w c and C_lw = -s_l c: both factors are read off the answer.
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 
-from gcond.files import write_atomically
+from gcond.files import OWN, write_atomically
 from gcond.strategy import GCond
 from gcond.strategy.conflict import Conflict
 from gcond.sweep.plan import plan
@@ -120,7 +120,7 @@ def write(path: Path, columns: tuple[str, ...], rows: list[dict[str, object]]) -
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("results/table1"), help="default: results/table1")
+    parser.add_argument("--out", type=Path, default=OWN / "table1", help=f"default: {OWN}/table1")
     folder = parser.parse_args(arguments).out
     write(folder / "zones.csv", COLUMNS, curves())
     write(folder / "thresholds.csv", THRESHOLD_COLUMNS, sides())

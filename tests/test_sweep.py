@@ -22,10 +22,12 @@ from omegaconf import DictConfig
 import gcond.train
 from gcond.engine.folder import RunFolder
 from gcond.report.collect import collect
+from gcond.sweep.__main__ import main as sweep_command
 from gcond.sweep.__main__ import print_summary
 from gcond.sweep.disk import Room, disk_needed, size_of
-from gcond.sweep.plan import Estimate, Planned, estimate, plan, print_disk, print_plan
+from gcond.sweep.plan import Estimate, Planned, estimate, plan, print_disk, print_plan, with_paths_quoted
 from gcond.sweep.state import steps_logged
+from gcond.sweep.study import main as study_command
 from gcond.sweep.study import parts, print_study
 from gcond.sweep.words import duration
 
@@ -170,6 +172,34 @@ def test_the_plan_is_what_hydras_multirun_starts(
 def test_a_misspelt_key_in_a_sweep_is_an_error() -> None:
     with pytest.raises(ConfigCompositionException, match=r"optimizer\.learning_rate"):
         plan(["experiment=table2", "optimizer.learning_rate=1e-3,2e-3"])
+
+
+@pytest.mark.parametrize("wrong", ["optimizer.learning_rate=1e-3", "seed=(1", "dataset=cats"])
+def test_what_hydra_refuses_is_said_without_a_traceback(
+    wrong: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gcond.sweep", "--plan-only", "experiment=table2", wrong])
+    assert sweep_command() == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    monkeypatch.setattr(sys, "argv", ["gcond.sweep.study", f"experiment=table2 '{wrong}'"])
+    assert study_command() == 2
+    assert capsys.readouterr().err.startswith("error: table2: ")
+
+
+@pytest.mark.parametrize("path", ["/data/a=b", "/data/(copy)/x", "/data/ü", "/data/a,b", "/my data", '/a"b', "/it's"])
+def test_a_path_is_one_value_for_a_sweep_whatever_is_in_it(path: str) -> None:
+    fixed = ("scale=smoke", "dataset=imagenet256", "seed=11", "strategy=baseline")
+    typed = [*fixed, f"paths.imagenet={path}", f"runs={path}/runs"]
+    (run,) = plan(with_paths_quoted(typed))
+    assert (run.cfg.dataset.root, run.cfg.runs) == (path, f"{path}/runs")
+    assert with_paths_quoted(with_paths_quoted(typed)) == with_paths_quoted(typed)
+    (plain,) = plan([*fixed, "paths.imagenet=/data/plain"])
+    assert plain.folder.hash == run.folder.hash
+
+
+def test_paths_to_sweep_over_and_other_values_are_left_to_hydra() -> None:
+    typed = ["dataset.root=choice(a,b)", "seed=1,2", "runs=/plain/path-1.x", "recorded=null", 'paths.ct="/a,b"']
+    assert with_paths_quoted(typed) == typed
 
 
 def test_what_is_recorded_is_not_repeated_where_that_is_asked_for(

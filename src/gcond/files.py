@@ -10,6 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+OWN, RECORDED = Path("reproduced"), Path("results")
+"""Tables and records of what was run here, which git ignores, and of what this project has recorded."""
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path` (same suffix), then rename it to `path`.

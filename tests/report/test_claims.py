@@ -732,7 +732,7 @@ def test_bad_input_is_named(judge, results, capsys):
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*/CLAIMS.md")), ids=lambda path: path.parent.name)
 def test_committed_page_is_that_of_the_committed_numbers(path):
-    """If it is not, `make claims` writes it anew."""
+    """If it is not, `make claims OUT=results` writes it anew."""
     rows = judge_all(RESULTS, path.parent.name)
     assert page(rows, path.parent.name) == path.read_text()
     assert tidy_csv(rows) == (path.parent / "claims.csv").read_text()

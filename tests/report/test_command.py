@@ -24,7 +24,7 @@ def command(tmp_path, monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    return tmp_path / "results" / "mini"
+    return tmp_path / "reproduced" / "mini"
 
 
 def test_complete_table_exits_zero_and_writes_everything(all_runs, command, folder, capsys):
@@ -49,8 +49,8 @@ def test_collect_records_every_run_and_makes_no_table(write_run, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     write_run("ct", "mgda", 11, [(0.5, 0.4, 0.6, 0.45)], variant="strategy.model_mode=eval")
     assert main(["collect"]) == 0
-    assert "1 local runs recorded in results/mini/runs.csv" in capsys.readouterr().out
-    assert {path.name for path in (tmp_path / "results" / "mini").iterdir()} == {"runs.csv", "curves.csv"}
+    assert "1 local runs recorded in reproduced/mini/runs.csv" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "reproduced" / "mini").iterdir()} == {"runs.csv", "curves.csv"}
     assert main(["collect", "--scale", "sample"]) == 2
     assert "nothing to record: no finished run in runs/sample" in capsys.readouterr().err
     assert main(["collect", "--runs", "elsewhere"]) == 0  # nothing local, something recorded
@@ -65,7 +65,7 @@ def test_table2_and_its_figure_leave_other_models_and_variants_out(all_runs, wri
         write_run("ct", "baseline", 11, [(0.1, 0.1, 0.1, 0.1)], folder=f"other{index}", **more)
     capsys.readouterr()
     assert command() == 0
-    assert "Table 2 of mobilenetv3_small; others are recorded too: --model convnextv2_base" in capsys.readouterr().out
+    assert "reproduced/mini has others too: --model convnextv2_base" in capsys.readouterr().out
     assert (folder / "tables" / "table2.csv").read_text() == before
     assert drawn.pop().equals(shown)
 
@@ -108,10 +108,53 @@ def test_recorded_runs_give_the_same_bytes(all_runs, command, folder, tmp_path, 
     assert "using the recorded" in capsys.readouterr().out
 
 
+def test_what_is_recorded_elsewhere_stands_beside_the_runs_of_this_machine_and_is_not_counted(
+    all_runs, write_run, command, folder, tmp_path, capsys
+):
+    all_runs()
+    assert command("--results", "results") == 0
+    recorded = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*") if path.is_file()}
+    shutil.rmtree(tmp_path / "runs")
+
+    # Nothing of one's own: what is recorded is shown, and nothing is written.
+    capsys.readouterr()
+    assert command() == 0
+    shown = capsys.readouterr().out
+    assert "Nothing of scale mini was run here yet" in shown
+    assert "60 of 60 runs done" in shown
+    assert not (tmp_path / "reproduced").exists()
+
+    # Two runs of one's own, better than the recorded ones.
+    for seed in (11, 42):
+        write_run("ct", "pcgrad", seed, [(0.25, 0.3, 0.3, 0.3)])
+    assert command() == 1
+    page = (folder / "tables" / "table2.md").read_text()
+    own, beside = page.split("## Recorded in results/mini, not run here")
+    assert (own.count("2 of 60 runs done"), own.count("60 of 60")) == (1, 0)
+    assert re.search(r"\| PCGrad +\| not run +\| not run +\| 0.2500 ± 0.0000 \(n = 2 of 3\)", own)
+    assert re.search(r"\| Baseline +\| not run +\| not run +\| not run ", own)
+    assert "60 of 60 runs done" in beside
+    assert re.search(r"\| PCGrad +\| 0.6400 ± 0.0100 ", beside)
+    assert "other images" not in beside
+    rows = list(csv.DictReader((folder / "tables" / "table2.csv").open()))
+    assert {row["strategy"] for row in rows if row["n"] != "0" and "trivial" not in row["strategy"]} == {"pcgrad"}
+    assert {path: path.read_bytes() for path in recorded} == recorded
+
+
+def test_recorded_runs_of_other_images_say_so(write_run, command, folder, tmp_path):
+    write_run("ct", "pcgrad", 11, [(0.5, 0.4, 0.6, 0.4)])
+    command("--results", "results")
+    shutil.rmtree(tmp_path / "runs")
+    other = dict.fromkeys(("val_l1", "val_ssim", "test_l1", "test_ssim"), 0.71)
+    write_run("ct", "pcgrad", 11, [(0.5, 0.4, 0.6, 0.4)], trivial={"pixel_median": other})
+    command()
+    assert "**These runs saw other images or masks of ct than" in (folder / "tables" / "table2.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "nothing to report: neither runs in runs/mini nor results/mini/runs.csv"),
+        ([], "nothing to report: neither runs in runs/mini nor reproduced/mini/runs.csv"),
         (["--recorded"], "nothing to report"),
         (["--scale", "huge"], "`--datasets` has no default at scale 'huge'"),
     ],

@@ -52,7 +52,8 @@ def copies_are_slow(scale: Path, arguments: str):
 
 
 @pytest.mark.parametrize(("scale", "arguments"), [copies_are_slow(*key) for key in made()])
-def test_a_page_is_what_its_command_makes_of_the_recorded_numbers(scale, arguments, tmp_path, undrawn):
+def test_a_page_is_what_its_command_makes_of_the_recorded_numbers(scale, arguments, tmp_path, undrawn, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # with no other records beside
     shutil.copytree(scale, tmp_path / scale.name, ignore=lambda folder, names: {*names} & {"tables", "figures"})
     assert main([*arguments.split(), "--results", str(tmp_path)]) in (0, 1)
     for path in made()[scale, arguments]:
@@ -65,7 +66,7 @@ def test_every_scale_that_is_recorded_has_its_claims():
 
 
 def test_the_summary_is_that_of_the_recorded_numbers():
-    assert summary(RESULTS) == (RESULTS / "README.md").read_text(), "make claims writes it anew"
+    assert summary(RESULTS) == (RESULTS / "README.md").read_text(), "make claims OUT=results writes it anew"
 
 
 def test_every_file_that_the_summary_points_to_exists():

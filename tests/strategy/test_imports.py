@@ -40,7 +40,14 @@ ALLOWED = {
     "gcond.rehearsal": {"gcond.data", "gcond.model", "gcond.engine", "gcond.train"},
     "gcond.toy": {"gcond.strategy", "gcond.files"},
     "gcond.finished": {"gcond.data", "gcond.model", "gcond.engine", "gcond.train"},
-    "gcond.linear_probe": {"gcond.data", "gcond.model", "gcond.engine", "gcond.finished", "gcond.report"},
+    "gcond.linear_probe": {
+        "gcond.data",
+        "gcond.model",
+        "gcond.engine",
+        "gcond.finished",
+        "gcond.report",
+        "gcond.files",
+    },
     "gcond.report": {"gcond.files", "gcond.toy.problem"},  # the surface to draw; no torch in it
 }
 STRATEGY = {

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from gcond.data.splits import Splits
 from gcond.engine import device as devices
+from gcond.files import OWN
 from gcond.finished import FinishedRun
 from gcond.linear_probe import features as seen
 from gcond.linear_probe.ridge import Array, Probed, probe
@@ -162,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--scale", default="mini", help="folder below --runs and --results (default: mini)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of local runs, only read")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of recorded results")
+    parser.add_argument("--results", type=Path, default=OWN, help=f"folder of records (default: {OWN})")
     parser.add_argument("--datasets", type=lambda text: tuple(text.split(",")), help="comma-separated (default: all)")
     parser.add_argument(
         "--all", action="store_true", help="runs of other models and with other settings than Table 2's as well"

@@ -6,22 +6,25 @@ Exit code 0: complete; 1: a cell is missing or failed; 2: bad input.
 import argparse
 import math
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
-from gcond.files import write_text
+from gcond.files import OWN, RECORDED, write_text
 from gcond.report import curves, lineup, render, settings_pages, table2, throughput_page
 from gcond.report.claims import frozen
 from gcond.report.claims import page as claims_page
 from gcond.report.claims.evidence import read
 from gcond.report.claims.rates import rows_at, written
-from gcond.report.collect import collect
+from gcond.report.collect import collect, other_images
 from gcond.report.figures import command as figures
-from gcond.report.notes import write_notes
+from gcond.report.notes import Notes, write_notes
 from gcond.report.pages import command as pages
 from gcond.report.records import CURVE_COLUMNS, CURVE_KEY, read_csv
 from gcond.report.summary import page as summary
+
+RESULTS = f"folder of records (default: {OWN}, of what was run here; {RECORDED}: of what this project recorded)"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.scale,
             options.runs,
             options.results,
+            beside=options.beside,
             recorded_only=options.recorded,
             seeds=options.seeds,
             datasets=options.datasets,
@@ -83,57 +87,107 @@ def print_frozen(scale: str, results: Path, datasets: tuple[str, ...] | None) ->
     return 0
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Which runs of a scale Table 2 is made of. `rate`: those that were told this learning rate, not the scale's."""
+
+    scale: str
+    datasets: tuple[str, ...]
+    seeds: tuple[int, ...]
+    model: str | None
+    rate: float | None
+
+    @property
+    def name(self) -> str:
+        """Of the files, and of the table."""
+        return f"table2_lr{written(self.rate)}" if self.rate else "table2"
+
+    @property
+    def command(self) -> str:
+        """What makes the same table again from the same records."""
+        words = f"python -m gcond.report table2 --recorded --scale {self.scale} --datasets {','.join(self.datasets)}"
+        words += f" --seeds {','.join(map(str, self.seeds))}" + (f" --model {self.model}" if self.model else "")
+        return words + (f" --lr {written(self.rate)}" if self.rate else "")
+
+
+@dataclass(frozen=True)
+class Built:
+    """Table 2 of one folder of records: the rows of runs.csv behind it, its numbers, its words."""
+
+    model: str
+    rows: pd.DataFrame
+    table: table2.Table2
+    notes: Notes
+
+
 def report_table2(
     scale: str,
     runs: Path,
     results: Path,
     *,
+    beside: Path = RECORDED,
     recorded_only: bool = False,
     seeds: tuple[int, ...] = lineup.PAPER_SEEDS,
     datasets: tuple[str, ...] | None = None,
     model: str | None = None,
     rate: float | None = None,
 ) -> int:
-    """Collect local runs (unless `recorded_only`), then write table and figure of `scale`; returns the exit code.
-    `rate`: of runs that were told this learning rate, instead of the scale's; their table has a name of its own."""
-    datasets = datasets or lineup.default_datasets(scale)
+    """Collect local runs in `results` (unless `recorded_only`), write table and figure of `scale`, and print them.
+
+    What `beside` records of the same table follows, marked, and counts for nothing: the exit code says whether the
+    table of `results` is complete. Where that holds no run at all, what is recorded is printed alone.
+    """
+    asked = Asked(scale, datasets or lineup.default_datasets(scale), seeds, model, rate)
     folder = results / scale
     if not recorded_only:
         for remark in collect(runs / scale, folder):
             print(remark)
-    if not (folder / "runs.csv").exists():
-        raise ValueError(f"nothing to report: neither runs in {runs / scale} nor {folder / 'runs.csv'}")
-
-    command = f"python -m gcond.report table2 --recorded --scale {scale} --datasets {','.join(datasets)}"
-    command += f" --seeds {','.join(map(str, seeds))}" + (f" --model {model}" if model else "")
-    command += f" --lr {written(rate)}" if rate else ""
-
-    # Numbers: always from the recorded file, so that recorded and fresh tables are the same bytes.
-    recorded = read_csv(folder / "runs.csv")
-    if rate:
-        trivial = recorded.strategy.str.startswith(lineup.TRIVIAL)
-        recorded = pd.concat([recorded[trivial], rows_at(recorded[~trivial], rate)])
-    model = model or lineup.choose_model(recorded, datasets)
-    if others := sorted(set(recorded.model[lineup.in_lineup(recorded, datasets)]) - {model}):
-        print(f"Table 2 of {model}; others are recorded too: --model {' or '.join(others)}")
-    rows = table2.select(recorded, datasets, model, seeds)
-    table = table2.build(rows, datasets, len(seeds))
-    notes = write_notes(scale, rows, table, model, seeds, rate)
+    own = build_table2(folder, asked) if (folder / "runs.csv").exists() else None
+    marked = _recorded_beside(beside / scale, asked, own) if beside.resolve() != results.resolve() else []
+    if own is None:
+        if not marked:
+            raise ValueError(f"nothing to report: neither runs in {runs / scale} nor {folder / 'runs.csv'}")
+        print("\n\n".join([f"Nothing of scale {scale} was run here yet (no {folder / 'runs.csv'}).", *marked]))
+        return 0
 
     # Files.
-    markdown = render.markdown(table, notes, command)
-    name = f"table2_lr{written(rate)}" if rate else "table2"
-    base = folder / "tables" / name
+    markdown = render.markdown(own.table, own.notes, asked.command, marked)
+    base = folder / "tables" / asked.name
     write_text(base.with_suffix(".md"), markdown)
-    write_text(base.with_suffix(".tex"), render.latex(table, notes, command))
-    write_text(base.with_suffix(".csv"), render.tidy_csv(table, scale))
+    write_text(base.with_suffix(".tex"), render.latex(own.table, own.notes, asked.command))
+    write_text(base.with_suffix(".csv"), render.tidy_csv(own.table, scale))
     print(markdown)
     print(f"written: {base}.{{md,tex,csv}}")
-    title = notes.title.replace("Table 2", "Validation during training", 1)
-    _draw_curves(folder, rows, datasets, model, seeds, rate, title, f"{name}_curves.png")
-    if not table.complete:
+    _draw_curves(folder, own, asked)
+    if not own.table.complete:
         print("incomplete: a cell above is not run or failed", file=sys.stderr)
-    return 0 if table.complete else 1
+    return 0 if own.table.complete else 1
+
+
+def build_table2(folder: Path, asked: Asked) -> Built:
+    """From what `folder` records alone, so that recorded and fresh tables are the same bytes."""
+    recorded = read_csv(folder / "runs.csv")
+    if asked.rate:
+        trivial = recorded.strategy.str.startswith(lineup.TRIVIAL)
+        recorded = pd.concat([recorded[trivial], rows_at(recorded[~trivial], asked.rate)])
+    model = asked.model or lineup.choose_model(recorded, asked.datasets)
+    others = sorted(set(recorded.model[lineup.in_lineup(recorded, asked.datasets)]) - {model})
+    if others and not asked.model:
+        print(f"Table 2 of {model}; {folder} has others too: --model {' or '.join(others)}")
+    rows = table2.select(recorded, asked.datasets, model, asked.seeds)
+    table = table2.build(rows, asked.datasets, len(asked.seeds))
+    return Built(model, rows, table, write_notes(asked.scale, rows, table, model, asked.seeds, asked.rate))
+
+
+def _recorded_beside(folder: Path, asked: Asked, own: Built | None) -> list[str]:
+    """What `folder` records of the same table, as parts of a page; none where it has no finished run of it."""
+    if not (folder / "runs.csv").exists():
+        return []
+    found = build_table2(folder, replace(asked, model=own.model) if own else asked)
+    if not (found.rows.status[found.rows.seed.notna()] == "done").any():
+        return []
+    differ = other_images(own.rows, found.rows) if own else []
+    return render.beside(folder, found.table, found.notes, differ)
 
 
 def report_throughput(table: str, results: Path) -> int:
@@ -148,24 +202,16 @@ def report_throughput(table: str, results: Path) -> int:
     return 0 if complete else 1
 
 
-def _draw_curves(
-    folder: Path,
-    rows: pd.DataFrame,
-    datasets: tuple[str, ...],
-    model: str,
-    seeds: tuple[int, ...],
-    rate: float | None,
-    title: str,
-    name: str,
-) -> None:
-    path = folder / "curves.csv"
+def _draw_curves(folder: Path, own: Built, asked: Asked) -> None:
+    path, name = folder / "curves.csv", f"{asked.name}_curves.png"
     if not path.exists():
         print(f"no figure: {path} does not exist")
         return
     recorded = read_csv(path, CURVE_COLUMNS, CURVE_KEY)
-    recorded = rows_at(recorded, rate) if rate else recorded
-    own = recorded[(recorded.model == model) & (recorded.variant == "") & recorded.seed.isin(seeds)]
-    curves.draw(own, rows, datasets, title, folder / "figures" / name)
+    recorded = rows_at(recorded, asked.rate) if asked.rate else recorded
+    mine = recorded[(recorded.model == own.model) & (recorded.variant == "") & recorded.seed.isin(asked.seeds)]
+    title = own.notes.title.replace("Table 2", "Validation during training", 1)
+    curves.draw(mine, own.rows, asked.datasets, title, folder / "figures" / name)
     print(f"written: {folder / 'figures' / name}")
 
 
@@ -175,12 +221,14 @@ def _parser() -> argparse.ArgumentParser:
     below = argparse.ArgumentParser(add_help=False)  # what every part of the study takes
     below.add_argument("--scale", default="mini", help="folder below --runs and --results (default: mini)")
     below.add_argument("--runs", type=Path, default=Path("runs"), help="folder of local runs")
-    below.add_argument("--results", type=Path, default=Path("results"), help="folder of recorded results")
+    below.add_argument("--results", type=Path, default=OWN, help=RESULTS)
     tables.add_parser("collect", parents=[below], help="record the local runs of a scale, without making a table")
     table = tables.add_parser(
         "table2", parents=[below], help="Table 2 of the paper, and the validation curves behind it"
     )
     table.add_argument("--recorded", action="store_true", help="use only what is recorded, collect nothing")
+    shown = f"records to show beside it, marked (default: {RECORDED})"
+    table.add_argument("--beside", type=Path, default=RECORDED, metavar="DIR", help=shown)
     seeds = "comma-separated (default: 11,42,2025)"
     table.add_argument("--seeds", type=_seed_list, default=lineup.PAPER_SEEDS, help=seeds)
     table.add_argument("--datasets", type=_name_list, help="comma-separated, in the order of the columns")
@@ -188,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--lr", type=_rate, help="the runs with this optimizer.lr (default: those with the scale's)")
     for name, model in (("table3", "MobileNetV3-Small"), ("table4", "ConvNeXt-Tiny")):
         costs = tables.add_parser(name, help=f"Table {name[-1]} of the paper: what a step costs, {model}, as recorded")
-        costs.add_argument("--results", type=Path, default=Path("results"), help="folder of recorded results")
+        costs.add_argument("--results", type=Path, default=OWN, help=RESULTS)
     static = tables.add_parser(
         "frozen", parents=[below], help="O9's static runs from recorded weights: overrides for gcond.sweep"
     )
@@ -198,9 +246,9 @@ def _parser() -> argparse.ArgumentParser:
     pages.add_parsers(tables, _name_list)
     judged = tables.add_parser("claims", help="what holds of the paper's claims, from recorded results")
     judged.add_argument("--scale", help="largest scale to look at (default: every recorded one)")
-    judged.add_argument("--results", type=Path, default=Path("results"), help="folder of recorded results")
+    judged.add_argument("--results", type=Path, default=OWN, help=RESULTS)
     summed = tables.add_parser("readme", help="one page: what came of the paper, from recorded results")
-    summed.add_argument("--results", type=Path, default=Path("results"), help="folder of recorded results")
+    summed.add_argument("--results", type=Path, default=OWN, help=RESULTS)
     return parser
 
 

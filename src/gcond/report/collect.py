@@ -128,6 +128,19 @@ def _trivial_rows(runs: Sequence[Run]) -> list[dict[str, object]]:
     return [_trivial_row(dataset, name, witness) for (dataset, name), witness in witnesses.items()]
 
 
+def other_images(own: pd.DataFrame, recorded: pd.DataFrame) -> list[str]:
+    """Data sets of which two tables of runs saw other images or masks: a trivial predictor scores differently there."""
+    here, there = (
+        table[table.strategy.str.startswith(TRIVIAL)].set_index(["dataset", "strategy"]) for table in (own, recorded)
+    )
+    return sorted({
+        name[0]
+        for name in here.index.intersection(there.index)
+        for metric in METRICS
+        if not _agree(here[f"best_{metric}"][name], there[f"best_{metric}"][name])
+    })  # fmt: skip
+
+
 def _sees_other_images(variant: str) -> bool:
     return any(override.startswith(OTHER_IMAGES) for override in variant.split(","))
 

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from gcond.files import OWN
 from gcond.report import table1, table5
 
 PAGES = {
@@ -18,7 +19,7 @@ PAGES = {
 def add_parsers(tables: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     for name, (_, _, words) in PAGES.items():
         parser = tables.add_parser(name, help=words)
-        parser.add_argument("--results", type=Path, default=Path("results"), help="folder of recorded results")
+        parser.add_argument("--results", type=Path, default=OWN, help=f"folder of records (default: {OWN})")
 
 
 def report(name: str, results: Path) -> int:

@@ -1,4 +1,4 @@
-"""results/toy/*.csv -> figures, endpoints.md and toy.md: python -m gcond.report.toy [--results results/toy]
+"""results/toy/*.csv -> figures, endpoints.md and toy.md: python -m gcond.report.toy [--results reproduced/toy]
 
 Exit code 0: complete; 1: a descent is missing; 2: bad input.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from gcond.files import write_text
+from gcond.files import OWN, write_text
 from gcond.report import toy_figures, toy_tables
 
 MADE_BY = "python -m gcond.toy"
@@ -17,7 +17,7 @@ MADE_BY = "python -m gcond.toy"
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gcond.report.toy", description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=Path("results/toy"), help="default: results/toy")
+    parser.add_argument("--results", type=Path, default=OWN / "toy", help=f"default: {OWN}/toy")
     folder = parser.parse_args(arguments).results
     try:
         ends, noise, tradeoff = (_read(folder / name) for name in ("endpoints.csv", "noise.csv", "tradeoff.csv"))

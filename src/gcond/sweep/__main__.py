@@ -13,9 +13,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
 from gcond.sweep.disk import disk_needed
 from gcond.sweep.launch import LAUNCHERS, Stopped, launch
-from gcond.sweep.plan import Planned, estimate, looked_at_again, plan, print_disk, print_plan
+from gcond.sweep.plan import (
+    Planned,
+    estimate,
+    looked_at_again,
+    plan,
+    print_disk,
+    print_plan,
+    with_paths_quoted,
+)
 
 
 def print_summary(runs: Sequence[Planned]) -> int:
@@ -28,6 +39,10 @@ def print_summary(runs: Sequence[Planned]) -> int:
     return 1 if missing else 0
 
 
+OVERRIDES = """as for gcond-train --multirun, e.g. experiment=table2 scale=mini; a path is one value, commas and all
+(several: dataset.root=choice(A,B))"""
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m gcond.sweep", description=__doc__.split("\n\n")[0])
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side (default: cores)")
@@ -35,7 +50,7 @@ def main() -> int:
     parser.add_argument("--plan-only", action="store_true", help="print the plan and start nothing")
     parser.add_argument("--results", type=Path, default=Path("results"), help="where recorded runs are looked up")
     parser.add_argument("--missing", action="store_true", help="do not repeat runs that are recorded below --results")
-    parser.add_argument("overrides", nargs="+", help="as for gcond-train --multirun, e.g. experiment=table2 scale=mini")
+    parser.add_argument("overrides", nargs="+", help=OVERRIDES)
     arguments = parser.parse_args()
     jobs = arguments.jobs
     if jobs < 1:
@@ -46,7 +61,12 @@ def main() -> int:
     overrides = [*arguments.overrides]
     if arguments.missing:
         overrides.append(f"recorded={arguments.results.absolute()}")
-    runs = plan(overrides)
+    overrides = with_paths_quoted(overrides)
+    try:
+        runs = plan(overrides)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     if launcher == "local" and len(runs) > jobs and not arguments.plan_only:
         parser.error(
             f"--jobs: --launcher local starts all {len(runs)} runs at once, expected at least --jobs "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import os
+import re
 import shutil
 import statistics
 from collections import Counter
@@ -27,6 +28,8 @@ from gcond.engine.standing import TO_DO, Standing, standing
 from gcond.sweep import words
 
 CONFIG = Path(__file__).resolve().parents[3] / "conf"
+PATHS = re.compile(r"\+?(paths\.\w+|dataset\.root|runs|recorded)")  # keys
+NOT_LITERAL = re.compile(r"['\"$]|choice\(")
 Cost = tuple[str, str, str, str]  # scale, dataset, model, strategy: what runs of about the same cost share
 
 
@@ -77,6 +80,22 @@ class Estimate:
     seconds: float | None
     memory_mb: float | None
     device: str
+
+
+def with_paths_quoted(overrides: Sequence[str]) -> list[str]:
+    """As typed, but a path is one value whatever is in it: Hydra gives `,` `=` `(` and a blank a meaning of their own.
+
+    A path that is quoted already, or that chooses among several (`choice(A,B)`), stays as it is.
+    """
+    return [_path_quoted(override) for override in overrides]
+
+
+def _path_quoted(override: str) -> str:
+    key, _, value = override.partition("=")
+    if not PATHS.fullmatch(key) or re.fullmatch(r"[\w./~-]*", value, re.ASCII) or NOT_LITERAL.match(value):
+        return override
+    value = value.replace('"', '\\"')
+    return f'{key}="{value}"'
 
 
 def plan(overrides: Sequence[str]) -> list[Planned]:

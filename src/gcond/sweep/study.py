@@ -12,9 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
 from gcond.sweep import words
 from gcond.sweep.disk import disk_needed
-from gcond.sweep.plan import Planned, estimate, plan, print_disk, print_remarks
+from gcond.sweep.plan import Planned, estimate, plan, print_disk, print_remarks, with_paths_quoted
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,11 @@ def main() -> int:
     for sweep in arguments.sweeps:
         overrides = shlex.split(sweep)
         name = next((text.removeprefix("experiment=") for text in overrides if text.startswith("experiment=")), sweep)
-        planned[name] = plan([*overrides, *recorded])
+        try:
+            planned[name] = plan(with_paths_quoted([*overrides, *recorded]))
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            print(f"error: {name}: {error}", file=sys.stderr)
+            return 2
     print_study(parts(planned), arguments.jobs, arguments.results)
     return 0
 

@@ -1,4 +1,4 @@
-"""Compute what results/toy shows: python -m gcond.toy [--out results/toy] [--jobs N] [--all] [--methods a,b]
+"""Compute what results/toy shows: python -m gcond.toy [--out reproduced/toy] [--jobs N] [--all] [--methods a,b]
 
 Three parts, in this order: descents on the two-dimensional problem (a finished one, kept in --parts, is not repeated),
 the noisy quadratic, GradOPS's trade-off. `python -m gcond.report.toy` then draws figures and tables.
@@ -12,6 +12,7 @@ import os
 import sys
 from pathlib import Path
 
+from gcond.files import OWN
 from gcond.toy import noise_study, tradeoff
 from gcond.toy.descents import descend, end_point, record, write_csv
 from gcond.toy.lineup import SLOW, lineup
@@ -55,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m gcond.toy", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("results/toy"), help="recorded results (default: results/toy)")
+    parser.add_argument("--out", type=Path, default=OWN / "toy", help=f"what is recorded (default: {OWN}/toy)")
     parser.add_argument("--parts", type=Path, default=Path("runs/toy"), help="finished descents (default: runs/toy)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     parser.add_argument("--methods", type=lambda text: text.split(","), help="only these, by strategy name")

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gcond.files import write_text
+from gcond.files import RECORDED, write_text
 from gcond.report.claims import CLAIMS, QUESTIONS
 from gcond.report.claims.evidence import BLOCKS, SCALES, Evidence, read, recorded_scales
 from gcond.report.claims.judge import Answer, Claim, text
@@ -211,7 +211,7 @@ def report(results: Path, scale: str | None) -> int:
     """Write the pages of `scale`, or of every recorded scale, and print the largest; the exit code."""
     recorded = recorded_scales(results)
     if not recorded:
-        raise ValueError(f"nothing to report: no runs.csv in a folder of {results}")
+        raise ValueError(f"nothing to report: no runs.csv in a folder of {results}; --results {RECORDED} has some")
     if scale and scale not in recorded:
         raise ValueError(f"`--scale`: expected one that is recorded ({', '.join(recorded)}), found {scale!r}")
     scales = [scale] if scale else recorded

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure as Drawing
 
-from gcond.files import write_text
+from gcond.files import OWN, write_text
 from gcond.report import records
 from gcond.report.figures import activations, caption, cosines, lines, reconstructions
 from gcond.report.figures.lineup import FIGURES, Figure
@@ -123,7 +123,7 @@ def add_parsers(
     for name, figure in NAMES.items():
         parser = tables.add_parser(name, help=f"Figure {figure.number} of the paper: {figure.title}")
         parser.add_argument("--scale", default="mini", help="folder below --results (default: mini)")
-        parser.add_argument("--results", type=Path, default=Path("results"), help="folder of recorded results")
+        parser.add_argument("--results", type=Path, default=OWN, help=f"folder of records (default: {OWN})")
         parser.add_argument("--runs", type=Path, default=Path("runs"), help="local runs (figure10 alone needs them)")
         parser.add_argument("--seeds", type=seed_list, help="comma-separated (default: all that are recorded)")
         parser.add_argument("--datasets", type=name_list, help="comma-separated (default: the figure's)")

@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from gcond.files import OWN
 from gcond.report.pages import ablations, conflict, o1, o6, o7, o9, o10, windows
 from gcond.report.pages.page import write
 
@@ -28,7 +29,7 @@ def add_parsers(
     for name, page in PAGES.items():
         parser = tables.add_parser(name, help=f"{page.TITLE}, from recorded runs")
         parser.add_argument("--scale", default="mini", help="folder below --results (default: mini)")
-        parser.add_argument("--results", type=Path, default=Path("results"), help="folder of recorded results")
+        parser.add_argument("--results", type=Path, default=OWN, help=f"folder of records (default: {OWN})")
         parser.add_argument("--datasets", type=name_list, help="comma-separated (default: the page's)")
 
 
