@@ -1,7 +1,10 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from gcond.engine.device import describe, pick, processor
+from gcond.engine.device import cpu_seconds, describe, pick, processor, tf32
 
 
 def test_cuda_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,6 +23,23 @@ def test_a_run_on_the_cpu_uses_the_threads_it_was_given() -> None:
         assert describe(device).endswith("2 thread(s) a run")
     finally:
         torch.set_num_threads(before)
+
+
+def test_float32_is_float32_on_cuda_too() -> None:
+    torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("high")
+    assert tf32()
+    pick("cpu", threads=torch.get_num_threads())
+    assert not tf32()
+    assert not torch.backends.cudnn.allow_tf32
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_the_processor_s_seconds_of_children_that_have_ended_count() -> None:
+    before = cpu_seconds()
+    code = "import time\nwhile time.process_time() < 0.3: pass"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert 0.3 <= cpu_seconds() - before < 5
 
 
 def test_processors_of_one_name_are_told_apart() -> None:

@@ -15,16 +15,36 @@ import torch
 def pick(name: str, threads: int) -> torch.device:
     """`auto` takes CUDA where there is one. On the CPU a run uses `threads` threads.
 
+    Float32 is float32 everywhere: TF32, which CUDA's convolutions use unless told otherwise, is switched off.
+
     Raises ValueError for CUDA on a machine without it.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"`device`: found {name!r}, but PyTorch sees no CUDA device here; expected cpu or auto")
     if device.type == "cpu":
         torch.set_num_threads(threads)
     return device
+
+
+def tf32() -> bool:
+    """Does CUDA shorten float32 to 10 bits of mantissa in matrix products or convolutions?"""
+    return bool(torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
+
+
+def cpu_seconds() -> float:
+    """Of this process, all threads, and of those of its children that have ended."""
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def load() -> float:
+    """Processes that compute or wait to, mean over the last minute: with more than there are cores, a run waits."""
+    return round(os.getloadavg()[0], 2)
 
 
 def describe(device: torch.device) -> str:
