@@ -27,6 +27,7 @@ from tqdm import tqdm
 from gcond.engine.batches import MicroBatches
 from gcond.engine.device import commit, describe
 from gcond.engine.loop import Objective
+from gcond.engine.optimizer import optimizer_of
 from gcond.engine.seeding import seeded, subseed
 from gcond.engine.settings import Settings
 from gcond.files import write_text
@@ -72,7 +73,7 @@ class Lockstep:
             for name, extra in FORMS.items()
         }
         self.schedule = settings.schedule(steps // cfg.scale.epochs)
-        self.optimizer = instantiate(cfg.optimizer.build)(self.model.parameters(), lr=self.schedule.peak)
+        self.optimizer = optimizer_of(cfg.optimizer.build, self.model.parameters(), self.schedule.peak)
         self.objective = Objective(self.model, loss, data.intensity)
         size = cfg.scale.micro_batch, settings.patches, cfg.scale.mask_ratio
         self.batches = MicroBatches(data.train, data.intensity, *size, cfg.seed, device)

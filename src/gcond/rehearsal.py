@@ -14,6 +14,7 @@ from gcond.data.intensity import Intensity
 from gcond.engine.batches import Batch
 from gcond.engine.labels import planned_classes
 from gcond.engine.loop import Objective, Trainer
+from gcond.engine.optimizer import optimizer_of
 from gcond.engine.settings import Settings
 from gcond.model.masking import draw_hidden
 from gcond.train import CONFIG, build
@@ -56,7 +57,7 @@ class Rehearsal:
         loss = instantiate(cfg.loss.reconstruction)(patch_size=scale.patch_size, intensity=intensity)
         schedule = settings.schedule(1000)
         self.conductor = settings.conductor(self.model.parameter_groups(), seed=0)
-        self.optimizer = instantiate(cfg.optimizer.build)(self.model.parameters(), lr=schedule.peak)
+        self.optimizer = optimizer_of(cfg.optimizer.build, self.model.parameters(), schedule.peak)
         generator = torch.Generator().manual_seed(0)
         size = (scale.micro_batch, channels, scale.image_size, scale.image_size)
         self._batch = Batch(

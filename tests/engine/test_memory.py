@@ -8,19 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from engine import tiny
 from engine.runs import config
-from engine.tiny import gratings
 from hydra.utils import instantiate
 from script_files import load
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gcond.data.images import TensorImages
 from gcond.data.intensity import Intensity
 from gcond.engine.batches import Batch
 from gcond.engine.evaluate import EvaluationSet, evaluate
 from gcond.engine.live_bytes import LiveBytes
 from gcond.engine.memory import Planner, bytes_of
+from gcond.engine.optimizer import optimizer_of
 from gcond.engine.passes import GRAPHS, CudaCasts, Passes, copy_to, state_of
 from gcond.engine.probe import StepProbe
 from gcond.engine.settings import Settings
@@ -64,7 +64,7 @@ class Run:
         intensity = Intensity.of_photographs()
         self.loss = loss = instantiate(self.cfg.loss.reconstruction)(patch_size=scale.patch_size, intensity=intensity)
         self.conductor = settings.conductor(self.model.parameter_groups(), seed=0)
-        self.optimizer = instantiate(self.cfg.optimizer.build)(self.model.parameters(), lr=1e-3)
+        self.optimizer = optimizer_of(self.cfg.optimizer.build, self.model.parameters(), 1e-3)
         generator = torch.Generator().manual_seed(0)
 
         def batches() -> Iterator[Batch]:
@@ -180,8 +180,7 @@ def test_the_planned_peak_is_the_peak_of_real_steps(choices: list[str]) -> None:
 
 def test_validation_is_counted_as_it_runs() -> None:
     run = Run("strategy=baseline")
-    images = TensorImages(gratings(32, SIZE))
-    data = EvaluationSet.of(images, None, 16, 0.75)
+    data = EvaluationSet.of(tiny.load(SIZE, val=32), "val", None, 16, 0.75)
     with LiveBytes() as live:
         evaluate(run.model, run.loss, Intensity.of_photographs(), data, TASKS, torch.device("cpu"))
     planned = planner("strategy=baseline").plan(2, 2).phases["validation, 32 images"]

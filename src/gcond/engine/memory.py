@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from gcond.engine import evaluate
 from gcond.engine.gradient_probe import rows_held
 from gcond.engine.live_bytes import LiveBytes
+from gcond.engine.optimizer import optimizer_of
 from gcond.engine.passes import Passes, copy_to, state_of
 from gcond.engine.settings import Settings
 from gcond.model import MaskedAutoencoder
@@ -246,15 +247,16 @@ class Planner:
     @cached_property
     def _optimizer(self) -> tuple[int, int]:
         """What the optimizer keeps, and what one step makes besides."""
-        parameters = list(copy_to(self._model, "meta").parameters())
-        for parameter in parameters:
-            parameter.grad = torch.empty_like(parameter)
-        optimizer: torch.optim.Optimizer = instantiate(self._cfg.optimizer.build)(parameters, lr=1.0)
-        for group in optimizer.param_groups:
-            if self._device.type == "cuda" and "foreach" in group and not group.get("fused"):
-                group["foreach"] = group["foreach"] is not False  # PyTorch's choice there
-        optimizer.step()
-        kept = sum(tensor.nbytes for tensor in tree_leaves(list(optimizer.state.values())) if torch.is_tensor(tensor))
-        with LiveBytes() as live:
+        with FakeTensorMode():
+            parameters = list(copy_to(self._model, "cpu").parameters())
+            for parameter in parameters:
+                parameter.grad = torch.empty_like(parameter)
+            optimizer = optimizer_of(self._cfg.optimizer.build, parameters, 1.0)
+            for group in optimizer.param_groups:
+                if self._device.type == "cuda" and "foreach" in group and not group.get("fused"):
+                    group["foreach"] = group["foreach"] is not False  # PyTorch's choice there
             optimizer.step()
-        return kept, live.peak
+            state = tree_leaves(list(optimizer.state.values()))
+            with LiveBytes() as live:
+                optimizer.step()
+        return sum(tensor.nbytes for tensor in state if torch.is_tensor(tensor)), live.peak
