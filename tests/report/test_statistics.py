@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from gcond.report import statistics
 from gcond.report.statistics import Effect, holm, paired, ratio, sign_flip, single, tost, verdict, within
 
 NAN = math.nan
@@ -47,8 +48,23 @@ def test_smallest_p_of_the_sign_flip():
     assert sign_flip([3.0, -1.0]) == 1.0
     assert sign_flip([0.1, 0.2, -0.3]) == 1.0  # a sum of zero, but for rounding
     assert math.isnan(sign_flip([]))
-    with pytest.raises(ValueError, match="at most 24"):
-        sign_flip([1.0] * 25)
+
+
+def test_beyond_24_seeds_drawn_patterns_stand_for_all_of_them(monkeypatch):
+    draw = np.random.default_rng(3)
+    for n in (6, 12):
+        differences = draw.normal(0.4, 1, n)
+        exact = sign_flip(differences)
+        with monkeypatch.context() as patch:
+            patch.setattr(statistics, "MOST", 0)
+            drawn = sign_flip(differences)
+            assert drawn == sign_flip(differences)  # seeded
+        assert drawn == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / statistics.DRAWS))
+    seeds = range(30)
+    certain = paired(pd.Series([1.0] * 30, index=seeds), pd.Series([0.0] * 30, index=seeds))
+    assert certain.p_sign_flip == 1 / (statistics.DRAWS + 1)  # never zero: the observed pattern counts
+    assert statistics.sign_flip_text(certain) == "0.000 (100,000 draws)"
+    assert statistics.sign_flip_text(paired(pd.Series([1.0] * 6), pd.Series([0.0] * 6))) == "0.031"
 
 
 def test_one_seed_has_a_mean_and_nothing_else():

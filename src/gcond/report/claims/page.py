@@ -11,7 +11,7 @@ from gcond.report.claims import CLAIMS, QUESTIONS
 from gcond.report.claims.evidence import BLOCKS, SCALES, Evidence, read, recorded_scales
 from gcond.report.claims.judge import Answer, Claim, text
 from gcond.report.lineup import NOT_EVIDENCE
-from gcond.report.statistics import CONTRADICTED, FEWEST, HOLDS, NOT_RUN
+from gcond.report.statistics import CONTRADICTED, FEWEST, HOLDS, NOT_RUN, sign_flip_text
 
 CSV_HEADER = ["id", "kind", "verdict", "scale", "finding", "block", "effect", "low", "high", "unit", "n"]
 CSV_HEADER += ["p_sign_flip", "finding_verdict"]
@@ -135,13 +135,12 @@ def _effect_cells(row: Row, scale: str) -> list[str]:
     shown = found.shown
     if shown is None:
         return ["", "", "", found.source, _from(scale, found)]
-    p = shown.effect.p_sign_flip
     source = f"{found.source}, not evidence" if row.claim.question and found.source in NOT_EVIDENCE else found.source
     others = [
         text(each) if each.effect.n == shown.effect.n else f"{text(each)}, n = {each.effect.n}" for each in found.beside
     ]
     numbers = "; ".join([text(shown), *others])
-    return [numbers, str(shown.effect.n), "" if p != p else f"{p:.3f}", source, _from(scale, found)]
+    return [numbers, str(shown.effect.n), sign_flip_text(shown.effect), source, _from(scale, found)]
 
 
 def _from(scale: str, found: Answer) -> str:

@@ -25,6 +25,7 @@ from gcond.report.claims.reconstruction import BASELINE
 from gcond.report.pages import o1_figure
 from gcond.report.pages.page import DAGGER, Page, command, finish, numbers, scores, table, trivial_line
 from gcond.report.pages.source import Run, Source, load, name, nothing
+from gcond.report.statistics import sign_flip_text
 
 TITLE = "O1: the gap of Table 2 taken apart"
 UPDATES = {"adamw": "AdamW (.9, .95)", "ema": "EMA, beta1 = 0"}
@@ -194,8 +195,7 @@ def _effects(
     for effect in names:
         cells = [own.get(effect) for own in found.values()]
         first = found["best_val"][effect].effect
-        p = "" if first.p_sign_flip != first.p_sign_flip else f"{first.p_sign_flip:.3f}"
-        lines.append([effect, str(first.n), p, *map(_effect, cells)])
+        lines.append([effect, str(first.n), sign_flip_text(first), *map(_effect, cells)])
         rows += [
             _row(source, dataset, setting, kind, effect, metric, block)
             | {"unit": "percent"}
