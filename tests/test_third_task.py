@@ -24,6 +24,7 @@ from gcond.engine.memory import Planner
 from gcond.engine.seeding import seeded
 from gcond.engine.settings import Settings
 from gcond.finished import FinishedRun
+from gcond.scores import means
 from gcond.train import build
 
 CPU = torch.device("cpu")
@@ -144,7 +145,7 @@ def test_turned_images_are_the_same_for_all_strategies_and_after_a_resume() -> N
 
 def test_an_evaluation_image_has_one_turn_whatever_is_left_out() -> None:
     data = tiny.load(64, val=12)
-    whole, thin = (EvaluationSet.of(data.val, count, 16, 0.75, Turns(), "val") for count in (None, 2))
+    whole, thin = (EvaluationSet.of(data, "val", count, 16, 0.75, Turns()) for count in (None, 2))
     assert thin.labels.tolist() == whole.labels[[0, 11]].tolist()
     assert torch.equal(thin.images[1], torch.rot90(data.val[11], int(thin.labels[1]), (1, 2)))
     assert whole.part(1, 2).labels.tolist() == whole.labels[1::2].tolist()
@@ -162,9 +163,9 @@ class Guesses(nn.Module):
 
 def test_cross_entropy_and_accuracy_by_hand() -> None:
     data = tiny.load(64)
-    split = replace(EvaluationSet.of(data.val, None, 16, 0.75, Turns(), "val"), labels=torch.tensor([1, 1, 0, 3, 2, 1]))
+    split = replace(EvaluationSet.of(data, "val", None, 16, 0.75, Turns()), labels=torch.tensor([1, 1, 0, 3, 2, 1]))
     loss = ClassifyingLoss(16, data.intensity)
-    found = evaluate(Guesses(), loss, data.intensity, split, loss.tasks, CPU)
+    found = means(evaluate(Guesses(), loss, data.intensity, split, loss.tasks, CPU))
     total = math.exp(2) + 3
     assert found["top1"] == 0.5
     assert found["class"] == pytest.approx(0.5 * -math.log(math.exp(2) / total) + 0.5 * math.log(total), rel=1e-6)

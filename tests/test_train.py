@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from hydra.errors import ConfigCompositionException
 from torch import Tensor
 
 import gcond.train
+from gcond.engine import final
 from gcond.engine.checkpoint import Checkpoint, State, Stateful
 from gcond.engine.folder import RunFolder
 from gcond.engine.loop import Trainer
@@ -64,6 +66,7 @@ class Received:
 
 
 FORWARD = MaskedAutoencoder.forward
+take_step = Trainer.step
 Complete = Callable[..., tuple[RunFolder, Received]]
 
 
@@ -99,8 +102,8 @@ class Loaded:
         checkpoint = Checkpoint(path, run_hash, checksum, parts, writes)
         load = checkpoint.load
 
-        def load_and_look() -> State:
-            state = load()
+        def load_and_look(last: int) -> State:
+            state = load(last)
             self.parts = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
             return state
 
@@ -136,7 +139,6 @@ def test_an_interrupted_run_ends_bit_identical(
 ) -> None:
     cfg = tiny_config(tmp_path, *conflicting(strategy))
     taken = []
-    take_step = Trainer.step
 
     def step(trainer: Trainer, number: int) -> dict:
         if number == 3 and len(taken) == 3:  # in the second epoch: step 2 is logged, but not in the checkpoint
@@ -163,11 +165,46 @@ def test_an_interrupted_run_ends_bit_identical(
     assert folder.metrics.read_bytes() == whole.metrics.read_bytes()
     assert same(parts(folder), parts(whole))
     reports = [json.loads(path.read_text()) for path in (folder.report, whole.report)]
-    for wall_clock in ("started", "seconds", "peak_memory_mb"):
+    for wall_clock in ("started", "seconds", "cpu_seconds", "peak_memory_mb"):
         assert all(report.pop(wall_clock) for report in reports)
     for report in reports:
-        report.pop("dirty")  # somebody may be editing while the test runs
+        for changing in ("dirty", "load_start", "load_end"):  # somebody may be editing while the test runs
+            report.pop(changing)
     assert reports[0] == reports[1]
+
+
+def test_the_weights_of_the_best_epoch_survive_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first epoch is made the best one, and the run is interrupted in the second."""
+
+    def step(trainer: Trainer, number: int) -> dict:
+        return interrupt() if number == 3 else take_step(trainer, number)
+
+    monkeypatch.setattr(final, "weighted_loss", lambda scores, weights: scores["epoch"])
+    whole = run(tiny_config(tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", step)
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_config(tmp_path / "parts"))
+    resumed = run(tiny_config(tmp_path / "parts"))
+    assert resumed.metrics.read_bytes() == whole.metrics.read_bytes()
+    assert same(parts(resumed), parts(whole))
+
+    report = json.loads(resumed.report.read_text())
+    first, second = report["validation"]
+    best, last = report["final"]["best"], report["final"]["last"]
+    assert first != second
+    assert {key: best[key] for key in first} == first
+    assert {key: last[key] for key in second} == second
+
+
+def test_the_curve_is_of_a_part_of_the_images_and_the_final_scores_of_all(tmp_path: Path) -> None:
+    whole, thin = (run(tiny_config(tmp_path, *overrides)) for overrides in ((), ("+scale.curve_images=2",)))
+    reports = [json.loads(folder.report.read_text()) for folder in (whole, thin)]
+    assert reports[0]["final"]["last"] == reports[1]["final"]["last"]
+    assert reports[1]["final"]["last"]["val_images"] == 6
+    assert reports[0]["validation"][-1]["val_l1"] != reports[1]["validation"][-1]["val_l1"]
+    assert reports[0]["trivial"] == reports[1]["trivial"]
+    assert reports[0]["tf32"] is False
 
 
 def test_the_resumed_runs_above_had_something_to_remember(complete: Complete) -> None:
@@ -202,7 +239,7 @@ def test_changed_data_are_not_trained_on(tmp_path: Path, monkeypatch: pytest.Mon
         run(cfg)
 
 
-def interrupt(*_: object) -> None:
+def interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
@@ -231,6 +268,7 @@ def no_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("scale.final_lr", ["scale.final_lr=1", "scale.steps_per_epoch=null"]),
         ("scale.warmup_epochs", ["scale.warmup_epochs=2"]),
         ("scale.image_size", ["scale.image_size=72"]),
+        ("scale.curve_images", ["+scale.curve_images=0"]),
         ("ratio", ["scale.mask_ratio=1.0"]),
         ("ssim_window", ["loss.reconstruction.ssim_window=17"]),
         ("progress", ["progress=verbose"]),

@@ -16,6 +16,7 @@ from gcond.engine.activations import Activations
 from gcond.engine.batches import MicroBatches
 from gcond.engine.checkpoint import Checkpoint, State, thinned
 from gcond.engine.evaluate import EvaluationSet, evaluate
+from gcond.engine.final import Best, final_records
 from gcond.engine.folder import RunFolder
 from gcond.engine.full_disk import explaining_a_full_disk
 from gcond.engine.gradient_probe import GradientProbe
@@ -24,6 +25,7 @@ from gcond.engine.labels import labelling_of
 from gcond.engine.logbook import Logbook
 from gcond.engine.loop import Objective, Trainer, fit
 from gcond.engine.mirror import mirror_of
+from gcond.engine.optimizer import optimizer_of
 from gcond.engine.out_of_memory import explaining_out_of_memory
 from gcond.engine.pause import Pause
 from gcond.engine.progress import Progress
@@ -31,10 +33,12 @@ from gcond.engine.rank import rank
 from gcond.engine.reconstruct import Reconstructions
 from gcond.engine.record import Record
 from gcond.engine.seeding import seeded, subseed
+from gcond.engine.selection import selection_weights
 from gcond.engine.settings import Settings
 from gcond.engine.team import gathered
 from gcond.engine.trivial import trivial_scores
 from gcond.model import MaskedAutoencoder
+from gcond.scores import Scores, means
 
 __all__ = ["CONFIG", "build", "main", "train"]
 
@@ -66,9 +70,10 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
         data = build(cfg.dataset)
         labelling = labelling_of(cfg)
         shown = (cfg.scale.eval_images, settings.patches, cfg.scale.mask_ratio, labelling)
-        val, test = EvaluationSet.of(data.val, *shown, "val"), EvaluationSet.of(data.test, *shown, "test")
+        sets = {split: EvaluationSet.of(data, split, *shown) for split in ("val", "test")}
+        curve = {split: images.thinned(cfg.scale.get("curve_images")) for split, images in sets.items()}
         loss = instantiate(cfg.loss.reconstruction)(patch_size=cfg.scale.patch_size, intensity=data.intensity)
-        record.describe(data, team.main_first(lambda: trivial_scores(cfg, data, val, test, loss, labelling)))
+        record.describe(data, team.main_first(lambda: trivial_scores(cfg, data, sets, loss, labelling)))
 
         # Build the model, and the strategy that trains it.
         with seeded(cfg.seed, "weights"):
@@ -77,14 +82,16 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
         conductor = settings.conductor(model.parameter_groups(), seed=subseed(cfg.seed, "resolver"))
         steps_per_epoch = settings.steps_per_epoch(len(data.train))
         schedule = settings.schedule(steps_per_epoch)
-        optimizer = instantiate(cfg.optimizer.build)(model.parameters(), lr=schedule.peak)
+        optimizer = optimizer_of(cfg.optimizer.build, model.parameters(), schedule.peak)
         scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
 
         # Continue where the last attempt stopped.
+        best = Best(model, selection_weights(cfg.loss.tasks))
         parts = {"model": model, "optimizer": optimizer, "conductor": team.state_of(conductor), "scaler": scaler}
+        parts |= {"best": best}
         checkpoint = Checkpoint(folder.checkpoints, folder.hash, data.facts["checksum"], parts, team.main)
         state = checkpoint.load(schedule.total_steps)
-        record.seconds = state.seconds
+        record.resumed(state)
         logbook = Logbook(folder.metrics if team.main else None, state.logbook_size)
         mirror.start()
         batches = MicroBatches(
@@ -116,13 +123,16 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
             scaler=scaler,
         )
 
+        def measure(images: EvaluationSet) -> Scores:
+            return evaluate(model, loss, data.intensity, images, loss.tasks, device, cfg.scale.workers, team)
+
         def score() -> dict[str, float]:
+            found = {split: means(measure(images)) for split, images in curve.items()}
             return {
-                f"{name}_{task}": value
-                for name, split in (("val", val), ("test", test))
-                for task, value in evaluate(
-                    model, loss, data.intensity, split, loss.tasks, device, cfg.scale.workers, team
-                ).items()
+                f"{split}_{name}": value
+                for split, scores in found.items()
+                for name, value in scores.items()
+                if not name.startswith("body")
             }
 
         probe = GradientProbe(
@@ -142,20 +152,20 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
             scaler=scaler,
             labelling=labelling,
         )
-        activations = Activations(val, data.intensity, device)
+        activations = Activations(curve["val"], data.intensity, device)
 
         def examine(epoch: int) -> dict[str, dict[str, Any]]:
             wanted = team.main and cfg.scale.probe_micro_batches > 0  # the others go on, and wait in the next step
             return {"probe": probe.measure(epoch), "activations": activations.measure(model)} if wanted else {}
 
-        pictures = Reconstructions(folder.reconstructions, data, val, **cfg.reconstructions)
+        pictures = Reconstructions(folder.reconstructions, data, curve["val"], **cfg.reconstructions)
 
         def draw(step: int, epoch: int) -> Path | None:
             return pictures.draw(model, device, step, epoch) if team.main else None
 
         def save(step: int) -> None:
             logbook.to_disk()
-            checkpoint.save(State(step, batches.position, logbook.size, record.elapsed()))
+            checkpoint.save(State(step, batches.position, logbook.size, *record.spent()))
             pause.saved()
 
         kind = cfg.progress if team.main else "silent"
@@ -176,8 +186,10 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
                 mirror,
                 progress,
                 score,
+                best,
                 examine,
                 draw,
+                lambda epoch, step: final_records(best, epoch, step, sets, measure),
                 save,
                 pause,
             )

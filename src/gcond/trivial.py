@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gcond.loss import ReconstructionLoss
 from gcond.model.patches import hidden_mask, patchify, select
+from gcond.scores import Scores, means, per_image
 
 if TYPE_CHECKING:
     from gcond.data.intensity import Intensity
@@ -28,6 +29,7 @@ def score_trivial(
     loss: ReconstructionLoss,
     intensity: Intensity,
     max_train_images: int = 4096,
+    body_above: int | None = None,
 ) -> dict[str, dict[str, float]]:
     """`{"dataset_mean": {"l1": ..., "ssim": ...}, "global_median": ..., "pixel_median": ..., "visible_mean": ...}`.
 
@@ -36,8 +38,9 @@ def score_trivial(
     min(len(train), max_train_images) evenly spaced images of `train`.
 
     `hidden` [n, H] are the hidden patches of the n images of `evaluate`, the same for a model to be compared; the
-    scores are computed on its device, for tasks that need predictions alone. "ssim" is 1 - SSIM. ValueError when n or
-    the training set does not fit.
+    scores are computed on its device, for tasks that need predictions alone. "ssim" is 1 - SSIM. With `body_above`, the
+    raw value above which a pixel shows the body, also "body_l1" and "body_images" (`gcond.scores`). ValueError when n
+    or the training set does not fit.
     """
     if len(hidden) != len(evaluate):
         raise ValueError(f"`hidden` must have one row per image, found {len(hidden)} rows and {len(evaluate)} images")
@@ -49,18 +52,22 @@ def score_trivial(
     }
     constants = {name: image.to(hidden.device) for name, image in constants.items()}
 
-    sums: dict[str, dict[str, float]] = {}
+    scores: dict[str, list[Scores]] = {}
     for start in range(0, len(evaluate), BATCH):
         rows = hidden[start : start + BATCH]
         raw = _stack(evaluate, range(start, start + len(rows)))
-        images = intensity.normalise(raw.to(hidden.device))
+        raw = raw.to(hidden.device)
+        images = intensity.normalise(raw)
+        body = None if body_above is None else raw > body_above
         predicted = constants | {"visible_mean": _visible_mean(images, rows, loss.patch_size)}
         for name, image in predicted.items():
             patches = select(patchify(image.expand_as(images), loss.patch_size), rows)
-            for task, value in loss(patches, images, rows, loss.pixel_tasks).items():
-                scores = sums.setdefault(name, {})
-                scores[task] = scores.get(task, 0.0) + value.item() * len(rows)
-    return {name: {task: value / len(evaluate) for task, value in scores.items()} for name, scores in sums.items()}
+            scores.setdefault(name, []).append(per_image(loss, patches, images, rows, loss.pixel_tasks, body))
+    return {name: means(_joined(parts)) for name, parts in scores.items()}
+
+
+def _joined(parts: Sequence[Scores]) -> Scores:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _training_medians(train: ImageSet, intensity: Intensity, max_images: int) -> tuple[Tensor, Tensor]:

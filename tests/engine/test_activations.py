@@ -40,7 +40,7 @@ def test_what_is_not_finite_becomes_null(tmp_path: Path) -> None:
 def test_of_the_encoder_s_map_of_masked_images() -> None:
     """Of 70 images the first 64, in evaluation mode; the model is not changed."""
     data = tiny.load(64, val=70)
-    split = EvaluationSet.of(data.val, None, 16, 0.75)
+    split = EvaluationSet.of(data, "val", None, 16, 0.75)
     torch.manual_seed(0)
     model = MaskedAutoencoder("mobilenetv3_small_050", 64, 16, 3, width=32, depth=1).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -106,7 +106,7 @@ def test_a_checkpoint_of_another_version_is_refused(version: int, tmp_path: Path
         patch.setattr("gcond.engine.checkpoint.VERSION", version)
         checkpoint(tmp_path, model).save(STATE)
     before = [(path.name, path.read_bytes()) for path in tmp_path.iterdir()]
-    with pytest.raises(ValueError, match=rf"00000003-.*expected a checkpoint of version 2, found {version}; move"):
+    with pytest.raises(ValueError, match=rf"00000003-.*expected a checkpoint of version 3, found {version}; move"):
         checkpoint(tmp_path, fresh, run_hash="9876543210").load()  # the version is what explains the rest
     assert torch.equal(fresh.weight, untouched)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == before
@@ -198,7 +198,7 @@ def test_a_file_that_is_no_checkpoint_is_told(tmp_path: Path, saved: nn.Linear) 
     torch.save({"state_dict": {}}, tmp_path / "other")
     digest = hashlib.sha256((tmp_path / "other").read_bytes()).hexdigest()
     (tmp_path / "other").rename(tmp_path / f"00000009-{digest}.pt")
-    with pytest.raises(ValueError, match="expected a checkpoint of version 2, found something else"):
+    with pytest.raises(ValueError, match="expected a checkpoint of version 3, found something else"):
         checkpoint(tmp_path, nn.Linear(3, 2)).load()
 
 

@@ -1,4 +1,5 @@
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from gcond.engine.team import Team
 from gcond.loss import ReconstructionLoss
 from gcond.model.masking import fixed_hidden
 from gcond.model.patches import patchify, select
+from gcond.scores import means
 from gcond.strategy.processes import Alone
 
 CPU = torch.device("cpu")
@@ -34,7 +36,8 @@ class Normalised(nn.Module):
 
 
 def score(model: nn.Module, count: int | None = None) -> dict[str, float]:
-    return evaluate(model, LOSS, DATA.intensity, EvaluationSet.of(DATA.val, count, 16, 0.75), TASKS, CPU)
+    data = EvaluationSet.of(DATA, "val", count, 16, 0.75)
+    return means(evaluate(model, LOSS, DATA.intensity, data, TASKS, CPU))
 
 
 def score_by_hand(indices: list[int]) -> dict[str, float]:
@@ -67,7 +70,7 @@ def test_an_evaluation_waits_for_the_device_once_at_its_end(device: Any, monkeyp
     monkeypatch.setattr(module, "BATCH", 2)
     if device is FarDevice:
         monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # knows no "meta"
-    device, data = device(), EvaluationSet.of(DATA.val, None, 16, 0.75)
+    device, data = device(), EvaluationSet.of(DATA, "val", None, 16, 0.75)
     with device:
         model = Normalised().to(device.device)
         for _ in range(2):  # the first moves mean and standard deviation
@@ -85,7 +88,7 @@ def test_looking_changes_nothing() -> None:
 
 
 def test_the_parts_of_a_team_are_the_whole_each_image_with_its_own_mask() -> None:
-    data = EvaluationSet.of(DATA.val, None, 16, 0.75)
+    data = EvaluationSet.of(DATA, "val", None, 16, 0.75)
     parts = [data.part(rank, 3) for rank in range(3)]
     assert [len(part.images) for part in parts] == [3, 2, 2]  # of seven
     found = [(image.sum().item(), hidden.tolist()) for part in parts for image, hidden in pairs(part)]
@@ -112,7 +115,22 @@ def test_a_team_s_score_is_the_mean_over_all_images(size: int) -> None:
             return torch.stack(told).sum(0)
 
     told: list[Tensor] = []
-    data = EvaluationSet.of(DATA.val, None, 16, 0.75)
+    data = EvaluationSet.of(DATA, "val", None, 16, 0.75)
     for rank in range(size):
-        found = evaluate(Normalised(), LOSS, DATA.intensity, data, TASKS, CPU, team=Member(rank))
+        found = means(evaluate(Normalised(), LOSS, DATA.intensity, data, TASKS, CPU, team=Member(rank)))
     assert found == pytest.approx(score_by_hand(list(range(7))), rel=1e-6)
+
+
+def test_the_body_of_a_ct_is_measured_by_itself() -> None:
+    """Half of the levels count as body here; the loop goes over single images and pixels."""
+    data = EvaluationSet.of(replace(DATA, body_above=127), "val", None, 16, 0.75)
+    found = means(evaluate(Normalised(), LOSS, DATA.intensity, data, TASKS, CPU))
+    model, expected = Normalised().eval(), []
+    for place in range(7):
+        z, hidden = DATA.intensity.normalise(DATA.val[place][None]), data.hidden[place : place + 1]
+        with torch.no_grad():
+            errors = (model(z, hidden) - select(patchify(z, 16), hidden)).abs()
+        expected.append(float(errors[select(patchify(DATA.val[place][None], 16), hidden) > 127].mean()))
+    assert found["body_l1"] == pytest.approx(sum(expected) / 7, rel=1e-6)
+    assert found["body_images"] == 7
+    assert found["l1"] == pytest.approx(score(Normalised())["l1"], rel=1e-12)

@@ -61,6 +61,7 @@ def test_a_mirror_sees_every_record_in_order_the_pictures_and_the_report(mirrore
     assert [name for name, _ in recorder.calls] == [
         "start",
         *[*["write"] * 5, "picture"] * 2,  # two steps, validation, probe, activations
+        *["write"] * 2,  # final scores at the best and at the last epoch
         "finish",
     ]
     seen = [{k: None if v != v else v for k, v in record.items()} for record in recorder.given("write")]

@@ -13,7 +13,9 @@ from engine import tiny
 from PIL import Image
 from torch import Tensor, nn
 
+from gcond.data.images import TensorImages
 from gcond.data.intensity import Intensity
+from gcond.data.splits import Splits
 from gcond.engine.evaluate import EvaluationSet
 from gcond.engine.reconstruct import GAP, Reconstructions
 from gcond.model.patches import hidden_mask
@@ -34,8 +36,8 @@ class Constant(nn.Module):
         return self.values.view(1, 1, -1, 1, 1).expand(len(images), hidden.shape[1], -1, PATCH, PATCH)
 
 
-def evaluation(images: object) -> EvaluationSet:
-    return EvaluationSet.of(images, 4, (SIZE // PATCH) ** 2, 0.75)  # type: ignore[arg-type]
+def evaluation(data: Splits) -> EvaluationSet:
+    return EvaluationSet.of(data, "val", 4, (SIZE // PATCH) ** 2, 0.75)
 
 
 def cells(path: Path) -> np.ndarray:
@@ -52,7 +54,7 @@ def cells(path: Path) -> np.ndarray:
 def test_the_four_columns_by_hand(tmp_path: Path) -> None:
     """Photographs are uint8, so `original` is the raw image itself; a unit value v is the pixel round(255 v)."""
     data = tiny.load(SIZE)
-    split = evaluation(data.val)
+    split = evaluation(data)
     unit = torch.tensor([0.2, 1.7, -0.3])  # the last two lie outside [0, 1]
     z = (unit - torch.tensor(data.intensity.mean)) / torch.tensor(data.intensity.std)
     pictures = Reconstructions(tmp_path / "r", data, split, images=3, patients=False)
@@ -83,15 +85,17 @@ def test_the_four_columns_by_hand(tmp_path: Path) -> None:
 
 def test_ct_is_drawn_on_request_only_and_in_grey(tmp_path: Path) -> None:
     """HU + 1024 of int16; the window -1000..1000 HU maps HU 0 to one half."""
-    raw = torch.full((4, 1, SIZE, SIZE), 1024, dtype=torch.int16)
     data = dataclasses.replace(
-        tiny.load(SIZE), intensity=Intensity.of_hu_window(-1000, 1000, 0.1, 0.2), shows_patients=True
+        tiny.load(SIZE),
+        val=TensorImages(torch.full((4, 1, SIZE, SIZE), 1024, dtype=torch.int16)),
+        intensity=Intensity.of_hu_window(-1000, 1000, 0.1, 0.2),
+        shows_patients=True,
     )
     model = Constant(torch.tensor([(1.0 - 0.1) / 0.2]))
-    refused = Reconstructions(tmp_path / "no", data, evaluation(list(raw)), images=2, patients=False)
+    refused = Reconstructions(tmp_path / "no", data, evaluation(data), images=2, patients=False)
     assert refused.draw(model, CPU, 1, 1) is None
     assert not (tmp_path / "no").exists()
-    asked = Reconstructions(tmp_path / "yes", data, evaluation(list(raw)), images=2, patients=True)
+    asked = Reconstructions(tmp_path / "yes", data, evaluation(data), images=2, patients=True)
     path = asked.draw(model, CPU, 1, 1)
     assert path is not None
     original, _, _, pasted = cells(path)[0]
@@ -101,7 +105,7 @@ def test_ct_is_drawn_on_request_only_and_in_grey(tmp_path: Path) -> None:
 
 def test_no_more_images_than_there_are_and_none_for_zero(tmp_path: Path) -> None:
     data = tiny.load(SIZE)
-    split = evaluation(data.val)
+    split = evaluation(data)
     model = Constant(torch.zeros(3))
     path = Reconstructions(tmp_path / "all", data, split, images=99, patients=False).draw(model, CPU, 1, 1)
     assert path is not None
@@ -113,7 +117,7 @@ def test_no_more_images_than_there_are_and_none_for_zero(tmp_path: Path) -> None
 
 def test_what_is_kept_is_what_is_drawn(tmp_path: Path) -> None:
     data = tiny.load(SIZE)
-    split = evaluation(data.val)
+    split = evaluation(data)
     torch.manual_seed(0)
     model = Constant(torch.randn(3))
     pictures = Reconstructions(tmp_path / "r", data, split, images=3, patients=False)
@@ -133,7 +137,5 @@ def test_patients_are_kept_on_request_only(tmp_path: Path) -> None:
     data = dataclasses.replace(tiny.load(SIZE), shows_patients=True)
     for patients in (False, True):
         path = tmp_path / f"{patients}.npz"
-        Reconstructions(tmp_path, data, evaluation(data.val), 2, patients).keep(
-            Constant(torch.zeros(3)), CPU, path, PATCH
-        )
+        Reconstructions(tmp_path, data, evaluation(data), 2, patients).keep(Constant(torch.zeros(3)), CPU, path, PATCH)
         assert path.exists() == patients

@@ -1,4 +1,5 @@
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hydra.conf import ConfigSourceInfo
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
+from gcond.engine.checkpoint import State
 from gcond.engine.folder import RunFolder
 from gcond.engine.logbook import Logbook
 from gcond.engine.record import Record, variant
@@ -64,6 +66,9 @@ def folder(tmp_path: Path) -> RunFolder:
             book.write({"kind": "step", "step": step, "loss/l1": float(step), "loss/ssim": -float(step), "lr": 0.1})
             if step % 10 == 9:
                 book.write({"kind": "validation", "epoch": (step + 1) // 10, "step": step + 1, "val_l1": 0.5})
+        for at, epoch in (("best", 1), ("last", 2)):
+            book.write({"kind": "final", "at": at, "epoch": epoch, "step": 10 * epoch, "val_l1": 0.25 * epoch})
+            book.write({"kind": "groups", "at": at, "epoch": epoch, "step": 10 * epoch, "split": "val", "groups": {}})
     return folder
 
 
@@ -74,7 +79,9 @@ def record(folder: RunFolder) -> Record:
 def test_a_finished_run_by_hand(folder: RunFolder) -> None:
     trivial = {"dataset_mean": {"val_l1": 1.0}}
     with record(folder) as open_record:
-        open_record.seconds = 100.0  # of an earlier attempt
+        open_record.resumed(State(seconds=100.0, cpu_seconds=50.0))  # an earlier attempt
+        sum(range(3_000_000))
+        time.sleep(0.2)  # takes time, but none of the processor's
         open_record.describe(tiny.load(64), trivial)
     report = json.loads(folder.report.read_text())
     expected = {
@@ -103,9 +110,14 @@ def test_a_finished_run_by_hand(folder: RunFolder) -> None:
         "train_ssim_first": -0.5,
         "train_ssim_tail": -18.5,
         "validation": [{"epoch": 1, "step": 10, "val_l1": 0.5}, {"epoch": 2, "step": 20, "val_l1": 0.5}],
+        "final": {
+            "best": {"epoch": 1, "step": 10, "val_l1": 0.25},
+            "last": {"epoch": 2, "step": 20, "val_l1": 0.5},
+        },
     }
     assert {key: report[key] for key in expected} == expected
     assert 100 <= report["seconds"] < 160
+    assert 50.01 < report["cpu_seconds"] < report["seconds"] - 50 - 0.15
     assert report["peak_memory_mb"] > 50  # megabytes, and not the kilobytes or bytes that systems count in
     assert report["peak_memory_mb"] < 50_000
     assert report["torch"] == torch.__version__

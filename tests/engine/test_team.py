@@ -25,6 +25,7 @@ from gcond.engine.rank import rank
 from gcond.engine.team import EveryState, Team, gathered
 from gcond.loss import ReconstructionLoss
 from gcond.model import MaskedAutoencoder
+from gcond.scores import means
 from gcond.strategy.processes import Alone
 
 CPU = torch.device("cpu")
@@ -67,8 +68,9 @@ def score(team: Team | None = None) -> dict[str, float]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         model = tiny_model()
-    data = EvaluationSet.of(DATA.val, None, 16, 0.75)
-    return evaluate(model, ReconstructionLoss(16, DATA.intensity), DATA.intensity, data, ("l1", "ssim"), CPU, team=team)
+    data = EvaluationSet.of(DATA, "val", None, 16, 0.75)
+    loss = ReconstructionLoss(16, DATA.intensity)
+    return means(evaluate(model, loss, DATA.intensity, data, loss.tasks, CPU, team=team))
 
 
 def tiny_model() -> nn.Module:

@@ -54,6 +54,7 @@ def as_sent(record: dict[str, Any]) -> dict[str, Any]:
     if kind in ("step", "validation"):
         return record
     own = {key: record.pop(key) for key in ("epoch", "step")}
+    kind = record.pop("at", kind)  # best, last
     for share, value in record.pop("quantiles", {}).items():
         own[f"{kind}/quantiles/{share}"] = value
     return own | {f"{kind}/{key}": value for key, value in record.items()}
@@ -100,7 +101,7 @@ def test_what_wandb_wrote_is_what_metrics_jsonl_holds(
     )
     assert "wandb" not in "".join(capfd.readouterr())
     assert logged(folder) == rows(folder)
-    assert len(rows(folder)) == 10  # four steps; two validations, probes and records of activations
+    assert len(rows(folder)) == 12  # four steps; two validations, probes and records of activations; best and last
 
     # The run, and how it is found
     copy = wandb_file.only_copy(folder.path)
@@ -133,9 +134,9 @@ def test_what_wandb_wrote_is_what_metrics_jsonl_holds(
     )
     assert [dict(zip(curve["columns"], row, strict=True)) for row in curve["data"]] == report["validation"]
     assert compared["columns"] == ["predictor", "val_l1", "val_ssim", "test_l1", "test_ssim"]
-    assert [row[0] for row in compared["data"]] == ["this run, last epoch", *report["trivial"]]
-    assert compared["data"][0][1] == report["validation"][-1]["val_l1"]
-    assert compared["data"][1][4] == report["trivial"][compared["data"][1][0]]["test_ssim"]
+    assert [row[0] for row in compared["data"]] == ["this run, best epoch", "this run, last epoch", *report["trivial"]]
+    assert [row[1] for row in compared["data"][:2]] == [report["final"][at]["val_l1"] for at in ("best", "last")]
+    assert compared["data"][2][4] == report["trivial"][compared["data"][2][0]]["test_ssim"]
     summary = wandb_file.summary(copy)
     assert summary["val_l1"] == report["validation"][-1]["val_l1"]
     assert (summary["report/status"], summary["report/commit"]) == ("done", report["commit"])

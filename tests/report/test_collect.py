@@ -13,6 +13,8 @@ from gcond.report.records import (
     COLUMNS,
     CURVE_COLUMNS,
     CURVE_KEY,
+    GROUP_COLUMNS,
+    GROUP_KEY,
     KEY,
     PROBE_COLUMNS,
     PROBE_KEY,
@@ -302,6 +304,60 @@ def test_what_happened_inside_a_run_is_recorded_beside_it(write_run, gather, tmp
     assert (probes.iloc[1]["name"], probes.value.isna().tolist()) == ("self_cosine/l1/all", [False, True])
     (activations,) = series(tmp_path, "activations.csv", ACTIVATION_COLUMNS, ACTIVATION_KEY).to_numpy().tolist()
     assert activations == [*name, 1, 4, 0.5, 2.0, 0.25, 0, 0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 1]
+
+
+def ends(**scores: tuple[float, float]) -> dict:
+    """`final` of a report: best and last of each score."""
+    return {
+        at: {"epoch": 3 * place, "step": 12 * place, **{name: pair[place] for name, pair in scores.items()}}
+        for place, at in enumerate(("best", "last"))
+    }
+
+
+def test_the_final_scores_of_all_images_count_where_there_are_some(write_run, gather):
+    scores = {"val_l1": (0.7, 0.8), "val_ssim": (0.3, 0.4), "test_l1": (0.9, 0.91), "test_ssim": (0.5, 0.51)}
+    curve = [(0.5, 0.4, 0.6, 0.4), (0.4, 0.4, 0.6, 0.4)]  # of a part of the images
+    trivial = {"visible_mean": dict.fromkeys(METRICS, 0.75) | {"val_body_l1": 1.5, "test_body_l1": 1.25}}
+    body = {"val_body_l1": (1.1, 1.2), "test_body_l1": (None, None)}  # undefined where no image shows a body
+    used = {"cpu_seconds": 30.5, "load_start": 1.5, "load_end": 8.0, "tf32": False}
+    write_run("ct", "baseline", 11, curve, final=ends(**scores, **body), trivial=trivial, **used)
+    table = gather()[0]
+    row = table[table.strategy == "baseline"].iloc[0]
+    assert row.best_epoch == 0
+    assert [row.best_val_l1, row.last_val_l1, row.best_test_ssim, row.last_test_ssim] == [0.7, 0.8, 0.5, 0.51]
+    assert (row.best_val_body_l1, row.last_val_body_l1) == (1.1, 1.2)
+    assert table[["best_test_body_l1", "last_test_body_l1"]].loc[row.name].isna().all()
+    assert [row.cpu_seconds, row.load_start, row.load_end, row.tf32] == [30.5, 1.5, 8.0, False]
+    assert table[table.strategy == "trivial:visible_mean"].iloc[0].best_test_body_l1 == 1.25
+
+
+def test_a_final_score_that_is_no_number_is_a_failure(write_run, gather):
+    scores = dict.fromkeys(METRICS, (0.5, 0.5)) | {"test_l1": (0.5, None)}
+    write_run("ct", "baseline", 11, [EPOCH], final=ends(**scores))
+    assert list(gather()[0].error) == ["`test_l1` is None, not a finite number, at epoch 3"]
+
+
+def test_scores_of_patients_are_recorded_one_row_each(write_run, gather, tmp_path):
+    def groups(at, split, **own):
+        return {"kind": "groups", "at": at, "epoch": 1, "step": 4, "split": split, "groups": own}
+
+    logged = [
+        groups("best", "val", p2={"images": 3, "l1": 0.123456, "ssim": 0.4, "body_l1": 0.9, "body_images": 2}),
+        groups("best", "test", p9={"images": 1, "l1": 0.5, "ssim": 0.6, "body_l1": None, "body_images": 0}),
+        groups("last", "val", p2={"images": 3, "l1": 0.2, "ssim": 0.3, "body_l1": 0.8, "body_images": 2}),
+        groups("last", "test", p9={"images": 1, "l1": 0.7, "ssim": 0.8, "body_l1": None, "body_images": 0}),
+    ]
+    write_run("ct", "baseline", 11, [EPOCH], logged=logged)
+    gather()
+    table = read_csv(tmp_path / "results" / "mini" / "groups.csv", GROUP_COLUMNS, GROUP_KEY)
+    test, val = table.itertuples()
+    assert [(row.split, row.group, row.images, row.body_images) for row in (test, val)] == [
+        ("test", "p9", 1, 0),
+        ("val", "p2", 3, 2),
+    ]
+    assert (val.best_l1, val.last_l1, val.best_body_l1, val.last_body_l1) == (0.12346, 0.2, 0.9, 0.8)  # 5 digits
+    assert (test.best_ssim, test.last_ssim) == (0.6, 0.8)
+    assert table[["best_body_l1", "last_body_l1"]].iloc[0].isna().all()
 
 
 def test_what_was_not_logged_gives_no_rows_and_no_file(write_run, gather, tmp_path):

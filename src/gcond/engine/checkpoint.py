@@ -14,7 +14,7 @@ import torch
 from gcond.engine.folder import telling_what_could_not_be_written
 from gcond.files import sha256, write_atomically
 
-VERSION = 2
+VERSION = 3
 KEPT = 2
 
 
@@ -26,12 +26,13 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True)
 class State:
-    """How far a run has come: optimizer steps, micro-batches, bytes of metrics.jsonl, seconds of work."""
+    """How far a run has come: optimizer steps, micro-batches, bytes of metrics.jsonl, seconds of work and of CPU."""
 
     step: int = 0
     position: int = 0
     logbook_size: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
 
 class Checkpoint:

@@ -6,21 +6,21 @@ n images, H hidden patches.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from gcond.data.intensity import Intensity
-from gcond.data.splits import ImageSet
+from gcond.data.splits import Splits
 from gcond.engine.interrupt import leave_to_the_parent, signals_held_back
 from gcond.engine.labels import Labelling
 from gcond.engine.prefetch import Ahead, transfer_to
 from gcond.engine.team import Team
 from gcond.loss import ReconstructionLoss
 from gcond.model.masking import fixed_hidden
+from gcond.scores import BODY, Scores, per_image
 from gcond.strategy.processes import Alone
 
 MASK_SEED = 0  # of every run's validation and test masks, whatever its own seed
@@ -29,33 +29,57 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """A split, thinned to `count` evenly spaced images, with the hidden patches [n, H] and the label [n] of each."""
+    """Images of a split, with the hidden patches [n, H], the label [n] and the group of each.
+
+    `groups` are patients or classes, `body_above` is as in `Splits`.
+    """
 
     images: Subset[Tensor]
     hidden: Tensor
     labels: Tensor | None = None
+    groups: Sequence[str] | None = None
+    body_above: int | None = None
 
     @staticmethod
     def of(
-        images: ImageSet,
+        data: Splits,
+        split: str,
         count: int | None,
         patches: int,
         mask_ratio: float,
         labelling: Labelling | None = None,
-        split: str = "val",
     ) -> EvaluationSet:
-        indices = torch.arange(len(images))
-        if count is not None and count < len(images):
-            indices = torch.linspace(0, len(images) - 1, count).round().long()
-        chosen = indices.tolist()
+        """`split` is val or test; thinned to `count` evenly spaced images, None for all."""
+        images = getattr(data, split)
+        chosen = _evenly_spaced(len(images), count)
         images, labels = (images, None) if labelling is None else labelling.fixed(images, split, chosen)
-        return EvaluationSet(Subset(images, chosen), fixed_hidden(chosen, patches, mask_ratio, MASK_SEED), labels)  # type: ignore[arg-type]
+        groups = None if data.groups is None else [data.groups[split][place] for place in chosen]
+        hidden = fixed_hidden(chosen, patches, mask_ratio, MASK_SEED)
+        return EvaluationSet(Subset(images, chosen), hidden, labels, groups, data.body_above)
+
+    def thinned(self, count: int | None) -> EvaluationSet:
+        """`count` evenly spaced images, with the masks that they have here; None for all."""
+        return self._at(_evenly_spaced(len(self.images), count))
 
     def part(self, rank: int, size: int) -> EvaluationSet:
         """Every `size`-th image, from `rank` on."""
-        places = range(rank, len(self.images), size)
-        labels = None if self.labels is None else self.labels[rank::size]
-        return EvaluationSet(Subset(self.images, places), self.hidden[rank::size], labels)
+        return self._at(range(rank, len(self.images), size))
+
+    def _at(self, places: Sequence[int]) -> EvaluationSet:
+        own = list(places)
+        return replace(
+            self,
+            images=Subset(self.images, own),
+            hidden=self.hidden[own],
+            labels=None if self.labels is None else self.labels[own],
+            groups=None if self.groups is None else [self.groups[place] for place in own],
+        )
+
+
+def _evenly_spaced(length: int, count: int | None) -> list[int]:
+    if count is None or count >= length:
+        return list(range(length))
+    return torch.linspace(0, length - 1, count).round().long().tolist()
 
 
 @torch.no_grad()
@@ -68,18 +92,22 @@ def evaluate(
     device: torch.device,
     workers: int = 0,
     team: Team | None = None,
-) -> dict[str, float]:
-    """Mean loss per task over the images, the model in eval mode (running BatchNorm statistics) and in float32.
+) -> Scores:
+    """The losses of each image, the model in eval mode (running BatchNorm statistics) and in float32.
 
-    With a loss that classifies also "top1", the share of images whose largest logit is that of their label.
-
-    Every process of the team takes its part of the images.
+    With a loss that classifies also "top1", for CT also "body_l1" (`gcond.scores`). Every process of the team takes its
+    part of the images, and gets the scores of all.
     """
     team = team or Team(Alone(), device)
     part = data.part(team.rank, team.size)
     model.eval()
-    names = [*tasks, "top1"] if loss.classifies else list(tasks)
-    totals = torch.zeros(len(names) + 1, dtype=torch.float64, device=device)  # per task, and of images
+    names = [
+        *tasks,
+        *(["top1"] if loss.classifies else []),
+        *([] if data.body_above is None else [BODY, "body_images"]),
+    ]
+    table = torch.zeros(len(data.images), len(names), dtype=torch.float64, device=device)
+    own = table[team.rank :: team.size]
     with signals_held_back():
         loader = iter(
             DataLoader(
@@ -91,16 +119,17 @@ def evaluate(
             )
         )
     parts = [tensor.split(BATCH) for tensor in (part.hidden, part.labels) if tensor is not None]
+    start = 0
     for raw, hidden, *rest in Ahead(zip(loader, *parts, strict=False), transfer_to(device)):
         images = intensity.normalise(raw)
+        more: dict[str, Tensor] = {}
         if loss.classifies:
             predictions, logits = model(images, hidden, classify=True)
-            more: dict[str, Any] = {"logits": logits, "labels": rest[0]}
-            values = loss(predictions, images, hidden, tasks, **more)
-            values["top1"] = (logits.argmax(1) == rest[0]).double().mean()
+            more = {"logits": logits, "labels": rest[0]}
         else:
-            values = loss(model(images, hidden), images, hidden, tasks)
-        totals[:-1] += torch.stack([values[name].double() for name in names]) * len(raw)
-        totals[-1] += len(raw)
-    *sums, images_seen = team.sum(totals).tolist()
-    return {name: total / images_seen for name, total in zip(names, sums, strict=True)}
+            predictions = model(images, hidden)
+        body = None if data.body_above is None else raw > data.body_above
+        values = per_image(loss, predictions, images, hidden, tasks, body, **more)
+        own[start : start + len(raw)] = torch.stack([values[name] for name in names], dim=1)
+        start += len(raw)
+    return dict(zip(names, team.sum(table).cpu().unbind(1), strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from gcond.data.intensity import Intensity
 from gcond.engine.batches import Batch, MicroBatches
+from gcond.engine.final import Best
 from gcond.engine.interrupt import Interrupted
 from gcond.engine.logbook import Logbook
 from gcond.engine.mirror import Mirror
@@ -132,12 +133,17 @@ def fit(
     mirror: Mirror,
     progress: Progress,
     score: Callable[[], dict[str, float]],
+    best: Best,
     examine: Callable[[int], dict[str, dict[str, Any]]],
     draw: Callable[[int, int], Path | None],
+    finish: Callable[[int, int], Iterator[dict[str, Any]]],
     save: Callable[[int], None],
     pause: Callable[[], tuple[bool, int]],
 ) -> None:
     """Train from optimizer step `start` to the schedule's end; after each epoch score, examine, draw and save.
+
+    `best` keeps the weights of the epoch whose scores are best. `finish(epoch, step)` gives the records of the end,
+    before the last checkpoint: so a run that stands there has them.
 
     `examine(epoch)` gives further records, by their kind; `draw(step, epoch)` is where a picture has been written.
 
@@ -157,12 +163,18 @@ def fit(
         if rest == 0:
             scores = {"epoch": epoch, "step": step + 1, **score()}
             write({"kind": "validation", **scores})
+            best.consider(epoch, step + 1, scores)
             for kind, record in examine(epoch).items():
                 write({"kind": kind, "epoch": epoch, "step": step + 1, **record})
             picture = draw(step + 1, epoch)
             if picture is not None:
                 mirror.picture(step + 1, picture)
-            progress.epoch(scores, last=step + 1 == schedule.total_steps)
+            last = step + 1 == schedule.total_steps
+            progress.epoch(scores, last)
+            for record in finish(epoch, step + 1) if last else ():
+                write(record)
+                if (record["kind"], record["at"]) == ("final", "best"):
+                    progress.best(record)
         due, signal = pause()
         if rest == 0 or due or signal:
             save(step + 1)

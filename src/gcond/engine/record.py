@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gcond.data.splits import Splits
 from gcond.engine import device as devices
+from gcond.engine.checkpoint import State
 from gcond.engine.folder import SCHEMA, RunFolder, config_hash, telling_what_could_not_be_written
 from gcond.engine.logbook import read
 from gcond.engine.mirror import experiment
@@ -82,7 +83,7 @@ class Record:
             "missing_packages": [],
             "trivial": {},
         }
-        self.seconds = 0.0  # of earlier attempts
+        self._seconds = self._cpu_seconds = 0.0  # of earlier attempts
         self.windows = 0  # of this attempt, when it has ended
 
     def __enter__(self) -> Record:
@@ -94,7 +95,8 @@ class Record:
             "python": platform.python_version(),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        self._clock = time.perf_counter()
+        self._clock, self._cpu_clock = time.perf_counter(), devices.cpu_seconds()
+        self._load_start = devices.load()
         return self
 
     def __exit__(
@@ -116,14 +118,22 @@ class Record:
             "trivial": trivial,
         }
 
-    def elapsed(self) -> float:
-        """Seconds of work, earlier attempts included."""
-        return self.seconds + time.perf_counter() - self._clock
+    def resumed(self, state: State) -> None:
+        """Count what earlier attempts took, up to the checkpoint."""
+        self._seconds, self._cpu_seconds = state.seconds, state.cpu_seconds
+
+    def spent(self) -> tuple[float, float]:
+        """Seconds of work and of CPU, earlier attempts included."""
+        return (
+            self._seconds + time.perf_counter() - self._clock,
+            self._cpu_seconds + devices.cpu_seconds() - self._cpu_clock,
+        )
 
     def _results(self) -> dict[str, Any]:
         records = read(self._folder.metrics)
         steps = [record for record in records if record["kind"] == "step"]
         epochs = [record for record in records if record["kind"] == "validation"]
+        final = {record["at"]: _without(record, "kind", "at") for record in records if record["kind"] == "final"}
         taken = [step for step in steps if "skipped" not in step]
         edge = max(1, round(EDGE * len(taken)))
         results: dict[str, Any] = {"steps": len(steps), "skipped_steps": len(steps) - len(taken), "epochs": len(epochs)}
@@ -136,18 +146,28 @@ class Record:
             results["collectives_per_window"] = {
                 name: count / self.windows for name, count in self.team.processes.counts.items()
             }
-        results["validation"] = [{key: value for key, value in epoch.items() if key != "kind"} for epoch in epochs]
+        results["validation"] = [_without(epoch, "kind") for epoch in epochs]
+        results["final"] = final
         return results
 
     def _write(self, **results: Any) -> None:
+        seconds, cpu_seconds = self.spent()
         measured = {
             "processes": self.team.size,
             "arbitration": self._cfg.arbitration if self.team.size > 1 else "once",
             "device": devices.describe(self.team.device),
-            "seconds": round(self.elapsed(), 3),
+            "tf32": devices.tf32(),
+            "seconds": round(seconds, 3),
+            "cpu_seconds": round(cpu_seconds, 3),
+            "load_start": self._load_start,
+            "load_end": devices.load(),
             "peak_memory_mb": round(devices.peak_memory_mb(self.team.device), 1),
         }
         write_json(self._folder.report, self._content | measured | results)
+
+
+def _without(record: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in keys}
 
 
 def variant() -> str:

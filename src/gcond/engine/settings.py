@@ -29,8 +29,9 @@ class Settings:
         scale = cfg.scale
         for key in ("micro_batch", "accumulation_steps", "epochs", "diagnose_every", "image_size", "patch_size"):
             _expect(isinstance(scale[key], int) and scale[key] >= 1, f"scale.{key}", "an integer >= 1", scale[key])
-        for key in ("steps_per_epoch", "eval_images"):
-            _expect(scale[key] is None or scale[key] >= 1, f"scale.{key}", "null or an integer >= 1", scale[key])
+        for key in ("steps_per_epoch", "eval_images", "curve_images"):  # a scale need not have the last
+            value = scale.get(key)
+            _expect(value is None or value >= 1, f"scale.{key}", "null or an integer >= 1", value)
         probed = scale.probe_micro_batches
         _expect(
             isinstance(probed, int) and probed >= 0 and probed % 2 == 0,

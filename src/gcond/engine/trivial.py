@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -17,31 +18,40 @@ from gcond.loss import ReconstructionLoss
 from gcond.trivial import score_trivial
 
 Scores = dict[str, dict[str, float]]
+VERSION = 2  # of what is measured
 
 
 def trivial_scores(
     cfg: DictConfig,
     data: Splits,
-    val: EvaluationSet,
-    test: EvaluationSet,
+    sets: Mapping[str, EvaluationSet],
     loss: ReconstructionLoss,
     labelling: Labelling | None = None,
 ) -> Scores:
-    """predictor -> {"val_l1", …, "test_l1", …}, for all tasks of `loss`; classes are guessed, each equally likely."""
-    key = [OmegaConf.to_container(cfg[part], resolve=True) for part in ("dataset", "loss", "scale")]
+    """predictor -> {"val_l1", …, "test_l1", …}, for all tasks of `loss`; classes are guessed, each equally likely.
+
+    Of CT also "val_body_l1" and "test_body_l1".
+    """
+    key = [VERSION, *(OmegaConf.to_container(cfg[part], resolve=True) for part in ("dataset", "loss", "scale"))]
     digest = hashlib.sha256(json.dumps([*key, data.facts["checksum"]], sort_keys=True).encode()).hexdigest()[:10]
     path = Path(cfg.runs) / cfg.scale.name / f"trivial-{cfg.dataset.name}-{digest}.json"
     if path.exists():
         return json.loads(path.read_text())
     scores: Scores = {}
-    for split, evaluation in (("val", val), ("test", test)):
+    for split, evaluation in sets.items():
         for name, values in score_trivial(
-            data.train, evaluation.images, evaluation.hidden, loss, data.intensity
+            data.train,
+            evaluation.images,  # type: ignore[arg-type]
+            evaluation.hidden,
+            loss,
+            data.intensity,
+            body_above=evaluation.body_above,
         ).items():
+            values.pop("body_images", None)
             scores.setdefault(name, {}).update({f"{split}_{task}": value for task, value in values.items()})
     if labelling is not None:  # by chance
         for own in scores.values():
-            for split in ("val", "test"):
+            for split in sets:
                 own |= {f"{split}_class": math.log(labelling.classes), f"{split}_top1": 1 / labelling.classes}
     write_json(path, scores)
     return scores

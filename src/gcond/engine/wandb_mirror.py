@@ -54,6 +54,9 @@ class WandbMirror:
                 shutil.rmtree(copy)
 
     def write(self, record: dict[str, Any]) -> None:
+        """All but the scores of single patients and classes, which are too many for a chart."""
+        if record["kind"] == "groups":
+            return
         self._run.log({key: value for key, value in row(record).items() if value is not None})
 
     def picture(self, step: int, path: Path) -> None:
@@ -71,7 +74,8 @@ class WandbMirror:
         if curve:
             columns = list(curve[0])
             metrics = [name for name in columns if name not in ("epoch", "step")]
-            rows = {"this run, last epoch": curve[-1], **report.get("trivial", {})}
+            ends = report.get("final") or {"last": curve[-1]}
+            rows = {**{f"this run, {at} epoch": scores for at, scores in ends.items()}, **report.get("trivial", {})}
             tables = {
                 "tables/validation": wandb.Table(columns, [[epoch[name] for name in columns] for epoch in curve]),
                 "tables/summary": wandb.Table(
@@ -133,14 +137,16 @@ class WandbMirror:
 
 
 def row(record: dict[str, Any]) -> dict[str, Any]:
-    """A record as wandb gets it: flat, and what is neither of a step nor of a validation under its kind's name."""
+    """A record as wandb gets it: flat. Final scores stand under "best" and "last", all but steps and validations under
+    their kind's name."""
     values = {key: value for key, value in record.items() if key != "kind"}
     if record["kind"] in ("step", "validation"):
         return values
     placed = {key: values.pop(key) for key in ("epoch", "step")}
+    kind = values.pop("at", record["kind"])
     for key, value in values.items():
         members = (
             {f"{key}/{name}": member for name, member in value.items()} if isinstance(value, dict) else {key: value}
         )
-        placed |= {f"{record['kind']}/{name}": member for name, member in members.items()}
+        placed |= {f"{kind}/{name}": member for name, member in members.items()}
     return placed

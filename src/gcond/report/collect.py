@@ -10,7 +10,7 @@ from gcond.report import logged, records
 from gcond.report.folders import METRICS, Run, read_folders
 from gcond.report.lineup import TRIVIAL
 from gcond.report.logged import Record
-from gcond.report.probes import activation_rows, probe_rows
+from gcond.report.probes import activation_rows, group_rows, probe_rows
 from gcond.report.records import COLUMNS, KEY, frame, read_csv, write_csv
 from gcond.report.steps import bin_steps
 
@@ -26,6 +26,7 @@ SERIES: dict[str, tuple[dict[str, object], list[str], int, Rows]] = {
     "steps.csv": (records.STEP_COLUMNS, records.STEP_KEY, 6, lambda run, own: bin_steps(own)),
     "probes.csv": (records.PROBE_COLUMNS, records.PROBE_KEY, 6, lambda run, own: probe_rows(own)),
     "activations.csv": (records.ACTIVATION_COLUMNS, records.ACTIVATION_KEY, 6, lambda run, own: activation_rows(own)),
+    "groups.csv": (records.GROUP_COLUMNS, records.GROUP_KEY, 5, lambda run, own: group_rows(own)),
 }
 
 
@@ -152,8 +153,8 @@ def _agree(value: float, expected: float) -> bool:
 def _trivial_row(dataset: str, name: str, witness: Run) -> dict[str, object]:
     row = dict.fromkeys(COLUMNS) | {"dataset": dataset, "strategy": TRIVIAL + name, "status": "done"}
     row |= {key: witness.row[key] for key in ("dataset_title", "missing_packages")}
-    for metric in METRICS:
-        row |= {f"best_{metric}": witness.trivial[name][metric], f"last_{metric}": witness.trivial[name][metric]}
+    for metric, value in witness.trivial[name].items():
+        row |= {f"best_{metric}": value, f"last_{metric}": value}
     return row
 
 

@@ -2,13 +2,14 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gcond.report.records import COLUMNS, KEY, MORE_METRICS, MORE_TASKS
+from gcond.engine.selection import selection_weights, weighted_loss
+from gcond.report.records import BODY_METRICS, COLUMNS, KEY, MORE_METRICS
 
 METRICS = ("val_l1", "val_ssim", "test_l1", "test_ssim")  # "ssim" is 1 - SSIM throughout
-WEIGHTS = {"l1": 0.85, "ssim": 0.15}  # the paper's, used to choose the epoch of every method
 
 
 @dataclass(frozen=True)
@@ -75,16 +76,19 @@ def read_run(folder: Path) -> Run:
         error = _error(folder, report)
         if error:
             return Run(folder, row | {"status": "failed", "error": " ".join(error.split())}, {}, [])
-        weights = _weights(report)
+        weights = selection_weights(report.get("tasks") or {})
         more = [name for name in MORE_METRICS if name in report["validation"][0]]
         names = dict.fromkeys(["epoch", "step", *METRICS, *more, *(f"val_{task}" for task in weights)])
         curve = [{name: epoch[name] for name in names} for epoch in report["validation"]]
-        trivial = {name: {metric: values[metric] for metric in METRICS} for name, values in report["trivial"].items()}
+        trivial = {
+            name: {metric: values[metric] for metric in (*METRICS, *(set(BODY_METRICS) & set(values)))}
+            for name, values in report["trivial"].items()
+        }
     except KeyError as missing:
         raise ValueError(f"{path} lacks the key `{missing.args[0]}`") from None
     except json.JSONDecodeError as broken:
         raise ValueError(f"{path} is not JSON: {broken}") from None
-    return Run(folder, row | {"error": ""} | _summary(curve, weights), trivial, curve)
+    return Run(folder, row | {"error": ""} | _summary(curve, weights, report.get("final")), trivial, curve)
 
 
 def _error(folder: Path, report: dict) -> str:
@@ -97,23 +101,22 @@ def _error(folder: Path, report: dict) -> str:
         return report.get("error") or "unknown error"
     if not report["validation"]:
         return "no validation was recorded"
-    for epoch in report["validation"]:
-        for metric in [*METRICS, *(name for name in MORE_METRICS if name in epoch)]:
+    for epoch in [*report["validation"], *report.get("final", {}).values()]:
+        more = set(MORE_METRICS).difference(BODY_METRICS) & set(epoch)  # without a body there is no L1 of it
+        for metric in [*METRICS, *sorted(more)]:
             if epoch[metric] is None or not math.isfinite(epoch[metric]):
                 return f"`{metric}` is {epoch[metric]}, not a finite number, at epoch {epoch['epoch']}"
     return ""
 
 
-def _weights(report: dict) -> dict[str, float]:
-    """What chooses the best epoch: the paper's weights, but the lambdas of a run that trains another task besides."""
-    tasks: dict[str, float] = report.get("tasks") or {}
-    return tasks if set(tasks) & set(MORE_TASKS) else WEIGHTS
-
-
-def _summary(curve: list[dict[str, float]], weights: dict[str, float]) -> dict[str, float]:
-    """The best epoch (smallest weighted validation loss, the first on ties), its metrics and the last epoch's."""
-    best = min(curve, key=lambda epoch: sum(weight * epoch[f"val_{task}"] for task, weight in weights.items()))
-    summary = {"best_epoch": best["epoch"]}
-    for metric in [name for name in (*METRICS, *MORE_METRICS) if name in best]:
-        summary |= {f"best_{metric}": best[metric], f"last_{metric}": curve[-1][metric]}
+def _summary(
+    curve: list[dict[str, float]], weights: Mapping[str, float], final: dict[str, dict[str, float]] | None
+) -> dict[str, float]:
+    """The best epoch, its metrics and the last epoch's: those of the whole of validation and test, where a run has
+    them; runs of before have their curve only, of which the best epoch is chosen here as the engine chooses it."""
+    best = min(curve, key=lambda epoch: weighted_loss(epoch, weights))
+    ends = final or {"best": best, "last": curve[-1]}
+    summary = {"best_epoch": ends["best"]["epoch"]}
+    for metric in [name for name in (*METRICS, *MORE_METRICS) if name in ends["best"]]:
+        summary |= {f"{at}_{metric}": values[metric] for at, values in ends.items()}
     return summary

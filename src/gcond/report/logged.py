@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-Record = dict[str, Any]  # "kind" is step, validation, probe or activations; a number that is not defined is None
+Record = dict[str, Any]
+"""Its "kind" is step, validation, probe, activations, final or groups; a number that is not defined is None."""
 
 
 def read(folder: Path) -> list[Record]:

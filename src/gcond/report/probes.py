@@ -1,4 +1,4 @@
-"""What a run measured between epochs, beside its training: rows of probes.csv and of activations.csv."""
+"""What a run measured beside its training: rows of probes.csv, activations.csv and groups.csv."""
 
 from collections.abc import Sequence
 
@@ -17,6 +17,20 @@ def probe_rows(records: Sequence[Record]) -> list[dict[str, object]]:
         for name, value in probe.items()
         if name not in ("kind", *WHEN)
     ]
+
+
+def group_rows(records: Sequence[Record]) -> list[dict[str, object]]:
+    """One row per patient or class of validation and of test: its final scores at the best and at the last epoch."""
+    rows: dict[tuple[str, str], dict[str, object]] = {}
+    for record in records:
+        if record["kind"] != "groups":
+            continue
+        for group, measured in record["groups"].items():
+            row = rows.setdefault((record["split"], group), {"split": record["split"], "group": group})
+            row |= {
+                name if name.endswith("images") else f"{record['at']}_{name}": value for name, value in measured.items()
+            }
+    return list(rows.values())
 
 
 def activation_rows(records: Sequence[Record]) -> list[dict[str, object]]:

@@ -1,9 +1,9 @@
 """The files under results/<scale>/: runs.csv has one row per run; curves.csv, steps.csv, probes.csv, activations.csv
-have what happened inside each run that is done; windows.csv and linear_probe.csv what was measured on its
-weights afterwards.
+have what happened inside each run that is done, groups.csv its final scores by patient or class; windows.csv and
+linear_probe.csv what was measured on its weights afterwards.
 
-Columns of `OPTIONAL` belong to tasks beside L1 and SSIM, or (`data_checksum`) are younger than the oldest files: a file
-has them only if one of its runs has a value there.
+Columns of `OPTIONAL` belong to tasks beside L1 and SSIM or to CT, or are younger than the oldest files (`YOUNG`): a
+file has them only if one of its runs has a value there.
 
 A run is known by `KEY`. "" means not known. The numbers of runs.csv and curves.csv have 8 significant digits (a float32
 metric has about 7), those of the others 6. Trivial predictors are rows of runs.csv too: strategy "trivial:<name>", no
@@ -19,7 +19,9 @@ from gcond.files import write_atomically
 _TEXT, _WHOLE, _TRUTH, _REAL = str, "Int64", "boolean", "float64"
 
 MORE_TASKS = ("flipped", "class")
+BODY_METRICS = ("val_body_l1", "test_body_l1")  # L1 over the pixels of CT that show the body
 MORE_METRICS = tuple(f"{split}_{name}" for split in ("val", "test") for name in (*MORE_TASKS, "top1"))
+MORE_METRICS += BODY_METRICS
 
 COLUMNS = {
     **dict.fromkeys(["dataset", "dataset_title", "model", "strategy"], _TEXT),
@@ -35,6 +37,8 @@ COLUMNS = {
     **dict.fromkeys(["missing_packages", "data_checksum"], _TEXT),
     **dict.fromkeys([f"{epoch}_{metric}" for epoch in ("best", "last") for metric in MORE_METRICS], _REAL),
     **dict.fromkeys([f"train_{task}_{edge}" for task in MORE_TASKS for edge in ("first", "tail")], _REAL),
+    **dict.fromkeys(["cpu_seconds", "load_start", "load_end"], _REAL),
+    "tf32": _TRUTH,
 }
 KEY = ["dataset", "model", "strategy", "seed", "variant"]
 
@@ -80,6 +84,15 @@ WINDOW_COLUMNS = {  # one row per number that gcond.engine.window_noise says of 
 }
 WINDOW_KEY = [*KEY, "state", "mode", "group", "name"]
 
+GROUP_MEASURES = ("l1", "ssim", *MORE_TASKS, "top1", "body_l1")
+GROUP_COLUMNS = {  # one row per patient or class of validation and of test; final scores, the means of its images
+    **_NAME,
+    **dict.fromkeys(["split", "group"], _TEXT),
+    **dict.fromkeys(["images", "body_images"], _WHOLE),  # body_images: those that body_l1 is the mean of
+    **dict.fromkeys([f"{at}_{name}" for at in ("best", "last") for name in GROUP_MEASURES], _REAL),
+}
+GROUP_KEY = [*KEY, "split", "group"]
+
 QUANTILES = ("0", "0.001", "0.01", "0.05", "0.25", "0.5", "0.75", "0.95", "0.99", "0.999", "1")
 ACTIVATION_COLUMNS = {  # of the last encoder layer
     **_NAME,
@@ -98,11 +111,12 @@ LINEAR_PROBE_COLUMNS = {  # one row per run and task: the last checkpoint's enco
 LINEAR_PROBE_KEY = [*KEY, "task"]
 
 
+YOUNG = ("data_checksum", "cpu_seconds", "load_start", "load_end", "tf32")
 OPTIONAL = frozenset(
     name
-    for columns in (COLUMNS, CURVE_COLUMNS, STEP_COLUMNS)
+    for columns in (COLUMNS, CURVE_COLUMNS, STEP_COLUMNS, GROUP_COLUMNS)
     for name in columns
-    if {*MORE_TASKS, "top1"} & set(name.split("_")) or name == "data_checksum"
+    if {*MORE_TASKS, "top1", "body"} & set(name.split("_")) or name in YOUNG
 )
 
 

@@ -80,7 +80,7 @@ def _computed(cfg: DictConfig) -> Room:
             model = build(cfg.model, channels=3)  # of photographs; CT's single channel makes it a little smaller
         parameters = sum(parameter.numel() for parameter in model.parameters())
         weights = sum(tensor.nbytes + ENTRY for tensor in model.state_dict().values())
-        whole = KEPT * parameters * bytes_per_parameter(cfg)
+        whole = KEPT * (parameters * bytes_per_parameter(cfg) + weights)  # those of the best epoch, too
     except (ValueError, InstantiationException):
         return Room(0, 0)
     lasting = weights if cfg.finished_keeps == "weights" else whole
@@ -90,14 +90,14 @@ def _computed(cfg: DictConfig) -> Room:
 def bytes_per_parameter(cfg: DictConfig) -> float:
     """Of a checkpoint: float32 weights, the optimizer's moments, the strategy's averages; tried on a stand-in."""
     import torch
-    from hydra.utils import instantiate
 
+    from gcond.engine.optimizer import optimizer_of
     from gcond.engine.settings import GROUPS, Settings
 
     groups = {name: [torch.nn.Parameter(torch.ones(PROBE))] for name in GROUPS}
     parameters = [parameter for group in groups.values() for parameter in group]
     conductor = Settings(cfg).conductor(groups, seed=0)
-    optimizer = instantiate(cfg.optimizer.build)(parameters, lr=1e-3)
+    optimizer = optimizer_of(cfg.optimizer.build, parameters, 1e-3)
 
     def losses(batch: Any, tasks: Sequence[str]) -> dict[str, torch.Tensor]:
         return {task: sum(((p - 2 - at) ** 2).mean() for p in parameters) for at, task in enumerate(tasks)}

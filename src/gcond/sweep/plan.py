@@ -9,7 +9,7 @@ import re
 import shutil
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -111,7 +111,7 @@ def plan(overrides: Sequence[str]) -> list[Planned]:
         swept = parser.parse_overrides([f"{key}={value}" for key, value in params.items()] + list(overrides))
         choices = BasicSweeper.split_arguments(swept, None)[0]
         checksum = _asked_once(checksum_of)
-        configs = tqdm(_composed(choices), "plan", len(choices), unit="run", delay=2, leave=False)
+        configs = tqdm(_composed(choices), "plan", len(choices), unit="run", delay=2, leave=False, disable=None)
         runs = [_planned(cfg, checksum) for cfg in configs]
     _check_folders(runs, checksum)
     return runs
@@ -263,9 +263,16 @@ def recorded(results: Path) -> dict[Cost, list[Record]]:
     return known
 
 
-def _record(row: dict[str, str]) -> Record:
+def _record(row: Mapping[str, Any]) -> Record:
     memory = row.get("peak_memory_mb")
-    return Record(float(row["seconds"]), float(memory) if memory else None, row.get("device") or "")
+    return Record(_seconds_alone(row), float(memory) if memory else None, row.get("device") or "")
+
+
+def _seconds_alone(row: Mapping[str, Any]) -> float:
+    """Of work on an idle machine: on the CPU those of the processor where they are known, since a run waits for others
+    on a loaded one; several threads or loading processes use more of them than time passes."""
+    seconds, cpu = float(row["seconds"]), row.get("cpu_seconds")
+    return min(seconds, float(cpu)) if cpu and (row.get("device") or "").startswith("CPU") else seconds
 
 
 def _memory(record: Record) -> float:

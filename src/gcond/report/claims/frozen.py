@@ -16,11 +16,11 @@ from itertools import product
 
 import pandas as pd
 
+from gcond.engine.selection import PAPER_WEIGHTS as LAMBDAS
 from gcond.report.claims.controls import MINUTES, listed
 from gcond.report.claims.evidence import BLOCKS, METRICS, Arm, Evidence, overrides, per_run
 from gcond.report.claims.judge import Answer, Claim, Finding, answer, compare
 from gcond.report.claims.reconstruction import BASELINE, CAGRAD, GRADNORM, PCGRAD, SEQUENTIAL, STOCHASTIC
-from gcond.report.folders import WEIGHTS as LAMBDAS
 from gcond.report.statistics import ratio
 
 INTEGRATED = Arm("baseline_integrated")
