@@ -1,6 +1,8 @@
 """dataset=imagenet256: Parquet and JPEG folders made here."""
 
+import hashlib
 import io
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -62,6 +64,66 @@ def test_large_parquet_is_decoded_on_demand_with_the_same_result(parquet, tmp_pa
     assert isinstance(on_demand.test, imagenet256.ParquetPhotos)
     assert torch.equal(held.test[1], on_demand.test[1])
     assert held.facts == on_demand.facts
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_row_that_cannot_be_decoded_is_named_with_its_file(parquet, tmp_path_factory, monkeypatch, held):
+    if not held:
+        monkeypatch.setattr(images, "IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr(imagenet256, "IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("arrow"))
+    rows = [{"bytes": content, "path": None} for content in (jpeg(30), jpeg(40)[:-20], None)]
+    path = parquet / "data" / "train-00001-of-00002.parquet"
+    for broken in (1, 2):
+        pq.write_table(pa.table({"image": pa.array([rows[0], rows[broken]], imagenet_struct())}), path)
+        with pytest.raises(ValueError, match=r"train-00001-of-00002\.parquet row 1 "):
+            list(imagenet256.load(parquet, 32).train)
+
+
+@pytest.mark.parametrize("damage", ["cut", "pages", "text"])
+def test_a_damaged_file_is_named(parquet, damage):
+    path = parquet / "data" / "train-00001-of-00002.parquet"
+    whole = path.read_bytes()
+    damaged = {"cut": whole[:-10], "pages": whole[:4] + bytes(200) + whole[204:], "text": b"<html>"}
+    path.write_bytes(damaged[damage])
+    with pytest.raises(ValueError, match=r"train-00001-of-00002\.parquet"):
+        imagenet256.load(parquet, 32)
+
+
+def test_missing_parts_are_counted_and_said(parquet, capsys):
+    (parquet / "data" / "train-00001-of-00002.parquet").unlink()
+    assert imagenet256.load(parquet, 32).facts["passed_over"] == {"Parquet files that are not there": 1}
+    assert "1 Parquet files that are not there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["a bit", "cut", "gone", "facts"])
+def test_files_of_data_prep_are_compared_with_its_facts(parquet, damage):
+    path = parquet / "data" / "train-00001-of-00002.parquet"
+    content = path.read_bytes()
+    stated = {"data/" + path.name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
+    (parquet / "facts.json").write_text(json.dumps({"files": stated}))
+    imagenet256.load(parquet, 32)
+    if damage == "a bit":
+        at = content.index(b"\xff\xd9") - 3  # in the last of what is a photograph
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    elif damage == "cut":
+        pq.write_table(pq.read_table(path)[:0], path)
+    elif damage == "gone":
+        path.unlink()
+    else:
+        path = parquet / "facts.json"
+        path.write_text("{}")
+    with pytest.raises(ValueError, match=path.name):
+        imagenet256.load(parquet, 32)
+
+
+@pytest.mark.parametrize("label", [None, -1])
+def test_a_withheld_label_makes_no_class(parquet, label):
+    assert imagenet256.load(parquet, 32).groups == {"train": ["0"] * 3, "val": ["0"] * 3, "test": ["0"] * 2}
+    path = parquet / "data" / "validation-00000-of-00001.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(1, "label", pa.array([0, 0, label, 0, 0], pa.int64())), path)
+    assert imagenet256.load(parquet, 32).groups is None
 
 
 def test_full_scale_alone_is_called_imagenet256(parquet, monkeypatch):

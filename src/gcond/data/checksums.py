@@ -14,6 +14,8 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from gcond.data import folders
+
 PHOTOGRAPHS: dict[str, tuple[str, ...]] = {
     "train": (
         "astronaut.png",
@@ -28,7 +30,6 @@ PHOTOGRAPHS: dict[str, tuple[str, ...]] = {
     "test": ("coffee.png",),
 }
 """Files of the scikit-image wheel, split by split."""
-JPEG = (".jpg", ".jpeg")
 
 
 def checksum_of(dataset: DictConfig) -> Any:
@@ -54,13 +55,13 @@ def of_store(root: Path) -> str:
 def of_files(root: str | Path | None) -> str:
     """Of a folder of photographs."""
     root = photo_folder(root)
-    return of_listing(root, parquet_files(root) or jpeg_files(root))
+    return of_listing(root, parquet_files(root) or folders.read(root).files)
 
 
 def of_listing(root: Path, listing: Iterable[Path]) -> str:
     """SHA-256 over names and sizes: 19 GB of content are not read for a checksum."""
     lines = sorted(f"{file.relative_to(root).as_posix()} {file.stat().st_size}" for file in listing)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def of_photographs() -> str:
@@ -85,14 +86,6 @@ def photo_folder(root: str | Path | None) -> Path:
 
 def parquet_files(root: Path) -> list[Path]:
     return sorted(root.glob("data/*.parquet"))
-
-
-def jpeg_files(root: Path) -> list[Path]:
-    """Raises ValueError where there are none."""
-    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in JPEG)
-    if not found:
-        raise ValueError(f"`root`: {root} holds neither data/*.parquet nor a JPEG file")
-    return found
 
 
 def short(checksum: Any) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from io import BytesIO
@@ -15,18 +16,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from gcond.data import decoded
-from gcond.data.checksums import jpeg_files, of_listing, parquet_files, photo_folder
+from gcond.data import decoded, folders
+from gcond.data.checksums import of_listing, parquet_files, photo_folder
 from gcond.data.images import IN_MEMORY_BYTES, PhotoFiles, check_size, naming, opened, square_rgb
 from gcond.data.intensity import Intensity
 from gcond.data.splits import Splits
-from gcond.data.store import STORED_SIZE
+from gcond.files import read_object, sha256
 
+AGAIN = "remove the folder and make it again"
+NUMBERED = re.compile(r"(.+-)(\d+)-of-(\d+)\.parquet")
 FULL_TRAIN = 1_000_000
 """Only with so many training images (the whole has 1,281,167) is the title "ImageNet-256"."""
-VAL_SHARE, TEST_SHARE = 0.08, 0.08
 _PARQUET = ("train", "validation")  # of the published splits those with labels
-Rows = TypeVar("Rows", range, list[str], list[Path])
+Rows = TypeVar("Rows", range, list[str | None])
 
 
 class EncodedPhotos:
@@ -80,20 +82,28 @@ def load(root: str | Path | None, image_size: int) -> Splits:
 
     The published test split has no part in it (its labels are withheld, so nobody compares on it): val and test are the
     even and the odd rows (Parquet) or files in sorted order (JPEG) of the ImageNet validation split. A JPEG folder
-    may bring its own `test/`; without sub-folders each file's split follows from a hash of its relative path, 84/8/8.
-    Raises ValueError where `root` is unset, absent, or holds neither layout.
+    may bring its own test/. What is passed over is said on stderr, and stands in `facts`.
+    Raises ValueError where `root` is unset, absent, or holds neither layout (gcond.data.folders), and for a photograph
+    that cannot be decoded.
     """
     check_size(image_size)
     root = photo_folder(root)
+    splits: dict[str, ParquetPhotos] | dict[str, PhotoFiles]
     if parquet := parquet_files(root):
-        splits, listing = _from_parquet(parquet, image_size), parquet
+        splits, listing, groups = _from_parquet(parquet, image_size), parquet, _labels(parquet)
+        missing = _missing(parquet)
+        passed_over = {"Parquet files that are not there": missing} if missing else {}
     else:
-        splits, listing = _from_jpeg(root, image_size)
+        folder = folders.read(root)
+        splits = {split: PhotoFiles(own, image_size) for split, own in folder.splits.items()}
+        listing, groups, passed_over = folder.files, folder.classes, folder.passed_over
+    held = {split: decoded.held(images, f"ImageNet {split}", root) for split, images in splits.items()}
+    _say(root, splits, groups, passed_over)
     counts = {split: len(images) for split, images in splits.items()}
     total = sum(counts.values())
     intensity = Intensity.of_photographs()
     return Splits(
-        **{split: decoded.held(images, f"ImageNet {split}", root) for split, images in splits.items()},
+        **held,
         intensity=intensity,
         title="ImageNet-256" if counts["train"] >= FULL_TRAIN else f"ImageNet-256 ({total} images)",
         facts={
@@ -103,30 +113,52 @@ def load(root: str | Path | None, image_size: int) -> Splits:
             "missing_packages": [],
             "mean": list(intensity.mean),
             "std": list(intensity.std),
+            "passed_over": passed_over,
         },
         shows_patients=False,
-        groups=labels(root),
+        groups=groups,
     )
 
 
 def labels(root: str | Path) -> dict[str, list[str]] | None:
     """The class of every image, per split (train, val, test) in the order of `load`: the column `label` of Parquet, or
-    the folder between split and file (train/CLASS/x.jpeg). None where there is neither."""
+    what the folders say. None where not every image has one."""
     root = Path(root)
     if parquet := parquet_files(root):
-        train, validation = published = _published(parquet)
-        if any("label" not in pq.read_schema(file).names for files in published for file in files):
-            return None
-        return {"train": _label_column(train)} | _halves(_label_column(validation))
-    splits, _ = _from_jpeg(root, STORED_SIZE)
-    inside = {split: [path.relative_to(root).parts for path in images.files] for split, images in splits.items()}
-    if any(len(parts) != 3 for found in inside.values() for parts in found):
+        return _labels(parquet)
+    return folders.read(root).classes
+
+
+def _say(
+    root: Path,
+    splits: Mapping[str, PhotoFiles | ParquetPhotos],
+    groups: Mapping[str, list[str]] | None,
+    passed_over: Mapping[str, int],
+) -> None:
+    """On stderr, what of the folder is not as one would expect, and does not stop a run."""
+    lines = [f"passed over {folders.counted(passed_over)}"] if passed_over else []
+    enlarged = sum(len(images.enlarged) for images in splits.values() if isinstance(images, PhotoFiles))
+    if enlarged:
+        lines.append(f"{enlarged:,} photographs have fewer pixels than `image_size`, and are enlarged")
+    for split in ("val", "test"):
+        if groups and (strange := len(set(groups[split]) - set(groups["train"]))):
+            lines.append(f"{strange:,} of the {len(set(groups[split])):,} classes of {split} have no training image")
+    for line in lines:
+        print(f"{root}: {line}", file=sys.stderr)
+
+
+def _labels(parquet: list[Path]) -> dict[str, list[str]] | None:
+    train, validation = published = _published(parquet)
+    if any("label" not in _schema(file).names for files in published for file in files):
         return None
-    return {split: [parts[1] for parts in found] for split, found in inside.items()}
+    found = {"train": _label_column(train)} | _halves(_label_column(validation))
+    return None if any(label is None for own in found.values() for label in own) else found
 
 
-def _label_column(files: list[Path]) -> list[str]:
-    return [str(label) for label in _read(files, "label").column("label").to_pylist()]
+def _label_column(files: list[Path]) -> list[str | None]:
+    """None where a label is absent or withheld, which is -1."""
+    labels = _read(files, "label").column("label").to_pylist()
+    return [None if label is None or label == -1 else str(label) for label in labels]
 
 
 def _from_parquet(files: list[Path], size: int) -> dict[str, ParquetPhotos]:
@@ -144,6 +176,11 @@ def _reading(file: Path) -> Iterator[None]:
         raise ValueError(f"`root`: {file} cannot be read: {error}; fetch it again") from error
 
 
+def _schema(file: Path) -> pa.Schema:
+    with _reading(file):
+        return pq.read_schema(file)
+
+
 def _rows(file: Path) -> int:
     with _reading(file):
         return pq.read_metadata(file).num_rows
@@ -155,6 +192,49 @@ def _read(files: list[Path], column: str) -> pa.Table:
         with _reading(file):
             tables.append(pq.read_table(file, columns=[column]).replace_schema_metadata(None))
     return pa.concat_tables(tables)
+
+
+def _stated(folder: Path) -> dict[str, dict] | None:
+    """What data_prep/imagenet256.py has noted of its files: name -> `bytes` and `sha256`. None of other folders."""
+    path = folder.parent / "facts.json"
+    if not path.is_file():
+        return None
+    try:
+        return {
+            Path(name).name: {"bytes": f["bytes"], "sha256": f["sha256"]}
+            for name, f in read_object(path)["files"].items()
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"`root`: {path} is not what data_prep/imagenet256.py writes; {AGAIN}") from error
+
+
+def _missing(files: list[Path]) -> int:
+    """How many are not there of those that are numbered, as in train-00000-of-00040.parquet.
+
+    Raises ValueError where data_prep has made them, and one is gone or has another length than facts.json says.
+    """
+    there = {file.name: file.stat().st_size for file in files}
+    stated = _stated(files[0].parent)
+    if stated is None:
+        numbered = [match for name in there if (match := NUMBERED.fullmatch(name))]
+        whole = {f"{m[1]}{i:0{len(m[2])}}-of-{m[3]}.parquet" for m in numbered for i in range(int(m[3]))}
+        return len(whole - there.keys())
+    for name in sorted(stated):
+        found = f"{there[name]:,}" if name in there else "none"
+        if there.get(name) != stated[name]["bytes"]:
+            raise ValueError(
+                f"`root`: expected {files[0].with_name(name)} of {stated[name]['bytes']:,} bytes, as facts.json says, "
+                f"found {found}; {AGAIN}"
+            )
+    return 0
+
+
+def _expect_checksums(files: list[Path]) -> None:
+    """Raises ValueError where a file is not the one that data_prep made."""
+    stated = _stated(files[0].parent) or {}
+    for file in files:
+        if file.name in stated and sha256(file) != stated[file.name]["sha256"]:
+            raise ValueError(f"`root`: {file} does not match its checksum in facts.json; {AGAIN}")
 
 
 def _published(files: list[Path]) -> list[list[Path]]:
@@ -178,31 +258,7 @@ def _open_parquet(files: list[Path]) -> Sequence[dict]:
     from datasets.table import InMemoryTable
 
     if sum(file.stat().st_size for file in files) <= IN_MEMORY_BYTES:
+        _expect_checksums(files)
         return Dataset(InMemoryTable(_read(files, "image")))["image"]
     dataset = Dataset.from_parquet([str(file) for file in files], columns=["image"])
     return dataset.cast_column("image", ImageFeature(decode=False))["image"]
-
-
-def _from_jpeg(root: Path, size: int) -> tuple[dict[str, PhotoFiles], list[Path]]:
-    files = jpeg_files(root)
-    if any((root / folder).is_dir() for folder in ("train", "val", "test")):
-        split_of = {path: path.relative_to(root).parts[0] for path in files}
-    else:
-        split_of = {path: _hash_split(path.relative_to(root)) for path in files}
-    splits = {split: [path for path in files if split_of[path] == split] for split in ("train", "val", "test")}
-    if not splits["test"]:
-        splits |= _halves(splits["val"])
-    for split, found in splits.items():
-        if not found:
-            raise ValueError(f"`root`: {root} gives no image for {split}; expected train/ and val/, or neither")
-    if outside := len(files) - sum(map(len, splits.values())):
-        raise ValueError(f"`root`: {outside} JPEG files of {root} lie outside train/, val/ and test/")
-    return {split: PhotoFiles(found, size) for split, found in splits.items()}, files
-
-
-def _hash_split(relative: Path) -> str:
-    """A file keeps its split whatever other files come or go."""
-    drawn = int.from_bytes(hashlib.sha256(relative.as_posix().encode()).digest()[:8]) / 2**64
-    if drawn < TEST_SHARE:
-        return "test"
-    return "val" if drawn < TEST_SHARE + VAL_SHARE else "train"

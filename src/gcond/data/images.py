@@ -41,12 +41,13 @@ class TensorImages:
 
 
 class PhotoFiles:
-    """Photographs in files of any size, decoded when asked for; a small one is enlarged."""
+    """Photographs in files of any size, decoded when asked for; those with few pixels are enlarged, and noted."""
 
     def __init__(self, files: list[Path], size: int) -> None:
         self.files = files
         self.rows = range(len(files))
         self.size = size
+        self.enlarged: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -54,6 +55,8 @@ class PhotoFiles:
     def __getitem__(self, index: int) -> Tensor:
         path = self.files[index]
         with naming(str(path)), path.open("rb") as file, opened(file) as photo:
+            if min(photo.size) < self.size:
+                self.enlarged.add(index)
             return square_rgb(photo, self.size)
 
 
