@@ -85,7 +85,7 @@ help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | while IFS="$$(printf '\t')" read -r name words; do printf '  %-18s %s\n' "$$name" "$$words"; done
 	@echo "  reproduce-figure1 … reproduce-figure12, reproduce-ablations, reproduce-o1 … o10, reproduce-conflict, reproduce-b1: one artefact each (conf/experiment)"
 	@echo "Variables (make TARGET NAME=value):"
-	@echo "  SCALE=mini|sample|sample_gpu|paper  how large a study; mini takes minutes, sample hours on two cores, the others need a GPU"
+	@echo "  SCALE=mini|sample|study|sample_gpu|paper  how large a study; mini takes minutes, sample hours and study a day or more on two cores, the others need a GPU"
 	@echo "  SEEDS=11,42,2025          one run per seed; SEEDS=10: ten, of which these three are the paper's"
 	@echo "  DATASETS=ct               only these data sets (default: the experiment's own)"
 	@echo "  MISSING=1                 leave out runs that OUT records as done, whichever machine made them"

@@ -9,14 +9,18 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
+FUSED = ("cpu", "cuda")
+
 
 def optimizer_of(build: DictConfig, parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
-    """AdamW steps in one fused kernel, unless the config says otherwise (`+optimizer.build.fused=false`).
+    """AdamW steps in one fused kernel where there is one, unless the config says otherwise
+    (`+optimizer.build.fused=false`).
 
     It takes a third of the time of PyTorch's loop over parameters, and differs from it by rounding: after one step of
     the default model by 1.2e-7 at most.
     """
-    make = instantiate(build)
-    fused = {"fused": True} if make.func is torch.optim.AdamW and "fused" not in make.keywords else {}
-    optimizer: torch.optim.Optimizer = make(parameters, lr=lr, **fused)
+    make, held = instantiate(build), list(parameters)
+    supported = make.func is torch.optim.AdamW and all(parameter.device.type in FUSED for parameter in held)
+    fused = {"fused": True} if supported and "fused" not in make.keywords else {}
+    optimizer: torch.optim.Optimizer = make(held, lr=lr, **fused)
     return optimizer
