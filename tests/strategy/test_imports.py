@@ -20,17 +20,28 @@ ALLOWED = {
     "gcond.data": {"gcond.files"},
     "gcond.model": set(),
     "gcond.loss": {"gcond.model", "gcond.data"},
-    "gcond.trivial": {"gcond.loss", "gcond.model", "gcond.data"},
+    "gcond.scores": {"gcond.loss", "gcond.model"},
+    "gcond.trivial": {"gcond.scores", "gcond.loss", "gcond.model", "gcond.data"},
     "gcond.files": set(),
     "gcond.strategy": set(),
-    "gcond.engine": {"gcond.data", "gcond.model", "gcond.loss", "gcond.strategy", "gcond.trivial", "gcond.files"},
+    "gcond.engine": {
+        "gcond.scores",
+        "gcond.data",
+        "gcond.model",
+        "gcond.loss",
+        "gcond.strategy",
+        "gcond.trivial",
+        "gcond.files",
+    },
     "gcond.sweep": {"gcond.data", "gcond.engine", "gcond.train", "gcond.files"},
+    "gcond.study": {"gcond.sweep", "gcond.engine", "gcond.data", "gcond.files"},
     "gcond.command": {"gcond.engine", "gcond.train"},
     "gcond.train": {
         "gcond.command",  # which imports it in turn, but only when a run begins
         "gcond.data",
         "gcond.model",
         "gcond.loss",
+        "gcond.scores",
         "gcond.strategy",
         "gcond.engine",
         "gcond.trivial",
@@ -48,7 +59,11 @@ ALLOWED = {
         "gcond.report",
         "gcond.files",
     },
-    "gcond.report": {"gcond.files", "gcond.toy.problem"},  # the surface to draw; no torch in it
+    "gcond.report": {
+        "gcond.files",
+        "gcond.toy.problem",
+        "gcond.engine.selection",
+    },  # the surface to draw; no torch in it
 }
 STRATEGY = {
     "gcond.strategy.flat": set(),

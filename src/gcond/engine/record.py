@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gcond.data.splits import Splits
 from gcond.engine import device as devices
+from gcond.engine.arithmetic import fingerprint
 from gcond.engine.checkpoint import State
 from gcond.engine.folder import SCHEMA, RunFolder, config_hash, telling_what_could_not_be_written
 from gcond.engine.logbook import read
@@ -156,6 +157,7 @@ class Record:
             "processes": self.team.size,
             "arbitration": self._cfg.arbitration if self.team.size > 1 else "once",
             "device": devices.describe(self.team.device),
+            "arithmetic": fingerprint(self.team.device),
             "tf32": devices.tf32(),
             "seconds": round(seconds, 3),
             "cpu_seconds": round(cpu_seconds, 3),

@@ -31,8 +31,8 @@ def build(name: str, channels: int, stride: int) -> Encoder:
     and in the parameter vector, and weight decay would still move it. Only the map of the last kept stage is returned;
     MobileNetV3's conv_head, which timm applies after global pooling, is not part of it.
 
-    Tested with mobilenetv3_small_100, mobilenetv3_small_050, convnext_tiny, convnextv2_base and resnet50 at strides 8,
-    16 and 32.
+    Tested with mobilenetv3_small_100, mobilenetv3_small_050, convnext_tiny, convnextv2_atto, convnextv2_base and
+    resnet50 at strides 8, 16 and 32.
     Raises ValueError for a name that timm does not know and for a stride that the network does not have.
     """
     with not_importable("wandb"):  # timm would import it in case somebody calls its logging

@@ -10,12 +10,14 @@ import shutil
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # what --multirun itself splits a sweep with
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
@@ -104,17 +106,23 @@ def plan(overrides: Sequence[str]) -> list[Planned]:
     Raises ValueError (from Hydra) for an unknown key or group, and where two runs of other settings or data would share
     a folder.
     """
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG)):
+    with _conf():
         parser = OverridesParser.create()
         fixed = [text for text in overrides if not parser.parse_override(text).is_sweep_override()]
         params = compose("train", fixed, return_hydra_config=True).hydra.sweeper.params or {}
         swept = parser.parse_overrides([f"{key}={value}" for key, value in params.items()] + list(overrides))
         choices = BasicSweeper.split_arguments(swept, None)[0]
-        checksum = _asked_once(checksum_of)
-        configs = tqdm(_composed(choices), "plan", len(choices), unit="run", delay=2, leave=False, disable=None)
-        runs = [_planned(cfg, checksum) for cfg in configs]
-    _check_folders(runs, checksum)
+        runs = planned(choices)
+    _check_folders(runs, _asked_once(checksum_of))
     return runs
+
+
+def planned(choices: Sequence[Sequence[str]]) -> list[Planned]:
+    """The run of each choice of overrides, none of which sweeps."""
+    checksum = _asked_once(checksum_of)
+    with nullcontext() if GlobalHydra.instance().is_initialized() else _conf():
+        configs = tqdm(_composed(choices), "plan", len(choices), unit="run", delay=2, leave=False, disable=None)
+        return [_planned(cfg, checksum) for cfg in configs]
 
 
 def _check_folders(runs: Sequence[Planned], checksum: Callable[[DictConfig], Any]) -> None:
@@ -139,6 +147,10 @@ def looked_at_again(runs: Sequence[Planned]) -> list[Planned]:
     """As they stand now."""
     checksum = _asked_once(checksum_of)
     return [replace(run, standing=standing(run.folder, run.cfg, checksum)) for run in runs]
+
+
+def _conf() -> AbstractContextManager[None]:
+    return initialize_config_dir(version_base="1.3", config_dir=str(CONFIG))
 
 
 def _asked_once(checksum: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
