@@ -270,8 +270,8 @@ def runs(tmp_path: Path) -> list[Planned]:
 
 def record(results: Path, rows: list[str]) -> None:
     """results/<scale>/runs.csv; the scale is smoke."""
-    (results / "smoke").mkdir(parents=True)
-    header = "dataset,model,strategy,seed,variant,status,seconds,peak_memory_mb,device"
+    (results / "smoke").mkdir(parents=True, exist_ok=True)
+    header = "dataset,model,strategy,seed,variant,status,seconds,peak_memory_mb,device,cpu_seconds"
     (results / "smoke" / "runs.csv").write_text("\n".join([header, *rows]) + "\n")
 
 
@@ -288,6 +288,14 @@ def test_the_estimate_is_the_sum_of_medians_of_runs_of_the_same_kind(runs: list[
     assert estimate(runs, tmp_path / "results").seconds == 2 * 12 + 2 * 21
     finish(runs[0], 30.0)
     assert estimate(runs, tmp_path / "results").seconds == 21 + 2 * 21  # median of 10, 12, 30, 50
+
+
+def test_the_seconds_that_a_loaded_machine_let_a_run_wait_do_not_count(runs: list[Planned], tmp_path: Path) -> None:
+    """Of 100 seconds the processor worked 40; four threads work 400 in them; a GPU works beside the processor."""
+    for device, cpu_seconds, expected in (("CPU", 40, 40), ("CPU", 400, 100), ("H100", 40, 100), ("CPU", "", 100)):
+        row = f"photos,mobilenetv3_small,baseline,1,,done,100,,{device},{cpu_seconds}"
+        record(tmp_path / "results", [row])
+        assert estimate(runs[:1], tmp_path / "results").seconds == expected
 
 
 def test_a_strategy_never_recorded_is_taken_to_last_as_long_as_the_others(runs: list[Planned], tmp_path: Path) -> None:
