@@ -19,8 +19,9 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
-from archive import dry_run, labels, listing, merge, report, shard, split
+from archive import dry_run, header, labels, listing, merge, rejected, report, shard, split
 from archive.run import Pass
 from archive.shard import Job, building
 from tqdm import tqdm
@@ -33,8 +34,8 @@ SLICE_BYTES = 2 * STORED_SIZE**2
 GO_ON = "run the same command again: it goes on where it stopped"
 
 
-def prepare(out: Path, jobs: list[Job], workers: int) -> None:
-    """Headers, then pixels, of those shards that are not done yet."""
+def prepare(out: Path, jobs: list[Job], workers: int, whole: bool) -> None:
+    """Headers, then pixels, of those shards that are not done yet; `whole` says that there are no other shards."""
 
     # Headers.
     todo = [job for job in jobs if not job.headers.exists()]
@@ -43,6 +44,9 @@ def prepare(out: Path, jobs: list[Job], workers: int) -> None:
     files = sum(sizes[job.shard] for job in todo)
     with tqdm(total=files, desc="headers", unit="file", mininterval=1, disable=not todo) as bar:
         Pass("headers", shard.read_headers, shard.try_header, workers).over(todo, bar.update)
+
+    if whole:
+        check_labels(out, jobs)
 
     # Pixels.
     todo = merge.missing(jobs)
@@ -56,7 +60,7 @@ def prepare(out: Path, jobs: list[Job], workers: int) -> None:
 def plan(out: Path, roots: dict[str, Path], shard_files: int, reuse: bool) -> list[Job]:
     """The listing, made anew and compared with the one that the store was begun with, or reused; a job per shard."""
     path, begun = building(out) / "listing.parquet", building(out) / "begun.json"
-    asked = {"sources": sorted(roots), "shard_files": shard_files}
+    asked = {"sources": sorted(roots), "shard_files": shard_files, "reader": header.VERSION}
     if not begun.exists():
         write_json(begun, asked)
     if (found := json.loads(begun.read_text())) != asked:
@@ -75,7 +79,7 @@ def plan(out: Path, roots: dict[str, Path], shard_files: int, reuse: bool) -> li
             )
         if "ich" in roots:
             listed = (entry for i in range(shards) for entry in listing.read_shard(anew, i))
-            table = labels.read_labels(roots["ich"], (entry for entry in listed if entry.source == "ich"))
+            table = labels.read_labels(roots["ich"], (entry for entry in listed if entry.source == "ich"), print)
             if table.num_rows:
                 write_atomically(path.with_name("labels.parquet"), lambda to: pq.write_table(table, to))
         os.replace(anew, path)
@@ -94,18 +98,25 @@ def check_space(out: Path, needed: int) -> None:
         )
 
 
+def check_labels(out: Path, jobs: Sequence[Job]) -> None:
+    """Before hours of decoding: a table of labels of which nothing fits is an error."""
+    path = building(out) / "labels.parquet"
+    if not path.exists():
+        return
+    headers = pa.concat_tables(pq.read_table(job.headers, columns=["source", "status", "sop"]) for job in jobs)
+    rows = zip(*(column.to_pylist() for column in headers.columns), strict=True)
+    slices = (sop for source, status, sop in rows if (source, status) == ("ich", header.IMAGE) and sop)
+    labels.check_fit(pq.read_table(path), slices)
+
+
 def join(out: Path, jobs: Sequence[Job], choices: merge.Choices) -> int:
     try:
         facts = merge.merge(out, jobs, choices)
     except merge.Unusable as unusable:
-        print("\n".join([*report.files(unusable.facts), *report.reasons(unusable.facts)]))
-        print(
-            f"error: {unusable}. No store was made of it: mend the archive and start anew, or accept them with "
-            f"--max-bad-share {unusable.facts['bad_share'] * 1.01:.4f} (nothing is decoded again)",
-            file=sys.stderr,
-        )
+        print("\n".join([*report.files(unusable.facts), *report.reasons(unusable.facts), *rejected.examples(out)]))
+        print(f"error: {unusable}", file=sys.stderr)
         return 1
-    print("\n".join(report.lines(facts)))
+    print("\n".join([*report.lines(facts), *rejected.examples(out)]))
     return 0
 
 
@@ -116,7 +127,7 @@ def already(out: Path, facts: dict, choices: merge.Choices) -> int:
             f"`--out`: {out} was made with {made}, this call asks for {asked}; other splits need a new folder"
         )
     shutil.rmtree(building(out), ignore_errors=True)  # left where the last call was killed in its last moment
-    print("\n".join(report.lines(facts)))
+    print("\n".join([*report.lines(facts), *rejected.examples(out)]))
     print(f"{out} is complete: nothing was done. `python data_prep/ct.py verify {out}` checks it.")
     return 0
 
@@ -179,6 +190,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except MemoryError:
+        print(f"error: the memory is full; with fewer --workers, {GO_ON}", file=sys.stderr)
+        return 1
     except OSError as error:
         print(f"error: {error}; mend that, then {GO_ON}", file=sys.stderr)
         return 1
@@ -220,9 +234,9 @@ def _prepare(options: argparse.Namespace) -> int:
         return already(options.out, facts, choices)
     jobs = plan(options.out, roots, options.shard_files, reuse=options.part is not None)
     if options.part is None:
-        prepare(options.out, jobs, options.workers)
+        prepare(options.out, jobs, options.workers, whole=True)
         return join(options.out, jobs, choices)
-    prepare(options.out, jobs[options.part :: options.parts], options.workers)
+    prepare(options.out, jobs[options.part :: options.parts], options.workers, whole=False)
     print(f"part {options.part} of {options.parts} is done. When all are: python data_prep/ct.py merge {options.out}")
     return 0
 
@@ -248,7 +262,7 @@ def _check(options: argparse.Namespace, roots: dict[str, Path]) -> None:
     if (
         found
         and "facts.json" not in found
-        and not found <= {".building", "shards", "index.parquet", "manifest.parquet"}
+        and not found <= {".building", "shards", "index.parquet", "manifest.parquet", rejected.NAME}
     ):
         raise ValueError(f"`--out`: {options.out} is not empty ({', '.join(sorted(found)[:3])}); expected a new folder")
 

@@ -1,12 +1,14 @@
 """A DICOM file -> stored values -> HU: the one way in which samples and archives are decoded.
 
 What GDCM and pydicom let pass without an error is refused here: pixel data longer than the picture, a stream of
-another size than the header says, values outside the bits stored, and a lossless JPEG stream that does not end with
-the last pixel.
+another size than the header says, values outside the bits stored, a lossless JPEG stream that does not end with the
+last pixel, a file that would fill the memory, and values that no tissue has.
 """
 
 import logging
+import os
 import warnings
+import zlib
 from typing import BinaryIO, NamedTuple
 
 import gdcm
@@ -16,13 +18,26 @@ from pydicom import uid
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import generate_frames
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_dataset as read_elements
 from pydicom.filereader import read_partial
 from pydicom.pixels import pixel_array
+
+from gcond.data.windows import HU_MAX, HU_MIN
 
 PIXEL_DATA = 0x7FE00010
 FIRST_PIXEL_TAG = 0x7FE00008  # float pixel data
 UNDEFINED_LENGTH = 0xFFFFFFFF
-LONGEST_VALUE = 1 << 26  # bytes; a length beyond it is damage, and asking for it would fill the memory
+LONGEST_VALUE = 1 << 26  # bytes, twice the largest picture; a longer value is passed over, not read
+LONGEST_HEADER = 1 << 26  # bytes
+LARGEST_INFLATED = 1 << 27  # bytes that a deflated data set may swell to
+
+# What a slice in HU looks like. Its pixels are looked at on a grid of about 128 x 128.
+GRID = 128
+BEYOND_TISSUE_SHARE = 0.03  # at the top of the scale or above: no metal fills so much of a slice
+DENSE_SHARE = 0.005
+DENSE_HU, DENSE_BONE_SHARE = 2000, 0.05
+AIR_HU, AIR_SHARE = (-1200, -300), 0.001
+BELOW_AIR_SHARE = 0.05
 
 # Both say on stderr or in a log what they also raise, and pydicom quotes the text of tags.
 gdcm.Trace.WarningOff()
@@ -50,7 +65,9 @@ SYNTAXES: dict[str, Syntax] = {
     uid.RLELossless: Syntax("pydicom", True),
 }
 """JPEG baseline and extended are not among them: 8 bits hold no HU, and GDCM refuses the extended kind with 12."""
+DEFLATED = str(uid.DeflatedExplicitVRLittleEndian).encode()
 
+SCALE_FLAGS = ("below air", "dense", "no air")
 REASONS = (
     "truncated file",
     "short pixel data",
@@ -59,6 +76,9 @@ REASONS = (
     "unsupported bits",
     "unsupported transfer syntax",
     "values outside the bits stored",
+    "values beyond any tissue",
+    "header too long",
+    "inflates beyond the limit",
 )
 
 
@@ -70,39 +90,87 @@ class Unusable(ValueError):
         self.reason = reason
 
 
-def read_dataset(file: BinaryIO, with_pixels: bool) -> tuple[FileDataset, tuple[int, int] | None]:
+def read_dataset(
+    file: BinaryIO, with_pixels: bool, size: int | None = None
+) -> tuple[FileDataset, tuple[int, int] | None]:
     """The dataset up to its pixel data, or with it; and tag and length in bytes of the pixel data, None without any.
 
-    A file without the DICOM preamble is tried where it begins as a dataset does; then `preamble` is None. A transfer
-    syntax that is not named is the one that its bytes were read with. Raises what pydicom raises, and InvalidDicomError
-    for what is no DICOM.
+    `size` is the file's, in bytes, where it is known. A file without the DICOM preamble is tried where it begins as a
+    dataset does; then `preamble` is None. A transfer syntax that is not named is the one that its bytes were read with.
+    A value of more than LONGEST_VALUE bytes is left out. Raises what pydicom raises, InvalidDicomError for what is no
+    DICOM, and Unusable for a value that is longer than the file and for a header or a deflated data set that would
+    fill the memory.
     """
     met: list[tuple[int, int]] = []
+    size = _inflated_size(file) or size or _size(file)
+    if not with_pixels and size > LONGEST_HEADER:
+        file = _Header(file)
 
     def stop(tag: int, vr: str | None, length: int) -> bool:
         if tag > PIXEL_DATA:
             return True
-        if length > LONGEST_VALUE and length != UNDEFINED_LENGTH:
-            raise Unusable("truncated file", f"an element of {length} bytes")
-        if tag < FIRST_PIXEL_TAG:
+        before_pixels = tag < FIRST_PIXEL_TAG
+        if length > size and length != UNDEFINED_LENGTH and (before_pixels or with_pixels):
+            raise Unusable("truncated file", f"an element of {length} bytes in {size}")
+        if before_pixels:
             return False
         met.append((int(tag), length))
         return not with_pixels
 
     try:
-        dataset = read_partial(file, stop)
+        dataset = read_partial(file, stop, defer_size=LONGEST_VALUE)
     except InvalidDicomError:
         file.seek(0)
         if file.read(2) not in (b"\x02\x00", b"\x08\x00", b"\x00\x08"):  # group 0002 or 0008, either byte order
             raise
         file.seek(0)
         met.clear()
-        dataset = read_partial(file, stop, force=True)
+        dataset = read_partial(file, stop, defer_size=LONGEST_VALUE, force=True)
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit, little = dataset.original_encoding
         guess = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
         dataset.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else guess
     return dataset, met[-1] if met else None
+
+
+def _size(file: BinaryIO) -> int:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    return size
+
+
+def _inflated_size(file: BinaryIO) -> int | None:
+    """Bytes of a deflated data set, which pydicom inflates as a whole; None where the file is not deflated."""
+    start = file.read(1024)
+    file.seek(0)
+    if start[128:132] != b"DICM" or DEFLATED not in start:
+        return None
+    file.seek(132)
+    read_elements(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+    inflater, inflated = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    while waiting := inflater.unconsumed_tail or file.read(1 << 20):
+        inflated += len(inflater.decompress(waiting, 1 << 24))
+        if inflated > LARGEST_INFLATED:
+            raise Unusable("inflates beyond the limit", f"more than {LARGEST_INFLATED} bytes")
+        if inflater.eof:
+            break
+    file.seek(0)
+    return inflated
+
+
+class _Header:
+    """A long file of which only the header is to be read: sequences have no length that could be looked at before."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.left = file, LONGEST_HEADER
+        self.tell, self.seek = file.tell, file.seek
+
+    def read(self, size: int = -1) -> bytes:
+        content = self.file.read(self.left + 1 if size < 0 else size)
+        self.left -= len(content)
+        if self.left < 0:
+            raise Unusable("header too long", f"more than {LONGEST_HEADER} bytes")
+        return content
 
 
 def stored_values(dataset: Dataset) -> np.ndarray:
@@ -118,7 +186,22 @@ def stored_values(dataset: Dataset) -> np.ndarray:
     values = _decode_compressed(dataset, syntax) if syntax.compressed else _decode_plain(dataset)
     if values.shape != (dataset.Rows, dataset.Columns):
         raise Unusable("surplus pixel data", f"{values.shape} for a picture of {dataset.Rows} x {dataset.Columns}")
-    return _extend_sign(values, dataset.BitsStored, dataset.PixelRepresentation == 1)
+    return _extend_sign(values, dataset.BitsStored, dataset.PixelRepresentation == 1, padding(dataset))
+
+
+def padding(dataset: Dataset) -> tuple[int, int] | None:
+    """The lowest and the highest stored value that stand for no tissue: PixelPaddingValue (0028,0120) to
+    PixelPaddingRangeLimit (0028,0121). Either may have been written with or without its sign."""
+    limits = [dataset.get(name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    if limits[0] in (None, ""):
+        return None
+    bits, signed = dataset.BitsStored, dataset.PixelRepresentation == 1
+    values = []
+    for limit in (limit for limit in limits if limit not in (None, "")):
+        value = (int.from_bytes(limit[:2], "little") if isinstance(limit, bytes) else int(limit)) & 0xFFFF
+        sign = 1 << (bits if value >> bits == 0 else 16) - 1
+        values.append((value ^ sign) - sign if signed else value)
+    return min(values), max(values)
 
 
 def hounsfield(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
@@ -129,15 +212,50 @@ def hounsfield(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray
     return hu
 
 
+def fill_padding(hu: np.ndarray, stored: np.ndarray, limits: tuple[int, int] | None) -> bool:
+    """Make the pixels of `hu` air whose `stored` value is within `limits`; returns whether any lay above air."""
+    if limits is None:
+        return False
+    outside = (stored >= limits[0]) & (stored <= limits[1]) & (hu > HU_MIN)
+    hu[outside] = HU_MIN
+    return bool(outside.any())
+
+
+def check_scale(hu: np.ndarray) -> set[str]:
+    """What of a slice [R, C] in unclipped HU no patient would show; of SCALE_FLAGS.
+
+    Raises Unusable where too much of it lies at the top of the scale or above, as it does where signs were lost, values
+    wrapped, or padding is not named.
+    """
+    step = max(1, min(hu.shape) // GRID)
+    seen = np.ascontiguousarray(hu[::step, ::step])
+
+    def share(these: np.ndarray) -> float:
+        return np.count_nonzero(these) / seen.size
+
+    beyond = share(seen >= HU_MAX)
+    if beyond > BEYOND_TISSUE_SHARE:
+        raise Unusable("values beyond any tissue", f"{beyond:.0%} of the slice at {HU_MAX} HU or above")
+    found = {
+        "dense": beyond > DENSE_SHARE or share(seen > DENSE_HU) > DENSE_BONE_SHARE,
+        "no air": share((seen > AIR_HU[0]) & (seen < AIR_HU[1])) < AIR_SHARE,
+        # a corner outside the circle of the scan holds padding
+        "below air": share((seen <= AIR_HU[0]) & (seen != hu[0, 0])) > BELOW_AIR_SHARE,
+    }
+    return {flag for flag, is_set in found.items() if is_set}
+
+
 def _decode_plain(dataset: Dataset) -> np.ndarray:
-    element = dataset.get_item(PIXEL_DATA)
+    element = dataset.get_item(PIXEL_DATA, keep_deferred=True)
     found, expected = len(element.value or b""), dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8
-    if getattr(element, "length", found) not in (found, UNDEFINED_LENGTH):
-        raise Unusable("truncated file", f"{found} of {element.length} bytes of pixel data")
-    if found < expected:
-        raise Unusable("short pixel data", f"{found} bytes of pixel data, expected {expected}")
-    if found > expected + expected % 2:
-        raise Unusable("surplus pixel data", f"{found} bytes of pixel data, expected {expected}")
+    stated = getattr(element, "length", UNDEFINED_LENGTH)
+    stated = found if stated == UNDEFINED_LENGTH else stated
+    if LONGEST_VALUE >= stated > found:
+        raise Unusable("truncated file", f"{found} of {stated} bytes of pixel data")
+    if stated < expected:
+        raise Unusable("short pixel data", f"{stated} bytes of pixel data, expected {expected}")
+    if stated > expected + expected % 2:
+        raise Unusable("surplus pixel data", f"{stated} bytes of pixel data, expected {expected}")
     return pixel_array(dataset, decoding_plugin="", correct_unused_bits=False, view_only=True)
 
 
@@ -171,17 +289,15 @@ def _check_stream(dataset: Dataset, frame: bytes) -> None:
         raise Unusable("unsupported bits", f"a JPEG stream of {picture.precision} bits, {dataset.BitsStored} stored")
 
 
-def _extend_sign(values: np.ndarray, bits_stored: int, signed: bool) -> np.ndarray:
-    """Signed values may come with their upper bits filled with the sign or with zeros."""
+def _extend_sign(values: np.ndarray, bits_stored: int, signed: bool, limits: tuple[int, int] | None) -> np.ndarray:
+    """Signed values may come with their upper bits filled with the sign or with zeros; padding may exceed the bits."""
     low, high = int(values.min()), int(values.max())
-    if not signed:
-        fits = high < 1 << bits_stored
-    elif low < 0:
-        fits = -(1 << bits_stored - 1) <= low and high < 1 << bits_stored - 1
-    else:
-        fits = high < 1 << bits_stored
+    lowest, past = (-(1 << bits_stored - 1), 1 << bits_stored - 1) if signed and low < 0 else (0, 1 << bits_stored)
+    if not (lowest <= low and high < past):
+        inside = values if limits is None else values[(values < limits[0]) | (values > limits[1])]
+        if ((inside < lowest) | (inside >= past)).any():
+            raise Unusable("values outside the bits stored", f"{low} to {high} in {bits_stored} bits")
+    elif signed and low >= 0:
         shift = 8 * values.dtype.itemsize - bits_stored
         values = values << shift >> shift
-    if not fits:
-        raise Unusable("values outside the bits stored", f"{low} to {high} in {bits_stored} bits")
     return values

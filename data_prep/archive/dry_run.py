@@ -26,9 +26,9 @@ def describe(roots: Mapping[str, Path], workers: int) -> Iterator[str]:
             f"{TITLES[source]}: {len(entries)} files, {sum(entry.size for entry in entries) / 1e9:.1f} GB "
             f"(the whole has {EXPECTED[source]} images)"
         )
-        problems = Counter(entry.problem for entry in entries if entry.problem)
-        for problem, count in problems.items():
-            yield f"  {count} {problem}"
+        problems = {entry.problem: entry for entry in reversed(entries) if entry.problem}
+        counts = Counter(entry.problem for entry in entries)
+        yield from (f"  {counts[problem]} {problem}, {_named(entry)}" for problem, entry in problems.items())
         drawn = random.Random(0).sample(entries, min(HEADERS, len(entries)))
         share, seconds, lines = _look(root, [entry for entry in drawn if not entry.problem])
         yield from lines
@@ -38,24 +38,35 @@ def describe(roots: Mapping[str, Path], workers: int) -> Iterator[str]:
     yield f"about {hours:.2f} core-hours, {hours / workers:.2f} hours with {workers} workers (if the disk keeps up)"
 
 
+def _named(entry: Entry) -> str:
+    return f"such as {entry.path}{entry.member and '!' + entry.member}"
+
+
 def _look(root: Path, entries: list[Entry]) -> tuple[float, float, list[str]]:
     """Share of images, CPU seconds per file, and what was seen, in words."""
     started = time.process_time()
     rows = [header.read_header(root, entry) for entry in entries]
     seconds = (time.process_time() - started) / max(1, len(rows))
     images = [(entry, row) for entry, row in zip(entries, rows, strict=True) if row["status"] == "image"]
-    rejected: Counter[str] = Counter()
+    rejected: dict[str, list[Entry]] = {}
+    flags: Counter[str] = Counter()
     started = time.process_time()
     for entry, row in images[:PICTURES]:
         try:
-            pixels.read_picture(root, entry, row)
+            flags.update(pixels.read_picture(root, entry, row).flags)
         except pixels.Rejected as error:
-            rejected[error.reason] += 1
+            rejected.setdefault(error.reason, []).append(entry)
     per_picture = (time.process_time() - started) / max(1, len(images[:PICTURES]))
     share = len(images) / max(1, len(rows))
     syntaxes = Counter(pydicom.uid.UID(row["transfer_syntax"]).name for _, row in images if row["transfer_syntax"])
-    others = Counter(f"{row['status']}: {row['reason']}" for row in rows if row["status"] != "image")
+    others: dict[str, list[Entry]] = {}
+    for entry, row in zip(entries, rows, strict=True):
+        if row["status"] != "image":
+            others.setdefault(f"{row['status']}: {row['reason']}", []).append(entry)
     lines = [f"  of {len(rows)} files looked at, {len(images)} are images"]
-    lines += [f"  {count} {words}" for words, count in (*syntaxes.items(), *others.items())]
-    lines += [f"  {count} of {PICTURES} decoded: {reason}" for reason, count in rejected.items()]
+    lines += [f"  {count} {words}" for words, count in syntaxes.items()]
+    lines += [f"  {len(own)} {words}, {_named(own[0])}" for words, own in others.items()]
+    decoded = len(images[:PICTURES])
+    lines += [f"  {len(own)} of {decoded} decoded: {reason}, {_named(own[0])}" for reason, own in rejected.items()]
+    lines += [f"  {count} of {decoded} decoded: flagged {flag}" for flag, count in flags.items()]
     return share, seconds + share * per_picture, lines

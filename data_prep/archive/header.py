@@ -9,13 +9,15 @@ import math
 import re
 import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
-from dicom_hu import PIXEL_DATA, SYNTAXES, UNDEFINED_LENGTH, Unusable, read_dataset
+from dicom_hu import LONGEST_VALUE, PIXEL_DATA, SYNTAXES, UNDEFINED_LENGTH, Unusable, read_dataset
 from pydicom.dataset import FileDataset
 from pydicom.uid import MediaStorageDirectoryStorage
 
+from archive import reasons
 from archive.listing import Entry, open_entry
 
 SCHEMA = pa.schema(
@@ -43,53 +45,39 @@ SCHEMA = pa.schema(
         ("spacing_xy_mm", pa.float64()),
         ("status", pa.string()),
         ("reason", pa.string()),
+        ("flags", pa.string()),  # of an image: of FLAGS, joined by commas
+        ("study_uid", pa.string()),  # in plain, to be named in messages: these three never leave `.building`
+        ("series_uid", pa.string()),
+        ("sop_uid", pa.string()),
     ]
 )
 COLUMNS = tuple(SCHEMA.names)
+VERSION = 2  # of the rules by which a file is judged: a store that was begun by others is not gone on with
 
 IMAGE, OTHER, REJECTED = "image", "other", "rejected"
-
-# Modality (0008,0060) of what lies beside CT images and is none. Any other modality becomes "another modality".
-OTHER_MODALITIES = ("RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "RTIMAGE", "SEG", "REG", "SR", "PR", "KO", "MR", "PT")
-
-OTHER_REASONS = (*OTHER_MODALITIES, "another modality", "DICOMDIR", "localizer", "secondary capture", "side file")
-REJECTED_REASONS = (
-    "empty file",
-    "unreadable",
-    "damaged zip",
-    "not DICOM",
-    "truncated file",
-    "damaged header",
-    "no modality",
-    "no patient",
-    "patient of another collection",
-    "multi-frame",
-    "colour",
-    "no pixel data",
-    "incomplete image header",
-    "implausible size",
-    "unsupported bits",
-    "unsupported transfer syntax",
-    "pixel data and transfer syntax disagree",
-    "implausible slope or intercept",
-    "modality LUT",
-)
-"""What this pass gives as `reason`, beside the `problem` of the listing."""
-
-# Names of files that come with the collections and are no DICOM. Only asked of a file that is not DICOM.
-SIDE_SUFFIXES = (
-    *(".csv", ".tsv", ".xls", ".xlsx", ".nii", ".nii.gz", ".txt", ".json", ".xml", ".md", ".pdf", ".html", ".log"),
-    *(".tcia", ".md5", ".sha256"),
-)
-SIDE_NAMES = ("license", "readme", ".ds_store", "thumbs.db")
+UNSPECIFIED = "unspecified units"
+FLAGS = ("anisotropic", "derived", "no orientation", "oblique", "odd spacing", "turned", UNSPECIFIED)
 
 PATIENT_PATTERNS = {"ich": re.compile(r"ID_[0-9a-f]+"), "radcure": re.compile(r"RADCURE-\d{4}")}
 PHOTOMETRIC_GREY = ("MONOCHROME1", "MONOCHROME2")
 SIDE_MIN, SIDE_MAX = 16, 4096  # pixels; the collections hold 334 to about 1024
 BITS_STORED_MIN = 9  # below, decoders return bytes, and HU do not fit
 SLOPE_MAX, INTERCEPT_MAX = 100.0, 65536.0
+LARGEST_FILE = 1 << 28  # bytes; the largest picture takes an eighth of it
 UID = re.compile(r"[0-9.]{1,64}")
-SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and, with a further number, its multi-frame kinds
+NAMED_UID = re.compile(rf"{UID.pattern}|ID_[0-9a-f]{{1,32}}")  # ICH's are none
+# SOPClassUID (0008,0016). Either stands for those with a further number as well: enhanced and multi-frame kinds.
+CT_IMAGE, SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.7"
+
+# Words of ImageType (0008,0008): overviews, and what was computed from slices.
+OVERVIEWS = ("LOCALIZER", "SCOUT", "TOPOGRAM", "SURVIEW")
+DERIVED_WORDS = {
+    *("MPR", "MPVR", "CPR", "CURVED", "REFORMATTED", "REFORMAT", "MIP", "MINIP", "MNIP", "AIP", "PROJECTION"),
+    *("VRT", "VOLREN", "SSD", "SUBTRACTION", "SCREEN", "SNAPSHOT", "CAPTURE", "DOSE", "REPORT"),
+    *("PERFUSION", "CBF", "CBV", "MTT", "TTP", "TMAX", "IODINE", "ZEFF", "FUSION"),
+}
+MOST_TILT, MOST_OBLIQUE = 30, 45  # degrees of a slice's normal from the patient's axis: no gantry tilts further than 30
+FIELD_OF_VIEW_MM = (10, 1000)
 
 
 def pseudonym(source: str, kind: str, value: str) -> str:
@@ -99,7 +87,7 @@ def pseudonym(source: str, kind: str, value: str) -> str:
 
 def read_header(root: Path, entry: Entry) -> dict:
     """A row of SCHEMA. No content of a file makes it raise; MemoryError does."""
-    row = dict.fromkeys(COLUMNS)
+    row: dict = dict.fromkeys(COLUMNS)
     row.update(source=entry.source, path=entry.path, member=entry.member, size=entry.size)
     row["status"], row["reason"] = _examine(root, entry, row)
     return row
@@ -109,9 +97,9 @@ def _examine(root: Path, entry: Entry, row: dict) -> tuple[str, str]:
     """Fill `row` as far as the file says; returns status and reason."""
     if entry.problem:
         return REJECTED, entry.problem
-    no_dicom = (OTHER, "side file") if _is_side_file(entry.member or entry.path) else (REJECTED, "not DICOM")
     if entry.size == 0:
-        return (REJECTED, "empty file") if no_dicom[0] == REJECTED else no_dicom
+        fate = _no_dicom(entry, b"")
+        return (REJECTED, "empty file") if fate == (REJECTED, "not DICOM") else fate
     try:
         file = open_entry(root, entry)
     except MemoryError:
@@ -120,13 +108,13 @@ def _examine(root: Path, entry: Entry, row: dict) -> tuple[str, str]:
         return REJECTED, "damaged zip" if entry.member else "unreadable"
     with file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they quote the text of tags
-        bare = True
+        start = b""
         try:
-            bare = file.read(132)[128:] != b"DICM"
+            start = file.read(132)
             file.seek(0)
-            dataset, pixels = read_dataset(file, with_pixels=False)
-            if bare and not _makes_sense(dataset, pixels):
-                return no_dicom
+            dataset, pixels = read_dataset(file, with_pixels=False, size=entry.size)
+            if _is_bare(start) and not _makes_sense(dataset, pixels):
+                return _no_dicom(entry, start)
             cut = pixels is None and _is_cut(dataset)  # asked first: to look at a value is to lose its length
             _fill(row, dataset)
             return _judge(row, dataset, pixels, cut)
@@ -134,7 +122,19 @@ def _examine(root: Path, entry: Entry, row: dict) -> tuple[str, str]:
             raise
         except Exception as error:  # a damaged header makes pydicom raise nearly anything
             reason = _reason(error)
-    return no_dicom if bare and reason != "unreadable" else (REJECTED, reason)
+    return _no_dicom(entry, start) if _is_bare(start) and reason != "unreadable" else (REJECTED, reason)
+
+
+def _is_bare(start: bytes) -> bool:
+    """Whether a file that begins so has no DICOM preamble."""
+    return start[128:] != b"DICM"
+
+
+def _no_dicom(entry: Entry, start: bytes) -> tuple[str, str]:
+    reason = reasons.side_file(entry.member or entry.path, start)
+    if reason == reasons.ZIP:
+        return REJECTED, "zip inside a zip" if entry.member else "zip under another name"
+    return (OTHER, reason) if reason else (REJECTED, "not DICOM")
 
 
 def _reason(error: Exception) -> str:
@@ -146,15 +146,10 @@ def _reason(error: Exception) -> str:
     return "truncated file" if isinstance(error, EOFError | zlib.error) else "damaged header"
 
 
-def _is_side_file(path: str) -> bool:
-    name = path.rsplit("/", 1)[-1].lower()
-    return name.endswith(SIDE_SUFFIXES) or name in SIDE_NAMES
-
-
 def _makes_sense(dataset: FileDataset, pixels: tuple[int, int] | None) -> bool:
     """Whether a file without the DICOM preamble was DICOM all the same."""
     modality = dataset.get("Modality")
-    if modality in OTHER_MODALITIES:
+    if modality in reasons.MODALITIES:
         return True
     return modality == "CT" and pixels is not None and bool(dataset.get("Rows")) and bool(dataset.get("Columns"))
 
@@ -166,8 +161,10 @@ def _fill(row: dict, dataset: FileDataset) -> None:
     series, sop = _text(dataset, "SeriesInstanceUID"), _text(dataset, "SOPInstanceUID")
     for kind, value in (("patient", patient), ("study", study), ("series", series), ("sop", sop)):
         row[kind] = pseudonym(source, kind, value) if value else None
+        if kind != "patient" and NAMED_UID.fullmatch(value):
+            row[f"{kind}_uid"] = value
     modality, photometric = _text(dataset, "Modality"), _text(dataset, "PhotometricInterpretation")
-    row["modality"] = modality if modality == "CT" or modality in OTHER_MODALITIES else None
+    row["modality"] = modality if modality == "CT" or modality in reasons.MODALITIES else None
     row["photometric"] = photometric if photometric in PHOTOMETRIC_GREY else None
     syntax = str(dataset.file_meta.TransferSyntaxUID)
     row["transfer_syntax"] = syntax if UID.fullmatch(syntax) else None
@@ -175,9 +172,52 @@ def _fill(row: dict, dataset: FileDataset) -> None:
     row["bits_allocated"], row["bits_stored"] = _integer(dataset, "BitsAllocated"), _integer(dataset, "BitsStored")
     row["pixel_representation"] = _integer(dataset, "PixelRepresentation")
     row["position"] = _numbers(dataset, "ImagePositionPatient", 3)
-    row["orientation"] = _numbers(dataset, "ImageOrientationPatient", 6)
+    row["orientation"] = _orientation(dataset)
     spacing = _numbers(dataset, "PixelSpacing", 2)
     row["spacing_xy_mm"] = spacing[0] if spacing and spacing[0] > 0 else None
+    row["flags"] = ",".join(sorted(_flags(row, dataset, spacing)))
+
+
+def _words(dataset: FileDataset) -> list[str]:
+    """The words of ImageType (0008,0008), whose values may hold several."""
+    return re.findall(r"[A-Z0-9]+", str(dataset.get("ImageType") or "").upper())
+
+
+def _orientation(dataset: FileDataset) -> list[float] | None:
+    """The directions of a row and of a column; None where they are not two unit vectors at a right angle."""
+    found = _numbers(dataset, "ImageOrientationPatient", 6)
+    if found is None:
+        return None
+    row, column = found[:3], found[3:]
+    unit = all(abs(math.hypot(*direction) - 1) < 0.05 for direction in (row, column))
+    return found if unit and abs(sum(map(math.prod, zip(row, column, strict=True)))) < 0.05 else None
+
+
+def _tilt(orientation: list[float]) -> float:
+    """Degrees between a slice's normal and the patient's axis: 0 for an axial slice, 90 for coronal and sagittal."""
+    (row_x, row_y, _), (column_x, column_y, _) = orientation[:3], orientation[3:]
+    return math.degrees(math.acos(min(1.0, abs(row_x * column_y - row_y * column_x))))
+
+
+def _flags(row: dict, dataset: FileDataset, spacing: list[float] | None) -> Iterator[str]:
+    """What leaves it unsure whether the file is an axial slice in HU, and what geometry it has."""
+    if {"DERIVED", "SECONDARY"} & set(_words(dataset)):
+        yield "derived"
+    if _text(dataset, "RescaleType").upper() == "US":  # GDCM writes that whenever it compresses or decompresses
+        yield UNSPECIFIED
+    orientation = row["orientation"]
+    if orientation is None:
+        yield "no orientation"
+    elif _tilt(orientation) > MOST_TILT:
+        yield "oblique"
+    elif orientation[0] < 0.7 or orientation[4] < 0.7:  # rows do not run to the patient's left, or columns not back
+        yield "turned"
+    if spacing is not None:
+        sides_mm = [mm * (pixels or 0) for mm, pixels in zip(spacing, (row["rows"], row["cols"]), strict=True)]
+        if not all(FIELD_OF_VIEW_MM[0] <= side <= FIELD_OF_VIEW_MM[1] for side in sides_mm):
+            yield "odd spacing"
+        elif abs(spacing[0] - spacing[1]) > 0.01 * spacing[0]:
+            yield "anisotropic"
 
 
 def _judge(row: dict, dataset: FileDataset, pixels: tuple[int, int] | None, cut: bool) -> tuple[str, str]:
@@ -185,7 +225,7 @@ def _judge(row: dict, dataset: FileDataset, pixels: tuple[int, int] | None, cut:
     if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         return OTHER, "DICOMDIR"
     modality = _text(dataset, "Modality")
-    if modality in OTHER_MODALITIES:
+    if modality in reasons.MODALITIES:
         return OTHER, modality
     if cut:
         return REJECTED, "truncated file"
@@ -193,16 +233,30 @@ def _judge(row: dict, dataset: FileDataset, pixels: tuple[int, int] | None, cut:
         return REJECTED, "no modality"
     if modality != "CT":
         return OTHER, "another modality"
-    if "LOCALIZER" in _text(dataset, "ImageType").upper():
-        return OTHER, "localizer"
-    if f"{_text(dataset, 'SOPClassUID')}.".startswith(f"{SECONDARY_CAPTURE}."):
-        return OTHER, "secondary capture"
+    if reason := _no_axial_slice(row, dataset):
+        return OTHER, reason
     reason = (
         _fault_of_patient(row["source"], _text(dataset, "PatientID"), row["patient"])
         or _fault_of_image(row, dataset, pixels)
         or _fault_of_rescale(row, dataset)
     )
     return (REJECTED, reason) if reason else (IMAGE, "")
+
+
+def _no_axial_slice(row: dict, dataset: FileDataset) -> str:
+    """Why a file of modality CT is by nature no axial slice; "" where nothing says so."""
+    words, sop_class = _words(dataset), f"{_text(dataset, 'SOPClassUID')}."
+    if any(overview in word for overview in OVERVIEWS for word in words):
+        return "localizer"
+    if sop_class.startswith(f"{SECONDARY_CAPTURE}."):
+        return "secondary capture"
+    if sop_class != "." and not sop_class.startswith(f"{CT_IMAGE}."):
+        return "another kind of object"
+    if DERIVED_WORDS & set(words):
+        return reasons.DERIVED
+    if row["orientation"] and _tilt(row["orientation"]) > MOST_OBLIQUE:
+        return reasons.NOT_AXIAL
+    return ""
 
 
 def _fault_of_patient(source: str, patient_id: str, patient: str | None) -> str:
@@ -238,12 +292,16 @@ def _fault_of_image(row: dict, dataset: FileDataset, pixels: tuple[int, int] | N
         return "unsupported bits"
     if row["transfer_syntax"] not in SYNTAXES:
         return "unsupported transfer syntax"
+    if row["size"] > LARGEST_FILE:
+        return "larger than any slice"
     if SYNTAXES[row["transfer_syntax"]].compressed != (pixels[1] == UNDEFINED_LENGTH):
         return "pixel data and transfer syntax disagree"
     return ""
 
 
 def _fault_of_rescale(row: dict, dataset: FileDataset) -> str:
+    if _text(dataset, "RescaleType").upper() not in ("", "HU", "US"):  # such as OD, optical density, and MGML, iodine
+        return "not in HU"
     try:
         slope, intercept = _number(dataset, "RescaleSlope"), _number(dataset, "RescaleIntercept")
     except (ValueError, TypeError):
@@ -262,9 +320,9 @@ def _is_cut(dataset: FileDataset) -> bool:
     """Whether the file ends within the value of its last element."""
     if not len(dataset):
         return True
-    last = dataset.get_item(max(dataset.keys()))
+    last = dataset.get_item(max(dataset.keys()), keep_deferred=True)
     length = getattr(last, "length", UNDEFINED_LENGTH)
-    return length != UNDEFINED_LENGTH and len(last.value or b"") < length
+    return length <= LONGEST_VALUE and len(last.value or b"") < length
 
 
 def _text(dataset: FileDataset, keyword: str) -> str:

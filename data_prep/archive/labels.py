@@ -1,49 +1,123 @@
 """RSNA ICH's labels: stage_2_train.csv, known by its columns, wherever it lies below the root."""
 
 import csv
+import io
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 
 from archive.header import pseudonym
 from archive.listing import Entry, open_entry
 from gcond.data.store import LABELS
 
-HEADER = "ID,Label"
+COLUMNS = ("ID", "Label")
 SCHEMA = pa.schema([("sop", pa.string()), *((label, pa.int8()) for label in LABELS)])
 
 
-def read_labels(root: Path, entries: Iterable[Entry]) -> pa.Table:
+class PassedOver(ValueError):
+    """A table that is none of labels; says why."""
+
+
+def read_labels(root: Path, entries: Iterable[Entry], say: Callable[[str], object]) -> pa.Table:
     """One row per slice: its pseudonym and its labels, null where the files contradict themselves.
 
-    From every CSV file with the columns ID and Label whose labels are 0 or 1 (those of a sample submission are 0.5).
-    The metadata `counts` holds the numbers of rows that repeat another and of labels with two values.
+    From every CSV file with the columns ID and Label, whatever else it has, whose labels are 0 or 1; `say` is told of
+    every other. The metadata `counts` holds the numbers of rows that repeat another and of labels with two values.
+    Raises ValueError, naming file and row, where a table of labels holds one that is neither 0 nor 1.
     """
-    values: dict[tuple[str, str], set[int]] = {}
-    repeated = 0
+    tables = []
     for entry in entries:
-        if not (entry.member or entry.path).lower().endswith(".csv") or entry.problem:
+        name = entry.member or entry.path
+        if not name.lower().endswith(".csv") or name.rsplit("/", 1)[-1].startswith("._") or entry.problem:
             continue
-        with open_entry(root, entry) as file:
-            lines = (line.decode("utf-8", "replace") for line in file)
-            if next(lines, "").strip() != HEADER:
-                continue
-            rows = [row for row in csv.reader(lines) if row]
-        if any(row[-1] not in ("0", "1") for row in rows):
-            continue
-        for name, value in rows:
-            slice_id, _, label = name.rpartition("_")
-            if label not in LABELS:
-                raise ValueError(f"{entry.path}: expected the labels {', '.join(LABELS)}, found {label!r}")
-            known = values.setdefault((slice_id, label), set())
-            repeated += int(value) in known
-            known.add(int(value))
-    of: dict[str, list[int | None]] = {}
-    for (slice_id, label), found in values.items():
-        own = of.setdefault(pseudonym("ich", "sop", slice_id), [None] * len(LABELS))
-        own[LABELS.index(label)] = min(found) if len(found) == 1 else None
-    columns = {"sop": list(of)} | {label: [own[i] for own in of.values()] for i, label in enumerate(LABELS)}
-    counts = {"repeated_rows": repeated, "contradicted": sum(len(found) > 1 for found in values.values())}
-    return pa.table(columns, schema=SCHEMA.with_metadata({"counts": json.dumps(counts)}))
+        try:
+            tables.append(_read(root, entry))
+        except PassedOver as reason:
+            say(f"{_named(entry)} holds no labels: {reason}")
+    rows = pd.concat(tables) if tables else pd.DataFrame({"sop": [], "label": [], "value": []})
+    different = rows.drop_duplicates()
+    contradicted = different.duplicated(["sop", "label"], keep=False)
+    wide = different[~contradicted].pivot(index="sop", columns="label", values="value")
+    names = different.sop.unique()
+    values = wide.reindex(index=names, columns=LABELS).astype("Int8")
+    columns = {"sop": [pseudonym("ich", "sop", name) for name in names]} | {label: values[label] for label in LABELS}
+    counts = {
+        "repeated_rows": len(rows) - len(different),
+        "contradicted": len(different[contradicted].drop_duplicates(["sop", "label"])),
+    }
+    return pa.table(
+        {name: pa.array(column, from_pandas=True) for name, column in columns.items()},
+        schema=SCHEMA.with_metadata({"counts": json.dumps(counts)}),
+    )
+
+
+def check_fit(labels: pa.Table, sops: Iterable[str]) -> None:
+    """`sops` are the pseudonyms of the slices of ICH. Raises ValueError where none of them, if there are any, has one
+    of the labels."""
+    found, known = set(sops), set(labels.column("sop").to_pylist())
+    if found and not found & known:
+        raise ValueError(
+            f"`--ich`: labels of {len(known)} slices were read, and none is of the {len(found)} slices found; expected "
+            "an ID such as ID_0123abcde_epidural, which begins with the slice's SOPInstanceUID. Put the right CSV file "
+            "there, or none, and start anew"
+        )
+
+
+def _named(entry: Entry) -> str:
+    return f"{entry.path}!{entry.member}" if entry.member else entry.path
+
+
+def _read(root: Path, entry: Entry) -> pd.DataFrame:
+    """The columns sop, label and value, a row each for every row of the file."""
+    with open_entry(root, entry) as file:
+        content = file.read()
+    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    try:
+        head = content[:4096].decode(encoding, "ignore").splitlines()
+    except UnicodeError:
+        head = []
+    if not head:
+        raise PassedOver("it is empty")
+    delimiter = max(",;\t", key=head[0].count)
+    columns = [name.strip() for name in next(csv.reader(head[:1], delimiter=delimiter))]
+    if not set(COLUMNS) <= set(columns):
+        raise PassedOver(f"its columns are {', '.join(columns[:8])}; expected {' and '.join(COLUMNS)}")
+    try:
+        table = pd.read_csv(
+            io.BytesIO(content),
+            sep=delimiter,
+            encoding=encoding,
+            header=0,
+            names=columns,
+            usecols=COLUMNS,
+            dtype=str,
+            keep_default_na=False,
+            skipinitialspace=True,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"{_named(entry)}: a table of labels that cannot be read ({error}); mend or remove it"
+        ) from None
+    values = pd.to_numeric(table.Label, errors="coerce")
+    good = values.isin([0, 1])
+    if not good.any():
+        raise PassedOver(
+            f"no label is 0 or 1, the first is {table.Label.iloc[0]!r}" if len(table) else "it has no rows"
+        )
+    parts = table.ID.str.strip().str.rpartition("_")
+    if not (known := parts[2].isin(LABELS)).all():
+        row = int((~known).to_numpy().argmax())
+        raise ValueError(
+            f"{_named(entry)}, row {row + 2}: expected an ID that ends in one of {', '.join(LABELS)}, "
+            f"found {table.ID.iloc[row]!r}; mend or remove the file"
+        )
+    if not good.all():
+        row = int((~good).to_numpy().argmax())
+        raise ValueError(
+            f"{_named(entry)}, row {row + 2}: expected the label 0 or 1, found {table.Label.iloc[row]!r}; mend or "
+            "remove the file"
+        )
+    return pd.DataFrame({"sop": parts[0], "label": parts[2], "value": values})

@@ -10,6 +10,7 @@ import itertools
 import os
 import stat
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -22,6 +23,9 @@ from gcond.files import write_atomically
 
 SOURCES = ("ich", "cspine", "radcure")
 SHARD_FILES = 1000
+LARGEST_IN_MEMORY = 1 << 26  # bytes of an entry of a zip; a longer one, no slice, is read as far as it is looked at
+ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+ENCRYPTED = 1  # of the flags of an entry
 
 SCHEMA = pa.schema(
     [
@@ -49,6 +53,8 @@ def open_entry(root: Path, entry: Entry) -> BinaryIO:
     if not entry.member:
         return (root / entry.path).open("rb")
     with zipfile.ZipFile(root / entry.path) as archive:
+        if entry.size > LARGEST_IN_MEMORY:
+            return archive.open(entry.member)
         return io.BytesIO(archive.read(entry.member))
 
 
@@ -83,7 +89,7 @@ def _walk(source: str, folder: Path, below: str, inside: tuple[tuple[int, int], 
             yield from _walk(source, folder / item.name, path + "/", (*inside, here))
         elif not stat.S_ISREG(facts.st_mode):
             yield Entry(source, path, "", 0, "not a regular file")
-        elif item.name.lower().endswith(".zip"):
+        elif item.name.lower().endswith(".zip") and not item.name.startswith("._"):  # macOS's shadow of a zip is none
             yield from _members(source, folder / item.name, path, facts.st_size)
         else:
             yield Entry(source, path, "", facts.st_size)
@@ -99,11 +105,21 @@ def _members(source: str, archive: Path, path: str, size: int) -> Iterator[Entry
     except (OSError, zipfile.BadZipFile):
         yield Entry(source, path, "", size, "damaged zip")
         return
-    for member in sorted(members, key=lambda member: member.filename):
-        parts = member.filename.replace("\\", "/").split("/")
-        escapes = ".." in parts or parts[0] == "" or ":" in parts[0]
-        problem = "zip entry leaves its folder" if escapes else ""
-        yield Entry(source, path, member.filename, member.file_size, problem)
+    last = {member.filename: member for member in members}  # of entries with one name, the one that zipfile reads
+    again = Counter(member.filename for member in members)
+    for name, member in sorted(last.items()):
+        yield Entry(source, path, name, member.file_size, _fault_of_member(member))
+        for number in range(2, again[name] + 1):
+            yield Entry(source, path, f"{name} ({number})", member.file_size, "zip entry again")
+
+
+def _fault_of_member(member: zipfile.ZipInfo) -> str:
+    parts = member.filename.replace("\\", "/").split("/")
+    if ".." in parts or parts[0] == "" or ":" in parts[0]:
+        return "zip entry leaves its folder"
+    if member.flag_bits & ENCRYPTED:
+        return "encrypted zip"
+    return "" if member.compress_type in ZIP_METHODS else "zip method that is not known"
 
 
 def write_listing(

@@ -8,16 +8,34 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from dicom_hu import REASONS as DECODING_REASONS
-from dicom_hu import SYNTAXES, Unusable, hounsfield, read_dataset, stored_values
+from dicom_hu import (
+    SCALE_FLAGS,
+    SYNTAXES,
+    Unusable,
+    check_scale,
+    fill_padding,
+    hounsfield,
+    padding,
+    read_dataset,
+    stored_values,
+)
 from slices import to_stored
 
+from archive import header as header_pass
 from archive.listing import Entry, open_entry
 from gcond.data.store import STORED_SIZE
 from gcond.data.windows import HU_MAX, HU_MIN
 
-REASONS = (*DECODING_REASONS, "unreadable", "damaged zip", "damaged header", "values not finite")
-FLAGS = ("cropped", "lossy", "monochrome1", "no intercept", "no slope", "upsampled", "wrapped 12 bit")
+FLAGS = (
+    *header_pass.FLAGS,
+    *("cropped", "lossy", "monochrome1", "nearly constant", "no intercept", "no slope", "padding", "upsampled"),
+    "wrapped 12 bit",
+    *SCALE_FLAGS,
+)
+
+# Having once freed so much, glibc keeps what a picture takes for the next one. Handing pages back and asking for them
+# anew takes up to a third of the time.
+np.empty(1 << 24, np.uint8)
 
 NEARLY_CONSTANT_HU = 10  # standard deviation; pictures of air alone are alike without being copies
 
@@ -31,7 +49,7 @@ WRAPPED_FROM = 2048
 
 
 class Rejected(Exception):
-    """`reason` is of REASONS."""
+    """`reason` is of reasons.REJECTED."""
 
     def __init__(self, reason: str):
         super().__init__(reason)
@@ -42,14 +60,13 @@ class Picture(NamedTuple):
     stored: np.ndarray  # uint16 [256, 256], HU + 1024
     flags: tuple[str, ...]  # of FLAGS, sorted
     ambiguous_pixels: int  # of a wrapped picture: those that the usual mend places elsewhere
-    fingerprint: str  # of the clipped HU as decoded; "" for a nearly constant picture
+    fingerprint: str  # of the clipped HU as decoded
 
 
 def read_picture(root: Path, entry: Entry, header: Mapping) -> Picture:
     """`header` is the file's row of the manifest, of status "image". Raises Rejected, and MemoryError, only."""
-    stored = _decode(root, entry, header)
+    stored, limits = _decode(root, entry, header)
     slope, intercept = header["slope"], header["intercept"]
-    flags = {"no slope": slope is None, "no intercept": intercept is None}
     wrapped = (
         header["source"] == "ich"
         and header["bits_stored"] == WRAPPED_BITS
@@ -58,28 +75,43 @@ def read_picture(root: Path, entry: Entry, header: Mapping) -> Picture:
         and intercept > WRAPPED_INTERCEPT_ABOVE
     )
     ambiguous_pixels = 0
+    decoded = stored
     if wrapped:
         ambiguous_pixels = int(((stored >= WRAPPED_FROM) & (stored < OTHER_MEND_FROM)).sum())
         stored = stored.astype(np.int16)
         stored[stored >= WRAPPED_FROM] -= 1 << WRAPPED_BITS
         intercept = 0.0
     hu = hounsfield(stored, 1.0 if slope is None else slope, 0.0 if intercept is None else intercept)
+    padded = fill_padding(hu, decoded, limits)
     try:
+        found = check_scale(hu)
         picture = to_stored(hu)
+    except Unusable as error:
+        raise Rejected(error.reason) from None
     except ValueError:
         raise Rejected("values not finite") from None
-    flags |= {
+    found |= set(header["flags"].split(",")) - {""}
+    unsure = slope is None or intercept is None or header_pass.UNSPECIFIED in found
+    if unsure and ("no air" in found or padded):  # 0 may stand for air then, not for water
+        raise Rejected("not in HU")
+    fingerprint, spread = _print(hu)
+    flags = {
+        "no slope": slope is None,
+        "no intercept": intercept is None,
+        "padding": padded,
         "wrapped 12 bit": wrapped,
         "monochrome1": header["photometric"] == "MONOCHROME1",  # HU are HU: not to be inverted
         "cropped": hu.shape[0] != hu.shape[1],
         "upsampled": min(hu.shape) < STORED_SIZE,
         "lossy": SYNTAXES[header["transfer_syntax"]].lossy,
+        "nearly constant": spread < NEARLY_CONSTANT_HU,
     }
-    named = tuple(sorted(flag for flag, is_set in flags.items() if is_set))
-    return Picture(picture, named, ambiguous_pixels, _print(hu))
+    named = tuple(sorted(found | {flag for flag, is_set in flags.items() if is_set}))
+    return Picture(picture, named, ambiguous_pixels, fingerprint)
 
 
-def _decode(root: Path, entry: Entry, header: Mapping) -> np.ndarray:
+def _decode(root: Path, entry: Entry, header: Mapping) -> tuple[np.ndarray, tuple[int, int] | None]:
+    """Stored values [R, C], and which of them are padding."""
     try:
         file = open_entry(root, entry)
     except MemoryError:
@@ -89,7 +121,8 @@ def _decode(root: Path, entry: Entry, header: Mapping) -> np.ndarray:
     with file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they quote the text of tags
         try:
-            dataset, _ = read_dataset(file, with_pixels=True)
+            dataset, _ = read_dataset(file, with_pixels=True, size=entry.size)
+            limits = padding(dataset)
         except MemoryError:
             raise
         except Unusable as error:
@@ -101,7 +134,7 @@ def _decode(root: Path, entry: Entry, header: Mapping) -> np.ndarray:
         except Exception:  # a damaged header makes pydicom raise nearly anything
             raise Rejected("damaged header") from None
         try:
-            return stored_values(dataset)
+            return stored_values(dataset), limits
         except MemoryError:
             raise
         except Unusable as error:
@@ -110,11 +143,9 @@ def _decode(root: Path, entry: Entry, header: Mapping) -> np.ndarray:
             raise Rejected("damaged stream") from None
 
 
-def _print(hu: np.ndarray) -> str:
-    """Overwrites `hu`."""
+def _print(hu: np.ndarray) -> tuple[str, float]:
+    """The digest of the clipped HU and their standard deviation. Overwrites `hu`."""
     np.rint(np.clip(hu, HU_MIN, HU_MAX, out=hu), out=hu)
-    if hu.std() < NEARLY_CONSTANT_HU:
-        return ""
     digest = hashlib.blake2b(f"{hu.shape[0]} x {hu.shape[1]}:".encode(), digest_size=16)
     digest.update(hu.astype("<i2"))
-    return digest.hexdigest()
+    return digest.hexdigest(), float(hu.std())

@@ -36,8 +36,11 @@ def lines(facts: dict) -> Iterator[str]:
     if labels := facts.get("labels"):
         yield (
             f"labels of ICH: {labels['labelled_slices']} slices, {labels['positive']['any']} with haemorrhage; "
+            f"{labels['labels_without_slice']} slices have labels and are not here; "
             f"{labels['repeated_rows']} repeated rows dropped, {labels['contradicted']} contradicted labels left empty"
         )
+    elif "ich" in facts["sources"]:
+        yield "labels of ICH: none were found, so every label is empty"
     yield ""
     yield f"{'window':12}{'mean':>10}{'std':>10}  of the training split; the paper: {PAPER_MEAN}, {PAPER_STD}"
     for window, found in facts["train_statistics"].items():
@@ -69,4 +72,4 @@ def reasons(facts: dict) -> Iterator[str]:
     yield f"{'source':10}{'status':12}{'files':>8}  reason"
     for row in facts["reasons"]:
         yield f"{row['source']:10}{row['status']:12}{row['files']:8}  {row['reason']}"
-    yield f"bad (rejected) among images: {facts['bad_share']:.3%}"
+    yield f"bad (rejected, or under another patient's SOPInstanceUID) among images: {facts['bad_share']:.3%}"

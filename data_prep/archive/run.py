@@ -1,7 +1,8 @@
 """One pass over many shards in several processes, which may be killed at any moment, by a user or by a file.
 
-A process that dies takes the pool with it. The shards that were under way are then gone through file by file, in
-processes that may die, so that the file that kills is found, put in quarantine and counted as rejected.
+A process that dies takes the pool with it; one that runs out of memory counts as dead. The shards that were under way
+are then gone through file by file, in processes that may die, so that the file that kills is found, put in quarantine
+and counted as rejected.
 """
 
 import sys
@@ -18,6 +19,7 @@ from gcond.files import write_json
 
 CONTEXT = get_context("spawn")  # not forked: this process has used threads (Arrow)
 TASKS_PER_PROCESS = 64  # a decoder that leaks is replaced
+DEATHS = (BrokenProcessPool, MemoryError)
 
 
 class Pass:
@@ -53,7 +55,7 @@ class Pass:
                 for future in finished:
                     try:
                         done(future.result())
-                    except BrokenProcessPool:
+                    except DEATHS:
                         return list(running.values())
                     del running[future]
         return []
@@ -63,7 +65,7 @@ class Pass:
             with self._pool(1) as pool:
                 done(pool.submit(self.work, job).result())
             return
-        except BrokenProcessPool:
+        except DEATHS:
             print(f"a process died in shard {job.shard}: looking for the file", file=sys.stderr)
         killers = list(self._deadly(job, read_shard(job.listing, job.shard)))
         if not killers:
@@ -84,7 +86,7 @@ class Pass:
                     while left:
                         pool.submit(self.attempt, job, left[0]).result()
                         left.pop(0)
-            except BrokenProcessPool:
+            except DEATHS:
                 suspect = left.pop(0)
                 if not self._survives(job, suspect):
                     yield suspect
@@ -93,7 +95,7 @@ class Pass:
         try:
             with self._pool(1) as pool:
                 pool.submit(self.attempt, job, entry).result()
-        except BrokenProcessPool:
+        except DEATHS:
             return False
         return True
 

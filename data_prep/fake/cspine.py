@@ -58,12 +58,12 @@ def write_cspine(
             counts.note_image(stored.shape)
         if p % 25 == 0:
             _write_segmentation(root / "segmentations" / f"{study}.nii", head.slices)
-            counts.others["side file"] += 1
+            counts.others["side file: volume"] += 1
         done()
     for name, rows in _lists(seed, studies).items():
         with (root / name).open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(rows)
-        counts.others["side file"] += 1
+        counts.others["side file: table"] += 1
     return counts
 
 

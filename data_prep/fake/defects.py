@@ -12,7 +12,7 @@ import pydicom
 from pydicom.encaps import encapsulate
 from pydicom.uid import RTStructureSetStorage
 
-from fake.coding import SIGNED_16_PADDED, UNSIGNED_12, WRAPPED_0, Coding
+from fake.coding import SIGNED_12, UNSIGNED_12, WRAPPED_0, Coding
 from fake.dicom_file import SYNTAXES, dataset_bytes, encode, slice_bytes
 from fake.names import generator, uid
 from fake.phantom import Head
@@ -93,10 +93,15 @@ def _sound(make: Callable[..., bytes], source: str, seed: int, size: int) -> lis
     }
     files = {
         "missing_slope.dcm": make(RescaleSlope=None),
-        "missing_intercept.dcm": make(SIGNED_16_PADDED, RescaleIntercept=None),
+        "missing_intercept.dcm": make(SIGNED_12, RescaleIntercept=None),
+        "padded.dcm": make(Coding(16, False, -1024, padding=63536), PixelPaddingValue=63536),  # -2000 without its sign
+        "tilted.dcm": make(
+            ImageOrientationPatient=[1, 0, 0, 0, 0.766, -0.643],
+            SeriesInstanceUID=uid(seed, "defects", source, "tilted"),
+        ),
+        "derived.dcm": make(ImageType=["DERIVED", "SECONDARY", "AXIAL"]),
         "non_square.dcm": make(shape=(size * 638 // 512, size * 490 // 512)),
         "monochrome1.dcm": make(PhotometricInterpretation="MONOCHROME1"),
-        "wrapped.dcm": make(WRAPPED_0),  # to be mended in ICH alone
         "no_extension": make(),
         "no_preamble.dcm": _without_preamble(make()),
         "no_permission.dcm": make(),
@@ -105,7 +110,8 @@ def _sound(make: Callable[..., bytes], source: str, seed: int, size: int) -> lis
         "twin_a.dcm": make(PixelData=pixels),
         "twin_b.dcm": make(PixelData=pixels, **twin),
     }
-    return [(name, content, "stored") for name, content in files.items()]
+    wrapped = "stored" if source == "ich" else "rejected: values beyond any tissue"  # mended in ICH alone
+    return [*((name, content, "stored") for name, content in files.items()), ("wrapped.dcm", make(WRAPPED_0), wrapped)]
 
 
 def _unsound(make: Callable[..., bytes], source: str, seed: int, size: int) -> list[File]:
@@ -144,11 +150,23 @@ def _unsound(make: Callable[..., bytes], source: str, seed: int, size: int) -> l
             make(change=lambda stored: stored | 0x4000),
             "rejected: values outside the bits stored",
         ),
+        ("no_rescale.dcm", make(RescaleSlope=None, RescaleIntercept=None), "rejected: not in HU"),
+        ("optical_density.dcm", make(RescaleType="OD"), "rejected: not in HU"),
+        (
+            "padding_without_a_name.dcm",
+            make(Coding(16, False, -1024, padding=63536)),
+            "rejected: values beyond any tissue",
+        ),
         ("empty.dcm", b"", "rejected: empty file"),
         ("text.dcm", b"This is no picture.\n" * 20, "rejected: not DICOM"),
         ("localizer.dcm", make(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "other: localizer"),
         ("rtstruct.dcm", dataset_bytes(plan, sop_class=RTStructureSetStorage), "other: RTSTRUCT"),
-        ("notes.txt", b"This is no picture either.\n", "other: side file"),
+        ("coronal.dcm", make(ImageOrientationPatient=[1, 0, 0, 0, 0, -1]), "other: not axial"),
+        ("mip.dcm", make(ImageType=["DERIVED", "SECONDARY", "AXIAL", "MIP"]), "other: derived picture"),
+        ("notes.txt", b"This is no picture either.\n", "other: side file: text"),
+        ("._1.dcm", b"\x00\x05\x16\x07" + bytes(4092), "other: side file: system"),
+        ("page.png", b"\x89PNG\r\n\x1a\n" + bytes(200), "other: side file: picture"),
+        ("more.tar", bytes(10240), "other: side file: archive"),
     ]
     if source == "cspine":  # a study stands in for the patient there, and an id may have any form
         nobody = make(PatientID=None, StudyInstanceUID=None)
@@ -179,6 +197,9 @@ def _write_zips(root: Path, make: Callable[..., bytes]) -> dict[str, str]:
     with zipfile.ZipFile(root / "escape.zip", "w") as archive:
         archive.writestr("inside.dcm", make())
         archive.writestr("../evil.dcm", make())
+    with zipfile.ZipFile(root / "nested.zip", "w") as archive:
+        archive.write(root / "escape.zip", "inner.zip")
+        archive.writestr("__MACOSX/._inner.zip", b"\x00\x05\x16\x07" + bytes(200))
     with zipfile.ZipFile(root / "damaged_entry.zip", "w") as archive:
         archive.writestr("sound.dcm", make())
         archive.writestr("damaged.dcm", make())
@@ -190,6 +211,8 @@ def _write_zips(root: Path, make: Callable[..., bytes]) -> dict[str, str]:
     return {
         "escape.zip!inside.dcm": "stored",
         "escape.zip!../evil.dcm": "rejected: zip entry leaves its folder",
+        "nested.zip!inner.zip": "rejected: zip inside a zip",
+        "nested.zip!__MACOSX/._inner.zip": "other: side file: system",
         "damaged_entry.zip!sound.dcm": "stored",
         "damaged_entry.zip!damaged.dcm": "rejected: damaged zip",
         "damaged.zip": "rejected: damaged zip",

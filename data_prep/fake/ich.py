@@ -75,7 +75,7 @@ def write_ich(
     train += train[:24]  # Kaggle's list repeats the six rows of four slices
     _write_list(folder / "stage_2_train.csv", train)
     _write_list(folder / "stage_2_sample_submission.csv", [(name, 0.5) for name, _ in rows["stage_2_test"]])
-    counts.others["side file"] += 2
+    counts.others["side file: table"] += 2
     return counts
 
 

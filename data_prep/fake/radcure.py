@@ -50,7 +50,7 @@ def write_radcure(
         done()
     for path, rows in listed.items():
         path.write_text(_csv([["Series UID", "Collection", "Subject ID", "Modality", "Number of Images"], *rows]))
-        counts.others["side file"] += 1
+        counts.others["side file: table"] += 1
     return counts
 
 
@@ -130,7 +130,7 @@ def _write_nbia(root: Path, p: int, series: list[Series], listed: dict[Path, lis
         for instance, content in enumerate(one.files, 1):
             (folder / f"1-{instance:0{digits}d}.dcm").write_bytes(content)
         (folder / "LICENSE").write_text(LICENCE_TEXT)
-        counts.others["side file"] += 1
+        counts.others["side file: text"] += 1
 
 
 def _write_tcia(root: Path, p: int, series: list[Series], listed: dict[Path, list], counts: Counts) -> None:
@@ -145,7 +145,7 @@ def _write_tcia(root: Path, p: int, series: list[Series], listed: dict[Path, lis
             (folder / name).write_bytes(content)
             sums.append([name, hashlib.md5(content).hexdigest()])
         (folder / "md5hashes.csv").write_text(_csv(sums))
-        counts.others["side file"] += 1
+        counts.others["side file: table"] += 1
 
 
 def _write_zip(root: Path, p: int, series: list[Series], listed: dict[Path, list], counts: Counts) -> None:

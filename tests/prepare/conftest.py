@@ -26,7 +26,19 @@ GDCM_SYNTAXES = {
     "jpeg-ls": "JPEGLSLossless",
     "jpeg 2000": "JPEG2000Lossless",
 }
+PADDING = ("PixelPaddingValue", "PixelPaddingRangeLimit")
 PATIENTS = {"ich": "ID_0123abcd", "cspine": "10001", "radcure": "RADCURE-0005"}
+
+
+class InThisProcess:
+    """Stands for a pool: no processes to wait for."""
+
+    def __init__(self, stage, work, attempt, workers):
+        self.work = work
+
+    def over(self, jobs, done):
+        for job in jobs:
+            done(self.work(job))
 
 
 class Archive:
@@ -59,6 +71,8 @@ class Archive:
         for tag, value in tags.items():
             if value is None:
                 delattr(dataset, tag)
+            elif tag in PADDING:  # of the sign that the number has
+                dataset.add_new(tag, "SS" if value < 0 else "US", value)
             else:
                 setattr(dataset, tag, value)
         dataset.save_as(self.root / name, enforce_file_format=True)

@@ -22,8 +22,10 @@ def work(job: Job) -> int:
 
 
 def attempt(job: Job, entry: Entry) -> None:
-    if entry.path.startswith("kill"):
+    if entry.path == "kill-a":
         os.kill(os.getpid(), signal.SIGKILL)
+    if entry.path == "kill-b":
+        raise MemoryError
 
 
 def die_together(job: Job) -> int:

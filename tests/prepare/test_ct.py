@@ -12,12 +12,14 @@ import time
 from pathlib import Path
 
 import ct
+import dicom_hu
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from archive import listing, shard
+from archive import identity, listing, merge, pixels, reasons, shard
 from archive.header import pseudonym
 from fake import write_cspine, write_defects, write_ich, write_radcure
+from prepare.conftest import InThisProcess
 
 from gcond.data import ct as loader
 from gcond.data import store, windows
@@ -38,17 +40,6 @@ def archives(tmp_path_factory):
         for name, fate in write_defects(root / source / "odd", source, 0, 64).items():
             fates[source, f"odd/{name}"] = fate
     return root, fates
-
-
-class InThisProcess:
-    """Stands for a pool: no processes to wait for."""
-
-    def __init__(self, stage, work, attempt, workers):
-        self.work = work
-
-    def over(self, jobs, done):
-        for job in jobs:
-            done(self.work(job))
 
 
 @pytest.fixture
@@ -94,7 +85,8 @@ def test_every_file_has_the_fate_that_was_meant_for_it(archives, manifest):
     assert sorted(of_defects[key] for key in twice) == ["duplicate"] * 3 + ["stored"] * 3
     assert {k: v for k, v in of_defects.items() if k not in twice} == {k: v for k, v in fates.items() if k not in twice}
     sound = {fate for (_, path), fate in found.items() if not path.startswith("odd/")}
-    assert sound == {"stored", "other: RTSTRUCT", "other: localizer", "other: side file"}
+    side_files = {f"other: side file: {kind}" for kind in ("table", "text", "volume")}
+    assert sound == {"stored", "other: RTSTRUCT", "other: localizer", *side_files}
 
 
 def test_facts_add_up(made, manifest):
@@ -343,6 +335,13 @@ def test_dry_run_writes_nothing_and_names_what_is_there(archives, tmp_path, caps
     assert "other: RTSTRUCT" in told
     assert "core-hours" in told
     assert not (tmp_path / "ct").exists()
+
+
+def test_every_reason_and_flag_is_explained_in_the_docs():
+    text = (COMMAND.parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+    words = [*reasons.OTHER, *reasons.REJECTED, identity.COPY, identity.RENAMED, *pixels.FLAGS, *merge.FLAGS]
+    assert [word for word in words if f"`{word}`" not in text] == []
+    assert set(dicom_hu.REASONS) < set(reasons.REJECTED)
 
 
 def test_counts_are_json(made):

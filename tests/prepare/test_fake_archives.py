@@ -406,7 +406,9 @@ def test_counts_are_what_is_on_the_disk(archives, source):
         try:
             dataset = pydicom.dcmread(io.BytesIO(content))
         except InvalidDicomError:
-            others["side file"] += 1
+            others[
+                f"side file: {'volume' if name.endswith('.nii') else 'table' if name.endswith('.csv') else 'text'}"
+            ] += 1
             continue
         if "LOCALIZER" in dataset.get("ImageType", []):
             others["localizer"] += 1
@@ -459,11 +461,16 @@ def defects(tmp_path_factory):
 def test_every_defect_on_the_disk_has_a_fate(tmp_path, source):
     expected = write_defects(tmp_path / "d", source, size=SIZE)
     assert set(expected) == {
-        *(path.name for path in (tmp_path / "d").iterdir() if path.name not in ("escape.zip", "damaged_entry.zip")),
+        *(
+            path.name
+            for path in (tmp_path / "d").iterdir()
+            if path.name not in ("escape.zip", "nested.zip", "damaged_entry.zip")
+        ),
+        *(f"nested.zip!{name}" for name in ("inner.zip", "__MACOSX/._inner.zip")),
         *(f"escape.zip!{name}" for name in ("inside.dcm", "../evil.dcm")),
         *(f"damaged_entry.zip!{name}" for name in ("sound.dcm", "damaged.dcm")),
     }
-    assert all(re.fullmatch(r"stored|(other|rejected): [\w -]+", fate) for fate in expected.values())
+    assert all(re.fullmatch(r"stored|(other|rejected): [\w -]+(: \w+)?", fate) for fate in expected.values())
     assert ("stranger.dcm" in expected) == (source != "cspine")
     assert ("PatientID" in pydicom.dcmread(tmp_path / "d" / "nobody.dcm")) is False
     readable = expected["no_permission.dcm"]

@@ -70,6 +70,31 @@ def test_what_cannot_be_listed_is_named(root):
     assert len(evil) == 4
 
 
+def test_entries_of_a_zip_that_cannot_be_read_are_named(root):
+    with zipfile.ZipFile(root / "odd.zip", "w") as archive:
+        archive.writestr("secret.dcm", b"x" * 8)
+        archive.writestr("twice.dcm", b"first")
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("twice.dcm", b"second, longer")
+        archive.writestr("imploded.dcm", b"y" * 8)
+    content = (root / "odd.zip").read_bytes()
+    for name, field, value in ((b"secret.dcm", 8, 1), (b"imploded.dcm", 10, 6)):  # of the central directory
+        place = content.rindex(name) - 46 + field
+        content = content[:place] + bytes([value]) + content[place + 1 :]
+    (root / "odd.zip").write_bytes(content)
+    (root / "._odd.zip").write_bytes(b"\x00\x05\x16\x07")
+    found = named(walk("radcure", root))
+    assert {member: facts for (path, member), facts in found.items() if path == "odd.zip"} == {
+        "secret.dcm": (8, "encrypted zip"),
+        "twice.dcm": (14, ""),
+        "twice.dcm (2)": (14, "zip entry again"),
+        "imploded.dcm": (8, "zip method that is not known"),
+    }
+    with open_entry(root, Entry("radcure", "odd.zip", "twice.dcm", 14)) as file:
+        assert file.read() == b"second, longer"
+    assert found["._odd.zip", ""] == (4, "")
+
+
 def test_shards_hold_every_file_once_and_depend_on_names_alone(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     names = [f"{i:04}.dcm" for i in range(2500)]

@@ -1,0 +1,95 @@
+"""Which files are copies and which patients are one: by their pixels; by an identifier only where it can be trusted."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pandas as pd
+
+from archive import split
+
+COPY, RENAMED = "copy", "copy under another SOPInstanceUID"
+SHARED_SOP, SOP_OF_ANOTHER = "shared SOP UID", "SOP instance of another patient"
+CONSTANT = "nearly constant"
+MOST_OWNERS, MOST_OWNERS_SHARE = 3, 0.05
+"""More patients than both cannot share a study or a picture: then it is an anonymiser's constant, or a test pattern."""
+MOST_STUDIES, MOST_STUDIES_SHARE = 10, 0.2
+"""More studies than both cannot be one patient's."""
+
+
+class Shared(NamedTuple):
+    """An identifier that stands for more than one thing; `row` is the index of its first file."""
+
+    tag: str
+    pseudonym: str
+    owners: int  # patients, or, of a patient, studies
+    slices: int
+    row: int
+
+
+def mark_copies(files: pd.DataFrame) -> None:
+    """Of the stored pictures of a patient that are equal pixel by pixel the first by name stays, the others become
+    duplicates. Nearly constant pictures are copies only under one SOPInstanceUID."""
+    images = files[files.status == "stored"].sort_values(["source", "path", "member"])
+    constant = has_flag(images, CONSTANT)
+    name = pd.Series("", index=images.index)
+    name[constant] = images.sop[constant].fillna(images.index[constant].to_series().astype(str))
+    equal = images.groupby([images.patient, images.fingerprint, name], sort=False)
+    again = equal.cumcount() > 0
+    same_sop = (images.sop == equal.sop.transform("first"))[again]
+    files.loc[images.index[again], "status"] = "duplicate"
+    files.loc[images.index[again], "reason"] = [COPY if same else RENAMED for same in same_sop]
+
+
+def mark_pictures_of_many(files: pd.DataFrame) -> None:
+    """Reject the pictures that too many patients have for it to be chance or a second name."""
+    stored = files[(files.status == "stored") & ~has_flag(files, CONSTANT)]
+    owners = stored.groupby("fingerprint").patient.nunique()
+    most = most_owners(stored.patient.nunique())
+    bad = stored.index[stored.fingerprint.isin(owners.index[owners > most])]
+    files.loc[bad, ["status", "reason"]] = ["rejected", "picture of many patients"]
+
+
+def most_owners(patients: int) -> float:
+    return max(MOST_OWNERS, MOST_OWNERS_SHARE * patients)
+
+
+def shared_sops(kept: pd.DataFrame) -> pd.DataFrame:
+    """The slices whose SOPInstanceUID names another picture as well: `strangers` says whether another patient's."""
+    groups = kept[kept.sop.notna()].groupby(["source", "sop"])
+    several = groups.fingerprint.transform("nunique") > 1
+    shared = kept.loc[several.index[several]]
+    return shared.assign(strangers=groups.patient.transform("nunique")[shared.index] > 1)
+
+
+def constants(kept: pd.DataFrame) -> list[Shared]:
+    """Studies and series that too many patients have, and patients that have too many studies, by source."""
+    found = []
+    for _, own in kept.groupby("source"):
+        most = most_owners(own.patient.nunique())
+        most_studies = max(MOST_STUDIES, MOST_STUDIES_SHARE * own.study.nunique())
+        for tag, column, owner, limit in (
+            ("StudyInstanceUID", "study", "patient", most),
+            ("SeriesInstanceUID", "series", "patient", most),
+            ("PatientID", "patient", "study", most_studies),
+        ):
+            owners = own.groupby(column)[owner].nunique()
+            for name, count in owners[owners > limit].items():
+                of_it = own.index[own[column] == name]
+                found.append(Shared(tag, name, int(count), len(of_it), int(of_it[0])))
+    return found
+
+
+def linked_patients(kept: pd.DataFrame, untrusted: Sequence[str]) -> dict[str, str]:
+    """Patient -> the first of those that share a picture or a study with it; no study of `untrusted` links."""
+    pictures = kept.fingerprint.where(~has_flag(kept, CONSTANT), "")
+    studies = kept.study.fillna("").where(~kept.study.isin(untrusted), "")
+    return split.components([*split.links(pictures, kept.patient), *split.links(studies, kept.patient)])
+
+
+def has_flag(files: pd.DataFrame, flag: str) -> pd.Series:
+    return ("," + files["flags"] + ",").str.contains(f",{flag},", regex=False)
+
+
+def add_flag(files: pd.DataFrame, rows: pd.Series, flag: str) -> None:
+    """Set a flag of the rows that the mask `rows` names, in the order of their names."""
+    files.loc[rows, "flags"] = [",".join(sorted({*old.split(","), flag} - {""})) for old in files.loc[rows, "flags"]]

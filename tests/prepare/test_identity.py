@@ -1,0 +1,292 @@
+"""Copies, links and identifiers that cannot be trusted, on whole archives: what is dropped, kept, refused and said."""
+
+import csv
+import zipfile
+
+import ct
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from fake import Head, write_slice
+from fake.coding import UNSIGNED_12
+from prepare.conftest import InThisProcess
+
+from gcond.data import store
+
+PATIENTS, SLICES = 12, 3
+SHARES = ("--shares", ".4,.3,.3", "--shard-files", "25")
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch):
+    monkeypatch.setattr(ct, "Pass", InThisProcess)
+
+
+def write_patients(root, source="radcure", **tags):
+    """Three slices of each of twelve patients; a tag is a value, or made from patient and slice."""
+    for p in range(PATIENTS):
+        head = Head(np.random.default_rng(p), (64, 64), SLICES)
+        for z in range(SLICES):
+            own = {
+                "PatientID": {"radcure": f"RADCURE-{p:04}", "ich": f"ID_{p:08x}", "cspine": f"{p}"}[source],
+                "StudyInstanceUID": f"1.2.{p}",
+                "SeriesInstanceUID": f"1.2.{p}.1",
+                "SOPInstanceUID": f"1.2.{p}.1.{z}" if source != "ich" else f"ID_{p:04x}{z:05x}",
+                "ImagePositionPatient": [0, 0, 2 * z],
+                "PixelSpacing": [4, 4],
+                **{tag: value(p, z) if callable(value) else value for tag, value in tags.items()},
+                **UNSIGNED_12.tags(),
+            }
+            folder = root / f"{p:02}"
+            folder.mkdir(parents=True, exist_ok=True)
+            write_slice(folder / f"{z}.dcm", UNSIGNED_12.stored(head.hu(z)), **own)
+
+
+def prepare(tmp_path, capsys, *more, source="radcure"):
+    """Exit status, what was printed, the error."""
+    status = ct.main([f"--{source}", str(tmp_path / "in"), "--out", str(tmp_path / "out"), *SHARES, *more])
+    told = capsys.readouterr()
+    return status, told.out, [line for line in told.err.splitlines() if line.startswith("error")]
+
+
+def index_of(tmp_path):
+    return store.read_index(tmp_path / "out", store.read_facts(tmp_path / "out")).to_pandas()
+
+
+def manifest_of(tmp_path):
+    return pq.read_table(tmp_path / "out" / "manifest.parquet").to_pandas().set_index("path")
+
+
+def test_a_sound_archive_has_no_flags_and_no_warnings(tmp_path, capsys):
+    write_patients(tmp_path / "in")
+    status, told, errors = prepare(tmp_path, capsys)
+    assert (status, errors) == (0, [])
+    assert set(index_of(tmp_path)["flags"]) == {"upsampled"}
+    assert "warning" not in told
+    assert not (tmp_path / "out" / "rejected.csv").exists()
+
+
+def test_one_sop_uid_for_a_series_drops_nothing(tmp_path, capsys):
+    write_patients(tmp_path / "in", SOPInstanceUID=lambda p, z: f"1.2.{p}.9")
+    status, told, _ = prepare(tmp_path, capsys)
+    assert status == 0
+    assert set(index_of(tmp_path)["flags"]) == {"shared SOP UID,upsampled"}
+    assert len(index_of(tmp_path)) == PATIENTS * SLICES
+    assert "names 3 different pictures of 1 patient; there are 12 such UIDs, 36 slices" in told
+    assert "warning: SOPInstanceUID 1.2." in told
+
+
+def test_one_sop_uid_for_all_is_an_error_that_names_it(tmp_path, capsys):
+    write_patients(tmp_path / "in", SOPInstanceUID="1.2.3.77")
+    status, told, (error,) = prepare(tmp_path, capsys)
+    assert status == 1
+    assert "SOPInstanceUID 1.2.3.77 names pictures of several patients" in error
+    assert "SOPInstanceUID 1.2.3.77 names 36 different pictures of 12 patients" in told
+    with (tmp_path / "out" / "rejected.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["file"], row["cause"]) for row in rows][:1] == [("00/0.dcm", "SOP instance of another patient")]
+    assert len(rows) == PATIENTS * SLICES
+    status, _, _ = prepare(tmp_path, capsys, "--max-bad-share", "1")
+    assert status == 0
+    assert len(index_of(tmp_path)) == PATIENTS * SLICES
+
+
+def test_copies_go_by_their_pixels(tmp_path, capsys):
+    root = tmp_path / "in"
+    write_patients(root)
+    (root / "00" / "9.dcm").write_bytes((root / "00" / "0.dcm").read_bytes())
+    again = Head(np.random.default_rng(1), (64, 64), SLICES).hu(1)
+    tags = {"PatientID": "RADCURE-0001", "StudyInstanceUID": "1.2.1", "SeriesInstanceUID": "1.2.1.2"}
+    write_slice(root / "01" / "9.dcm", UNSIGNED_12.stored(again), SOPInstanceUID="9.9", **tags, **UNSIGNED_12.tags())
+    status, _, _ = prepare(tmp_path, capsys)
+    assert status == 0
+    manifest = manifest_of(tmp_path)
+    found = {path: (row.status, row.reason) for path, row in manifest.iterrows() if row.status != "stored"}
+    assert found == {
+        "00/9.dcm": ("duplicate", "copy"),
+        "01/9.dcm": ("duplicate", "copy under another SOPInstanceUID"),
+    }
+
+
+def test_nearly_constant_pictures_are_copies_only_under_one_sop_uid_and_link_nobody(tmp_path, capsys):
+    root = tmp_path / "in"
+    write_patients(root)
+    air = np.full((64, 64), 24, np.uint16)
+    for p in range(PATIENTS):
+        tags = {"PatientID": f"RADCURE-{p:04}", "StudyInstanceUID": f"1.2.{p}", "SeriesInstanceUID": f"1.2.{p}.2"}
+        for name, sop in (("a", 1), ("b", 2), ("c", 2), ("d", None)):
+            sop = sop and f"1.2.{p}.2.{sop}"
+            write_slice(root / f"{p:02}" / f"{name}.dcm", air, SOPInstanceUID=sop, **tags, **UNSIGNED_12.tags())
+    status, told, _ = prepare(tmp_path, capsys)
+    assert status == 0
+    manifest = manifest_of(tmp_path)
+    assert set(manifest.index[manifest.status == "duplicate"]) == {f"{p:02}/c.dcm" for p in range(PATIENTS)}
+    assert "share a picture or a study" not in told
+
+
+def test_a_study_uid_of_all_links_nobody_and_is_named(tmp_path, capsys):
+    write_patients(tmp_path / "in", StudyInstanceUID="1.2.3.77")
+    status, told, _ = prepare(tmp_path, capsys)
+    assert status == 0
+    assert "StudyInstanceUID 1.2.3.77 is that of 12 patients, 36 slices: an anonymiser's constant" in told
+    facts = store.read_facts(tmp_path / "out")
+    assert facts["linked_patients"] == 0
+    assert [(one["tag"], one["of"]) for one in facts["constants"]] == [("StudyInstanceUID", 12)]
+    assert "1.2.3.77" not in (tmp_path / "out" / "facts.json").read_text()
+
+
+def test_a_study_of_two_patients_links_them(tmp_path, capsys):
+    write_patients(tmp_path / "in", StudyInstanceUID=lambda p, z: f"1.2.{max(p, 1)}")
+    status, told, _ = prepare(tmp_path, capsys)
+    assert status == 0
+    assert "2 patients share a picture or a study" in told
+
+
+def test_a_series_uid_of_all_leaves_the_order_within_each_patient(tmp_path, capsys):
+    write_patients(tmp_path / "in", SeriesInstanceUID="1.2.3.78")
+    status, told, _ = prepare(tmp_path, capsys)
+    assert status == 0
+    assert "SeriesInstanceUID 1.2.3.78 is that of 12 patients" in told
+    index = index_of(tmp_path)
+    assert all(sorted(own.z) == [0, 1, 2] for _, own in index.groupby("patient"))
+    assert set(index.spacing_z_mm) == {2.0}
+    assert set(index["flags"]) == {"upsampled"}
+
+
+def test_a_patient_id_of_all_is_named(tmp_path, capsys):
+    write_patients(tmp_path / "in", source="cspine", PatientID="ANONYMOUS")
+    status, told, (error,) = prepare(tmp_path, capsys, source="cspine")
+    assert status == 1
+    assert "among 1 (of 12 studies)" in error
+    assert "an anonymiser's constant?" in error
+    assert "the PatientID of cspine" in told
+    assert "stands for 12 studies, 36 slices" in told
+
+
+def test_a_picture_of_many_patients_is_rejected(tmp_path, capsys):
+    root = tmp_path / "in"
+    write_patients(root)
+    pattern = UNSIGNED_12.stored(Head(np.random.default_rng(99), (64, 64), 1).hu(0))
+    for p in range(5):
+        tags = {"PatientID": f"RADCURE-{p:04}", "StudyInstanceUID": f"1.2.{p}", "SOPInstanceUID": f"1.2.{p}.7"}
+        write_slice(root / f"{p:02}" / "pattern.dcm", pattern, **tags, **UNSIGNED_12.tags())
+    status, told, (error,) = prepare(tmp_path, capsys)
+    assert status == 1
+    assert "12.20% of the images are bad" in error
+    assert "picture of many patients: radcure 00/pattern.dcm, radcure 01/pattern.dcm" in told
+    status, told, _ = prepare(tmp_path, capsys, "--max-bad-share", ".2")
+    assert status == 0
+    assert "share a picture" not in told
+
+
+def test_labels_are_left_empty_where_several_pictures_have_one_uid(tmp_path, capsys):
+    root = tmp_path / "in"
+    write_patients(root, "ich", SOPInstanceUID=lambda p, z: f"ID_{p:04x}{max(z, 1):05x}")
+    names = [f"ID_{p:04x}{z:05x}" for p in range(PATIENTS) for z in (1, 2)]
+    rows = "".join(f"{name}_{label},1\n" for name in names for label in store.LABELS)
+    (root / "stage_2_train.csv").write_text(f"ID,Label\n{rows}")
+    status, told, _ = prepare(tmp_path, capsys, source="ich")
+    assert status == 0
+    index = index_of(tmp_path)
+    shared = index["flags"].str.contains("shared SOP UID")
+    assert shared.sum() == 2 * PATIENTS
+    assert index["any"][shared].isna().all()
+    assert (index["any"][~shared] == 1).all()
+    assert f"labels of ICH: {PATIENTS} slices" in told
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_labels_of_which_nothing_fits_end_it(tmp_path, capsys, parts):
+    write_patients(tmp_path / "in", "ich")
+    (tmp_path / "in" / "stage_2_train.csv").write_text("ID,Label\nID_fffffffff_any,1\n")
+    if parts:
+        assert prepare(tmp_path, capsys, "--part", "0", "--parts", "1", source="ich")[0] == 0
+        assert ct.main(["merge", str(tmp_path / "out"), *SHARES[:2]]) == 1
+        error = capsys.readouterr().err
+    else:
+        status, _, (error,) = prepare(tmp_path, capsys, source="ich")
+        assert status == 1
+        assert not list((tmp_path / "out").rglob("*.arrow"))  # before the first picture
+    assert "labels of 1 slices were read, and none is of the 36 slices found" in error
+
+
+def test_geometry_of_a_series_is_flagged(tmp_path, capsys):
+    heights = {0: [0, 0, 2], 1: [0, 2, 4]}
+    orientation = {2: [1, 0, 0, 0, 0.94, -0.34]}
+    write_patients(
+        tmp_path / "in",
+        ImagePositionPatient=lambda p, z: [0, 0, heights.get(p, [0, 2, 4])[z]],
+        ImageOrientationPatient=lambda p, z: orientation.get(p, [1, 0, 0, 0, 1, 0]) if z else [1, 0, 0, 0, 1, 0],
+        PixelSpacing=lambda p, z: [4, 4] if p != 3 or z else [3, 3],
+    )
+    for z, height in ((3, 6), (4, 12), (5, 14)):  # of patient 1: nothing at 8 and 10
+        tags = {"PatientID": "RADCURE-0001", "StudyInstanceUID": "1.2.1", "SeriesInstanceUID": "1.2.1.1"}
+        stored = UNSIGNED_12.stored(Head(np.random.default_rng(50 + z), (64, 64), 1).hu(0))
+        write_slice(
+            tmp_path / "in" / "01" / f"{z}.dcm",
+            stored,
+            **{
+                **tags,
+                "SOPInstanceUID": f"1.2.1.1.{z}",
+                "ImagePositionPatient": [0, 0, height],
+                "PixelSpacing": [4, 4],
+            },
+            **UNSIGNED_12.tags(),
+        )
+    status, told, _ = prepare(tmp_path, capsys)
+    assert status == 0
+    own = manifest_of(tmp_path)["flags"].str.replace("upsampled", "").str.strip(",")
+    flagged = {path: flags for path, flags in own.items() if flags}
+    both = {f"{p:02}/{z}.dcm": "mixed series" for p in (2, 3) for z in range(3)}
+    same = {path for path in ("00/0.dcm", "00/1.dcm") if flagged.pop(path, "") == "same position"}
+    assert len(same) == 1
+    assert flagged == both | {"01/4.dcm": "gap"}
+    assert "same position 1" in told
+
+
+def test_nothing_to_store_is_said_with_the_reasons(tmp_path, capsys):
+    write_patients(tmp_path / "in", ImageOrientationPatient=[1, 0, 0, 0, 0, -1])
+    status, told, (error,) = prepare(tmp_path, capsys)
+    assert (status, error) == (1, "error: no file can be stored: the table says why")
+    assert "other             36  not axial" in told
+
+
+def test_a_refused_store_names_the_files_and_what_to_do(tmp_path, capsys):
+    root = tmp_path / "in"
+    write_patients(root)
+    for name in ("=1+1.dcm", "a.dcm", "b.dcm", "c\nd.dcm", "ü ß.dcm"):
+        (root / "03" / name).write_bytes(b"x" * 400)
+    (root / "more.7z").write_bytes(b"7z\xbc\xaf\x27\x1c")
+    with zipfile.ZipFile(root / "z.zip", "w") as archive:
+        archive.writestr("inner.zip", b"PK\x03\x04")
+    status, told, (error,) = prepare(tmp_path, capsys)
+    assert status == 1
+    assert f"{tmp_path / 'out' / 'rejected.csv'} names file, cause and remedy" in error
+    assert "not DICOM: radcure 03/=1+1.dcm, radcure 03/a.dcm, radcure 03/b.dcm and 2 more\n    remedy: " in told
+    assert "zip inside a zip: radcure z.zip!inner.zip\n    remedy: unpack the outer zip" in told
+    with (tmp_path / "out" / "rejected.csv").open(newline="", encoding="utf-8") as file:
+        rows = [(row["file"], row["member"], row["cause"]) for row in csv.DictReader(file)]
+    assert rows == [
+        *((f"03/{name}", "", "not DICOM") for name in ("=1+1.dcm", "a.dcm", "b.dcm", "c\nd.dcm", "ü ß.dcm")),
+        ("more.7z", "", "side file: archive"),
+        ("z.zip", "inner.zip", "zip inside a zip"),
+    ]
+
+
+def test_a_mac_leaves_nothing_bad_behind(tmp_path, capsys):
+    write_patients(tmp_path / "in")
+    for path in list((tmp_path / "in").rglob("*.dcm")):
+        (path.parent / f"._{path.name}").write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(4072))
+    status, told, _ = prepare(tmp_path, capsys)
+    assert status == 0
+    assert "other             36  side file: system" in told
+
+
+def test_a_store_that_was_begun_by_other_rules_is_refused(tmp_path, capsys, monkeypatch):
+    write_patients(tmp_path / "in")
+    (tmp_path / "in" / "a.dcm").write_bytes(b"x" * 400)
+    assert prepare(tmp_path, capsys)[0] == 1
+    monkeypatch.setattr(ct.header, "VERSION", 0)
+    status, _, (error,) = prepare(tmp_path, capsys, "--max-bad-share", "1")
+    assert status == 1
+    assert "was begun with" in error
