@@ -73,7 +73,7 @@ def test_an_arm_takes_the_rate_of_its_lowest_validation_loss_and_others_wait():
     table = recorded(grid, loss=lambda run: best[run["strategy"], float(run["lr"])])
     assert of.best_rates(table) == {("ct", "a"): 1e-3, ("ct", "b"): 1e-4}
     block = of.blocks(table)[1]
-    assert block.waiting == ("c on ct",)
+    assert names(block.waiting, "seed", "strategy") == [(11, "c"), (42, "c")]
     assert {run for run in names(block.items, "strategy", "lr") if run[1] != "1e-4"} == {("a", 1e-3), ("b", 1e-4)}
 
 

@@ -87,19 +87,24 @@ class Study:
 
 
 def tell_plan(study: Study, machine: str, jobs: int) -> None:
-    """A line a block: runs recorded, left and waiting, and when the block ends."""
-    left = study.left(machine)
-    total = 0.0
-    print(f"{'block':24} {'runs':>5} {'left':>5} {'until':>9}  question")
-    for block, items in left:
-        total += study.seconds(items) / jobs
-        until = duration(total) if items else ("waits" if block.waiting else "done")
-        print(f"{block.name:24} {len(block.items):5} {len(items):5} {until:>9}  {block.question}")
-        if block.waiting:
-            print(f"{'':46}  waits for the learning rates of {len(block.waiting)} arms")
-    print(f"{sum(len(items) for _, items in left)} runs left, {duration(total)} of {jobs} idle cores", flush=True)
+    """A line a block: its runs, those left beyond earlier blocks', those whose learning rate is not known, and when it
+    ends."""
+    print(f"{'block':24} {'runs':>5} {'left':>5} {'wait':>5} {'until':>8}  question")
+    seen: set[str] = set()
+    seconds, runs = 0.0, 0
+    for block, items in study.left(machine):
+        names = {item: study.run(item).folder.name for item in items}
+        new = [item for item in items if names[item] not in seen]
+        seen |= set(names.values())
+        seconds += study.seconds([*new, *block.waiting])
+        runs += len(new) + len(block.waiting)
+        until = duration(seconds / jobs) if new or block.waiting else "done"
+        every = len(block.items) + len(block.waiting)
+        print(f"{block.name:24} {every:5} {len(new):5} {len(block.waiting):5} {until:>8}  {block.question}")
+    print(f"{runs} runs left, {duration(seconds / jobs)} of {jobs} idle cores; a run waits for its arm's learning rate")
     for dataset, reason in study.absent.items():
-        print(f"no run of {dataset} can be made here: {reason}", flush=True)
+        print(f"no run of {dataset} can be made here: {reason}")
+    sys.stdout.flush()
 
 
 def work(study: Study, machine: str, jobs: int) -> int:

@@ -37,12 +37,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Block:
-    """The runs that answer one question, in order; `waiting` names arms whose own learning rate is not known yet."""
+    """The runs that answer one question, in order; `waiting` have no `lr` yet, since their arm's own is not known."""
 
     name: str
     question: str
     items: tuple[Item, ...]
-    waiting: tuple[str, ...]
+    waiting: tuple[Item, ...]
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -116,17 +116,17 @@ class Queue:
     def _block(self, content: Mapping[str, Any], rates: Mapping[tuple[str, str], float]) -> Block:
         crossed = {key: values for key, values in content.items() if key not in ABOUT}
         groups: dict[tuple[str, ...], dict[Item, None]] = {}
-        waiting: dict[str, None] = {}
+        waiting: list[Item] = []
         for values in itertools.product(*crossed.values()):
             for arm in content.get("arms", [{}]):
                 settings = {"scale": self._content["scale"], **dict(zip(crossed, values, strict=True)), **arm}
+                group = tuple(str(settings[key]) for key in content["group"])
                 if settings.get("lr") == BEST:
                     place = (settings["dataset"], settings["strategy"])
                     if place not in rates:
-                        waiting[f"{settings['strategy']} on {settings['dataset']}"] = None
+                        waiting.append(Item(group, tuple(settings.items())))
                         continue
                     settings["lr"] = rates[place]
-                group = tuple(str(settings[key]) for key in content["group"])
                 groups.setdefault(group, {})[Item(group, tuple(settings.items()))] = None
         items = tuple(item for group in groups.values() for item in group)
         return Block(content["name"], content["question"], items, tuple(waiting))
