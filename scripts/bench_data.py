@@ -221,7 +221,7 @@ def main() -> None:
     disable_progress_bars()
 
     facts = store.read_facts(arguments.store)
-    pixels = store.open_pixels(arguments.store, facts)
+    pixels = store.Pixels(arguments.store, facts)
     train = store.positions(facts, store.read_index(arguments.store, facts, ["shard", "row"]), "train")
     chosen = train[np.linspace(0, len(train) - 1, min(arguments.slices, len(train))).round().astype(int)]
     sizes = (STORED_SIZE, SMALL)

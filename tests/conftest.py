@@ -17,6 +17,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--methods-table", type=Path, help="write the table of methods, as measured by this run")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is read from, or left in, the cache of who runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GCOND_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[OUTCOMES] = {}
 

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -47,7 +46,7 @@ def preview(root: Path, out: Path | None = None) -> Path:
 
 def samples(root: Path, facts: dict) -> list[Sample]:
     """One for each source, in the order of their names; the same for the same store."""
-    pixels = store.open_pixels(root, facts)
+    pixels = store.Pixels(root, facts, remember=True)
     index = store.read_index(root, facts, ["source", "patient", "shard", "row"])
     positions = np.empty(len(index), dtype=np.int64)
     splits = _codes(index, "split")
@@ -66,7 +65,7 @@ def _codes(index: pa.Table, column: str) -> tuple[np.ndarray, list[str]]:
     return encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
 
 
-def _sample(source: str, pixels: Dataset, positions: np.ndarray, patient_of: np.ndarray) -> Sample:
+def _sample(source: str, pixels: store.Pixels, positions: np.ndarray, patient_of: np.ndarray) -> Sample:
     """`positions` [n] and `patient_of` [n] are those of the source's slices."""
     random = np.random.default_rng([SEED, *source.encode()])
     counted = np.sort(random.choice(positions, min(COUNTED, len(positions)), replace=False))
@@ -74,7 +73,7 @@ def _sample(source: str, pixels: Dataset, positions: np.ndarray, patient_of: np.
         source=source,
         slices=len(positions),
         patients=len(np.unique(patient_of)),
-        pictures=[store.picture(pixels, position) for position in positions[spread(patient_of, SLICES, random)]],
+        pictures=[pixels[position] for position in positions[spread(patient_of, SLICES, random)]],
         counted=len(counted),
         histogram=store.histogram(pixels, counted),
     )

@@ -30,6 +30,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def cache(name: str) -> Path:
+    """Where what can be made again is kept between runs: below $GCOND_CACHE, else $XDG_CACHE_HOME or ~/.cache."""
+    below = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(os.environ.get("GCOND_CACHE") or Path(below, "gcond")) / name
+
+
 def _to_disk(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:

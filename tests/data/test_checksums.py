@@ -62,8 +62,8 @@ def test_of_a_folder_of_photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         checksum_of(a)
 
 
-def test_of_a_store(tmp_path: Path) -> None:
-    (tmp_path / "facts.json").write_text(json.dumps({"format_version": 2, "checksum": "abc"}))
-    assert checksum_of(dataset("ct", root=str(tmp_path))) == "abc"
+def test_of_a_store(small_store: Path, tmp_path: Path) -> None:
+    stated = json.loads((small_store / "facts.json").read_text())["checksum"]
+    assert checksum_of(dataset("ct", root=str(small_store))) == stated
     with pytest.raises(ValueError, match="no CT store"):
         checksum_of(dataset("ct", root=str(tmp_path / "elsewhere")))

@@ -16,9 +16,9 @@ SIZE = 8
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("GCOND_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(decoded, "FEWEST", 3)
-    return tmp_path / "cache" / "gcond" / "decoded"
+    return tmp_path / "cache" / "decoded"
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_a_damaged_file_is_decoded_anew(cache, root, decodings, damage):
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, root, monkeypatch, capsys):
     monkeypatch.setattr(decoded, "FEWEST", 3)
     (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("GCOND_CACHE", str(tmp_path / "file"))
     assert len(pixels(root)) == 3
     assert str(tmp_path / "file") in capsys.readouterr().err
 

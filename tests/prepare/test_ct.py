@@ -102,7 +102,7 @@ def test_facts_add_up(made, manifest):
 
 def test_statistics_are_those_of_the_training_pixels(made):
     facts = store.read_facts(made)
-    pixels, index = store.open_pixels(made, facts), store.read_index(made, facts)
+    pixels, index = store.Pixels(made, facts), store.read_index(made, facts)
     train = store.histogram(pixels, store.positions(facts, index, "train"))
     for name, window in windows.PRESETS.items():
         mean, std = windows.statistics(train, *window)

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gcond.data import images as sets
 from gcond.data import store, windows
 from gcond.data.images import check_size, hold_in_memory
 from gcond.data.intensity import Intensity
@@ -20,7 +21,6 @@ from gcond.data.splits import Splits
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from datasets import Dataset
 
 PAPER_MEAN, PAPER_STD = 0.107961, 0.173622
 BODY_HU = -500  # between air and lung below, fat and everything denser above
@@ -29,7 +29,7 @@ BODY_HU = -500  # between air and lung below, fat and everything denser above
 class StoreSlices:
     """Slices of one split as int16 [1, S, S], HU + 1024; `positions` [n] says where they stand in `pixels`."""
 
-    def __init__(self, pixels: Dataset, positions: np.ndarray, size: int) -> None:
+    def __init__(self, pixels: store.Pixels, positions: np.ndarray, size: int) -> None:
         self.pixels = pixels
         self.positions = positions
         self.size = size
@@ -38,8 +38,7 @@ class StoreSlices:
         return len(self.positions)
 
     def __getitem__(self, index: int) -> Tensor:
-        stored = store.picture(self.pixels, self.positions[index])
-        return torch.from_numpy(resize(stored, self.size)).unsqueeze(0)
+        return torch.from_numpy(resize(self.pixels[self.positions[index]], self.size)).unsqueeze(0)
 
 
 def resize(stored: np.ndarray, size: int) -> np.ndarray:
@@ -58,7 +57,8 @@ def load(
     `window` is a name in windows.PRESETS or [hu_min, hu_max]. `statistics`: "store" takes mean and standard deviation
     of the training split in that window, at the stored 256 pixels; "paper" takes the paper's constants, whose window is
     unknown. Raises ValueError for an unknown window or statistics and for a store that is absent, of another format,
-    incomplete, or with a patient in two splits.
+    incomplete, or with a patient in two splits. What is held in memory is compared with the store's checksums and
+    statistics at each call; what is not, shard by shard when first used, and once as long as a shard stays the same.
     """
     check_size(image_size)
     hu_min, hu_max = windows.resolve(window)
@@ -66,13 +66,18 @@ def load(
         raise ValueError(f"`statistics` must be store or paper, found {statistics!r}")
     root = Path(root)
     facts = store.read_facts(root)
-    pixels = store.open_pixels(root, facts)
+    large = max(facts["counts"].values()) * 2 * image_size**2 > sets.IN_MEMORY_BYTES
+    pixels = store.Pixels(root, facts, remember=large)
     index = store.read_index(root, facts, ["patient", "shard", "row"])
     patients = store.patients(index)
     store.check_disjoint(patients)
     where = {split: store.positions(facts, index, split) for split in store.SPLITS}
 
-    measured = _measured(facts, pixels, where["train"], window, hu_min, hu_max)
+    stated = facts["train_statistics"].get(window) if isinstance(window, str) else None
+    if stated is None or not large:
+        histogram = store.histogram(pixels, where["train"])
+        store.expect_statistics(root, facts, histogram)
+    measured = (stated["mean"], stated["std"]) if stated else windows.statistics(histogram, hu_min, hu_max)
     mean, std = measured if statistics == "store" else (PAPER_MEAN, PAPER_STD)
     images = {
         split: hold_in_memory(StoreSlices(pixels, where[split], image_size), f"CT {split}") for split in store.SPLITS
@@ -122,13 +127,3 @@ def heights(root: str | Path) -> dict[str, tuple[np.ndarray, np.ndarray]] | None
 def _patients(index: pa.Table, split: str) -> list[str]:
     """The patient of each slice of a split, in the order of `store.positions`."""
     return index.filter(pc.equal(index.column("split"), split)).column("patient").to_pylist()
-
-
-def _measured(
-    facts: dict, pixels: Dataset, train: np.ndarray, window: str | Sequence[float], hu_min: float, hu_max: float
-) -> tuple[float, float]:
-    """Mean and standard deviation of the training split, from the facts where they name the window."""
-    known = facts["train_statistics"].get(window) if isinstance(window, str) else None
-    if known is not None:
-        return known["mean"], known["std"]
-    return windows.statistics(store.histogram(pixels, train), hu_min, hu_max)

@@ -1,6 +1,6 @@
 """Decoded photographs, kept between runs: decoding 28,800 of them takes up to a minute, reading them back a second.
 
-    $XDG_CACHE_HOME/gcond/decoded (or ~/.cache/gcond/decoded)
+    ~/.cache/gcond/decoded ($GCOND_CACHE/decoded)
         FOLDER/SPLIT-SIZE-KEY-SHA256.npy    uint8 [n, 3, S, S]; FOLDER is named after that of the photographs
 
 KEY is that of the files (path, size, times), the rows, and the decoder, so that nothing stale is ever read; SHA256 is
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +23,7 @@ from PIL import features
 from gcond.data import images
 from gcond.data.images import TensorImages, hold_in_memory
 from gcond.data.splits import ImageSet
-from gcond.files import write_atomically
+from gcond.files import cache, write_atomically
 
 FEWEST = 1000
 """Fewer photographs than these are decoded in less time than it takes to look for them."""
@@ -48,7 +47,7 @@ def held(photographs: Photographs, what: str, root: Path) -> ImageSet:
     shape = (len(photographs), 3, photographs.size, photographs.size)
     if len(photographs) < FEWEST or np.prod(shape) > images.IN_MEMORY_BYTES:
         return hold_in_memory(photographs, what)
-    folder = _cache() / f"{root.resolve().name[:40]}-{_digest(str(root.resolve()))[:8]}"
+    folder = cache("decoded") / f"{root.resolve().name[:40]}-{_digest(str(root.resolve()))[:8]}"
     stem, key = f"{what.split()[-1]}-{photographs.size}", _key(photographs)
     if (pixels := _read(folder, f"{stem}-{key}", shape)) is None:
         decoded = hold_in_memory(photographs, what)
@@ -59,10 +58,6 @@ def held(photographs: Photographs, what: str, root: Path) -> ImageSet:
         except OSError as error:
             print(f"decoded photographs are not kept for the next run: {error}", file=sys.stderr)
     return TensorImages(torch.from_numpy(pixels))
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "gcond" / "decoded"
 
 
 def _key(photographs: Photographs) -> str:

@@ -6,23 +6,25 @@
     facts.json              format, counts, checksums, statistics; written last, so that a folder without it is no store
 
 data_prep/write_store.py writes it. A slice is where it is whatever its split, so that shards are written once.
+
+No byte of it is used before it has been compared with its checksum, and every error names the file.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-if TYPE_CHECKING:
-    from datasets import Dataset
+from gcond.files import cache, read_object
 
 FORMAT_VERSION = 2
 SPLITS = ("train", "validation", "test")
@@ -30,6 +32,7 @@ DTYPE = "<u2"
 HU_OFFSET = 1024  # CT is kept as HU + 1024
 VALUES = 4096
 STORED_SIZE = 256
+STORED_BYTES = STORED_SIZE**2 * 2
 HOW_TO_MAKE = "make one with `make data` (samples), `make data-headneck` or `make data-ct` (archives); docs/data.md"
 
 PIXELS = pa.schema([("pixels", pa.binary())])
@@ -59,44 +62,157 @@ elsewhere; `shard` and `row` say where the pixels are."""
 
 
 def read_facts(root: Path) -> dict:
-    """Raises ValueError where there is no store or one of another format."""
+    """Raises ValueError where there is no store, one of another format, or one whose facts contradict themselves."""
     path = root / "facts.json"
     if not path.is_file():
         unfinished = "an unfinished" if (root / "shards").is_dir() else "no"
         raise ValueError(f"`root`: {unfinished} CT store at {root}; {HOW_TO_MAKE}")
-    facts = json.loads(path.read_text())
+    try:
+        facts = read_object(path)
+    except ValueError as error:
+        raise damaged(path, "cannot be read") from error
     if facts.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"`root`: the store at {root} has format version {facts.get('format_version')!r}, this code reads "
             f"{FORMAT_VERSION}; remove that folder and {HOW_TO_MAKE}"
         )
+    if (fault := _fault(facts)) is not None:
+        raise damaged(path, fault)
     return facts
 
 
-def open_pixels(root: Path, facts: Mapping) -> Dataset:
-    """All slices, memory-mapped, shard after shard. Raises ValueError where a shard is absent or of another length."""
-    from datasets import Dataset, concatenate_datasets  # takes a second, which those who write shards can save
+def damaged(path: Path, how: str) -> ValueError:
+    """What is to be said of a file of a store that `how`, a verb with its object."""
+    root = path.parent.parent if path.parent.name == "shards" else path.parent
+    return ValueError(f"`root`: {path} {how}; remove {root} and {HOW_TO_MAKE}")
 
-    shards = []
-    for shard in facts["shards"]:
-        path = root / "shards" / shard["name"]
-        if not path.is_file():
-            raise ValueError(f"`root`: {path} is missing; run the command that made the store again")
-        pixels = Dataset.from_file(str(path))
-        if len(pixels) != shard["slices"]:
-            raise ValueError(f"`root`: {path} holds {len(pixels)} slices where facts.json says {shard['slices']}")
-        shards.append(pixels)
-    return concatenate_datasets(shards)
+
+def _fault(facts: Mapping[str, Any]) -> str | None:
+    """What is wrong with the facts by themselves, as `damaged` takes it."""
+
+    def whole(number: Any) -> bool:
+        return isinstance(number, int) and number >= 0
+
+    try:
+        if set(facts["counts"]) != set(SPLITS) or not all(map(whole, facts["counts"].values())):
+            return f"states {facts['counts']} as counts of {', '.join(SPLITS)}"
+        for shard in facts["shards"]:
+            if Path(shard["name"]).name != shard["name"] or not whole(shard["slices"]):
+                return f"states {shard} as name and slices of a shard"
+        for window, stated in facts["train_statistics"].items():
+            if not (0 <= stated["mean"] <= 1 and 0 < stated["std"] <= 1):
+                return f"states {stated} as mean and std in {window}, expected numbers in 0..1"
+        if facts["checksum"] != checksum(facts):
+            return "states a `checksum` that is not that of its shards and index"
+        if not (isinstance(facts["title"], str) and isinstance(facts["missing_packages"], list)):
+            return "states no title, or no list of missing packages"
+    except (KeyError, TypeError, AttributeError) as error:
+        return f"does not hold the facts of a store ({type(error).__name__}: {error})"
+    return None
+
+
+class Pixels:
+    """All slices, shard after shard: HU + 1024 [256, 256], read-only.
+
+    A shard is mapped into memory when a slice of it is first asked for, and compared with its checksum before that.
+
+    Args:
+        remember: which shards were compared is noted in gcond.files.cache, and the same file (of the same size and
+            times) not read again for it, by whatever process. For what is too large to be read whole at each start.
+
+    Raises:
+        ValueError: naming the shard, for one that is absent, differs from its checksum, or has another number of
+            slices than facts.json says, and for a slice with a value above 4095.
+    """
+
+    def __init__(self, root: Path, facts: Mapping, remember: bool = False) -> None:
+        self._shards: list[dict] = facts["shards"]
+        self._paths = [root / "shards" / shard["name"] for shard in self._shards]
+        self._ends = np.cumsum([shard["slices"] for shard in self._shards])
+        self._remember = remember
+        self._mapped: dict[int, pa.ChunkedArray] = {}
+        for path in self._paths:
+            if not path.is_file():
+                raise ValueError(f"`root`: {path} is missing; run the command that made the store again")
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, position: int) -> np.ndarray:
+        shard = int(np.searchsorted(self._ends, position, side="right"))
+        row = int(position) - (int(self._ends[shard - 1]) if shard else 0)
+        if shard not in self._mapped:
+            self._mapped[shard] = self._map(shard)
+        picture = np.frombuffer(self._mapped[shard][row].as_buffer(), DTYPE).reshape(STORED_SIZE, STORED_SIZE)
+        if (largest := picture.max()) >= VALUES:
+            raise damaged(self._paths[shard], f"holds {largest} in slice {row}, expected HU + 1024 in 0..{VALUES - 1}")
+        return picture
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_mapped": {}}  # another process maps the shards for itself
+
+    def _map(self, shard: int) -> pa.ChunkedArray:
+        path, stated = self._paths[shard], self._shards[shard]
+        self._compare(path, stated["sha256"])  # before Arrow, which a damaged file can crash
+        try:
+            with pa.memory_map(str(path)) as source:
+                table = pa.ipc.open_stream(source).read_all()
+            table.validate(full=True)
+        except (pa.ArrowException, OSError) as error:
+            raise damaged(path, f"cannot be read: {error}") from error
+        if table.schema != PIXELS or len(table) != stated["slices"]:
+            raise damaged(path, f"holds {len(table)} slices where facts.json says {stated['slices']}")
+        sizes = pc.unique(pc.binary_length(table.column("pixels"))).to_pylist()
+        if sizes not in ([], [STORED_BYTES]):
+            raise damaged(path, f"holds slices of {sizes} bytes, expected {STORED_BYTES}")
+        return table.column("pixels")
+
+    def _compare(self, path: Path, expected: str) -> None:
+        state = path.stat()
+        known = f"{path.resolve()} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns} {expected}"
+        note = cache("compared") / hashlib.sha256(known.encode(errors="surrogateescape")).hexdigest()
+        if self._remember and note.exists():
+            return
+        if sha256(path) != expected:
+            raise damaged(path, "does not match its checksum in facts.json")
+        if self._remember:
+            with suppress(OSError):  # a cache that cannot be written costs time only
+                note.parent.mkdir(parents=True, exist_ok=True)
+                note.touch()
 
 
 def read_index(root: Path, facts: Mapping, columns: list[str] | None = None) -> pa.Table:
-    """Raises ValueError where the number of slices of a split is not the one that the facts name."""
-    wanted = None if columns is None else list(dict.fromkeys(["split", *columns]))
-    index = pq.read_table(root / "index.parquet", columns=wanted)
-    found = counts(index)
-    if found != facts["counts"]:
-        raise ValueError(f"`root`: the index of {root} holds {found} slices where facts.json says {facts['counts']}")
+    """Raises ValueError where the index is not the one that the facts name, or does not fit the shards: each of its
+    rows must be a slice of its own."""
+    path = root / "index.parquet"
+    wanted = None if columns is None else list(dict.fromkeys(["split", "patient", "shard", "row", *columns]))
+    try:
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != facts["index_sha256"]:
+            raise damaged(path, "does not match its checksum in facts.json")
+        index = pq.read_table(pa.BufferReader(content), columns=wanted)
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(path, f"cannot be read: {error}") from error
+    for name in ("split", "patient", "shard", "row"):
+        if name not in index.schema.names or index.schema.field(name).type != INDEX.field(name).type:
+            raise damaged(path, f"has no column {name} of {INDEX.field(name).type}")
+        if index.column(name).null_count:
+            raise damaged(path, f"does not say the {name} of every slice")
+    if (found := counts(index)) != facts["counts"]:
+        raise damaged(path, f"holds {found} slices where facts.json says {facts['counts']}")
+    _expect_places(path, index, [shard["slices"] for shard in facts["shards"]])
     return index
+
+
+def _expect_places(path: Path, index: pa.Table, slices: list[int]) -> None:
+    shard, row = (index.column(name).to_numpy().astype(np.int64) for name in ("shard", "row"))
+    inside = (shard >= 0) & (shard < len(slices)) & (row >= 0)
+    inside[inside] = row[inside] < np.array(slices)[shard[inside]]
+    if not inside.all():
+        raise damaged(path, f"names a slice that is in no shard, in row {int(np.argmin(inside))}")
+    places = np.cumsum([0, *slices])[shard] + row
+    if len(np.unique(places)) != len(places):
+        raise damaged(path, "names a slice twice")
 
 
 def counts(index: pa.Table) -> dict[str, int]:
@@ -106,7 +222,7 @@ def counts(index: pa.Table) -> dict[str, int]:
 
 
 def positions(facts: Mapping, index: pa.Table, split: str) -> np.ndarray:
-    """Where the slices of a split stand in `open_pixels` [n], in their order."""
+    """Where the slices of a split stand in Pixels [n], in their order."""
     starts = np.cumsum([0, *(shard["slices"] for shard in facts["shards"])])[:-1]
     own = pc.equal(index.column("split"), split).to_numpy()
     shard, row = (index.column(name).to_numpy()[own] for name in ("shard", "row"))
@@ -117,24 +233,34 @@ def verify(root: Path, progress: Callable[[int], object] = lambda n: None) -> di
     """The facts of a store every byte of which has been checked; ValueError, naming the file, otherwise.
 
     Checked: format version, SHA-256 of every shard and of the index, counts, that every slice is where the index says,
-    once, and that no patient is in two splits. `progress` gets the number of bytes read.
+    once, that no patient is in two splits, that every value is one of HU + 1024, and mean and standard deviation of the
+    training split. `progress` gets the number of bytes read for the checksums.
     """
     facts = read_facts(root)
-    files = [("shards/" + shard["name"], shard["sha256"]) for shard in facts["shards"]]
-    for name, expected in [*files, ("index.parquet", facts["index_sha256"])]:
-        if not (root / name).is_file() or sha256(root / name, progress) != expected:
-            raise ValueError(
-                f"`root`: {root / name} does not match its checksum in facts.json; remove {root} and {HOW_TO_MAKE}"
-            )
-    pixels = open_pixels(root, facts)
+    for shard in facts["shards"]:
+        path = root / "shards" / shard["name"]
+        if not path.is_file() or sha256(path, progress) != shard["sha256"]:
+            raise damaged(path, "does not match its checksum in facts.json")
     index = read_index(root, facts)
+    progress((root / "index.parquet").stat().st_size)
     check_disjoint(patients(index))
-    used = np.concatenate([positions(facts, index, split) for split in SPLITS])
-    if len(np.unique(used)) != len(used) or (len(used) and not 0 <= used.min() <= used.max() < len(pixels)):
-        raise ValueError(f"`root`: the index of {root} names a slice twice, or one that is in no shard")
-    if facts["checksum"] != checksum(facts):
-        raise ValueError(f"`root`: `checksum` in {root / 'facts.json'} is not that of its shards and index")
+    pixels = Pixels(root, facts)
+    histograms = {split: histogram(pixels, positions(facts, index, split)) for split in SPLITS}
+    expect_statistics(root, facts, histograms["train"])
     return facts
+
+
+def expect_statistics(root: Path, facts: Mapping, train: np.ndarray) -> None:
+    """Raises ValueError where a mean or standard deviation of the facts is not that of `train`, a histogram [4096]."""
+    from gcond.data import windows  # which imports this module
+
+    path = root / "facts.json"
+    for window, stated in facts["train_statistics"].items():
+        if window not in windows.PRESETS:
+            raise damaged(path, f"states mean and std in a window that is not known here, {window}")
+        mean, std = windows.statistics(train, *windows.PRESETS[window])
+        if not (math.isclose(mean, stated["mean"], abs_tol=1e-9) and math.isclose(std, stated["std"], abs_tol=1e-9)):
+            raise damaged(path, f"states {stated} in {window}, the pixels have mean {mean} and std {std}")
 
 
 def patients(index: pa.Table) -> dict[str, set[str]]:
@@ -171,14 +297,9 @@ def sha256(path: Path, progress: Callable[[int], object] = lambda n: None) -> st
     return digest.hexdigest()
 
 
-def picture(pixels: Dataset, position: int) -> np.ndarray:
-    """The slice at `position` of `open_pixels`: HU + 1024 [256, 256], read-only."""
-    return np.frombuffer(pixels[int(position)]["pixels"], DTYPE).reshape(STORED_SIZE, STORED_SIZE)
-
-
-def histogram(pixels: Dataset, positions: np.ndarray) -> np.ndarray:
+def histogram(pixels: Pixels, positions: np.ndarray) -> np.ndarray:
     """[4096] counts of the stored values of some slices."""
     total = np.zeros(VALUES, dtype=np.int64)
     for position in positions:
-        total += np.bincount(picture(pixels, position).ravel(), minlength=VALUES)
+        total += np.bincount(pixels[position].ravel(), minlength=VALUES)
     return total
