@@ -67,7 +67,7 @@ def interleaved(
     random = np.random.default_rng(0)
     names = list(works)
     taken: dict[str, list[float]] = {name: [] for name in names}
-    with tqdm(total=(warm_up + rounds) * len(names), unit="turn", mininterval=2) as bar:
+    with tqdm(total=(warm_up + rounds) * len(names), unit="turn", disable=None) as bar:
         for number in range(warm_up + rounds):
             for name in random.permutation(names):
                 prepare(name)

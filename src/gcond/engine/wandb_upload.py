@@ -40,7 +40,7 @@ def main() -> int:
     if not found:
         parser.error(f"no metrics.jsonl in or below {', '.join(map(str, arguments.folders))}; nothing to copy")
     errors = {folder: "not ended; the command that began it continues it" for folder in found if not ended(folder)}
-    for folder in tqdm([folder for folder in found if folder not in errors], unit="run"):
+    for folder in tqdm([folder for folder in found if folder not in errors], unit="run", disable=None):
         try:
             upload(folder, "online" if arguments.online else "offline", arguments.project, arguments.entity)
         except Exception as error:

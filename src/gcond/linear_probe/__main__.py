@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     prober = Prober({"ct": options.ct, "imagenet256": options.imagenet}, device, options.images)
     errors = [f"{name}: {error}" for name, error in found.unreadable.items()]
-    for run in tqdm(left, desc="probe", unit="run"):
+    for run in tqdm(left, desc="probe", unit="run", disable=None):
         try:
             rows = list(prober.rows(run))
         except ValueError as error:

@@ -64,7 +64,7 @@ def descend(methods: Sequence[Method], parts: Path, jobs: int) -> list[str]:
         running = {
             pool.submit(_run, method, start, parts): f"{method.name} from {STARTS[start]}" for method, start in todo
         }
-        bar = tqdm(as_completed(running), total=len(running), desc="descents", unit="descent", mininterval=5)
+        bar = tqdm(as_completed(running), total=len(running), desc="descents", unit="descent", disable=None)
         for future in bar:
             error = future.exception()
             if error is not None:

@@ -33,7 +33,7 @@ def measure(trials: int = TRIALS, windows: tuple[int, ...] = WINDOWS, seed: int 
         for kind, rho, micro_batches in product(KINDS, RHOS, windows)
         if kind[0] == "sequential" or micro_batches % 2 == 0
     ]
-    for index, (estimator, tau, rho, micro_batches) in enumerate(tqdm(cells, desc="noise", unit="cell", mininterval=2)):
+    for index, (estimator, tau, rho, micro_batches) in enumerate(tqdm(cells, desc="noise", unit="cell", disable=None)):
         random = np.random.default_rng([seed, index])
         errors = NoisyQuadratic(COSINES[0], SNR, rho, tau).accumulated_noise(estimator, micro_batches, trials, random)
         for cosine in COSINES:

@@ -38,7 +38,7 @@ def variants(gradops: Method) -> dict[float, Method]:
 
 def regressions(steps: int = STEPS, seeds: tuple[int, ...] = SEEDS) -> Iterator[list[object]]:
     """Rows under COLUMNS: the unexplained share of every task, for every alpha and seed."""
-    for alpha, seed in tqdm([(a, s) for a in ALPHAS for s in seeds], desc="regressions", unit="run", mininterval=2):
+    for alpha, seed in tqdm([(a, s) for a in ALPHAS for s in seeds], desc="regressions", unit="run", disable=None):
         resolver = GradOPS(weights="unverified_r_alpha", alpha=alpha)
         shares = train(resolver, steps, seed)
         yield from (["regressions", alpha, seed, steps, t, f"{s:.5f}"] for t, s in zip(TASKS, shares, strict=True))

@@ -35,7 +35,7 @@ def write_page(runs: Path, out: Path, results: Path | None = None) -> str:
     Raises ValueError if `runs` is not a folder of scales.
     """
     held = held_locks()
-    folders = tqdm(run_folders(runs), desc="reading runs", unit="run", delay=2, leave=False)
+    folders = tqdm(run_folders(runs), desc="reading runs", unit="run", delay=2, leave=False, disable=None)
     entries = [read_folder(folder, held) for folder in folders]
     mark_superseded(entries)
     source, recorded, remarks = f"the folder {runs}", False, []
