@@ -231,7 +231,7 @@ def test_the_report_of_a_finished_run_is_made_again_without_a_step(
     main(cfg)
     assert "marked DONE without the report of a finished run, so it is made again" in capsys.readouterr().out
     again = folder.finished()
-    clock = {"seconds", "started", "peak_memory_mb", "commit", "dirty"}
+    clock = {"seconds", "cpu_seconds", "load_start", "load_end", "started", "peak_memory_mb", "commit", "dirty"}
     assert {key: again[key] for key in again.keys() - clock} == {key: expected[key] for key in expected.keys() - clock}
     after = contents(folder.path)
     assert {name for name in before if before[name] != after[name]} <= {"report.json"}

@@ -509,6 +509,33 @@ def test_a_sweep_that_is_stopped_leaves_no_process_and_goes_on_where_it_was(laun
 
 
 @pytest.mark.slow
+def test_of_a_sweep_that_is_killed_the_runs_at_work_are_finished_and_no_other_is_begun(tmp_path: Path) -> None:
+    process = (sweep := Sweep(tmp_path, "--jobs", "2")).start("seed=1,2,3,4,5,6", "scale.epochs=30")
+    sweep.wait_for_steps(process, 5, runs=2)
+    process.kill()
+    process.wait()
+    begun = sweep.runs()
+    deadline = time.monotonic() + 300
+    while processes(str(tmp_path)):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert len(begun) == 2
+    assert sweep.runs() == begun
+    assert all((run / "DONE").exists() and not (run / "FAILED").exists() for run in begun)
+
+
+@pytest.mark.slow
+def test_a_sweep_whose_reader_goes_away_finishes_every_run(tmp_path: Path) -> None:
+    """As `make reproduce-table2 | head -1` does."""
+    process = (sweep := Sweep(tmp_path, "--jobs", "2")).start("seed=1,2,3")
+    assert process.stdout.readline().startswith("Plan: 3 runs")
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(300) == 0
+    assert [(run / "DONE").exists() for run in sweep.runs()] == [True, True, True]
+
+
+@pytest.mark.slow
 def test_a_job_that_is_preempted_is_queued_again_and_goes_on(tmp_path: Path) -> None:
     """As submitit does it on SLURM: SIGUSR2 to the job's process."""
     sweep = Sweep(tmp_path, "--launcher", "local", "--jobs", "2")

@@ -11,9 +11,11 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
+from gcond.engine import sweeper
 from gcond.engine.folder import FinishedMeanwhile, RunFolder
 from gcond.engine.rank import processes, rank
 from gcond.engine.standing import Standing, standing
+from gcond.output import output_may_be_lost
 
 CONFIG = Path(__file__).resolve().parents[2] / "conf"
 
@@ -21,7 +23,15 @@ CONFIG = Path(__file__).resolve().parents[2] / "conf"
 @hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="train")
 def main(cfg: DictConfig) -> None:
     """Raises ValueError where the run's folder holds a run of another config, or one that other data were used for."""
+    with output_may_be_lost():
+        _run(cfg)
+
+
+def _run(cfg: DictConfig) -> None:
     folder = RunFolder(cfg)
+    if sweeper.has_ended():
+        print(f"{folder.name}: not begun, since the sweep that it belongs to has ended")
+        return
     folder.check(cfg)
     if _told(folder, standing(folder, cfg)):
         return

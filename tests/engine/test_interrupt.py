@@ -13,7 +13,7 @@ from engine.attempts import PROCESSES
 
 from gcond.engine.interrupt import Interrupt, Interrupted, leave_to_the_parent
 
-BOTH = pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
+EACH = pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def heard() -> Iterator[list[int]]:
     def note(number: int, frame: FrameType | None) -> None:
         numbers.append(number)
 
-    before = {which: signal.signal(which, note) for which in (signal.SIGTERM, signal.SIGINT)}
+    before = {which: signal.signal(which, note) for which in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     yield numbers
     for which, handler in before.items():
         signal.signal(which, handler)
@@ -37,7 +37,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-@BOTH
+@EACH
 def test_the_first_signal_is_noted_and_the_second_acts_as_it_would_have(
     which: signal.Signals, heard: list, clock: list[float]
 ) -> None:
@@ -49,6 +49,16 @@ def test_the_first_signal_is_noted_and_the_second_acts_as_it_would_have(
         clock[0] += 1.1
         signal.raise_signal(which)
         assert heard == [which]
+
+
+def test_nohup_is_kept() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupt() as interrupt:
+            signal.raise_signal(signal.SIGHUP)
+        assert interrupt.number == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_what_a_batch_system_and_torchrun_send_at_the_same_time_is_one_signal(heard: list, clock: list[float]) -> None:
@@ -75,7 +85,7 @@ def test_the_second_one_may_be_the_other_one(heard: list, clock: list[float]) ->
     assert heard == [signal.SIGTERM]
 
 
-@BOTH
+@EACH
 def test_afterwards_signals_are_what_they_were(which: signal.Signals, heard: list) -> None:
     before = signal.getsignal(which)
     with suppress(ValueError), Interrupt():
@@ -119,7 +129,7 @@ def test_the_exit_status_is_what_a_shell_says_of_a_signal_and_it_is_no_failure()
     assert not issubclass(Interrupted, Exception)  # or FAILED would be written
 
 
-@BOTH
+@EACH
 def test_a_worker_lives_on_when_others_send_a_signal_and_dies_when_its_parent_does(which: signal.Signals) -> None:
     """The parent is a process of its own, so that this one is among the others."""
     ready, end = PROCESSES.Event(), PROCESSES.Event()

@@ -23,6 +23,7 @@ ALLOWED = {
     "gcond.scores": {"gcond.loss", "gcond.model"},
     "gcond.trivial": {"gcond.scores", "gcond.loss", "gcond.model", "gcond.data"},
     "gcond.files": set(),
+    "gcond.output": set(),
     "gcond.strategy": set(),
     "gcond.engine": {
         "gcond.scores",
@@ -33,9 +34,9 @@ ALLOWED = {
         "gcond.trivial",
         "gcond.files",
     },
-    "gcond.sweep": {"gcond.data", "gcond.engine", "gcond.train", "gcond.files"},
+    "gcond.sweep": {"gcond.data", "gcond.engine", "gcond.train", "gcond.files", "gcond.output"},
     "gcond.study": {"gcond.sweep", "gcond.engine", "gcond.data", "gcond.files"},
-    "gcond.command": {"gcond.engine", "gcond.train"},
+    "gcond.command": {"gcond.engine", "gcond.train", "gcond.output"},
     "gcond.train": {
         "gcond.command",  # which imports it in turn, but only when a run begins
         "gcond.data",

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: finish the optimizer step, write a checkpoint, leave."""
+"""SIGTERM, Ctrl-C and a closed terminal: finish the optimizer step, write a checkpoint, leave."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 STDERR = 2
 ECHO = 1.0  # seconds; a batch system may send SIGTERM to every process of a job, and torchrun passes its own on
 
@@ -24,10 +24,11 @@ class Interrupted(SystemExit):
 
 
 class Interrupt:
-    """While open, the first SIGTERM or SIGINT is noted in `number`; a second one acts as if this were not here.
+    """While open, the first SIGTERM, SIGINT or SIGHUP is noted in `number`; a second one acts as if this were not here.
 
-    SIGTERM again within ECHO seconds is taken for the first one, which has come another way. SIGUSR2 counts too where
-    somebody waits for it: submitit, which then queues the job again; it hears of it after the last checkpoint.
+    SIGTERM or SIGHUP within ECHO seconds is taken for the first one, which has come another way. SIGHUP that is ignored
+    (nohup) stays so. SIGUSR2 counts too where somebody waits for it: submitit, which then queues the job again; it
+    hears of it after the last checkpoint.
     Signals reach the main thread only: in another thread nothing is changed.
     """
 
@@ -37,12 +38,13 @@ class Interrupt:
         self._before: dict[signal.Signals, Any] = {}
         if threading.current_thread() is threading.main_thread():
             awaited = [signal.SIGUSR2] if callable(signal.getsignal(signal.SIGUSR2)) else []
-            self._before = {which: signal.signal(which, self._note) for which in (*SIGNALS, *awaited)}
+            ended = [which for which in SIGNALS if which != signal.SIGHUP or signal.getsignal(which) != signal.SIG_IGN]
+            self._before = {which: signal.signal(which, self._note) for which in (*ended, *awaited)}
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.number:
-            if number != signal.SIGTERM or time.monotonic() - self._noted > ECHO:
+            if number not in (signal.SIGTERM, signal.SIGHUP) or time.monotonic() - self._noted > ECHO:
                 self._restore()
                 signal.raise_signal(number)
             return
@@ -81,6 +83,7 @@ def leave_to_the_parent(worker: int) -> None:
     SIGTERM from the training process itself still ends them: it waits for them when it leaves.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     threading.Thread(target=_end_when_told_by, args=(os.getppid(),), daemon=True).start()
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from gcond.output import output_may_be_lost
 from gcond.sweep.disk import disk_needed
 from gcond.sweep.launch import LAUNCHERS, Stopped, launch
 from gcond.sweep.plan import (
@@ -89,4 +90,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with output_may_be_lost():
+        exit_status = main()
+    sys.exit(exit_status)

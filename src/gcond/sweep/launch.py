@@ -6,16 +6,17 @@ import os
 import signal
 import subprocess
 import sys
-import threading
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
 
 from tqdm import tqdm
 
+from gcond.engine import sweeper
+from gcond.engine.interrupt import ECHO
 from gcond.engine.lock import running
 from gcond.sweep.plan import Planned
 from gcond.sweep.state import steps_logged
@@ -24,6 +25,7 @@ LAUNCHERS = ("basic", "joblib", "local", "slurm")  # Hydra's, and two of conf/hy
 POLL_SECONDS = 1.0
 LOG_SECONDS = 60.0  # between states of the bar where it is not on a terminal
 ASK_SECONDS = 2.0
+BLOCK = 1 << 16  # bytes
 LINGER_SECONDS = 5.0  # that a process may take to end once its run is no longer at work
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -38,21 +40,22 @@ class Stopped(BaseException):
 def launch(overrides: Sequence[str], launcher: str, jobs: int, runs: Sequence[Planned]) -> None:
     """Run what is left, with a bar over all runs and their lines above the bar.
 
-    Raises Stopped after SIGINT, SIGTERM or SIGHUP, when the runs have saved their state and all processes have ended.
+    Returns when all have ended, or when the process that hands them out has ended and none is at work any more. Raises
+    Stopped after SIGINT, SIGTERM or SIGHUP, when the runs have saved their state and all processes have ended.
     """
-    command = [sys.executable, "-m", "gcond.command", "--multirun", *overrides]
-    command += ["progress=quiet", "hydra/hydra_logging=disabled", *launcher_overrides(launcher, jobs)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     environment["PYTHONWARNINGS"] = "ignore:resource_tracker:UserWarning"  # joblib's, when it is told to end
+    if launcher in ("basic", "joblib"):
+        environment[sweeper.VARIABLE] = str(sweeper.name_of(os.getpid()))
     left = [run for run in runs if run.left]
     interval = POLL_SECONDS if sys.stderr.isatty() else LOG_SECONDS
     with (
         _signals_raise(),
+        tempfile.TemporaryFile() as output,  # not a pipe, which would break with this process
         subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
+            _command(overrides, launcher, jobs),
+            stdout=output,
             stderr=subprocess.STDOUT,
-            text=True,
             env=environment,
             start_new_session=True,  # a group of its own, which Ctrl-C reaches through us only
         ) as process,
@@ -65,21 +68,55 @@ def launch(overrides: Sequence[str], launcher: str, jobs: int, runs: Sequence[Pl
             smoothing=0.05,
         ) as bar,
     ):
-        assert process.stdout is not None
-        reader = threading.Thread(target=_pass_on, args=(process.stdout, bar), daemon=True)
-        reader.start()
+        watch = _Watch(left, bar, output.fileno())
         try:
-            bar.update(sum(_steps_done(run) for run in left))
+            active = time.monotonic()
             while process.poll() is None or members(process.pid):
                 time.sleep(POLL_SECONDS)
-                _refresh(bar, left)
+                watch.look()
+                if process.returncode is None or any(_at_work(run) for run in left):
+                    active = time.monotonic()
+                elif time.monotonic() - active > LINGER_SECONDS:
+                    _end(process.pid, launcher, left)
+            if process.returncode < 0:
+                bar.write(f"The process that hands out the runs was ended by signal {-process.returncode}")
         except BaseException:
             bar.write("Stopping: the runs save their state (again: they are killed)")
             _end(process.pid, launcher, left)
             raise
         finally:
-            reader.join()  # all processes have ended, so their output has
-            _refresh(bar, left)
+            watch.look(last=True)
+
+
+def _command(overrides: Sequence[str], launcher: str, jobs: int) -> list[str]:
+    command = [sys.executable, "-m", "gcond.command", "--multirun", *overrides]
+    return [*command, "progress=quiet", "hydra/hydra_logging=disabled", *launcher_overrides(launcher, jobs)]
+
+
+class _Watch:
+    """Passes on what runs say and have done, look by look. `output` is the file that they write to."""
+
+    def __init__(self, runs: Sequence[Planned], bar: tqdm[None], output: int) -> None:
+        self._runs, self._bar, self._output, self._read = runs, bar, output, 0
+        self._bar.update(sum(_steps_done(run) for run in runs))
+
+    def look(self, last: bool = False) -> None:
+        self._pass_on(last)
+        self._bar.update(max(0, sum(_steps_done(run) for run in self._runs) - self._bar.n))
+        self._bar.set_postfix({"runs left": sum(not run.folder.done for run in self._runs)}, refresh=False)
+
+    def _pass_on(self, last: bool) -> None:
+        """Whole lines, and of the `last` one what there is."""
+        said = b"".join(iter(self._more, b""))
+        whole = len(said) if last else said.rfind(b"\n") + 1
+        self._read -= len(said) - whole
+        for line in said[:whole].decode(errors="replace").splitlines():
+            self._bar.write(line)
+
+    def _more(self) -> bytes:
+        block = os.pread(self._output, BLOCK, self._read)
+        self._read += len(block)
+        return block
 
 
 def launcher_overrides(launcher: str, jobs: int) -> list[str]:
@@ -91,10 +128,17 @@ def launcher_overrides(launcher: str, jobs: int) -> list[str]:
 
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise Stopped(signum)
+    """A closed terminal sends SIGHUP, and so may its shell: within ECHO seconds that is one signal, as in a run."""
+    asked = -ECHO
 
-    before = {signum: signal.signal(signum, stop) for signum in SIGNALS}
+    def stop(signum: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        before, asked = asked, time.monotonic()
+        if signum == signal.SIGINT or asked - before >= ECHO:
+            raise Stopped(signum)
+
+    heard = [signum for signum in SIGNALS if signal.getsignal(signum) is not signal.SIG_IGN or signum != signal.SIGHUP]
+    before = {signum: signal.signal(signum, stop) for signum in heard}  # nohup ignores SIGHUP
     try:
         yield
     finally:
@@ -107,7 +151,7 @@ def _end(group: int, launcher: str, runs: Sequence[Planned]) -> None:
 
     Lingerers are joblib's workers: they survive the end of a run, and would take the next one.
     """
-    at_work = [run.folder.path for run in runs if running(run.folder.path)]
+    at_work = [run for run in runs if _at_work(run)]
     try:
         _signal(group, signal.SIGTERM)
         asked = active = time.monotonic()
@@ -116,7 +160,7 @@ def _end(group: int, launcher: str, runs: Sequence[Planned]) -> None:
             if launcher == "local" and time.monotonic() - asked > ASK_SECONDS:
                 _signal(group, signal.SIGTERM)  # submitit ignores it while a run reads its data, and when repeated
                 asked = time.monotonic()
-            if any(running(folder) for folder in at_work):
+            if any(_at_work(run) for run in at_work):
                 active = time.monotonic()
             elif time.monotonic() - active > LINGER_SECONDS:
                 break
@@ -142,17 +186,17 @@ def members(group: int) -> list[int]:
     return found
 
 
+def _at_work(run: Planned) -> bool:
+    try:
+        return running(run.folder.path)
+    except (OSError, ValueError):  # the run itself says why it cannot be locked
+        return False
+
+
 def _steps_done(run: Planned) -> int:
     if run.steps is None or run.folder.done:
         return (run.steps or 1) * run.folder.done
-    return steps_logged(run.folder.metrics)
-
-
-def _refresh(bar: tqdm[None], left: Sequence[Planned]) -> None:
-    bar.update(max(0, sum(_steps_done(run) for run in left) - bar.n))
-    bar.set_postfix({"runs left": sum(not run.folder.done for run in left)}, refresh=False)
-
-
-def _pass_on(stream: TextIO, bar: tqdm[None]) -> None:
-    for line in stream:
-        bar.write(line.rstrip("\n"))
+    try:
+        return steps_logged(run.folder.metrics)
+    except (OSError, ValueError):  # a damaged log, of which the run itself says so
+        return 0

@@ -19,6 +19,7 @@ import yaml
 
 from gcond.engine.folder import finished_report
 from gcond.engine.lock import running
+from gcond.output import output_may_be_lost
 from gcond.sweep import words
 from gcond.sweep.state import last_line_of_error, steps_logged, steps_saved
 
@@ -137,4 +138,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with output_may_be_lost():
+        exit_status = main()
+    sys.exit(exit_status)

@@ -15,6 +15,7 @@ from pathlib import Path
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from gcond.output import output_may_be_lost
 from gcond.sweep import words
 from gcond.sweep.disk import disk_needed
 from gcond.sweep.plan import Planned, estimate, plan, print_disk, print_remarks, with_paths_quoted
@@ -95,4 +96,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with output_may_be_lost():
+        exit_status = main()
+    sys.exit(exit_status)

@@ -1,0 +1,82 @@
+"""What is said may be lost: a reader that goes away, and a disk that is full, end nothing."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from engine.runs import tiny_config
+
+from gcond.engine import sweeper
+from gcond.engine.folder import RunFolder
+from gcond.output import output_may_be_lost
+from gcond.train import main
+
+
+@pytest.fixture
+def nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standard output and error are pipes that nobody reads any more."""
+    for name in ("stdout", "stderr"):
+        reader, writer = os.pipe()
+        os.close(reader)
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(os.fdopen(writer, "wb", 0), write_through=True))
+    with pytest.raises(BrokenPipeError):
+        print("this")
+
+
+@pytest.mark.parametrize("progress", ["bar", "lines", "quiet"])
+def test_a_run_that_nobody_listens_to_is_finished(progress: str, nobody_reads: None, tmp_path: Path) -> None:
+    cfg = tiny_config(tmp_path, "strategy=baseline", f"progress={progress}")
+    main(cfg)
+    folder = RunFolder(cfg)
+    assert folder.finished() is not None
+    assert folder.error is None
+
+
+def test_what_can_be_written_is_and_the_streams_are_given_back(capsys: pytest.CaptureFixture) -> None:
+    before = sys.stdout, sys.stderr
+    with output_may_be_lost():
+        print("heard")
+        print("too", file=sys.stderr)
+        assert sys.stdout.isatty() is False
+    assert (sys.stdout, sys.stderr) == before
+    assert capsys.readouterr() == ("heard\n", "too\n")
+
+
+def test_a_program_whose_reader_has_gone_ends_well() -> None:
+    """Also with what is still in a buffer when Python ends."""
+    program = """
+from gcond.output import output_may_be_lost
+with output_may_be_lost():
+    for number in range(9999):
+        print(number)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"0\n"
+        process.stdout.close()
+        assert (process.wait(60), process.stderr.read()) == (0, b"")
+    full = Path("/dev/full")
+    if full.exists():
+        with full.open("w") as disk:
+            assert subprocess.run([sys.executable, "-c", program], stdout=disk, check=False).returncode == 0
+
+
+def test_no_run_is_begun_for_a_sweep_that_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    cfg = tiny_config(tmp_path, "strategy=baseline")
+    with subprocess.Popen(["sleep", "60"]) as ended:
+        name = sweeper.name_of(ended.pid)
+        ended.kill()
+    monkeypatch.setenv(sweeper.VARIABLE, str(name))
+    main(cfg)
+    assert "not begun, since the sweep that it belongs to has ended" in capsys.readouterr().out
+    assert not RunFolder(cfg).path.exists()
+    monkeypatch.setenv(sweeper.VARIABLE, f"{os.getpid()} 1")  # its number, given to another process
+    assert sweeper.has_ended()
+    monkeypatch.setenv(sweeper.VARIABLE, str(sweeper.name_of(os.getpid())))
+    assert not sweeper.has_ended()
