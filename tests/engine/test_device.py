@@ -1,10 +1,11 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from gcond.engine.device import cpu_seconds, describe, pick, processor, tf32
+from gcond.engine.device import commit, cpu_seconds, describe, pick, processor, tf32
 
 
 def test_cuda_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,3 +49,36 @@ def test_processors_of_one_name_are_told_apart() -> None:
     assert processor(listed.format(1)) == f"AMD EPYC (family 25, model 1, {vectors})"
     assert processor(listed.format(17)) == f"AMD EPYC (family 25, model 17, {vectors})"
     assert processor("Hardware: a board without names\n") == ""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A repository with one commit of one source file."""
+    (tmp_path / "src").mkdir()
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "src" / "a.py").write_text("1\n")
+    who = ["-c", "user.name=n", "-c", "user.email=e"]
+    for words in (
+        ["init"],
+        ["add", "."],
+        [*who, "commit", "-m", "first"],
+        ["config", "status.showUntrackedFiles", "no"],
+    ):
+        subprocess.run(["git", "-C", tmp_path, *words], check=True, capture_output=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize("changed", ["src/a.py", "src/new.py", "conf/new.yaml", "src/package/new.py"])
+def test_a_changed_or_new_source_file_makes_a_run_dirty(changed: str, checkout: Path) -> None:
+    number, dirty = commit(checkout)
+    assert (len(number), dirty) == (40, False)
+    (checkout / "notes.txt").touch()
+    assert commit(checkout) == (number, False)
+    (checkout / changed).parent.mkdir(exist_ok=True)
+    (checkout / changed).write_text("2\n")
+    assert commit(checkout) == (number, True)
+
+
+def test_the_repository_around_an_installed_package_is_not_its_own(checkout: Path, tmp_path: Path) -> None:
+    (checkout / "lib").mkdir()
+    assert commit(checkout / "lib") == ("unknown", False)

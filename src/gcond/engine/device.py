@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+ROOT = Path(__file__).resolve().parents[3]
+
 
 def pick(name: str, threads: int) -> torch.device:
     """`auto` takes CUDA where there is one. On the CPU a run uses `threads` threads.
@@ -78,9 +80,8 @@ def peak_memory_mb(device: torch.device) -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def commit() -> tuple[str, bool]:
-    """The checkout's commit and whether tracked source files differ from it; ("unknown", False) outside a checkout."""
-    root = Path(__file__).resolve().parents[3]
+def commit(root: Path = ROOT) -> tuple[str, bool]:
+    """The checkout's commit, and whether source files differ from it or are new; ("unknown", False) outside of one."""
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -88,8 +89,9 @@ def commit() -> tuple[str, bool]:
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD"), bool(
-            git("status", "--porcelain", "--untracked-files=no", "--", "src", "conf", "data_prep")
-        )
+        if Path(git("rev-parse", "--show-toplevel")) != root.resolve():  # installed inside a repository of another kind
+            return "unknown", False
+        changed = git("status", "--porcelain", "--untracked-files=normal", "--", "src", "conf", "data_prep")
+        return git("rev-parse", "HEAD"), bool(changed)
     except (subprocess.CalledProcessError, FileNotFoundError):
         return "unknown", False
