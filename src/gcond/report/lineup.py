@@ -36,6 +36,7 @@ DATASETS = {
     "smoke": ("photos", "ct"),
     "mini": ("photos", "ct"),
     "sample": ("imagenet256", "ct"),
+    "study": ("imagenet84", "headneck"),
     "sample_gpu": ("imagenet256", "ct"),
     "paper": ("imagenet256", "ct"),
 }
@@ -47,10 +48,11 @@ SCALE_RATES = {
     "smoke": 1e-3,
     "mini": 2e-3,
     "sample": 1e-3,
+    "study": 2e-3,
     "sample_gpu": 1e-3,
     "paper": PAPER_RATE,
 }  # of conf/scale, as are the sizes
-SCALE_PIXELS = {"smoke": 64, "mini": 64, "sample": 64, "sample_gpu": 128, "paper": 256}
+SCALE_PIXELS = {"smoke": 64, "mini": 64, "sample": 64, "study": 64, "sample_gpu": 128, "paper": 256}
 
 
 def default_datasets(scale: str) -> tuple[str, ...]:
