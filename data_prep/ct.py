@@ -11,6 +11,7 @@ What is stored, what is refused and how long it takes: docs/data.md. Exit status
 """
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -244,6 +245,9 @@ def _prepare(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace, roots: dict[str, Path]) -> None:
     if not roots:
         raise ValueError("name at least one archive: --ich DIR, --cspine DIR, --radcure DIR")
+    places = [root.resolve() for root in roots.values()]
+    if any(one.is_relative_to(other) for one, other in itertools.permutations(places, 2)):
+        raise ValueError(f"expected folders apart from each other, found {', '.join(map(str, roots.values()))}")
     for source, root in roots.items():
         if not root.is_dir():
             raise ValueError(f"`--{source}`: expected a folder, found none at {root}")

@@ -212,13 +212,22 @@ def hounsfield(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray
     return hu
 
 
-def fill_padding(hu: np.ndarray, stored: np.ndarray, limits: tuple[int, int] | None) -> bool:
-    """Make the pixels of `hu` air whose `stored` value is within `limits`; returns whether any lay above air."""
+def fill_padding(hu: np.ndarray, stored: np.ndarray, limits: tuple[int, int] | None) -> str:
+    """Make the pixels of `hu` air whose `stored` value is within `limits`; returns a flag where any lay above air.
+
+    Padding lies together. Where such values are scattered, they are tissue's, and are left.
+    """
     if limits is None:
-        return False
+        return ""
     outside = (stored >= limits[0]) & (stored <= limits[1]) & (hu > HU_MIN)
+    count = np.count_nonzero(outside)
+    if not count:
+        return ""
+    together = max(np.count_nonzero(outside[:, 1:] & outside[:, :-1]), np.count_nonzero(outside[1:] & outside[:-1]))
+    if together < count / 2:
+        return "scattered padding"
     hu[outside] = HU_MIN
-    return bool(outside.any())
+    return "padding"
 
 
 def check_scale(hu: np.ndarray) -> set[str]:

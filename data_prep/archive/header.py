@@ -18,7 +18,7 @@ from pydicom.dataset import FileDataset
 from pydicom.uid import MediaStorageDirectoryStorage
 
 from archive import reasons
-from archive.listing import Entry, open_entry
+from archive.listing import Entry, is_of_the_file, open_entry
 
 SCHEMA = pa.schema(
     [
@@ -56,9 +56,9 @@ VERSION = 2  # of the rules by which a file is judged: a store that was begun by
 
 IMAGE, OTHER, REJECTED = "image", "other", "rejected"
 UNSPECIFIED = "unspecified units"
-FLAGS = ("anisotropic", "derived", "no orientation", "oblique", "odd spacing", "turned", UNSPECIFIED)
+FLAGS = ("anisotropic", "derived", "lossy", "no orientation", "oblique", "odd spacing", "turned", UNSPECIFIED)
 
-PATIENT_PATTERNS = {"ich": re.compile(r"ID_[0-9a-f]+"), "radcure": re.compile(r"RADCURE-\d{4}")}
+PATIENT_PATTERNS = {"ich": re.compile(r"ID_[0-9a-f]+"), "radcure": re.compile(r"RADCURE-\d{4}")}  # cspine's: any other
 PHOTOMETRIC_GREY = ("MONOCHROME1", "MONOCHROME2")
 SIDE_MIN, SIDE_MAX = 16, 4096  # pixels; the collections hold 334 to about 1024
 BITS_STORED_MIN = 9  # below, decoders return bytes, and HU do not fit
@@ -86,7 +86,7 @@ def pseudonym(source: str, kind: str, value: str) -> str:
 
 
 def read_header(root: Path, entry: Entry) -> dict:
-    """A row of SCHEMA. No content of a file makes it raise; MemoryError does."""
+    """A row of SCHEMA. No content of a file makes it raise; an error that is not the file's does."""
     row: dict = dict.fromkeys(COLUMNS)
     row.update(source=entry.source, path=entry.path, member=entry.member, size=entry.size)
     row["status"], row["reason"] = _examine(root, entry, row)
@@ -102,9 +102,9 @@ def _examine(root: Path, entry: Entry, row: dict) -> tuple[str, str]:
         return (REJECTED, "empty file") if fate == (REJECTED, "not DICOM") else fate
     try:
         file = open_entry(root, entry)
-    except MemoryError:
-        raise
-    except Exception:  # zipfile raises six kinds
+    except Exception as error:  # zipfile raises six kinds
+        if not is_of_the_file(error):
+            raise
         return REJECTED, "damaged zip" if entry.member else "unreadable"
     with file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they quote the text of tags
@@ -118,10 +118,10 @@ def _examine(root: Path, entry: Entry, row: dict) -> tuple[str, str]:
             cut = pixels is None and _is_cut(dataset)  # asked first: to look at a value is to lose its length
             _fill(row, dataset)
             return _judge(row, dataset, pixels, cut)
-        except MemoryError:
-            raise
         except Exception as error:  # a damaged header makes pydicom raise nearly anything
-            reason = _reason(error)
+            if not is_of_the_file(error):
+                raise
+            reason = reason_of(error)
     return _no_dicom(entry, start) if _is_bare(start) and reason != "unreadable" else (REJECTED, reason)
 
 
@@ -137,7 +137,8 @@ def _no_dicom(entry: Entry, start: bytes) -> tuple[str, str]:
     return (OTHER, reason) if reason else (REJECTED, "not DICOM")
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why a file cannot be read whose reading has raised `error`."""
     if isinstance(error, Unusable):
         return error.reason
     if isinstance(error, OSError):  # pydicom raises it, without a number, at the end of a cut sequence
@@ -163,7 +164,7 @@ def _fill(row: dict, dataset: FileDataset) -> None:
         row[kind] = pseudonym(source, kind, value) if value else None
         if kind != "patient" and NAMED_UID.fullmatch(value):
             row[f"{kind}_uid"] = value
-    modality, photometric = _text(dataset, "Modality"), _text(dataset, "PhotometricInterpretation")
+    modality, photometric = _text(dataset, "Modality").upper(), _text(dataset, "PhotometricInterpretation")
     row["modality"] = modality if modality == "CT" or modality in reasons.MODALITIES else None
     row["photometric"] = photometric if photometric in PHOTOMETRIC_GREY else None
     syntax = str(dataset.file_meta.TransferSyntaxUID)
@@ -203,6 +204,8 @@ def _flags(row: dict, dataset: FileDataset, spacing: list[float] | None) -> Iter
     """What leaves it unsure whether the file is an axial slice in HU, and what geometry it has."""
     if {"DERIVED", "SECONDARY"} & set(_words(dataset)):
         yield "derived"
+    if _text(dataset, "LossyImageCompression") == "01":
+        yield "lossy"
     if _text(dataset, "RescaleType").upper() == "US":  # GDCM writes that whenever it compresses or decompresses
         yield UNSPECIFIED
     orientation = row["orientation"]
@@ -224,7 +227,7 @@ def _judge(row: dict, dataset: FileDataset, pixels: tuple[int, int] | None, cut:
     """Status and reason; `pixels` is the tag and the length of the pixel data, `cut` whether the file ends early."""
     if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         return OTHER, "DICOMDIR"
-    modality = _text(dataset, "Modality")
+    modality = _text(dataset, "Modality").upper()
     if modality in reasons.MODALITIES:
         return OTHER, modality
     if cut:
@@ -262,8 +265,8 @@ def _no_axial_slice(row: dict, dataset: FileDataset) -> str:
 def _fault_of_patient(source: str, patient_id: str, patient: str | None) -> str:
     if patient is None:
         return "no patient"
-    pattern = PATIENT_PATTERNS.get(source)
-    return "patient of another collection" if pattern and not pattern.fullmatch(patient_id) else ""
+    of = next((name for name, pattern in PATIENT_PATTERNS.items() if pattern.fullmatch(patient_id)), "cspine")
+    return "" if of == source else "patient of another collection"
 
 
 def _fault_of_image(row: dict, dataset: FileDataset, pixels: tuple[int, int] | None) -> str:

@@ -4,6 +4,7 @@ A file's shard and its place in it follow from a hash of its name, so that neigh
 neither workers nor parts have any say in where a slice ends up.
 """
 
+import errno
 import hashlib
 import io
 import itertools
@@ -26,6 +27,10 @@ SHARD_FILES = 1000
 LARGEST_IN_MEMORY = 1 << 26  # bytes of an entry of a zip; a longer one, no slice, is read as far as it is looked at
 ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 ENCRYPTED = 1  # of the flags of an entry
+ERRORS_OF_A_FILE = {
+    *(errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR),
+    None,  # pydicom raises OSError without a number
+}
 
 SCHEMA = pa.schema(
     [
@@ -58,6 +63,13 @@ def open_entry(root: Path, entry: Entry) -> BinaryIO:
         return io.BytesIO(archive.read(entry.member))
 
 
+def is_of_the_file(error: Exception) -> bool:
+    """Whether an error speaks of one file alone: not of a share that is gone, of too many open files, of the memory."""
+    if isinstance(error, OSError):
+        return error.errno in ERRORS_OF_A_FILE
+    return not isinstance(error, MemoryError)
+
+
 def walk(source: str, root: Path) -> Iterator[Entry]:
     """All files below `root`; symbolic links are followed, except into a folder that they lie in."""
     yield from _walk(source, root, "", ())
@@ -68,7 +80,7 @@ def _walk(source: str, folder: Path, below: str, inside: tuple[tuple[int, int], 
         status = folder.stat()
         found = list(os.scandir(folder))
     except OSError:
-        yield Entry(source, below.rstrip("/"), "", 0, "unreadable")
+        yield Entry(source, below.rstrip("/"), "", 0, "unreadable folder")
         return
     here = (status.st_dev, status.st_ino)
     if here in inside:
@@ -105,6 +117,8 @@ def _members(source: str, archive: Path, path: str, size: int) -> Iterator[Entry
     except (OSError, zipfile.BadZipFile):
         yield Entry(source, path, "", size, "damaged zip")
         return
+    if not members:
+        yield Entry(source, path, "", size, "empty zip")
     last = {member.filename: member for member in members}  # of entries with one name, the one that zipfile reads
     again = Counter(member.filename for member in members)
     for name, member in sorted(last.items()):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -86,6 +87,9 @@ def merge(out: Path, jobs: Sequence[Job], choices: Choices, say: Callable[[str],
 
     # Splits.
     linked = identity.linked_patients(kept, [one.pseudonym for one in untrusted if one.tag == "StudyInstanceUID"])
+    for group, size in Counter(linked.values()).items():
+        if size > identity.most_owners(kept.patient.nunique()):
+            say(f"warning: {size} patients are one by the pictures and studies that they share; the first is {group}")
     splits, moved = split.assign(kept.patient, linked, choices.seed, choices.shares)
     kept["split"] = kept.patient.map(splits)
 

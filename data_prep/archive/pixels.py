@@ -2,7 +2,6 @@
 
 import hashlib
 import warnings
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -22,14 +21,14 @@ from dicom_hu import (
 from slices import to_stored
 
 from archive import header as header_pass
-from archive.listing import Entry, open_entry
+from archive.listing import Entry, is_of_the_file, open_entry
 from gcond.data.store import STORED_SIZE
 from gcond.data.windows import HU_MAX, HU_MIN
 
 FLAGS = (
     *header_pass.FLAGS,
-    *("cropped", "lossy", "monochrome1", "nearly constant", "no intercept", "no slope", "padding", "upsampled"),
-    "wrapped 12 bit",
+    *("cropped", "lossy", "monochrome1", "nearly constant", "no intercept", "no slope", "padding", "scattered padding"),
+    *("upsampled", "wrapped 12 bit"),
     *SCALE_FLAGS,
 )
 
@@ -64,7 +63,7 @@ class Picture(NamedTuple):
 
 
 def read_picture(root: Path, entry: Entry, header: Mapping) -> Picture:
-    """`header` is the file's row of the manifest, of status "image". Raises Rejected, and MemoryError, only."""
+    """`header` is the file's row of the manifest, of status "image". Raises Rejected, or errors of others."""
     stored, limits = _decode(root, entry, header)
     slope, intercept = header["slope"], header["intercept"]
     wrapped = (
@@ -98,7 +97,6 @@ def read_picture(root: Path, entry: Entry, header: Mapping) -> Picture:
     flags = {
         "no slope": slope is None,
         "no intercept": intercept is None,
-        "padding": padded,
         "wrapped 12 bit": wrapped,
         "monochrome1": header["photometric"] == "MONOCHROME1",  # HU are HU: not to be inverted
         "cropped": hu.shape[0] != hu.shape[1],
@@ -106,7 +104,7 @@ def read_picture(root: Path, entry: Entry, header: Mapping) -> Picture:
         "lossy": SYNTAXES[header["transfer_syntax"]].lossy,
         "nearly constant": spread < NEARLY_CONSTANT_HU,
     }
-    named = tuple(sorted(found | {flag for flag, is_set in flags.items() if is_set}))
+    named = tuple(sorted((found | {padded} - {""}) | {flag for flag, is_set in flags.items() if is_set}))
     return Picture(picture, named, ambiguous_pixels, fingerprint)
 
 
@@ -114,25 +112,19 @@ def _decode(root: Path, entry: Entry, header: Mapping) -> tuple[np.ndarray, tupl
     """Stored values [R, C], and which of them are padding."""
     try:
         file = open_entry(root, entry)
-    except MemoryError:
-        raise
-    except Exception:  # zipfile raises six kinds
+    except Exception as error:  # zipfile raises six kinds
+        if not is_of_the_file(error):
+            raise
         raise Rejected("damaged zip" if entry.member else "unreadable") from None
     with file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they quote the text of tags
         try:
             dataset, _ = read_dataset(file, with_pixels=True, size=entry.size)
             limits = padding(dataset)
-        except MemoryError:
-            raise
-        except Unusable as error:
-            raise Rejected(error.reason) from None
-        except OSError as error:
-            raise Rejected("truncated file" if error.errno is None else "unreadable") from None
-        except (EOFError, zlib.error):
-            raise Rejected("truncated file") from None
-        except Exception:  # a damaged header makes pydicom raise nearly anything
-            raise Rejected("damaged header") from None
+        except Exception as error:  # a damaged header makes pydicom raise nearly anything
+            if not is_of_the_file(error):
+                raise
+            raise Rejected(header_pass.reason_of(error)) from None
         try:
             return stored_values(dataset), limits
         except MemoryError:

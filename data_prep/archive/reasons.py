@@ -12,6 +12,7 @@ REJECTED = {
     # The file.
     "empty file": _FETCH,
     "unreadable": "give yourself the right to read it, or mend the link or the disk",
+    "unreadable folder": "give yourself the right to read it: nothing is known of what is in it",
     "truncated file": _FETCH,
     "not DICOM": "look at it: an error page or a placeholder of a download is to be fetched again, anything else moved",
     "damaged header": _FETCH,
@@ -19,6 +20,7 @@ REJECTED = {
     "inflates beyond the limit": "save it in another transfer syntax if it is sound, otherwise take it out",
     "larger than any slice": _EXPORT,
     "damaged zip": "fetch the zip again",
+    "empty zip": "fetch the zip again",
     "encrypted zip": _UNPACK,
     "zip method that is not known": _UNPACK,
     "zip inside a zip": "unpack the outer zip",

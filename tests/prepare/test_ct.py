@@ -308,6 +308,7 @@ def test_a_full_disk_is_told_before_and_while_it_fills(archives, tmp_path, in_th
         (["--out", "ct"], "name at least one archive"),
         (["--ich", "nowhere", "--out", "ct"], "`--ich`: expected a folder, found none"),
         (["--ich", ".", "--out", "ct"], "lies inside `--ich`"),
+        (["--ich", "{ich}", "--cspine", "{ich}/odd", "--out", "ct"], "expected folders apart from each other"),
         (["--ich", "{ich}", "--out", "ct", "--part", "0"], "`--part` and `--parts` go together"),
         (["--ich", "{ich}", "--out", "ct", "--part", "2", "--parts", "2"], r"`--part`: expected 0 .. 1, found 2"),
         (["--ich", "{ich}", "--out", "ct", "--workers", "0"], "`--workers`: expected at least 1"),

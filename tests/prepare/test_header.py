@@ -1,5 +1,6 @@
 """The header pass: each kind of file gets its fate, by hand; nothing makes it raise; nothing plain is copied."""
 
+import errno
 import io
 import math
 import os
@@ -82,6 +83,7 @@ def test_no_text_of_the_file_is_copied(archive, recwarn, caplog, capfd):
         ({"Modality": "RTDOSE"}, ("other", "RTDOSE")),
         ({"Modality": "SEG"}, ("other", "SEG")),
         ({"Modality": "US"}, ("other", "another modality")),
+        ({"Modality": "ct"}, IMAGE),
         ({"Modality": None}, ("rejected", "no modality")),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, ("other", "secondary capture")),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.3"}, ("other", "secondary capture")),
@@ -195,6 +197,11 @@ def test_flags_of_spacing(archive, spacing, flags):
     assert archive.header(archive.write(PixelSpacing=spacing))["flags"] == flags
 
 
+def test_what_was_once_compressed_with_loss_is_flagged(archive):
+    assert archive.header(archive.write(LossyImageCompression="01"))["flags"] == "lossy"
+    assert archive.header(archive.write(LossyImageCompression="00"))["flags"] == ""
+
+
 def test_flags_are_of_the_vocabulary(archive):
     row = archive.header(
         archive.write(ImageType=["DERIVED", "SECONDARY"], ImageOrientationPatient=None, PixelSpacing=[9000, 1])
@@ -229,6 +236,8 @@ def test_what_the_file_does_not_say_is_null(archive):
         ("radcure", "10001", ("rejected", "patient of another collection")),
         ("cspine", "10001", IMAGE),
         ("cspine", "anything", IMAGE),
+        ("cspine", "RADCURE-0005", ("rejected", "patient of another collection")),
+        ("cspine", "ID_0123abcd", ("rejected", "patient of another collection")),
     ],
 )
 def test_patients_by_collection(archive, source, patient, fate):
@@ -347,13 +356,28 @@ def test_unsupported_transfer_syntax(archive, syntax):
 
 def test_unreadable(archive, monkeypatch):
     entry = archive.write()
-    assert archive.fate(entry._replace(path="gone")) == ("rejected", "unreadable")
 
     def refuse(root, entry):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(header, "open_entry", refuse)
     assert archive.fate(entry) == ("rejected", "unreadable")
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ETIMEDOUT])
+def test_a_share_that_is_gone_is_no_fault_of_a_file(archive, monkeypatch, number):
+    """Otherwise thousands of sound files would be rejected for good."""
+    entry = archive.write()
+    for opened in (Failing(archive.bytes_of("a"), OSError(number, "gone")), None):
+
+        def open_entry(root, entry, opened=opened):
+            if opened is None:
+                raise OSError(number, "gone")
+            return opened
+
+        monkeypatch.setattr(header, "open_entry", open_entry)
+        with pytest.raises(OSError, match="gone"):
+            archive.fate(entry)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")

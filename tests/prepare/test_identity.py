@@ -179,6 +179,13 @@ def test_a_picture_of_many_patients_is_rejected(tmp_path, capsys):
     assert "share a picture" not in told
 
 
+def test_a_chain_of_links_that_makes_many_patients_one_is_said(tmp_path, capsys):
+    write_patients(tmp_path / "in", StudyInstanceUID=lambda p, z: f"1.2.{(p + (z == 0)) if p < 6 else 100 + p}")
+    status, told, _ = prepare(tmp_path, capsys)
+    assert status == 0
+    assert "warning: 6 patients are one by the pictures and studies that they share" in told
+
+
 def test_labels_are_left_empty_where_several_pictures_have_one_uid(tmp_path, capsys):
     root = tmp_path / "in"
     write_patients(root, "ich", SOPInstanceUID=lambda p, z: f"ID_{p:04x}{max(z, 1):05x}")

@@ -83,6 +83,7 @@ def test_entries_of_a_zip_that_cannot_be_read_are_named(root):
         content = content[:place] + bytes([value]) + content[place + 1 :]
     (root / "odd.zip").write_bytes(content)
     (root / "._odd.zip").write_bytes(b"\x00\x05\x16\x07")
+    zipfile.ZipFile(root / "empty.zip", "w").close()
     found = named(walk("radcure", root))
     assert {member: facts for (path, member), facts in found.items() if path == "odd.zip"} == {
         "secret.dcm": (8, "encrypted zip"),
@@ -93,6 +94,7 @@ def test_entries_of_a_zip_that_cannot_be_read_are_named(root):
     with open_entry(root, Entry("radcure", "odd.zip", "twice.dcm", 14)) as file:
         assert file.read() == b"second, longer"
     assert found["._odd.zip", ""] == (4, "")
+    assert found["empty.zip", ""] == (22, "empty zip")
 
 
 def test_shards_hold_every_file_once_and_depend_on_names_alone(tmp_path):
