@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -64,4 +65,6 @@ def test_a_run_takes_only_what_no_other_process_wants(tmp_path):
         pid = pool.running[0].process.pid
         assert os.getpriority(os.PRIO_PROCESS, pid) == 19
         assert os.sched_getscheduler(pid) == os.SCHED_IDLE
+        group = Path(f"/proc/{pid}/autogroup")
+        assert not group.exists() or group.read_text().endswith("nice 19\n")
         wait_for(tmp_path / "run.log", "begun\n")

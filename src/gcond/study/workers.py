@@ -83,8 +83,14 @@ class Workers:
 
 
 def _only_when_idle() -> None:
-    """Give this process what no other wants: Linux's idle class, elsewhere the lowest niceness."""
+    """Give this process what no other wants: Linux's idle class, elsewhere the lowest niceness.
+
+    A new session is a scheduling group of its own where Linux groups processes by session (autogroup): then the group's
+    niceness counts against other sessions, not the process's.
+    """
     os.nice(19)
+    with suppress(OSError):
+        Path("/proc/self/autogroup").write_text("19")
     if hasattr(os, "SCHED_IDLE"):
         with suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
