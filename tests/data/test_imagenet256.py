@@ -90,10 +90,18 @@ def test_a_damaged_file_is_named(parquet, damage):
         imagenet256.load(parquet, 32)
 
 
-def test_missing_parts_are_counted_and_said(parquet, capsys):
-    (parquet / "data" / "train-00001-of-00002.parquet").unlink()
-    assert imagenet256.load(parquet, 32).facts["passed_over"] == {"Parquet files that are not there": 1}
-    assert "1 Parquet files that are not there" in capsys.readouterr().err
+def test_missing_and_other_files_are_counted_and_said(parquet, capsys):
+    (parquet / "data" / "train-00001-of-00002.parquet").rename(parquet / "data" / "extra.parquet")
+    found = {"Parquet files that are not there": 1, "other Parquet files": 1}
+    assert imagenet256.load(parquet, 32).facts["passed_over"] == found
+    assert "1 Parquet files that are not there, 1 other Parquet files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("column", ["img", "image"])
+def test_a_table_without_encoded_images_is_named(parquet, column):
+    pq.write_table(pa.table({column: ["x.jpg"]}), parquet / "data" / "train-00001-of-00002.parquet")
+    with pytest.raises(ValueError, match=r"train-00001-of-00002\.parquet has no column image"):
+        imagenet256.load(parquet, 32)
 
 
 @pytest.mark.parametrize("damage", ["a bit", "cut", "gone", "facts"])

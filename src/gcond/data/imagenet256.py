@@ -91,8 +91,9 @@ def load(root: str | Path | None, image_size: int) -> Splits:
     splits: dict[str, ParquetPhotos] | dict[str, PhotoFiles]
     if parquet := parquet_files(root):
         splits, listing, groups = _from_parquet(parquet, image_size), parquet, _labels(parquet)
-        missing = _missing(parquet)
-        passed_over = {"Parquet files that are not there": missing} if missing else {}
+        strange = sum(not file.name.startswith(("train-", "validation-", "test-")) for file in parquet)
+        counts = {"Parquet files that are not there": _missing(parquet), "other Parquet files": strange}
+        passed_over = {what: n for what, n in counts.items() if n}
     else:
         folder = folders.read(root)
         splits = {split: PhotoFiles(own, image_size) for split, own in folder.splits.items()}
@@ -182,6 +183,10 @@ def _schema(file: Path) -> pa.Schema:
 
 
 def _rows(file: Path) -> int:
+    schema = _schema(file)
+    image = schema.field("image").type if "image" in schema.names else None
+    if not isinstance(image, pa.StructType) or image.get_field_index("bytes") < 0:
+        raise ValueError(f"`root`: {file} has no column image = struct{{bytes, path}}, found {', '.join(schema.names)}")
     with _reading(file):
         return pq.read_metadata(file).num_rows
 
