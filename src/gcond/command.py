@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from gcond.engine import sweeper
 from gcond.engine.folder import FinishedMeanwhile, RunFolder
 from gcond.engine.rank import processes, rank
+from gcond.engine.selection import objective, recorded_objective
 from gcond.engine.standing import Standing, standing
 from gcond.output import output_may_be_lost
 
@@ -21,28 +22,38 @@ CONFIG = Path(__file__).resolve().parents[2] / "conf"
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="train")
-def main(cfg: DictConfig) -> None:
-    """Raises ValueError where the run's folder holds a run of another config, or one that other data were used for."""
+def main(cfg: DictConfig) -> float | None:
+    """One run; returns its weighted validation loss at the best epoch, for a sweeper that looks for the smallest.
+
+    Of several processes all but the first return None. Raises ValueError where the run's folder holds a run of another
+    config, or one that other data were used for.
+    """
     with output_may_be_lost():
-        _run(cfg)
+        return _run(cfg)
 
 
-def _run(cfg: DictConfig) -> None:
+def _run(cfg: DictConfig) -> float | None:
     folder = RunFolder(cfg)
     if sweeper.has_ended():
         print(f"{folder.name}: not begun, since the sweep that it belongs to has ended")
-        return
+        return None
     folder.check(cfg)
-    if _told(folder, standing(folder, cfg)):
-        return
-    from gcond.train import train
+    found = standing(folder, cfg)
+    if not _told(folder, found):
+        from gcond.train import train
 
-    try:
-        train(cfg, folder)
-    except FinishedMeanwhile:
-        if processes() > 1:
-            raise  # the others wait for this one, until torchrun sees it fail
-        _told(folder, standing(folder, cfg))
+        try:
+            train(cfg, folder)
+        except FinishedMeanwhile:
+            if processes() > 1:
+                raise  # the others wait for this one, until torchrun sees it fail
+            _told(folder, standing(folder, cfg))
+    if rank() > 0:
+        return None
+    if found.state == "recorded":
+        return recorded_objective(found.row, cfg.loss.tasks)
+    report = folder.finished()
+    return None if report is None else objective(report)
 
 
 def _told(folder: RunFolder, found: Standing) -> bool:

@@ -1,8 +1,13 @@
-"""Whole files or none: written beside their target, then renamed, so that no reader ever sees half of one."""
+"""Whole files or none: written beside their target, then renamed, so that no reader ever sees half of one.
+
+What is read is whole too, or a ValueError names file and line.
+"""
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import os
 import uuid
@@ -67,3 +72,36 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Raises ValueError for nan and infinities, which JSON does not know."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Header of a CSV file, and each row below it with the number of the line that it ends in.
+
+    Raises ValueError where the file is not UTF-8 or a row has not as many cells as the header: it was cut or edited.
+    """
+    raw = path.read_bytes()
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        raise damaged(
+            path, raw[: error.start].count(b"\n") + 1, "UTF-8", f"the byte 0x{raw[error.start]:02x}"
+        ) from None
+    if (nul := text.find("\0")) >= 0:
+        raise damaged(path, text[:nul].count("\n") + 1, "text", "a NUL byte")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header, *rows = ((reader.line_num, cells) for cells in reader)
+    except ValueError:
+        raise damaged(path, 1, "a header", "nothing") from None
+    except csv.Error as error:
+        raise damaged(path, reader.line_num, "comma-separated values", str(error)) from None
+    for line, cells in rows:
+        if len(cells) != len(header[1]):
+            raise damaged(path, line, f"{len(header[1])} cells", str(len(cells)))
+    return header[1], rows
+
+
+def damaged(path: Path, line: int, expected: str, found: str) -> ValueError:
+    return ValueError(
+        f"{path}, line {line}: expected {expected}, found {found}; mend the file, or move it away and record again"
+    )

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from gcond.data.checksums import checksum_of, of_photographs
 from gcond.engine.folder import RunFolder
-from gcond.engine.standing import recorded_checksums, standing
+from gcond.engine.standing import recorded_by_data, standing
 from gcond.report.collect import collect
 from gcond.sweep.__main__ import print_summary
 from gcond.sweep.plan import estimate, looked_at_again, plan, print_plan
@@ -98,14 +98,14 @@ def test_what_is_recorded_counts_for_its_data_only(
     collect(trained_on_a / "smoke", results / "smoke")
     a, b = (described(here, root, f"recorded={results}") for root in two_roots)
     folder = RunFolder(a)
-    assert recorded_checksums(results, "smoke")[folder.hash] == {checksum_of(a.dataset)}
+    assert set(recorded_by_data(results, "smoke", folder.hash)) == {checksum_of(a.dataset)}
     assert standing(folder, a).state == "recorded"
     other = standing(folder, b)
     assert (other.state, "for other data" in other.said) == ("to do", True)
 
     table = results / "smoke" / "runs.csv"  # as it was before checksums were recorded
     table.write_text(table.read_text().replace(checksum_of(a.dataset), ""))
-    assert recorded_checksums(results, "smoke")[folder.hash] == {""}
+    assert set(recorded_by_data(results, "smoke", folder.hash)) == {""}
     unknown = standing(folder, a)
     assert (unknown.state, "without the checksum of its data" in unknown.said) == ("to do", True)
     runs = plan([*SMALL, f"runs={here}", f"dataset.root={two_roots[0]}", f"recorded={results}", "seed=42,43"])

@@ -5,10 +5,8 @@ A run's config does not say what its data hold. So a finished run counts only wh
 
 from __future__ import annotations
 
-import csv
-from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,16 +14,18 @@ from omegaconf import DictConfig
 
 from gcond.data.checksums import checksum_of, short
 from gcond.engine.folder import RunFolder
+from gcond.files import read_rows
 
 
 @dataclass(frozen=True)
 class Standing:
     """`said`: where it is finished, why it is refused, or why what is recorded does not count. `unchecked`: why its
-    data were not compared with today's, "" where they were."""
+    data were not compared with today's, "" where they were. `row`: of runs.csv, where it is recorded."""
 
     state: Literal["to do", "finished", "recorded", "refused"]
     said: str = ""
     unchecked: str = ""
+    row: Mapping[str, str] = field(default_factory=dict)
 
 
 TO_DO = Standing("to do")
@@ -40,8 +40,8 @@ def standing(folder: RunFolder, cfg: DictConfig, checksum: Callable[[DictConfig]
             folder.check(cfg)
     except ValueError as error:
         return Standing("refused", str(error))
-    recorded = {} if cfg.recorded is None else recorded_checksums(Path(cfg.recorded), cfg.scale.name)
-    if report is None and folder.hash not in recorded:
+    recorded = {} if cfg.recorded is None else recorded_by_data(Path(cfg.recorded), cfg.scale.name, folder.hash)
+    if report is None and not recorded:
         return NO_REPORT if folder.done else TO_DO
     try:
         today, unchecked = checksum(cfg.dataset), ""
@@ -52,25 +52,26 @@ def standing(folder: RunFolder, cfg: DictConfig, checksum: Callable[[DictConfig]
             return Standing("refused", _made_with_other_data(folder, report["data_checksum"], today))
         return Standing("finished", f"finished earlier, see {folder.path}", unchecked)
     where = f"recorded in {Path(cfg.recorded) / cfg.scale.name / 'runs.csv'}"
-    if str(today) in recorded[folder.hash]:
-        return Standing("recorded", f"{where}, not repeated")
+    if str(today) in recorded:
+        return Standing("recorded", f"{where}, not repeated", row=recorded[str(today)])
     if unchecked:
-        return Standing("recorded", f"{where}, not repeated", unchecked)
-    if recorded[folder.hash] == {""}:
+        return Standing("recorded", f"{where}, not repeated", unchecked, next(iter(recorded.values())))
+    if set(recorded) == {""}:
         return Standing("to do", f"{where} without the checksum of its data, so it is repeated")
     return Standing("to do", f"{where} for other data, so it is repeated")
 
 
-def recorded_checksums(results: Path, scale: str) -> dict[str, set[str]]:
-    """Of the runs of `scale` that are recorded as done below `results`: hash -> checksums of their data, "" unknown."""
+def recorded_by_data(results: Path, scale: str, config: str) -> dict[str, dict[str, str]]:
+    """The runs of `scale` with the hash `config` that are recorded as done below `results`: checksum of their data, ""
+    unknown -> row of runs.csv. Raises ValueError where that file is damaged."""
     path = results / scale / "runs.csv"
-    found: dict[str, set[str]] = defaultdict(set)
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                if row["status"] == "done" and row["hash"]:
-                    found[row["hash"]].add(row.get("data_checksum") or "")
-    return found
+    if not path.exists():
+        return {}
+    header, rows = read_rows(path)
+    found = (dict(zip(header, cells, strict=True)) for _, cells in rows)
+    return {
+        row.get("data_checksum", ""): row for row in found if row.get("hash") == config and row.get("status") == "done"
+    }
 
 
 def _made_with_other_data(folder: RunFolder, then: Any, today: Any) -> str:
