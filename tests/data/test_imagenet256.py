@@ -50,7 +50,7 @@ def test_parquet(parquet):
     assert greys(splits.test) == [50, 70]
     assert splits.train[0].shape == (3, 32, 32)
     assert splits.train[0].dtype == torch.uint8
-    assert splits.title == "ImageNet-256 (8 images)"
+    assert splits.title == f"{parquet.name} (8 images)"
     assert splits.intensity.channels == 3
 
 
@@ -139,6 +139,15 @@ def test_full_scale_alone_is_called_imagenet256(parquet, monkeypatch):
     assert imagenet256.load(parquet, 32).title == "ImageNet-256"
 
 
+def test_a_folder_of_ones_own_is_called_by_its_own_name(tmp_path, monkeypatch):
+    own = tmp_path / "my <b>photos\nof 2025"
+    write_jpegs(own, ["train/10.jpg", "train/20.jpg", "val/30.jpg", "val/40.jpg"])
+    assert imagenet256.load(own, 32).title == "my <b>photos of 2025 (4 images)"
+    monkeypatch.setattr(imagenet256, "FULL_TRAIN", 2)
+    monkeypatch.chdir(own)
+    assert imagenet256.load(".", 32).title == "my <b>photos of 2025 (4 images)"  # however many they are
+
+
 def test_parquet_without_validation_is_refused(tmp_path):
     write_parquet(tmp_path, "train-00000-of-00001.parquet", [10])
     with pytest.raises(ValueError, match=r"`root`: no validation-\*.parquet"):
@@ -200,7 +209,7 @@ def test_table_without_images_is_refused(tmp_path):
     (tmp_path / "data").mkdir()
     for split in ("train", "validation"):
         pq.write_table(pa.table({"image": pa.array([], imagenet_struct())}), tmp_path / "data" / f"{split}-0.parquet")
-    with pytest.raises(ValueError, match="no image in ImageNet train"):
+    with pytest.raises(ValueError, match=r"no image in .* train"):
         imagenet256.load(tmp_path, 32)
 
 

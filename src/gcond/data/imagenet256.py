@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,8 +26,8 @@ from gcond.files import read_object, sha256
 
 AGAIN = "remove the folder and make it again"
 NUMBERED = re.compile(r"(.+-)(\d+)-of-(\d+)\.parquet")
-FULL_TRAIN = 1_000_000
-"""Only with so many training images (the whole has 1,281,167) is the title "ImageNet-256"."""
+WHOLE, FULL_TRAIN = "ImageNet-256", 1_000_000
+"""The title of Parquet with so many training images (the whole has 1,281,167); any other folder's is its own name."""
 _PARQUET = ("train", "validation")  # of the published splits those with labels
 Rows = TypeVar("Rows", range, list[str | None])
 
@@ -98,7 +99,7 @@ def load(root: str | Path | None, image_size: int) -> Splits:
         folder = folders.read(root)
         splits = {split: PhotoFiles(own, image_size) for split, own in folder.splits.items()}
         listing, groups, passed_over = folder.files, folder.classes, folder.passed_over
-    held = {split: decoded.held(images, f"ImageNet {split}", root) for split, images in splits.items()}
+    held = {split: decoded.held(images, f"{_name(root)} {split}", root) for split, images in splits.items()}
     _say(root, splits, groups, passed_over)
     counts = {split: len(images) for split, images in splits.items()}
     total = sum(counts.values())
@@ -106,7 +107,7 @@ def load(root: str | Path | None, image_size: int) -> Splits:
     return Splits(
         **held,
         intensity=intensity,
-        title="ImageNet-256" if counts["train"] >= FULL_TRAIN else f"ImageNet-256 ({total} images)",
+        title=WHOLE if parquet and counts["train"] >= FULL_TRAIN else f"{_name(root)} ({total} images)",
         facts={
             "version": "parquet" if parquet else "jpeg",
             "counts": counts,
@@ -119,6 +120,11 @@ def load(root: str | Path | None, image_size: int) -> Splits:
         shows_patients=False,
         groups=groups,
     )
+
+
+def _name(root: Path) -> str:
+    """The folder's, on one line, also of "." and "x/..": by its path, not by what a link points to."""
+    return " ".join(Path(os.path.abspath(root)).name.split()) or "photographs"
 
 
 def labels(root: str | Path) -> dict[str, list[str]] | None:

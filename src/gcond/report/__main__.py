@@ -153,7 +153,7 @@ def report_table2(
     # Files.
     markdown = render.markdown(own.table, own.notes, asked.command, marked)
     base = folder / "tables" / asked.name
-    write_text(base.with_suffix(".md"), markdown)
+    render.write_page(base.with_suffix(".md"), markdown)
     write_text(base.with_suffix(".tex"), render.latex(own.table, own.notes, asked.command))
     write_text(base.with_suffix(".csv"), render.tidy_csv(own.table, scale))
     print(markdown)
@@ -194,7 +194,7 @@ def report_throughput(table: str, results: Path) -> int:
     """Write the page of table3 or table4 from its recorded rows; returns the exit code."""
     base = results / "bench" / table
     markdown, complete = throughput_page.page(table, base.with_suffix(".csv"))
-    write_text(base.with_suffix(".md"), markdown)
+    render.write_page(base.with_suffix(".md"), markdown)
     print(markdown)
     print(f"written: {base}.md")
     if not complete:

@@ -35,7 +35,7 @@ def draw(curves: pd.DataFrame, recorded: pd.DataFrame, datasets: tuple[str, ...]
     for row, dataset in zip(panels, datasets, strict=True):
         for axes, (metric, label) in zip(row, METRICS.items(), strict=True):
             own = recorded[recorded.dataset == dataset]
-            axes.set_title(dataset_title(own, dataset))
+            axes.set_title(dataset_title(own, dataset), parse_math=False)
             axes.set_xlabel("epoch")
             axes.set_ylabel(f"{label} (lower is better)")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -2,10 +2,13 @@
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from gcond.files import write_text
 from gcond.report.notes import Notes
+from gcond.report.records import plain_text
 from gcond.report.table2 import METRIC_TITLES, Block, Cell, Table2, printed
 
 CSV_HEADER = ["scale", "block", "group", "strategy", "dataset", "dataset_title", "metric"]
@@ -61,6 +64,11 @@ def _block(table: Table2, block: Block) -> str:
         rows.append([f"*{title}*", *[""] * len(headings)])
         rows += [[line.label, *(_cell(cell, "**{}**") for cell in line.cells)] for line in lines]
     return grid([[text.replace("|", "\\|") for text in row] for row in rows])
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write Markdown. There is no HTML in ours: what looks like a tag came with a data set's title or an error."""
+    write_text(path, re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", page))
 
 
 def grid(rows: list[list[str]]) -> str:
@@ -141,5 +149,7 @@ def tidy_csv(table: Table2, scale: str) -> str:
                     mean = f"{cell.mean:.8g}" if cell.values else ""
                     deviation = f"{cell.deviation:.8g}" if cell.deviation is not None else ""
                     counts = [len(cell.values), cell.failed, cell.asked]
-                    writer.writerow([*where, column.metric, mean, deviation, *counts, cell.best, cell.beaten])
+                    writer.writerow(
+                        [*map(plain_text, where), column.metric, mean, deviation, *counts, cell.best, cell.beaten]
+                    )
     return buffer.getvalue()

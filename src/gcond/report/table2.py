@@ -91,10 +91,18 @@ def build(rows: pd.DataFrame, datasets: tuple[str, ...], asked: int) -> Table2:
 
 
 def dataset_title(rows: pd.DataFrame, dataset: str) -> str:
-    """As the finished runs call it; a run that failed early knows only the short name."""
-    titles = sorted(set(rows.dataset_title[(rows.dataset == dataset) & (rows.status == "done")]))
-    if len(titles) > 1:
-        raise ValueError(f"runs of dataset `{dataset}` saw different data and cannot share a table: {titles}")
+    """As the finished runs call it; a run that failed early knows only the short name.
+
+    Raises ValueError where they saw different data, by the data's checksum or, of older runs without one, by its title.
+    """
+    own = rows[(rows.dataset == dataset) & (rows.status == "done")]
+    known = own[own.data_checksum != ""]
+    older, titles = set(own.dataset_title[own.data_checksum == ""]), sorted(set(own.dataset_title))
+    if known.data_checksum.nunique() > 1 or (older and len(titles) > 1):
+        raise ValueError(
+            f"runs of dataset `{dataset}` saw different data and cannot share a table: {', '.join(titles)}; move the "
+            "folders of some away from the others, or record them elsewhere (--results DIR, make OUT=DIR)"
+        )
     return titles[0] if titles else dataset
 
 

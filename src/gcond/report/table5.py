@@ -10,7 +10,7 @@ import pandas as pd
 
 from gcond.files import write_text
 from gcond.report import paper_settings as paper
-from gcond.report.render import grid
+from gcond.report.render import grid, write_page
 
 MAKE = "make reproduce-table5"
 
@@ -46,7 +46,7 @@ def write(folder: Path) -> str:
     found = cells(folder)
     labels = pd.read_csv(folder / "composed.csv", dtype=str).drop_duplicates("strategy").set_index("strategy").label
     page = _page(found, labels)
-    write_text(folder / "table5.md", page)
+    write_page(folder / "table5.md", page)
     write_text(folder / "table5.csv", _csv(found))
     return page
 

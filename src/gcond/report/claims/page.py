@@ -11,6 +11,7 @@ from gcond.report.claims import CLAIMS, QUESTIONS
 from gcond.report.claims.evidence import BLOCKS, SCALES, Evidence, read, recorded_scales
 from gcond.report.claims.judge import Answer, Claim, text
 from gcond.report.lineup import NOT_EVIDENCE
+from gcond.report.render import write_page
 from gcond.report.statistics import CONTRADICTED, FEWEST, HOLDS, NOT_RUN, sign_flip_text
 
 CSV_HEADER = ["id", "kind", "verdict", "scale", "finding", "block", "effect", "low", "high", "unit", "n"]
@@ -216,7 +217,7 @@ def report(results: Path, scale: str | None) -> int:
     scales = [scale] if scale else recorded
     judged = {name: judge_all(results, name) for name in scales}
     for name, rows in judged.items():
-        write_text(results / name / "CLAIMS.md", page(rows, name))
+        write_page(results / name / "CLAIMS.md", page(rows, name))
         write_text(results / name / "claims.csv", tidy_csv(rows))
     print(plain(judged[scales[0]], scales[0]))
     for name in scales:

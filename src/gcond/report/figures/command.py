@@ -11,14 +11,14 @@ from pathlib import Path
 
 from matplotlib.figure import Figure as Drawing
 
-from gcond.files import OWN, write_text
+from gcond.files import OWN
 from gcond.report import records
 from gcond.report.figures import activations, caption, cosines, lines, reconstructions
 from gcond.report.figures.lineup import FIGURES, Figure
 from gcond.report.figures.save import save
 from gcond.report.figures.select import Asked, Selection, read_runs, select, with_records
 from gcond.report.folders import read_folders
-from gcond.report.render import grid
+from gcond.report.render import grid, write_page
 
 NAMES = {figure.name: figure for figure in FIGURES.values()}
 _STEPS = ("steps.csv", records.STEP_COLUMNS, records.STEP_KEY)
@@ -42,7 +42,7 @@ def report(name: str, scale: str, results: Path, runs: Path, asked: Asked) -> in
         selection, drawing, words = _recorded(figure, scale, results, asked, command)
     base = results / scale / "figures" / name
     save(drawing, base)
-    write_text(base.with_name(f"{name}.md"), words)
+    write_page(base.with_name(f"{name}.md"), words)
     print(words)
     print(f"written: {base}.{{png,pdf,md}}")
     for gap in selection.gaps:

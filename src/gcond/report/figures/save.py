@@ -11,7 +11,9 @@ DPI = 150  # of the PNG
 
 
 def save(figure: Figure, base: Path) -> list[Path]:
-    """Write `base`.png and `base`.pdf; returns both."""
+    """Write `base`.png and `base`.pdf; returns both. Titles hold names, of which a $ makes no formula."""
+    for axes in figure.axes:
+        axes.title.set_parse_math(False)
     png, pdf = base.with_name(f"{base.name}.png"), base.with_name(f"{base.name}.pdf")
     write_atomically(png, lambda to: figure.savefig(to, dpi=DPI, metadata={"Software": None}))
     with matplotlib.rc_context({"pdf.fonttype": 42}):  # text that can be searched

@@ -16,7 +16,8 @@ from gcond.report.figures import style
 from gcond.report.figures.save import save
 from gcond.report.lineup import NOT_EVIDENCE
 from gcond.report.pages.source import Source
-from gcond.report.render import bullets, cell_number, grid
+from gcond.report.records import plain_text
+from gcond.report.render import bullets, cell_number, grid, write_page
 from gcond.report.statistics import Effect
 from gcond.report.table2 import Cell
 
@@ -44,10 +45,10 @@ def write(page: Page, results: Path) -> int:
     folder = results / source.scale
     table, figure = folder / "tables" / source.name, folder / "figures" / source.name
     words = markdown(page)
-    write_text(table.with_suffix(".md"), words)
+    write_page(table.with_suffix(".md"), words)
     write_text(table.with_suffix(".csv"), tidy(page.rows))
     save(page.drawing, figure)
-    write_text(figure.with_suffix(".md"), _caption(page))
+    write_page(figure.with_suffix(".md"), _caption(page))
     print(words)
     print(f"written: {table}.{{md,csv}}, {figure}.{{png,pdf,md}}")
     for gap in page.gaps:
@@ -103,7 +104,7 @@ def tidy(rows: list[dict[str, object]]) -> str:
 def _text(value: object) -> object:
     if isinstance(value, float):
         return "" if value != value else f"{value:.6g}"
-    return value
+    return plain_text(value) if isinstance(value, str) else value
 
 
 def numbers(effect: Effect) -> dict[str, object]:

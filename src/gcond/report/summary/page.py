@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from gcond.files import write_text
 from gcond.report.claims.evidence import Evidence, recorded_scales
 from gcond.report.claims.judge import text
 from gcond.report.claims.page import Row
@@ -13,7 +12,7 @@ from gcond.report.claims.rates import written
 from gcond.report.figures.save import save
 from gcond.report.lineup import NOT_EVIDENCE, SCALE_PIXELS, SCALE_RATES
 from gcond.report.notes import dates, listed
-from gcond.report.render import bullets, grid
+from gcond.report.render import bullets, grid, write_page
 from gcond.report.statistics import CONTRADICTED, FEWEST, HOLDS, NOT_RUN, Effect
 from gcond.report.summary import conflict, cost, forest, gap, glance, hypotheses, methods, tradeoff
 from gcond.report.summary.section import Section, dataset_title, evidence_of
@@ -25,7 +24,7 @@ COMMAND = "python -m gcond.report readme"
 def report(results: Path) -> int:
     """Write the page and its figure; the exit code. Raises ValueError where nothing is recorded."""
     words = page(results)
-    write_text(results / "README.md", words)
+    write_page(results / "README.md", words)
     drawing = forest.draw(evidence_of(results))
     if drawing:
         save(drawing, results / FIGURE)
