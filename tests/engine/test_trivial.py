@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,15 @@ def test_scores_are_computed_once_per_data_set_and_scale(tmp_path: Path, monkeyp
     ]
     assert scores["dataset_mean"]["val_l1"] == pytest.approx(float(torch.stack(rows).abs().mean()), rel=1e-6)
     assert sorted(scores["visible_mean"]) == ["test_l1", "test_ssim", "val_l1", "val_ssim"]
+
+    (kept,) = (tmp_path / "smoke").glob("trivial-*.json")
+    whole = kept.read_bytes()
+    lacking = {name: {task: value for task, value in own.items() if task != "test_l1"} for name, own in scores.items()}
+    for damage in (b"", whole[:100], whole.replace(b"0.", b"x.", 1), b"\xff" + whole, b"[1]", b'{"a": 1}', b"{}",
+                   whole.replace(b": 0.", b': Infinity, "x": 0.', 1), json.dumps(lacking).encode()):  # fmt: skip
+        kept.write_bytes(damage)
+        assert trivial_scores(cfg, data, sets, loss) == scores, damage
+        assert kept.read_bytes() == whole
 
     monkeypatch.setattr(module, "score_trivial", lambda *_, **__: {"computed": {"l1": 1.0}})
     assert trivial_scores(tiny_config(tmp_path, "strategy=baseline", "seed=1"), data, sets, loss) == scores

@@ -1,6 +1,8 @@
 """Run folders -> runs.csv, curves.csv, steps.csv, probes.csv and activations.csv."""
 
+import csv
 import json
+import re
 import shutil
 
 import pytest
@@ -119,7 +121,8 @@ def test_unfinished_nameless_and_repeated_folders_are_told(write_run, gather, tm
 def recorded(**more):
     """A row of runs.csv that another machine made."""
     row = dict.fromkeys(COLUMNS) | {"dataset": "ct", "model": "mobilenetv3_small", "strategy": "baseline", "seed": 42}
-    return row | {"status": "done", "commit": "a" * 16, "device": "a test device", "best_val_l1": 9.0} | more
+    losses = {f"{at}_{metric}": 9.0 for at in ("best", "last") for metric in METRICS}
+    return row | {"status": "done", "commit": "a" * 16, "device": "a test device"} | losses | more
 
 
 def test_a_local_run_replaces_the_recorded_one_of_its_name_and_no_other(write_run, gather, tmp_path):
@@ -400,12 +403,88 @@ def test_a_failed_run_does_not_replace_the_same_run_that_is_recorded_as_done(wri
     assert {name: after[name] == before[name] for name in before} == dict.fromkeys(before, True) | {"runs.csv": False}
 
 
-def test_a_broken_log_is_named(write_run, gather):
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b'{"kind": "st\n', "expected a JSON object"),
+        (b'{"kind": "step", "step": 1}', "expected a line that ends"),
+        (b"\0\0\0\n", "expected a JSON object"),
+        (b"\xff\xfe\n", "expected a JSON object"),
+        (b'{"step": 1}\n', "expected text as `kind`, found None"),
+        (b'{"kind": "step", "step": "one"}\n', "expected an integer as `step`, found 'one'"),
+        (b'{"kind": "step", "step": 1, "loss/l1": "low"}\n', "as `loss/l1`, found 'low'"),
+        (b'{"kind": "step", "step": 1, "cosine/all": NaN}\n', "as `cosine/all`, found nan"),
+        (b'{"kind": "groups", "step": 1, "groups": {"a": {"l1": []}}}\n', "as `groups`, found {"),
+    ],
+)
+def test_a_damaged_log_is_named_with_its_line_left_out_and_counted(write_run, gather, line, said):
     folder = write_run("ct", "pcgrad", 42, [EPOCH], logged=LOGGED)
-    with (folder / "metrics.jsonl").open("a") as file:
-        file.write('{"kind": "st\n')
-    with pytest.raises(ValueError, match=r"metrics.jsonl, line 3 is not JSON"):
-        gather()
+    write_run("ct", "pcgrad", 11, [EPOCH], logged=LOGGED)
+    with (folder / "metrics.jsonl").open("ab") as file:
+        file.write(line)
+    table, remarks = gather()
+    assert list(table.seed.dropna()) == [11]
+    (remark,) = [remark for remark in remarks if remark.startswith(f"{folder.name}: unreadable, left out: ")]
+    assert "metrics.jsonl, line 3: " in remark
+    assert said in remark
+    assert "1 local runs are unreadable and left out, see above" in remarks
+
+
+def test_a_record_that_lacks_a_key_is_named(write_run, gather):
+    write_run("ct", "pcgrad", 11, [EPOCH])
+    write_run("ct", "pcgrad", 42, [EPOCH], logged=[{"kind": "probe", "epoch": 1, "step": 1, "cosine/all": 0.1}])
+    assert any("metrics.jsonl: a record lacks `micro_batches`" in remark for remark in gather()[1])
+
+
+DAMAGE = {  # of a cell, or of a whole line -> what is said
+    ("best_val_l1", "low"): "line 3: expected a finite number in the column `best_val_l1`, found 'low'",
+    ("best_val_l1", "nan"): "line 3: expected a finite number in the column `best_val_l1`, found 'nan'",
+    ("last_test_ssim", "inf"): "line 3: expected a finite number in the column `last_test_ssim`, found 'inf'",
+    ("last_test_ssim", ""): "line 3: expected a number in the column `last_test_ssim`, found nothing",
+    ("seed", "4.5"): "line 3: expected a whole number in the column `seed`, found '4.5'",
+    ("seed", "foo"): "line 3: expected a whole number in the column `seed`, found 'foo'",
+    ("dirty", "maybe"): "line 3: expected True or False in the column `dirty`, found 'maybe'",
+    ("status", "finished"): "line 3: expected done or failed in the column `status`, found 'finished'",
+    ("device", '"a'): "line 4: expected comma-separated values, found unexpected end of data",
+    ("device", "a\0b"): "line 3: expected text, found a NUL byte",
+    ("device", "a,b"): "line 3: expected 33 cells, found 34",
+    (None, b"ct,mobi"): "line 3: expected 33 cells, found 2",
+    (None, b"ct,\xff\n"): "line 3: expected UTF-8, found the byte 0xff",
+}
+
+
+@pytest.mark.parametrize(("damage", "said"), DAMAGE.items(), ids=map(str, DAMAGE))
+def test_a_damaged_record_is_named_with_file_line_and_column(tmp_path, damage, said):
+    path = tmp_path / "runs.csv"
+    write_csv(path, frame([recorded(seed=seed) for seed in (11, 42, 43)]), KEY)
+    lines = path.read_bytes().split(b"\n")
+    column, text = damage
+    if column is None:
+        lines[2:] = [text]
+    else:
+        cells = lines[2].decode().split(",")
+        cells[lines[0].decode().split(",").index(column)] = text
+        lines[2] = ",".join(cells).encode()
+    path.write_bytes(b"\n".join(lines))
+    with pytest.raises(ValueError, match=re.escape(f"{path}, {said}")):
+        read_csv(path)
+
+
+def test_an_empty_record_is_named(tmp_path):
+    (tmp_path / "runs.csv").touch()
+    with pytest.raises(ValueError, match=r"runs\.csv, line 1: expected a header, found nothing"):
+        read_csv(tmp_path / "runs.csv")
+
+
+def test_no_cell_is_a_formula_for_a_spreadsheet_and_is_read_as_it_was(tmp_path):
+    rows = [recorded(seed=11, dataset_title="=1+1", variant="+strategy.x=1"), recorded(dataset_title="@a", device="=x")]
+    write_csv(tmp_path / "runs.csv", frame(rows), KEY)
+    with (tmp_path / "runs.csv").open(newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert not [cell for cell in cells if cell.startswith(("=", "@"))]
+    again = read_csv(tmp_path / "runs.csv")
+    assert list(again.dataset_title) == ["=1+1", "@a"]
+    assert list(again.variant) == ["+strategy.x=1", ""]
 
 
 @pytest.mark.parametrize("content", ["", '{"schema": 1, "stat', "[1]", None])
@@ -438,7 +517,7 @@ def test_malformed_reports_are_named(write_run, change, message):
 
 
 def test_a_run_named_twice_in_runs_csv_is_refused(tmp_path):
-    row = dict.fromkeys(COLUMNS) | {"dataset": "ct", "model": "m", "strategy": "baseline", "seed": 11}
+    row = recorded(seed=11)
     write_csv(tmp_path / "runs.csv", frame([row, row]), KEY)
     with pytest.raises(ValueError, match=r"names a run twice: .*'baseline'"):
         read_csv(tmp_path / "runs.csv")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,8 +36,11 @@ def trivial_scores(
     key = [VERSION, *(OmegaConf.to_container(cfg[part], resolve=True) for part in ("dataset", "loss", "scale"))]
     digest = hashlib.sha256(json.dumps([*key, data.facts["checksum"]], sort_keys=True).encode()).hexdigest()[:10]
     path = Path(cfg.runs) / cfg.scale.name / f"trivial-{cfg.dataset.name}-{digest}.json"
+    tasks = [*loss.pixel_tasks, *(("class", "top1") if labelling else ())]
     if path.exists():
-        return json.loads(path.read_text())
+        if kept := _kept(path, {f"{split}_{task}" for split in sets for task in tasks}):
+            return kept
+        print(f"{path}: damaged, so it is computed again", file=sys.stderr)
     scores: Scores = {}
     for split, evaluation in sets.items():
         for name, values in score_trivial(
@@ -55,3 +59,16 @@ def trivial_scores(
                 own |= {f"{split}_class": math.log(labelling.classes), f"{split}_top1": 1 / labelling.classes}
     write_json(path, scores)
     return scores
+
+
+def _kept(path: Path, needed: set[str]) -> Scores | None:
+    """The scores in `path`; None unless every predictor has finite numbers, those that are `needed` among them."""
+    try:
+        scores = json.loads(path.read_bytes())
+        sound = scores and all(
+            needed <= own.keys() and all(type(value) is float and math.isfinite(value) for value in own.values())
+            for own in scores.values()
+        )
+    except (ValueError, AttributeError):  # neither JSON nor tables of numbers
+        return None
+    return scores if sound else None

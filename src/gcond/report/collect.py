@@ -38,36 +38,55 @@ def collect(runs: Path, results: Path) -> list[str]:
     Raises ValueError where local and recorded runs of a data set disagree about a trivial predictor.
     """
     found = read_folders(runs)
+    inside, broken = _inside(found.runs)
+    readable, unreadable = [run for run in found.runs if run.folder in inside], found.unreadable | broken
     remarks = [f"{name}: unfinished, left out" for name in found.unfinished]
     remarks += [f"{name}: repeated later, left out" for name in found.superseded]
     remarks += [f"{name}: failed without a report, left out: {error}" for name, error in found.nameless.items()]
-    remarks += [f"{name}: unreadable, left out: {error}" for name, error in found.unreadable.items()]
-    if not found.runs:
+    remarks += [f"{name}: unreadable, left out: {error}" for name, error in unreadable.items()]
+    if not readable:
         return [*remarks, f"no local runs in {runs}: using the recorded {results / 'runs.csv'}"]
 
     # Runs.
     path = results / "runs.csv"
     recorded = read_csv(path) if path.exists() else frame([])
-    trivial = _trivial_rows(found.runs)
+    trivial = _trivial_rows(readable)
     _check_recorded_trivial(trivial, recorded, path)
-    runs, beaten = _that_replace(found.runs, recorded)
+    own, beaten = _that_replace(readable, recorded)
     remarks += beaten
-    local = frame([*(run.row for run in runs), *trivial])
+    local = frame([*(run.row for run in own), *trivial])
     kept = _without(recorded, local)
-    remarks.append(f"{len(runs)} local runs recorded in {path}; {len(kept)} recorded rows of other runs stay")
+    remarks.append(f"{len(own)} local runs recorded in {path}; {len(kept)} recorded rows of other runs stay")
+    if unreadable:
+        remarks.append(f"{len(unreadable)} local runs are unreadable and left out, see above")
     remarks += _remarks_on_origin(kept, local)
     write_csv(path, _joined(kept, local), KEY)
 
     # What happened inside them.
-    done = [(run, logged.read(run.path)) for run in runs if run.row["status"] == "done"]
-    for name, (columns, key, digits, rows_of) in SERIES.items():
+    for name, (columns, key, digits, _) in SERIES.items():
         path = results / name
-        rows = [{part: run.row[part] for part in KEY} | row for run, own in done for row in rows_of(run, own)]
+        rows = [{part: run.row[part] for part in KEY} | row for run in own for row in inside[run.folder][name]]
         before = read_csv(path, columns, key) if path.exists() else frame([], columns)
         after = _joined(_without(before, local), frame(rows, columns))
         if path.exists() or len(after):
             write_csv(path, after, key, digits)
     return remarks
+
+
+def _inside(runs: Sequence[Run]) -> tuple[dict[str, dict[str, list[dict[str, object]]]], dict[str, str]]:
+    """Folder of a run -> file -> its rows there, none where it failed; and what is wrong with a log that is damaged."""
+    inside, broken = {}, {}
+    for run in runs:
+        try:
+            records = logged.read(run.path) if run.row["status"] == "done" else None
+            inside[run.folder] = {
+                name: [] if records is None else rows_of(run, records) for name, (_, _, _, rows_of) in SERIES.items()
+            }
+        except ValueError as error:
+            broken[run.folder] = str(error)
+        except KeyError as missing:
+            broken[run.folder] = f"{run.path / 'metrics.jsonl'}: a record lacks `{missing.args[0]}`"
+    return inside, broken
 
 
 def _that_replace(runs: Sequence[Run], recorded: pd.DataFrame) -> tuple[list[Run], list[str]]:
@@ -152,7 +171,7 @@ def _agree(value: float, expected: float) -> bool:
 
 def _trivial_row(dataset: str, name: str, witness: Run) -> dict[str, object]:
     row = dict.fromkeys(COLUMNS) | {"dataset": dataset, "strategy": TRIVIAL + name, "status": "done"}
-    row |= {key: witness.row[key] for key in ("dataset_title", "missing_packages")}
+    row |= {key: witness.row[key] for key in ("dataset_title", "missing_packages", "data_checksum")}
     for metric, value in witness.trivial[name].items():
         row |= {f"best_{metric}": value, f"last_{metric}": value}
     return row

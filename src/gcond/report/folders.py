@@ -72,6 +72,7 @@ def read_run(folder: Path) -> Run:
         row = {name: report.get(name) for name in COLUMNS}
         for name in ("dataset", "model", "strategy", "seed", "variant", "status"):
             row[name] = report[name]
+        row["dataset_title"] = " ".join(str(row["dataset_title"] or "").split())
         row["missing_packages"] = ";".join(report.get("missing_packages") or [])
         error = _error(folder, report)
         if error:

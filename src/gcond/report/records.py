@@ -10,13 +10,20 @@ metric has about 7), those of the others 6. Trivial predictors are rows of runs.
 model and no seed, the same numbers at every epoch.
 """
 
+import math
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from pandas.api.types import is_string_dtype
 
-from gcond.files import write_atomically
+from gcond.files import damaged, read_rows, write_atomically
 
 _TEXT, _WHOLE, _TRUTH, _REAL = str, "Int64", "boolean", "float64"
+EXPECTED = {_WHOLE: "a whole number", _TRUTH: "True or False", _REAL: "a finite number"}
+LOSSES = ("l1", "ssim")  # that every run measures
 
 MORE_TASKS = ("flipped", "class")
 BODY_METRICS = ("val_body_l1", "test_body_l1")  # L1 over the pixels of CT that show the body
@@ -130,31 +137,91 @@ def frame(rows: list[dict[str, object]], columns: dict[str, object] = COLUMNS) -
     return table.astype(columns)
 
 
+def plain_text(text: str) -> str:
+    """A cell that a spreadsheet would take for a formula, as text."""
+    return f"'{text}" if text.startswith(("=", "@", "\t", "\r")) else text
+
+
 def write_csv(path: Path, table: pd.DataFrame, key: list[str], digits: int = 8) -> None:
     """Write `table` sorted by `key`, so that the same runs always give the same bytes; no empty optional columns."""
     table = table.drop(
         columns=[name for name in OPTIONAL & set(table) if (table[name].isna() | table[name].eq("")).all()]
     )
     ordered = table.sort_values(key, kind="stable", na_position="first")
+    for name in ordered:
+        if is_string_dtype(ordered[name]):
+            ordered[name] = ordered[name].map(plain_text, na_action="ignore")
     write_atomically(path, lambda to: ordered.to_csv(to, index=False, float_format=f"%.{digits}g", lineterminator="\n"))
 
 
 def read_csv(path: Path, columns: dict[str, object] = COLUMNS, key: list[str] = KEY) -> pd.DataFrame:
-    """Read what `write_csv` wrote. Raises ValueError for other columns or two rows of the same name."""
-    numbers = {name: [""] for name, kind in columns.items() if kind is not _TEXT}
-    header = list(pd.read_csv(path, nrows=0).columns)
+    """Read what `write_csv` wrote.
+
+    Raises ValueError, which names file, line and column, for what it would not have written: other columns, a cell of
+    another kind, a finished run without its numbers, two rows of the same name.
+    """
+    header, rows = read_rows(path)
     there = [name for name in columns if name in header or name not in OPTIONAL]
     if header != there:
         raise ValueError(f"{path} has columns {sorted(set(header) ^ set(there))} too many or too few (or misplaced)")
+    _check_cells(path, header, rows, columns)
+    if columns is COLUMNS:
+        _check_outcomes(path, header, rows)
+    numbers = {name: [""] for name in there if columns[name] is not _TEXT}
     dtypes = {name: columns[name] for name in there}
-    table = pd.read_csv(
-        path, dtype=dtypes, keep_default_na=False, na_values={k: v for k, v in numbers.items() if k in there}
-    )
+    table = pd.read_csv(path, dtype=dtypes, keep_default_na=False, na_values=numbers)
     absent = {name: "" if kind is _TEXT else None for name, kind in columns.items() if name not in there}
     table = table.assign(**absent)[list(columns)].astype(columns)
+    for name, kind in columns.items():
+        if kind is _TEXT:
+            table[name] = table[name].str.replace(r"^'(?=[=@\t\r])", "", regex=True)
     if table.duplicated(key).any():
         raise ValueError(f"{path} names a run twice: {table[table.duplicated(key)][key].iloc[0].to_dict()}")
     return table
+
+
+def read_table(path: Path, text: Collection[str], columns: Collection[str] = (), **options: Any) -> pd.DataFrame:
+    """What `pd.read_csv` makes of a file of other columns; `text` names those that need hold no numbers.
+
+    Raises ValueError, which names file, line and column, where one holds none, or where one of `columns` is absent.
+    """
+    header, rows = read_rows(path)
+    if missing := sorted(set(columns) - set(header)):
+        raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
+    _check_cells(path, header, rows, dict.fromkeys(set(header) - set(text), _REAL))
+    return pd.read_csv(path, **options)
+
+
+def _check_cells(path: Path, header: list[str], rows: list[tuple[int, list[str]]], columns: Mapping[str, Any]) -> None:
+    for place, name in enumerate(header):
+        kind = columns.get(name, _TEXT)
+        if kind is _TEXT:
+            continue
+        wrong = {value for value in {cells[place] for _, cells in rows} if value and not _is(kind, value)}
+        for line, cells in rows if wrong else ():
+            if cells[place] in wrong:
+                raise damaged(path, line, f"{EXPECTED[kind]} in the column `{name}`", repr(cells[place]))
+
+
+def _check_outcomes(path: Path, header: list[str], rows: list[tuple[int, list[str]]]) -> None:
+    """Every run is done or failed, and has its losses if it is done."""
+    needed = [f"{epoch}_{split}_{task}" for epoch in ("best", "last") for split in ("val", "test") for task in LOSSES]
+    for line, cells in rows:
+        row = dict(zip(header, cells, strict=True))
+        if row["status"] not in ("done", "failed"):
+            raise damaged(path, line, "done or failed in the column `status`", repr(row["status"]))
+        for name in needed:
+            if row["status"] == "done" and not row[name]:
+                raise damaged(path, line, f"a number in the column `{name}`", "nothing")
+
+
+def _is(kind: str, value: str) -> bool:
+    if kind == _REAL:
+        try:
+            return math.isfinite(float(value))
+        except ValueError:
+            return False
+    return value in ("True", "False") if kind == _TRUTH else re.fullmatch(r"-?\d+", value, re.ASCII) is not None
 
 
 def add_rows(path: Path, rows: pd.DataFrame, columns: dict[str, object], key: list[str]) -> pd.DataFrame:

@@ -10,7 +10,8 @@ import pandas as pd
 from gcond.files import write_text
 from gcond.report import zones_figure
 from gcond.report.figures.save import save
-from gcond.report.render import grid
+from gcond.report.records import read_table
+from gcond.report.render import grid, write_page
 
 MAKE = "make reproduce-table1"
 PAPER_POWER = 2.0
@@ -33,7 +34,7 @@ def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     for name in ("zones.csv", "thresholds.csv"):
         if not (folder / name).exists():
             raise ValueError(f"expected {folder / name}, which does not exist; `{MAKE}` makes it")
-        tables.append(pd.read_csv(folder / name))
+        tables.append(read_table(folder / name, ("logic", "zone", "threshold", "side")))
     return tables[0], tables[1]
 
 
@@ -41,10 +42,10 @@ def write(folder: Path) -> str:
     """Write table1.md, table1.csv and figures/zones.{png,pdf,md} below `folder`; returns the page."""
     samples, sides = read(folder)
     page = _page(samples, sides)
-    write_text(folder / "table1.md", page)
+    write_page(folder / "table1.md", page)
     write_text(folder / "table1.csv", _csv(samples))
     save(zones_figure.draw(samples), folder / "figures" / "zones")
-    write_text(folder / "figures" / "zones.md", _caption(samples, sides))
+    write_page(folder / "figures" / "zones.md", _caption(samples, sides))
     return page
 
 

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from gcond.files import OWN, write_text
+from gcond.files import OWN
 from gcond.report import toy_figures, toy_tables
+from gcond.report.records import read_table
+from gcond.report.render import write_page
 
 MADE_BY = "python -m gcond.toy"
+TEXT = ("method", "label", "stopped", "settings", "estimator", "problem", "task")  # columns without numbers
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,8 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     # Tables.
     missing = toy_tables.missing(ends)
-    write_text(folder / "endpoints.md", toy_tables.endpoints(ends))
-    write_text(folder / "toy.md", toy_tables.overview(ends, paths, noise, tradeoff))
+    write_page(folder / "endpoints.md", toy_tables.endpoints(ends))
+    write_page(folder / "toy.md", toy_tables.overview(ends, paths, noise, tradeoff))
     print(toy_tables.endpoints(ends))
     print(f"written: {folder}/{{toy.md,endpoints.md,figures/*.png}}")
     for line in missing:
@@ -46,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _read(path: Path) -> pd.DataFrame:
     if not path.exists():
         raise ValueError(f"expected {path}, which does not exist; `{MADE_BY}` makes it")
-    return pd.read_csv(path, na_filter=False)
+    return read_table(path, TEXT, na_filter=False)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pandas as pd
 from gcond.report.claims.evidence import METRICS, Arm, Evidence, per_run
 from gcond.report.claims.judge import Answer, Claim, Finding, compare, judge
 from gcond.report.claims.reconstruction import BASELINE, CAGRAD, GRADNORM, PCGRAD, SEQUENTIAL, STOCHASTIC
+from gcond.report.records import read_table
 from gcond.report.statistics import REGIONS, Effect, paired, single
 
 AS_PCGRAD = Arm("gcond_as_pcgrad")
@@ -200,7 +201,7 @@ def noise_of_the_quadratic(results: Path) -> Answer | None:
     path = results / "toy" / "noise.csv"
     if not path.exists():
         return None
-    table = pd.read_csv(path)
+    table = read_table(path, ("estimator",))
     rows = table[table.estimator == "sequential"]
     findings, worse, wrong = [], [], []
     for (rho, tau, cosine), own in rows.groupby(["rho", "tau", "cosine"]):

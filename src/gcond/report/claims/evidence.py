@@ -1,16 +1,16 @@
 """What the claims are judged by: the recorded tables of one scale, and those that belong to no scale."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 
-from gcond.report import lineup
+from gcond.report import lineup, records
 from gcond.report.paper import COUNTERPART
-from gcond.report.records import COLUMNS, KEY, frame, read_csv
+from gcond.report.records import COLUMNS, KEY, frame, read_csv, read_table
 
 SCALES = ("paper", "sample_gpu", "sample", "mini", "smoke")  # the largest first
 BLOCKS = {"best_val": "validation, best epoch", "last_val": "validation, last epoch", "best_test": "test"}
@@ -24,6 +24,14 @@ WINDOW = "strategy.conductor.estimator.resolve_every"
 LABELS = lineup.STRATEGIES | {"gcond_sequential_pure": "GCond sequential pure", "gcond_as_pcgrad": "GCond-as-PCGrad"}
 LABELS |= {"mgda": "MGDA", "upgrad": "UPGrad", "stochastic_integrated": "Stochastic integrated"}
 TEXT = [name for name in KEY if name != "seed"]
+TABLES: dict[str, Mapping[str, object]] = {
+    "curves": records.CURVE_COLUMNS,
+    "steps": records.STEP_COLUMNS,
+    "probes": records.PROBE_COLUMNS,
+    "activations": records.ACTIVATION_COLUMNS,
+    "windows": records.WINDOW_COLUMNS,
+    "linear_probe": records.LINEAR_PROBE_COLUMNS,
+}
 
 
 @dataclass(frozen=True)
@@ -206,22 +214,15 @@ def read(results: Path, scale: str) -> Evidence:
     folder = results / scale
     runs = read_csv(folder / "runs.csv") if (folder / "runs.csv").exists() else frame([], COLUMNS)
     done = runs[(runs.status == "done") & ~runs.strategy.str.startswith(lineup.TRIVIAL) & runs.seed.notna()]
-    # Of curves.csv an older form has neither model nor variant: of no use here.
-    curves = _table(folder / "curves.csv") if _header(folder / "curves.csv") >= set(KEY) else pd.DataFrame()
-    tables = [_table(folder / f"{name}.csv") for name in ("steps", "probes", "activations", "windows", "linear_probe")]
-    return Evidence(scale, table2_model(done.model), done.astype({"seed": int}), curves, *tables)
+    tables = [_table(folder / f"{name}.csv", columns) for name, columns in TABLES.items()]
+    return Evidence(scale, table2_model(done.model), done.astype({"seed": int}), *tables)
 
 
-def _header(path: Path) -> set[str]:
-    return set(pd.read_csv(path, nrows=0).columns) if path.exists() else set()
-
-
-def _table(path: Path) -> pd.DataFrame:
+def _table(path: Path, columns: Mapping[str, object]) -> pd.DataFrame:
     if not path.exists():
         return pd.DataFrame()
-    if missing := set(KEY) - _header(path):
-        raise ValueError(f"{path} lacks the columns {', '.join(sorted(missing))}")
-    table = pd.read_csv(path, dtype=dict.fromkeys([*TEXT, "hash"], str))
+    words = [name for name, kind in columns.items() if kind is str]
+    table = read_table(path, words, KEY, dtype=dict.fromkeys([*TEXT, "hash"], str))
     table[TEXT] = table[TEXT].fillna("")
     return table[table.seed.notna()].astype({"seed": int})
 

@@ -10,6 +10,7 @@ from gcond.report.claims import classes
 from gcond.report.claims.evidence import Arm, Evidence
 from gcond.report.claims.judge import Answer, Claim, Finding, judge
 from gcond.report.claims.reconstruction import BASELINE, SEQUENTIAL, STOCHASTIC
+from gcond.report.records import read_table
 from gcond.report.statistics import CONTRADICTED, HOLDS, Effect, single
 
 BASE = "convnextv2_base"
@@ -74,7 +75,7 @@ def gradops(results: Path) -> Answer | None:
             _tested("alpha = 0 with two tasks is PCGrad (1: shown)", equal),
         ]
     if tradeoff.exists():
-        table = pd.read_csv(tradeoff)
+        table = read_table(tradeoff, ("problem", "task"), ("problem", "alpha", "task", "value"))
         shares = table[table.problem == "regressions"].groupby(["alpha", "task"]).value.mean().unstack("task")
         falls = shares.c.is_monotonic_decreasing and shares.b.is_monotonic_increasing
         on_front = bool((shares.sum(axis=1) <= FRONT).all())

@@ -8,6 +8,7 @@ import pandas as pd
 
 from gcond.report.claims.judge import Answer, Claim, Finding, weakest
 from gcond.report.memory import GROWS, MIB
+from gcond.report.records import read_table
 from gcond.report.statistics import CONTRADICTED, HOLDS, UNDECIDED, Effect
 
 NEEDED = {"budget", "model", "strategy", "form", "graph", "tasks", "accumulation_steps", "micro_batch", "peak", "one"}
@@ -99,9 +100,8 @@ def _plans(results: Path) -> pd.DataFrame:
     if not path.exists():
         return pd.DataFrame()
     text = ["budget", "form", "graph"]
-    plans = pd.read_csv(path, dtype=dict.fromkeys(text, str))
-    if missing := NEEDED - set(plans):
-        raise ValueError(f"{path} lacks the columns {', '.join(sorted(missing))}")
+    words = (*text, "model", "dataset", "precision", "strategy", "passes", "versions", "commit")
+    plans = read_table(path, words, NEEDED, dtype=dict.fromkeys(text, str))
     plans[text] = plans[text].fillna("")
     return plans
 

@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pandas as pd
-
 from gcond.report.claims.conflict import frequencies
 from gcond.report.claims.evidence import METRICS, Arm, Evidence, per_run
 from gcond.report.claims.factorial import CHANGES, changes, share
@@ -17,6 +15,7 @@ from gcond.report.claims.judge import MARGIN, Finding, conjunction, text, weakes
 from gcond.report.claims.rates import AtRate, at_own_rate, at_rates
 from gcond.report.claims.reconstruction import BASELINE, STOCHASTIC
 from gcond.report.lineup import PAPER_RATE
+from gcond.report.records import read_table
 from gcond.report.render import grid
 from gcond.report.statistics import (
     CONTRADICTED,
@@ -241,7 +240,7 @@ def winner_cannot_matter(results: Path, evidence: Sequence[Evidence]) -> list[Fi
     path = results / "table1" / "zones.csv"
     if not path.exists():
         return []
-    zones = pd.read_csv(path)
+    zones = read_table(path, ("logic", "zone"), ("logic", "zone", "s_w", "s_l"))
     mild = zones[(zones.logic == "smooth") & (zones.zone == "weak")]
     largest = float((mild.s_w - mild.s_l).abs().max())
     about = f"largest difference of the winner's and the loser's share in the mild zone, {len(mild)} cosines sampled"
