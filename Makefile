@@ -159,8 +159,8 @@ status: $(READY) ## list the runs in runs/: running with time left, failed with 
 	@$(BIN)/python -m gcond.sweep.status
 
 .PHONY: study-queue
-study-queue: $(READY) ## make the study's runs in order of value, at idle priority, and record each in results/study (PLAN=1: say what is left)
-	@$(BIN)/python -m gcond.study --jobs $(JOBS) $(if $(PLAN),--plan) $(call path,paths.headneck,$(HEADNECK)) $(MORE)
+study-queue: $(READY) ## make the study's runs in order of value, at idle priority, and record each in results/study, or in OUT/study where OUT is given (PLAN=1: say what is left)
+	@$(BIN)/python -m gcond.study --jobs $(JOBS) $(if $(PLAN),--plan) $(if $(filter-out file,$(origin OUT)),--results $(call quoted,$(OUT)/study)) $(call path,paths.headneck,$(HEADNECK)) $(MORE)
 
 plan-memory: $(READY) ## what a step holds in memory: BUDGET=16GB CHOICES="model=convnext_tiny strategy=pcgrad dataset=ct batch=96"
 	@OMP_NUM_THREADS=1 $(BIN)/python scripts/plan_memory.py $(CHOICES) $(if $(BUDGET),--budget $(BUDGET))

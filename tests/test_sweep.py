@@ -272,7 +272,25 @@ def record(results: Path, rows: list[str]) -> None:
     """results/<scale>/runs.csv; the scale is smoke."""
     (results / "smoke").mkdir(parents=True, exist_ok=True)
     header = "dataset,model,strategy,seed,variant,status,seconds,peak_memory_mb,device,cpu_seconds"
-    (results / "smoke" / "runs.csv").write_text("\n".join([header, *rows]) + "\n")
+    filled = [row + "," * (header.count(",") - row.count(",")) for row in rows]
+    (results / "smoke" / "runs.csv").write_text("\n".join([header, *filled]) + "\n")
+
+
+def test_records_that_are_damaged_or_of_another_kind_spoil_no_estimate(
+    runs: list[Planned], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    results, model = tmp_path / "results", "photos,mobilenetv3_small"
+    record(results, [f"{model},baseline,1,,done,10", f"{model},pcgrad,1,,done,20"])
+    (results / "smoke").rename(results / "mini")
+    expected, path = estimate(runs, results).seconds, results / "smoke" / "runs.csv"
+    for damaged in (f"{model},baseline,1,,done,long,,,0", f"{model},baseline,1", "\xff,,,,,,,,,"):
+        record(results, [f"{model},pcgrad,1,,done,9", damaged])
+        path.write_bytes(path.read_text().rstrip(",\n").encode("latin-1"))
+        assert estimate(runs, results).seconds == expected  # by the pace of the other scale
+        assert "smoke/runs.csv is left out of the estimate: " in capsys.readouterr().err
+    header = "dataset,model,strategy,seed,variant,seconds\n"  # the study's: all of its runs are done
+    path.write_text(header + f"{model},baseline,1,,7\n{model},pcgrad,1,,8\n")
+    assert estimate(runs, results).seconds == 2 * 7 + 2 * 8
 
 
 def test_nothing_is_estimated_from_nothing(runs: list[Planned], tmp_path: Path) -> None:

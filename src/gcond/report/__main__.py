@@ -183,7 +183,10 @@ def _recorded_beside(folder: Path, asked: Asked, own: Built | None) -> list[str]
     """What `folder` records of the same table, as parts of a page; none where it has no finished run of it."""
     if not (folder / "runs.csv").exists():
         return []
-    found = build_table2(folder, replace(asked, model=own.model) if own else asked)
+    try:
+        found = build_table2(folder, replace(asked, model=own.model) if own else asked)
+    except ValueError as error:
+        return [f"## Recorded in {folder}, not run here", f"Not shown: {error}"]
     if not (found.rows.status[found.rows.seed.notna()] == "done").any():
         return []
     differ = other_images(own.rows, found.rows) if own else []

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import csv
 import os
 import re
 import shutil
 import statistics
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -27,6 +27,7 @@ from tqdm import tqdm
 from gcond.data.checksums import checksum_of
 from gcond.engine.folder import RunFolder
 from gcond.engine.standing import TO_DO, Standing, standing
+from gcond.files import read_rows
 from gcond.sweep import words
 
 CONFIG = Path(__file__).resolve().parents[3] / "conf"
@@ -264,14 +265,22 @@ def _pixels(scale: DictConfig | None) -> int | None:
 
 
 def recorded(results: Path) -> dict[Cost, list[Record]]:
-    """Finished runs in results/<scale>/runs.csv, those with other settings left out."""
+    """Finished runs in results/<scale>/runs.csv, those with other settings left out; a damaged file is said, and left
+    out too."""
     known: dict[Cost, list[Record]] = {}
-    for path in results.glob("*/runs.csv"):
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                if row["status"] == "done" and row["variant"] == "" and row["seconds"]:
-                    cost = (path.parent.name, row["dataset"], row["model"], row["strategy"])
-                    known.setdefault(cost, []).append(_record(row))
+    for path in sorted(results.glob("*/runs.csv")):
+        try:
+            header, rows = read_rows(path)
+            found = [
+                ((path.parent.name, row["dataset"], row["model"], row["strategy"]), _record(row))
+                for row in (dict(zip(header, cells, strict=True)) for _, cells in rows)
+                if row.get("status", "done") == "done" and row["variant"] == "" and row["seconds"]
+            ]
+        except (ValueError, KeyError) as error:
+            print(f"{path} is left out of the estimate: {error}", file=sys.stderr)
+            continue
+        for cost, record in found:
+            known.setdefault(cost, []).append(record)
     return known
 
 
