@@ -11,9 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from engine.attempts import saved_steps
+from engine.runs import tiny_config
+from hydra.errors import InstantiationException
 from write_store import finish, write_shard
 
 from gcond.data import ct, images, store, windows
+from gcond.engine.folder import RunFolder
+from gcond.engine.loop import Trainer
+from gcond.train import main
 
 FIRST, SECOND = "shards/00000.arrow", "shards/00001.arrow"
 SLICES = 4  # of each shard
@@ -319,3 +325,26 @@ def test_what_was_compared_is_compared_again_when_the_file_changes(root, monkeyp
     change(FIRST, flip(5000))(root)
     with pytest.raises(ValueError, match=FIRST):
         read(root)
+
+
+def test_a_shard_that_is_zeroed_under_an_interrupted_run_is_named(small_store, tmp_path, monkeypatch):
+    settings = ("dataset=ct", "dataset._target_=gcond.data.ct.load", f"dataset.root={small_store}")
+    cfg = tiny_config(tmp_path / "runs", "strategy=baseline", *settings)
+    taken = Trainer.step
+
+    def interrupted(trainer, step):
+        if step == 2:
+            raise KeyboardInterrupt
+        return taken(trainer, step)
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main(cfg)
+    shard = small_store / "shards" / "00000.arrow"
+    shard.write_bytes(bytes(shard.stat().st_size))
+    monkeypatch.setattr(Trainer, "step", lambda trainer, step: pytest.fail("took a step"))
+    with pytest.raises((ValueError, InstantiationException), match=r"00000.arrow"):
+        main(cfg)
+    folder = RunFolder(cfg)
+    assert saved_steps(folder) == [2]
+    assert not folder.done

@@ -69,3 +69,24 @@ def test_damage_in_what_the_checkpoint_remembers_is_told_with_its_line(
     with pytest.raises(ValueError, match=f"metrics.jsonl, {found}"):
         Logbook(path, len(content))
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("done", ["moved", "replaced", "written", "cut"])
+def test_a_log_that_is_no_longer_this_process_s_alone_is_told_before_a_checkpoint(done: str, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with Logbook(path) as book:
+        book.write({"step": 0})
+        book.to_disk()
+        if done == "moved":
+            path.rename(tmp_path / "elsewhere.jsonl")
+        elif done == "written":
+            with path.open("a") as other:
+                other.write('{"step": 0}\n')
+        elif done == "cut":
+            path.write_text("")
+        else:
+            path.rename(tmp_path / "kept")  # or its number would be given to the next file
+            if done == "replaced":
+                path.write_text('{"step": 0}\n')
+        with pytest.raises(RuntimeError, match=r"metrics.jsonl: expected the 12 bytes that this run has written"):
+            book.to_disk()

@@ -42,9 +42,22 @@ class Logbook:
         self._file.flush()
 
     def to_disk(self) -> None:
-        """Return when all that was written would survive a power cut: before a checkpoint remembers `size`."""
-        if self._file.name != os.devnull:
-            os.fsync(self._file.fileno())
+        """Return when all that was written would survive a power cut: before a checkpoint remembers `size`.
+
+        Raises RuntimeError where the file is no longer what this process has written: the run's folder was moved or
+        removed, or another process writes it too (on a file system that does not share locks between machines).
+        """
+        if self._file.name == os.devnull:
+            return
+        os.fsync(self._file.fileno())
+        own, path = os.fstat(self._file.fileno()), Path(self._file.name)
+        there = path.stat() if path.exists() else None
+        if there is None or not os.path.samestat(own, there) or there.st_size != self.size:
+            raise RuntimeError(
+                f"{path}: expected the {self.size} bytes that this run has written, found "
+                f"{'none' if there is None else there.st_size}; has the folder been moved or removed, or is another "
+                "machine at work on it?"
+            )
 
     def __enter__(self) -> Logbook:
         return self
