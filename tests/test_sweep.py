@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 
 import gcond.train
 from gcond.engine.folder import RunFolder
+from gcond.engine.lock import locked
 from gcond.report.collect import collect
 from gcond.sweep.__main__ import main as sweep_command
 from gcond.sweep.__main__ import print_summary
@@ -437,6 +438,13 @@ def test_the_summary_names_what_is_missing_and_why(runs: list[Planned], capsys: 
         f"  {runs[2].folder.name}: OSError: disk full",
         f"  {runs[3].folder.name}: not finished; the same command continues it",
     ]
+
+
+def test_the_summary_says_what_another_process_is_at_work_on(runs: list[Planned], capsys) -> None:
+    (runs[0].folder.path).mkdir(parents=True)
+    with locked(runs[0].folder.path):
+        assert print_summary(runs[:1]) == 1
+    assert "another process is at work on it" in capsys.readouterr().out
 
 
 class Sweep:

@@ -174,3 +174,21 @@ def test_what_became_finished_for_other_data_meanwhile_is_seen_at_the_end(
     main(described(tmp_path, two_roots[0]))
     assert [run.refused for run in looked_at_again(runs)] == [True]
     assert print_summary(looked_at_again(runs)) == 1
+
+
+def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = config("dataset=photos", "scale=smoke", f"runs={tmp_path}")
+
+    def forbidden(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", forbidden)
+    found = standing(RunFolder(cfg), cfg)
+    assert (found.state, str(RunFolder(cfg).path) in found.said) == ("refused", True)
+
+
+def test_what_the_queue_of_the_study_has_recorded_counts_too(tmp_path: Path) -> None:
+    """Its table has finished runs alone, and no column that says so."""
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "runs.csv").write_text("name,hash,data_checksum,seconds\na,0123,abc,1\n")
+    assert recorded_by_data(tmp_path, "study", "0123").keys() == {"abc"}

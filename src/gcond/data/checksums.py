@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -42,7 +43,10 @@ def checksum_of(dataset: DictConfig) -> Any:
     settings = OmegaConf.to_container(dataset, resolve=True)
     assert isinstance(settings, dict)
     settings.pop("name")
-    return instantiate(settings, _convert_="all").facts["checksum"]
+    try:
+        return instantiate(settings, _convert_="all").facts["checksum"]
+    except InstantiationException as error:
+        raise ValueError(str(error)) from error
 
 
 def of_store(root: Path) -> str:

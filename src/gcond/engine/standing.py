@@ -38,7 +38,7 @@ def standing(folder: RunFolder, cfg: DictConfig, checksum: Callable[[DictConfig]
         report = folder.finished()
         if cfg.name is not None:  # else the folder's name tells configs apart
             folder.check(cfg)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         return Standing("refused", str(error))
     recorded = {} if cfg.recorded is None else recorded_by_data(Path(cfg.recorded), cfg.scale.name, folder.hash)
     if report is None and not recorded:
@@ -64,14 +64,17 @@ def standing(folder: RunFolder, cfg: DictConfig, checksum: Callable[[DictConfig]
 def recorded_by_data(results: Path, scale: str, config: str) -> dict[str, dict[str, str]]:
     """The runs of `scale` with the hash `config` that are recorded as done below `results`: checksum of their data, ""
     unknown -> row of runs.csv. Raises ValueError where that file is damaged."""
-    path = results / scale / "runs.csv"
+    found = recorded_rows(results / scale / "runs.csv")
+    return {row.get("data_checksum", ""): row for row in found if row.get("hash") == config}
+
+
+def recorded_rows(path: Path) -> list[dict[str, str]]:
+    """Of the finished runs in a runs.csv; none where there is no such file. Raises ValueError where it is damaged."""
     if not path.exists():
-        return {}
+        return []
     header, rows = read_rows(path)
     found = (dict(zip(header, cells, strict=True)) for _, cells in rows)
-    return {
-        row.get("data_checksum", ""): row for row in found if row.get("hash") == config and row.get("status") == "done"
-    }
+    return [row for row in found if row.get("status", "done") == "done"]  # the queue's table has finished runs alone
 
 
 def _made_with_other_data(folder: RunFolder, then: Any, today: Any) -> str:

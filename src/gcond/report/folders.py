@@ -57,7 +57,8 @@ def read_folders(scale_folder: Path) -> Collected:
         key = tuple(run.row[name] for name in KEY)
         older, newer = sorted([runs.get(key, run), run], key=lambda candidate: str(candidate.row["started"]))
         if older is not newer:
-            superseded.append(older.folder)
+            other = older.row["data_checksum"] != newer.row["data_checksum"]
+            superseded.append(f"{older.folder}{' (of other data)' if other else ''}")
         runs[key] = newer
     return Collected(list(runs.values()), superseded, unfinished, nameless, unreadable)
 

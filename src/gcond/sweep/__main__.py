@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gcond.output import output_may_be_lost
 from gcond.sweep.disk import disk_needed
-from gcond.sweep.launch import LAUNCHERS, Stopped, launch
+from gcond.sweep.launch import LAUNCHERS, Stopped, at_work, launch
 from gcond.sweep.plan import (
     Planned,
     estimate,
@@ -35,15 +35,24 @@ def print_summary(runs: Sequence[Planned]) -> int:
     missing = [run for run in runs if not run.done]
     print(f"Sweep: {len(runs) - len(missing)} of {len(runs)} runs finished")
     for run in missing:
-        refused = run.standing.said if run.refused else None
-        print(f"  {run.folder.name}: {refused or run.folder.error or 'not finished; the same command continues it'}")
+        print(f"  {run.folder.name}: {_why(run)}")
     return 1 if missing else 0
+
+
+def _why(run: Planned) -> str:
+    """It is not finished."""
+    if run.refused:
+        return run.standing.said
+    if at_work(run):
+        return "another process is at work on it"
+    return run.folder.error or "not finished; the same command continues it"
 
 
 OVERRIDES = """as for gcond-train --multirun, e.g. experiment=table2 scale=mini; a path is one value, commas and all
 (several: dataset.root=choice(A,B))"""
 
 
+@output_may_be_lost()
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m gcond.sweep", description=__doc__.split("\n\n")[0])
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side (default: cores)")
@@ -90,6 +99,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    with output_may_be_lost():
-        exit_status = main()
-    sys.exit(exit_status)
+    sys.exit(main())

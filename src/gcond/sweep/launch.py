@@ -74,7 +74,7 @@ def launch(overrides: Sequence[str], launcher: str, jobs: int, runs: Sequence[Pl
             while process.poll() is None or members(process.pid):
                 time.sleep(POLL_SECONDS)
                 watch.look()
-                if process.returncode is None or any(_at_work(run) for run in left):
+                if process.returncode is None or any(at_work(run) for run in left):
                     active = time.monotonic()
                 elif time.monotonic() - active > LINGER_SECONDS:
                     _end(process.pid, launcher, left)
@@ -151,7 +151,7 @@ def _end(group: int, launcher: str, runs: Sequence[Planned]) -> None:
 
     Lingerers are joblib's workers: they survive the end of a run, and would take the next one.
     """
-    at_work = [run for run in runs if _at_work(run)]
+    working = [run for run in runs if at_work(run)]
     try:
         _signal(group, signal.SIGTERM)
         asked = active = time.monotonic()
@@ -160,7 +160,7 @@ def _end(group: int, launcher: str, runs: Sequence[Planned]) -> None:
             if launcher == "local" and time.monotonic() - asked > ASK_SECONDS:
                 _signal(group, signal.SIGTERM)  # submitit ignores it while a run reads its data, and when repeated
                 asked = time.monotonic()
-            if any(_at_work(run) for run in at_work):
+            if any(at_work(run) for run in working):
                 active = time.monotonic()
             elif time.monotonic() - active > LINGER_SECONDS:
                 break
@@ -186,7 +186,7 @@ def members(group: int) -> list[int]:
     return found
 
 
-def _at_work(run: Planned) -> bool:
+def at_work(run: Planned) -> bool:
     try:
         return running(run.folder.path)
     except (OSError, ValueError):  # the run itself says why it cannot be locked
