@@ -30,6 +30,7 @@ from tqdm import tqdm
 from gcond.data import store
 from gcond.data.store import STORED_SIZE
 from gcond.files import write_atomically, write_json
+from gcond.output import output_may_be_lost
 
 SLICE_BYTES = 2 * STORED_SIZE**2
 GO_ON = "run the same command again: it goes on where it stopped"
@@ -179,6 +180,7 @@ def add_choices(made: argparse.ArgumentParser) -> None:
     )
 
 
+@output_may_be_lost()
 def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     try:

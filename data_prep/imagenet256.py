@@ -24,7 +24,10 @@ from typing import Any
 from imagenet.output import prepare
 from imagenet.report import print_converted
 
+from gcond.output import output_may_be_lost
 
+
+@output_may_be_lost()
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from write_store import write
 
 from gcond.data import store
+from gcond.output import output_may_be_lost
 
 COLUMNS = ("pixels", "source", "patient", "z", "rows", "cols", "spacing_z_mm", "spacing_xy_mm")
 
@@ -162,6 +163,7 @@ def _check_there(out: Path, wanted: set[str], allow_missing: bool) -> dict:
     return facts
 
 
+@output_may_be_lost()
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--catalogue", choices=catalogue.names(), default="samples", help="default: samples")

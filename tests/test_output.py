@@ -37,6 +37,28 @@ def test_a_run_that_nobody_listens_to_is_finished(progress: str, nobody_reads: N
     assert folder.error is None
 
 
+def test_closed_streams_end_no_run_and_their_numbers_are_given_to_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with `>&- 2>&-`, or under a daemon."""
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    cfg = tiny_config(tmp_path, "strategy=baseline", "progress=lines")
+    main(cfg)
+    assert RunFolder(cfg).finished() is not None
+
+    program = f"""
+from gcond.output import output_may_be_lost
+with output_may_be_lost():
+    print("lost")
+    file = open({str(tmp_path / "file")!r}, "w")
+    file.write(str(file.fileno()))
+"""
+    command = ["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, program]
+    assert subprocess.run(command, check=False).returncode == 0
+    assert int((tmp_path / "file").read_text()) > 2
+
+
 def test_what_can_be_written_is_and_the_streams_are_given_back(capsys: pytest.CaptureFixture) -> None:
     before = sys.stdout, sys.stderr
     with output_may_be_lost():

@@ -45,13 +45,19 @@ class Lossy:
 
 @contextmanager
 def output_may_be_lost() -> Iterator[None]:
+    """While open, or around a function: what is said goes where it can."""
+    for number in (0, 1, 2):  # one that is closed (`2>&-`) would be given to the next file that is opened
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
     before = sys.stdout, sys.stderr
-    lossy = tuple(None if stream is None else Lossy(stream) for stream in before)
-    sys.stdout, sys.stderr = lossy  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for stream in lossy:
-            if stream is not None:
+    with open(os.devnull, "w") as nowhere:
+        lossy = [Lossy(nowhere if stream is None else stream) for stream in before]
+        sys.stdout, sys.stderr = lossy  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            for stream in lossy:
                 stream.flush()
-        sys.stdout, sys.stderr = before
+            sys.stdout, sys.stderr = before

@@ -35,7 +35,7 @@ ALLOWED = {
         "gcond.files",
     },
     "gcond.sweep": {"gcond.data", "gcond.engine", "gcond.train", "gcond.files", "gcond.output"},
-    "gcond.study": {"gcond.sweep", "gcond.engine", "gcond.data", "gcond.files"},
+    "gcond.study": {"gcond.output", "gcond.sweep", "gcond.engine", "gcond.data", "gcond.files"},
     "gcond.command": {"gcond.engine", "gcond.train", "gcond.output"},
     "gcond.train": {
         "gcond.command",  # which imports it in turn, but only when a run begins
@@ -50,9 +50,10 @@ ALLOWED = {
     },
     "gcond.timing": {"gcond.engine"},
     "gcond.rehearsal": {"gcond.data", "gcond.model", "gcond.engine", "gcond.train"},
-    "gcond.toy": {"gcond.strategy", "gcond.files"},
+    "gcond.toy": {"gcond.output", "gcond.strategy", "gcond.files"},
     "gcond.finished": {"gcond.data", "gcond.model", "gcond.engine", "gcond.train"},
     "gcond.linear_probe": {
+        "gcond.output",
         "gcond.data",
         "gcond.model",
         "gcond.engine",
@@ -61,6 +62,7 @@ ALLOWED = {
         "gcond.files",
     },
     "gcond.report": {
+        "gcond.output",
         "gcond.files",
         "gcond.toy.problem",
         "gcond.engine.selection",

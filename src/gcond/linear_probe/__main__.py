@@ -26,6 +26,7 @@ from gcond.finished import FinishedRun
 from gcond.linear_probe import features as seen
 from gcond.linear_probe.ridge import Array, Probed, probe
 from gcond.linear_probe.tasks import Task, tasks
+from gcond.output import output_may_be_lost
 from gcond.report.claims.evidence import as_table2, table2_model
 from gcond.report.folders import Run, read_folders
 from gcond.report.records import KEY, LINEAR_PROBE_COLUMNS, LINEAR_PROBE_KEY, add_rows, frame, read_csv
@@ -125,6 +126,7 @@ def todo(runs: list[Run], table: Path, datasets: tuple[str, ...] | None, every: 
     return sorted(left, key=lambda run: (str(run.row["dataset"]), str(run.row["model"]), run.row["seed"], run.folder))
 
 
+@output_may_be_lost()
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     table = options.results / options.scale / "linear_probe.csv"

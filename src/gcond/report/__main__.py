@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from gcond.files import OWN, RECORDED, write_text
+from gcond.output import output_may_be_lost
 from gcond.report import curves, lineup, render, settings_pages, table2, throughput_page
 from gcond.report.claims import frozen
 from gcond.report.claims import page as claims_page
@@ -27,6 +28,7 @@ from gcond.report.summary import page as summary
 RESULTS = f"folder of records (default: {OWN}, of what was run here; {RECORDED}: of what this project recorded)"
 
 
+@output_may_be_lost()
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from gcond.files import OWN
+from gcond.output import output_may_be_lost
 from gcond.report import toy_figures, toy_tables
 from gcond.report.records import read_table
 from gcond.report.render import write_page
@@ -18,6 +19,7 @@ MADE_BY = "python -m gcond.toy"
 TEXT = ("method", "label", "stopped", "settings", "estimator", "problem", "task")  # columns without numbers
 
 
+@output_may_be_lost()
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gcond.report.toy", description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=OWN / "toy", help=f"default: {OWN}/toy")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from gcond.data.checksums import checksum_of
 from gcond.engine.lock import running
+from gcond.output import output_may_be_lost
 from gcond.study import table
 from gcond.study.queue import Block, Item, Queue, read
 from gcond.study.workers import Workers
@@ -169,6 +170,7 @@ def here() -> str:
     return fingerprint(torch.device("cpu"))
 
 
+@output_may_be_lost()
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m gcond.study", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--queue", type=Path, default=QUEUE, help="the list of blocks")

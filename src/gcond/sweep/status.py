@@ -123,6 +123,7 @@ def print_statuses(found: Sequence[Status]) -> None:
         print(f"{status.state:<11}  {steps:>11}  {names[status.folder]:<{width}}  {status.detail}")
 
 
+@output_may_be_lost()
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m gcond.sweep.status", description=__doc__.split("\n\n")[0])
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of local runs (default: runs)")
@@ -138,6 +139,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    with output_may_be_lost():
-        exit_status = main()
-    sys.exit(exit_status)
+    sys.exit(main())

@@ -72,6 +72,7 @@ def _hours(runs: Sequence[Planned], jobs: int, results: Path) -> str:
     return "unknown until runs of this kind have been recorded" if seconds is None else words.duration(seconds / jobs)
 
 
+@output_may_be_lost()
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m gcond.sweep.study", description=__doc__.split("\n\n")[0])
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
@@ -96,6 +97,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    with output_may_be_lost():
-        exit_status = main()
-    sys.exit(exit_status)
+    sys.exit(main())

@@ -13,12 +13,14 @@ import sys
 from pathlib import Path
 
 from gcond.files import OWN
+from gcond.output import output_may_be_lost
 from gcond.toy import noise_study, tradeoff
 from gcond.toy.descents import descend, end_point, record, write_csv
 from gcond.toy.lineup import SLOW, lineup
 from gcond.toy.problem import STARTS
 
 
+@output_may_be_lost()
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     methods = lineup()

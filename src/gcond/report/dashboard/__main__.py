@@ -14,11 +14,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from gcond.files import write_text
+from gcond.output import output_may_be_lost
 from gcond.report.dashboard.page import content, render
 from gcond.report.dashboard.read import STATUSES, held_locks, mark_superseded, read_folder, run_folders
 from gcond.report.dashboard.recorded import read_recorded
 
 
+@output_may_be_lost()
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
