@@ -19,7 +19,7 @@ from pathlib import Path
 import catalogue
 from catalogue import Catalogue, Entry
 from fetch import Source, SourceMissing, check_files, opened
-from readers import READERS
+from readers import READERS, Volume
 from slices import BODY_RULE, has_body, to_stored
 from tqdm import tqdm
 from write_store import write
@@ -79,14 +79,20 @@ def _converted(entry: Entry, folder: Path) -> Path:
     return folder / f"{entry.patient}.nii.gz"
 
 
-def _convert(entry: Entry, folder: Path, columns: dict[str, list]) -> dict:
-    """Append the slices of a volume to the columns of its split; returns what the facts say of the patient."""
+def read_volume(entry: Entry, folder: Path) -> Volume:
+    """Raises ValueError for another number of slices than the catalogue's."""
     reader, path = entry.reader, folder / entry.path
     if _converted(entry, folder).is_file():
         reader, path = "nifti", _converted(entry, folder)
     volume = READERS[reader](path)
     if len(volume.hu) != entry.slices:
         raise ValueError(f"{entry.source}: {path} holds {len(volume.hu)} slices, expected {entry.slices}")
+    return volume
+
+
+def _convert(entry: Entry, folder: Path, columns: dict[str, list]) -> dict:
+    """Append the slices of a volume to the columns of its split; returns what the facts say of the patient."""
+    volume = read_volume(entry, folder)
     kept = 0
     for z, hu in enumerate(volume.hu):
         stored = to_stored(hu)

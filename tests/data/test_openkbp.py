@@ -1,8 +1,11 @@
 """A made clone of open-kbp -> HU by hand, and the store of dataset=headneck; no patient is in it."""
 
+import lzma
+import shutil
 import subprocess
 import sys
 
+import carry
 import catalogue
 import nibabel
 import numpy as np
@@ -182,3 +185,40 @@ def test_converted_volumes_must_be_whole(tmp_path, clone, command, capsys):
     damaged.unlink()
     assert command(tmp_path / "ct", tmp_path) == 1
     assert f"{damaged} is absent" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", ["clone", "converted"])
+def test_a_carried_store_gives_the_same_pictures_and_checksum(tmp_path, clone, command, folder):
+    assert command(tmp_path / "store", clone / folder) == 0
+    packing = ["pack", *map(str, (tmp_path / "store", clone / folder, tmp_path / "carried")), "--catalogue", "boxes"]
+    assert carry.main(packing) == 0
+    assert carry.main(["unpack", str(tmp_path / "carried"), str(tmp_path / "there")]) == 0
+    assert store.verify(tmp_path / "there") == store.verify(tmp_path / "store")
+    before, after = (ct.load(tmp_path / name, 64) for name in ("store", "there"))
+    assert before.facts == after.facts
+    assert all((before.train[i] == after.train[i]).all() for i in range(len(before.train)))
+    size = {name: sum(file.stat().st_size for file in (tmp_path / name).rglob("*.*")) for name in ("store", "carried")}
+    assert size["carried"] < size["store"] / 50
+
+
+def test_other_pictures_are_neither_packed_nor_unpacked(tmp_path, clone, command, capsys):
+    assert command(tmp_path / "store", clone / "clone") == 0
+    other = tmp_path / "other"
+    shutil.copytree(clone / "converted", other)
+    image = nibabel.load(other / "made-1.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj) + np.int16(1), image.affine), other / "made-1.nii.gz")
+
+    def pack(folder, carried):
+        return carry.main(["pack", *map(str, (tmp_path / "store", folder, carried)), "--catalogue", "boxes"])
+
+    assert pack(other, tmp_path / "wrong") == 1
+    assert "of made-1 is not that of the store" in capsys.readouterr().err
+
+    assert pack(clone / "clone", tmp_path / "carried") == 0
+    packed = tmp_path / "carried" / carry.SLICES
+    hu = bytearray(lzma.decompress(packed.read_bytes()))
+    hu[2 * (60 * 30 + 30)] ^= 1  # the middle of the first slice
+    packed.write_bytes(lzma.compress(hu))
+    assert carry.main(["unpack", str(tmp_path / "carried"), str(tmp_path / "there")]) == 1
+    assert "00000.arrow" in capsys.readouterr().err
+    assert not (tmp_path / "there").exists()
