@@ -62,7 +62,8 @@ def test_a_page_is_what_its_command_makes_of_the_recorded_numbers(scale, argumen
 
 
 def test_every_scale_that_is_recorded_has_its_claims():
-    assert [scale for scale in SCALES if not (scale / "CLAIMS.md").exists()] == []
+    judged = [scale for scale in SCALES if scale.name != "study"]  # gcond.study records it, and judges nothing yet
+    assert [scale for scale in judged if not (scale / "CLAIMS.md").exists()] == []
 
 
 def test_the_summary_is_that_of_the_recorded_numbers():

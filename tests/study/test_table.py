@@ -12,9 +12,17 @@ from gcond.study import table
 
 REPORT = {
     **{"name": "ct-a-seed11-0123e45678", "hash": "0123e45678", "arithmetic": "00e12345", "data_checksum": "abc"},
-    **{"commit": "c", "dirty": False, "device": "CPU", "torch": "2", "python": "3", "started": "2026-01-01"},
+    **{
+        "status": "done",
+        "commit": "c",
+        "dirty": False,
+        "device": "CPU",
+        "torch": "2",
+        "python": "3",
+        "started": "2026-01-01",
+    },
     **{"variant": "optimizer.lr=1e-3", "seconds": 9.0, "cpu_seconds": 8.0, "load_start": 1.0, "load_end": 2.0},
-    **{"peak_memory_mb": 7.0, "steps": 2, "skipped_steps": 0, "epochs": 1, "train_l1_tail": 0.25, "status": "done"},
+    **{"peak_memory_mb": 7.0, "steps": 2, "skipped_steps": 0, "epochs": 1, "train_l1_tail": 0.25},
     "final": {"best": {"epoch": 1, "val_l1": 0.5, "test_body_l1": 0.75}, "last": {"epoch": 1, "val_l1": 0.625}},
     "trivial": {"pixel_median": {"val_l1": 0.875}},
 }

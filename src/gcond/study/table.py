@@ -21,7 +21,19 @@ import yaml
 
 from gcond.files import write_atomically
 
-ABOUT = ("name", "arithmetic", "hash", "data_checksum", "commit", "dirty", "device", "torch", "python", "started")
+ABOUT = (
+    "name",
+    "arithmetic",
+    "status",
+    "hash",
+    "data_checksum",
+    "commit",
+    "dirty",
+    "device",
+    "torch",
+    "python",
+    "started",
+)
 SETTINGS = {  # column -> where config.yaml has it
     **{name: f"{name}.name" for name in ("scale", "dataset", "model", "strategy")},
     "seed": "seed",
@@ -48,7 +60,7 @@ def read(results: Path) -> pd.DataFrame:
         runs = pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=[""])
     except (pd.errors.ParserError, UnicodeDecodeError) as broken:
         raise ValueError(f"{path}: expected a table, found {broken}; restore it with git") from None
-    if lacking := [name for name in (*ABOUT, "lr") if name not in runs]:
+    if lacking := [name for name in (*ABOUT, *SETTINGS) if name not in runs]:
         raise ValueError(f"{path}: expected the columns {', '.join(lacking)}, found none; restore it with git")
     return runs
 
