@@ -36,7 +36,8 @@ GRID = 128
 BEYOND_TISSUE_SHARE = 0.03  # at the top of the scale or above: no metal fills so much of a slice
 DENSE_SHARE = 0.005
 DENSE_HU, DENSE_BONE_SHARE = 2000, 0.05
-AIR_HU, AIR_SHARE = (-1200, -300), 0.001
+BONE_HU = 300  # the edge of a slice is air or soft tissue
+AIR_HU, LEAST_SHARE = (-1200, -300), 0.001
 BELOW_AIR_SHARE = 0.05
 
 # Both say on stderr or in a log what they also raise, and pydicom quotes the text of tags.
@@ -67,7 +68,7 @@ SYNTAXES: dict[str, Syntax] = {
 """JPEG baseline and extended are not among them: 8 bits hold no HU, and GDCM refuses the extended kind with 12."""
 DEFLATED = str(uid.DeflatedExplicitVRLittleEndian).encode()
 
-SCALE_FLAGS = ("below air", "dense", "no air")
+SCALE_FLAGS = ("below air", "dense", "no air", "no tissue")
 REASONS = (
     "truncated file",
     "short pixel data",
@@ -245,9 +246,12 @@ def check_scale(hu: np.ndarray) -> set[str]:
     beyond = share(seen >= HU_MAX)
     if beyond > BEYOND_TISSUE_SHARE:
         raise Unusable("values beyond any tissue", f"{beyond:.0%} of the slice at {HU_MAX} HU or above")
+    edge = np.concatenate([seen[0], seen[-1], seen[:, 0], seen[:, -1]])
+    bright_edge = 2 * np.count_nonzero(edge > BONE_HU) > edge.size
     found = {
-        "dense": beyond > DENSE_SHARE or share(seen > DENSE_HU) > DENSE_BONE_SHARE,
-        "no air": share((seen > AIR_HU[0]) & (seen < AIR_HU[1])) < AIR_SHARE,
+        "dense": beyond > DENSE_SHARE or share(seen > DENSE_HU) > DENSE_BONE_SHARE or bright_edge,
+        "no air": share((seen > AIR_HU[0]) & (seen < AIR_HU[1])) < LEAST_SHARE,
+        "no tissue": share(seen >= AIR_HU[1]) < LEAST_SHARE,
         # a corner outside the circle of the scan holds padding
         "below air": share((seen <= AIR_HU[0]) & (seen != hu[0, 0])) > BELOW_AIR_SHARE,
     }

@@ -56,7 +56,17 @@ VERSION = 2  # of the rules by which a file is judged: a store that was begun by
 
 IMAGE, OTHER, REJECTED = "image", "other", "rejected"
 UNSPECIFIED = "unspecified units"
-FLAGS = ("anisotropic", "derived", "lossy", "no orientation", "oblique", "odd spacing", "turned", UNSPECIFIED)
+FLAGS = (
+    "anisotropic",
+    "derived",
+    "few bits",
+    "lossy",
+    "no orientation",
+    "oblique",
+    "odd spacing",
+    "turned",
+    UNSPECIFIED,
+)
 
 PATIENT_PATTERNS = {"ich": re.compile(r"ID_[0-9a-f]+"), "radcure": re.compile(r"RADCURE-\d{4}")}  # cspine's: any other
 PHOTOMETRIC_GREY = ("MONOCHROME1", "MONOCHROME2")
@@ -208,6 +218,8 @@ def _flags(row: dict, dataset: FileDataset, spacing: list[float] | None) -> Iter
         yield "lossy"
     if _text(dataset, "RescaleType").upper() == "US":  # GDCM writes that whenever it compresses or decompresses
         yield UNSPECIFIED
+    if (row["bits_stored"] or 16) < 12:
+        yield "few bits"
     orientation = row["orientation"]
     if orientation is None:
         yield "no orientation"

@@ -7,11 +7,14 @@ import pandas as pd
 
 from archive import split
 
-COPY, RENAMED = "copy", "copy under another SOPInstanceUID"
+COPY, RENAMED, MOVED = "copy", "copy under another SOPInstanceUID", "copy at another position"
 SHARED_SOP, SOP_OF_ANOTHER = "shared SOP UID", "SOP instance of another patient"
 CONSTANT = "nearly constant"
-MOST_OWNERS, MOST_OWNERS_SHARE = 3, 0.05
-"""More patients than both cannot share a study or a picture: then it is an anonymiser's constant, or a test pattern."""
+MOST_OWNERS, MOST_OWNERS_SHARE, MOST_OWNERS_EVER = 3, 0.05, 20
+"""More patients than the first two, or than the last, that share a study or a picture are not one person under several
+names: it is an anonymiser's constant, or a test pattern."""
+MOST_MOVED_SHARE = 0.05
+"""Of the pictures of a collection; more copies at another position are no padding of a scan, but a damaged export."""
 MOST_STUDIES, MOST_STUDIES_SHARE = 10, 0.2
 """More studies than both cannot be one patient's."""
 
@@ -34,10 +37,19 @@ def mark_copies(files: pd.DataFrame) -> None:
     name = pd.Series("", index=images.index)
     name[constant] = images.sop[constant].fillna(images.index[constant].to_series().astype(str))
     equal = images.groupby([images.patient, images.fingerprint, name], sort=False)
-    again = equal.cumcount() > 0
-    same_sop = (images.sop == equal.sop.transform("first"))[again]
-    files.loc[images.index[again], "status"] = "duplicate"
-    files.loc[images.index[again], "reason"] = [COPY if same else RENAMED for same in same_sop]
+    again = images.index[equal.cumcount() > 0]
+    first = images.index.to_series().groupby(equal.ngroup()).transform("first")[again]
+    files.loc[again, "reason"] = [
+        _kind_of_copy(files.sop[one] == files.sop[other], files.position[one], files.position[other])
+        for one, other in zip(again, first, strict=True)
+    ]
+    files.loc[again, "status"] = "duplicate"
+
+
+def _kind_of_copy(same_sop: bool, position: Sequence[float] | None, of_first: Sequence[float] | None) -> str:
+    if position is not None and of_first is not None and list(position) != list(of_first):
+        return MOVED
+    return COPY if same_sop else RENAMED
 
 
 def mark_pictures_of_many(files: pd.DataFrame) -> None:
@@ -50,7 +62,7 @@ def mark_pictures_of_many(files: pd.DataFrame) -> None:
 
 
 def most_owners(patients: int) -> float:
-    return max(MOST_OWNERS, MOST_OWNERS_SHARE * patients)
+    return min(MOST_OWNERS_EVER, max(MOST_OWNERS, MOST_OWNERS_SHARE * patients))
 
 
 def shared_sops(kept: pd.DataFrame) -> pd.DataFrame:

@@ -31,6 +31,11 @@ ERRORS_OF_A_FILE = {
     *(errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR),
     None,  # pydicom raises OSError without a number
 }
+FAULTS_OF_A_PATH = {
+    errno.ELOOP: "symlink loop",
+    errno.ENAMETOOLONG: "path too long",
+    errno.ENOENT: "broken link",
+}
 
 SCHEMA = pa.schema(
     [
@@ -79,8 +84,8 @@ def _walk(source: str, folder: Path, below: str, inside: tuple[tuple[int, int], 
     try:
         status = folder.stat()
         found = list(os.scandir(folder))
-    except OSError:
-        yield Entry(source, below.rstrip("/"), "", 0, "unreadable folder")
+    except OSError as error:
+        yield Entry(source, below.rstrip("/"), "", 0, FAULTS_OF_A_PATH.get(error.errno, "unreadable folder"))
         return
     here = (status.st_dev, status.st_ino)
     if here in inside:
@@ -94,8 +99,8 @@ def _walk(source: str, folder: Path, below: str, inside: tuple[tuple[int, int], 
         except UnicodeEncodeError:
             yield Entry(source, path.encode(errors="backslashreplace").decode(), "", 0, "file name is not text")
             continue
-        except OSError:
-            yield Entry(source, path, "", 0, "unreadable")
+        except OSError as error:
+            yield Entry(source, path, "", 0, FAULTS_OF_A_PATH.get(error.errno, "unreadable"))
             continue
         if stat.S_ISDIR(facts.st_mode):
             yield from _walk(source, folder / item.name, path + "/", (*inside, here))

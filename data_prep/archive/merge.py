@@ -35,6 +35,7 @@ MANIFEST = pa.schema(
     [*(field for field in SCHEMA if not field.name.endswith("_uid")), ("shard", pa.int32()), ("row", pa.int32())]
 )
 FLAGS = ("gap", "mixed series", "same position", identity.SHARED_SOP)
+MOST_WARNINGS = 5  # of identifiers that cannot be trusted
 SAME_POSITION_MM = 0.01
 GAP = 1.5  # of the series' median distance between slices
 MIXED = {"rows": 0, "cols": 0, "spacing_xy_mm": 0.01} | dict.fromkeys(range(6), 0.02)
@@ -149,7 +150,7 @@ def _warnings(
         "StudyInstanceUID": "an anonymiser's constant, so it links nobody",
         "SeriesInstanceUID": "an anonymiser's constant, so slices are ordered within each patient alone",
     }
-    for one in untrusted:
+    for one in untrusted[:MOST_WARNINGS]:
         row = files.loc[one.row]
         if one.tag == "PatientID":
             yield (
@@ -160,6 +161,15 @@ def _warnings(
             yield (
                 f"warning: {one.tag} {_plain(jobs, row, one.tag)} is that of {one.owners} patients, {one.slices} "
                 f"slices: {consequence[one.tag]}"
+            )
+    if (more := len(untrusted) - MOST_WARNINGS) > 0:
+        yield f"warning: there are {more} further identifiers of that kind"
+    for source, own in files[files.fingerprint.notna()].groupby("source"):
+        moved = own[own.reason == identity.MOVED]
+        if len(moved) > identity.MOST_MOVED_SHARE * len(own):
+            yield (
+                f"warning: {len(moved)} of {len(own)} pictures of {source} are equal to one of the same patient at "
+                f"another position, such as {moved.path.iloc[0]}, and are dropped: was the archive exported rightly?"
             )
     for strangers, own in shared.groupby("strangers"):
         widest = _widest(own)

@@ -11,10 +11,12 @@ _OUT = "take the file out of the archive"
 REJECTED = {
     # The file.
     "empty file": _FETCH,
-    "unreadable": "give yourself the right to read it, or mend the link or the disk",
+    "unreadable": "give yourself the right to read it, or mend the disk",
+    "broken link": "fetch what it points to (git annex get, for instance), or remove it",
+    "path too long": "move it to a shorter path",
     "unreadable folder": "give yourself the right to read it: nothing is known of what is in it",
     "truncated file": _FETCH,
-    "not DICOM": "look at it: an error page or a placeholder of a download is to be fetched again, anything else moved",
+    "not DICOM": "fetch it again if it is an error page or a placeholder (of git lfs, say); otherwise take it out",
     "damaged header": _FETCH,
     "header too long": "take out the private elements that fill it, or the file",
     "inflates beyond the limit": "save it in another transfer syntax if it is sound, otherwise take it out",

@@ -14,6 +14,7 @@ from gcond.files import write_text
 NAME = "rejected.csv"
 COLUMNS = ("source", "file", "member", "cause", "remedy")
 EXAMPLES = 3
+LONGEST_NAME = 120
 REMEDIES = REJECTED | {ARCHIVE: "unpack it if slices are in it: it was not opened"}
 
 
@@ -53,4 +54,5 @@ def examples(out: Path) -> Iterator[str]:
 
 
 def _printable(name: str) -> str:
+    name = name if len(name) <= LONGEST_NAME else f"...{name[-LONGEST_NAME:]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

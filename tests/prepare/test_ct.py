@@ -340,7 +340,15 @@ def test_dry_run_writes_nothing_and_names_what_is_there(archives, tmp_path, caps
 
 def test_every_reason_and_flag_is_explained_in_the_docs():
     text = (COMMAND.parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
-    words = [*reasons.OTHER, *reasons.REJECTED, identity.COPY, identity.RENAMED, *pixels.FLAGS, *merge.FLAGS]
+    words = [
+        *reasons.OTHER,
+        *reasons.REJECTED,
+        identity.COPY,
+        identity.RENAMED,
+        identity.MOVED,
+        *pixels.FLAGS,
+        *merge.FLAGS,
+    ]
     assert [word for word in words if f"`{word}`" not in text] == []
     assert set(dicom_hu.REASONS) < set(reasons.REJECTED)
 

@@ -202,6 +202,11 @@ def test_what_was_once_compressed_with_loss_is_flagged(archive):
     assert archive.header(archive.write(LossyImageCompression="00"))["flags"] == ""
 
 
+def test_fewer_than_12_bits_are_flagged(archive):
+    for bits, flags in ((12, ""), (11, "few bits")):
+        assert archive.header(archive.write(BitsStored=bits, HighBit=bits - 1))["flags"] == flags
+
+
 def test_flags_are_of_the_vocabulary(archive):
     row = archive.header(
         archive.write(ImageType=["DERIVED", "SECONDARY"], ImageOrientationPatient=None, PixelSpacing=[9000, 1])

@@ -97,15 +97,33 @@ def test_copies_go_by_their_pixels(tmp_path, capsys):
     (root / "00" / "9.dcm").write_bytes((root / "00" / "0.dcm").read_bytes())
     again = Head(np.random.default_rng(1), (64, 64), SLICES).hu(1)
     tags = {"PatientID": "RADCURE-0001", "StudyInstanceUID": "1.2.1", "SeriesInstanceUID": "1.2.1.2"}
-    write_slice(root / "01" / "9.dcm", UNSIGNED_12.stored(again), SOPInstanceUID="9.9", **tags, **UNSIGNED_12.tags())
-    status, _, _ = prepare(tmp_path, capsys)
+    for name, height in (("8", 7), ("9", 2)):
+        tags |= {"SOPInstanceUID": f"9.{name}", "ImagePositionPatient": [0, 0, height]}
+        write_slice(root / "01" / f"{name}.dcm", UNSIGNED_12.stored(again), **tags, **UNSIGNED_12.tags())
+    status, told, _ = prepare(tmp_path, capsys)
     assert status == 0
     manifest = manifest_of(tmp_path)
     found = {path: (row.status, row.reason) for path, row in manifest.iterrows() if row.status != "stored"}
     assert found == {
         "00/9.dcm": ("duplicate", "copy"),
+        "01/8.dcm": ("duplicate", "copy at another position"),
         "01/9.dcm": ("duplicate", "copy under another SOPInstanceUID"),
     }
+    assert "warning" not in told
+
+
+def test_an_export_that_repeats_one_picture_is_said(tmp_path, capsys):
+    root = tmp_path / "in"
+    write_patients(root)
+    for p in range(PATIENTS):
+        tags = {"PatientID": f"RADCURE-{p:04}", "StudyInstanceUID": f"1.2.{p}", "SeriesInstanceUID": f"1.2.{p}.1"}
+        stored = UNSIGNED_12.stored(Head(np.random.default_rng(p), (64, 64), SLICES).hu(0))
+        for z in (1, 2):
+            tags |= {"SOPInstanceUID": f"1.2.{p}.1.{z}", "ImagePositionPatient": [0, 0, 2 * z]}
+            write_slice(root / f"{p:02}" / f"{z}.dcm", stored, **tags, **UNSIGNED_12.tags())
+    status, told, _ = prepare(tmp_path, capsys)
+    assert status == 0
+    assert "warning: 24 of 36 pictures of radcure are equal to one of the same patient at another position" in told
 
 
 def test_nearly_constant_pictures_are_copies_only_under_one_sop_uid_and_link_nobody(tmp_path, capsys):

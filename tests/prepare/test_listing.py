@@ -46,11 +46,13 @@ def test_links_are_followed_but_not_in_circles(root, tmp_path):
     (root / "b" / "linked").symlink_to(tmp_path / "elsewhere")
     (root / "b" / "circle").symlink_to(root)
     (root / "broken").symlink_to(root / "nowhere")
+    (root / "itself").symlink_to("itself")
     found = named(walk("ich", root))
     assert found["b/linked/3.dcm", ""] == (1, "")
     assert found["b/circle", ""] == (0, "symlink loop")
-    assert found["broken", ""] == (0, "unreadable")
-    assert len(found) == 7
+    assert found["broken", ""] == (0, "broken link")
+    assert found["itself", ""] == (0, "symlink loop")
+    assert len(found) == 8
 
 
 def test_what_cannot_be_listed_is_named(root):
@@ -68,6 +70,17 @@ def test_what_cannot_be_listed_is_named(root):
     assert evil.pop("good.dcm") == ""
     assert set(evil.values()) == {"zip entry leaves its folder"}
     assert len(evil) == 4
+
+
+def test_a_path_that_is_too_long_is_named(root):
+    here = os.open(root, os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir("d" * 250, dir_fd=here)
+        below = os.open("d" * 250, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    assert [problem for _, problem in named(walk("ich", root)).values() if problem] == ["path too long"]
 
 
 def test_entries_of_a_zip_that_cannot_be_read_are_named(root):

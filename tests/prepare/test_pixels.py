@@ -151,7 +151,7 @@ def test_what_is_not_wrapped(archive, source, tags):
 
 def test_signed_12_bits_are_not_wrapped(archive):
     picture = archive.picture(archive.write(np.full((256, 256), -1000, np.int16), RescaleIntercept=0, **BITS_12))
-    assert (picture.stored[0, 0], picture.flags, picture.ambiguous_pixels) == (24, ("nearly constant",), 0)
+    assert (picture.stored[0, 0], picture.flags, picture.ambiguous_pixels) == (24, ("nearly constant", "no tissue"), 0)
 
 
 def in_air(value: int, air: int, shape=(256, 256), dtype=np.uint16) -> np.ndarray:
@@ -303,6 +303,8 @@ def test_metal_is_stored_up_to_a_few_per_cent(archive, share, fate):
         (in_air(1064, 24), {"RescaleIntercept": 0}, "no air"),  # all of it 1024 HU too high
         (in_air(1064, 3096), {"RescaleIntercept": -1024}, "dense"),  # wrapped, and moved: air is 2072 HU
         (in_air(40, -1000, dtype=np.int16), {"RescaleIntercept": -1024}, "below air"),  # rescaled twice
+        (in_air(40, 2000), {}, "dense"),  # inverted: air is 976 HU
+        (in_air(1064, 24), {"RescaleSlope": 0.1}, "no tissue"),
     ],
 )
 def test_a_scale_that_is_off_is_flagged(archive, stored, tags, flag):
@@ -333,7 +335,7 @@ def test_short_and_surplus_pixel_data(archive):
     assert rejected(archive, cut_pixels(archive, 524_290)) == "surplus pixel data"
     assert rejected(archive, cut_pixels(archive, 2 * 524_288)) == "surplus pixel data"
     assert rejected(archive, cut_pixels(archive, 0)) == "short pixel data"
-    assert archive.picture(cut_pixels(archive, 524_288)).flags == ("nearly constant",)
+    assert archive.picture(cut_pixels(archive, 524_288)).flags == ("nearly constant", "no tissue")
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES)
@@ -519,7 +521,9 @@ def test_nearly_constant_pictures_are_flagged(archive):
     generator = np.random.default_rng(0)
     for spread, constant in ((0, True), (9, True), (11, False)):
         stored = (24 + np.rint(generator.normal(0, spread, (256, 256)))).clip(0).astype(np.uint16)
-        assert archive.picture(archive.write(stored)).flags == (("nearly constant",) if constant else ())
+        assert archive.picture(archive.write(stored)).flags == (
+            ("nearly constant", "no tissue") if constant else ("no tissue",)
+        )
 
 
 # pydicom's own files, against other readers.
