@@ -55,7 +55,12 @@ def test_other_data_under_the_same_name_are_refused_and_the_run_is_left_as_it_is
     with pytest.raises(ValueError, match=r"finished with data of the checksum") as refused:
         main(b)
     checksums = {root: checksum_of(cfg.dataset)[:10] for root, cfg in (("a", a), ("b", b))}
-    for part in (str(folder.path), checksums["a"], f"today's {checksums['b']}", "another `runs` or `name`"):
+    for part in (
+        str(folder.path),
+        checksums["a"],
+        f"today's {checksums['b']}",
+        f"another `runs` or `name`, or move the folder out of {folder.path.parent}",
+    ):
         assert part in str(refused.value)
     assert contents(folder.path) == before
     elsewhere = described(tmp_path / "elsewhere", two_roots[1])

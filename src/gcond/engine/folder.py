@@ -100,7 +100,7 @@ class RunFolder:
             more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
             raise ValueError(
                 f"{self.path}: expected the config that the run began with, found another: {shown}{more}. "
-                "Choose another `name`, or move the folder away"
+                f"Choose another `name`, or move the folder out of {self.path.parent}"
             )
 
     @contextmanager
@@ -153,7 +153,7 @@ def finished_report(path: Path) -> dict[str, Any] | None:
     if report.get("schema") != SCHEMA:
         raise ValueError(
             f"{path / 'report.json'}: expected schema {SCHEMA}, found {report.get('schema')!r}; choose another `runs` "
-            "or `name`, or move the folder away"
+            f"or `name`, or move the folder out of {path.parent}"
         )
     return report if "data_checksum" in report else None
 

@@ -80,5 +80,5 @@ def recorded_rows(path: Path) -> list[dict[str, str]]:
 def _made_with_other_data(folder: RunFolder, then: Any, today: Any) -> str:
     return (
         f"{folder.path}: finished with data of the checksum {short(then)}, expected today's {short(today)}; choose "
-        "another `runs` or `name`, or move the folder away"
+        f"another `runs` or `name`, or move the folder out of {folder.path.parent}"
     )
