@@ -54,7 +54,7 @@ ARBITRATE = (  # GCond meets a conflict in every step, so that all of its memory
     "strategy.conductor.resolver.thresholds=[-0.8,0.5,0.999]",
     "strategy.conductor.resolver.dominance_window=1",
 )
-WALL_CLOCK = ("started", "seconds", "peak_memory_mb", "name")
+WALL_CLOCK = ("started", "seconds", "cpu_seconds", "load_start", "load_end", "peak_memory_mb", "name")
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,7 @@ def differences(whole: RunFolder, killed: RunFolder) -> list[str]:
     states = [torch.load(checkpoints(each.checkpoints)[0], weights_only=True) for each in (whole, killed)]
     for state in states:
         state["state"].pop("seconds")
+        state["state"].pop("cpu_seconds")
     found += [f"checkpoint: {key}" for key in unequal(*states)]
     reports = [json.loads(each.report.read_text()) for each in (whole, killed)]
     for key in sorted(set(reports[0]) | set(reports[1])):

@@ -92,13 +92,14 @@ class Checkpoint:
         expect("a checkpoint of version", VERSION, "something else", known)
         for key, what in (("version", "a checkpoint of version"), ("run", "the run"), ("data", "data with checksums")):
             expect(what, self._identity[key], content["identity"][key])
-        state, parts = State(**content["state"]), content["parts"]
+        parts, step = content["parts"], content["state"]["step"]
         if last is not None:
-            expect("a step up to the run's last,", last, state.step, state.step <= last)
-        if state.step != last:
+            expect("a step up to the run's last,", last, step, step <= last)
+        if step != last:
             expect("the parts", sorted(self._parts), sorted(parts), parts.keys() >= self._parts.keys())
         try:
-            for name in self._parts.keys() & parts.keys():
+            state = State(**content["state"])
+            for name in (name for name in self._parts if name in parts):
                 self._parts[name].load_state_dict(parts[name])
         except (KeyError, RuntimeError, TypeError) as error:
             raise ValueError(
