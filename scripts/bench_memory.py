@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from gcond.build import build
 from gcond.engine.device import commit
 from gcond.engine.memory import Plan, Planner, bytes_of
 from gcond.engine.passes import GRAPHS, Loss, Passes
@@ -38,7 +39,7 @@ from gcond.report.memory import COLUMNS, FORMS, KEY, PER_TASK, STEPS, page
 from gcond.report.records import frame, read_csv, write_csv
 from gcond.strategy import GradientConductor, Joint, Sequential
 from gcond.timing import versions
-from gcond.train import CONFIG, build
+from gcond.train import CONFIG
 
 STRATEGIES = sorted(path.stem for path in (CONFIG / "strategy").glob("*.yaml"))
 PER_TASK_CHOICE = "strategy.conductor.estimator.forward=per_task"

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from hydra.utils import instantiate
 from torch import Tensor
 from tqdm import tqdm
 
+from gcond.build import build
 from gcond.engine.batches import MicroBatches
 from gcond.engine.device import commit, describe
 from gcond.engine.loop import Objective
@@ -36,7 +36,6 @@ from gcond.report.precision import COLUMNS, KEY, page
 from gcond.report.records import frame, read_csv, write_csv
 from gcond.strategy import GradientConductor, Stochastic
 from gcond.timing import versions
-from gcond.train import build
 
 FORMS = {
     "float32": [],
@@ -63,7 +62,7 @@ class Lockstep:
         cfg = composed(overrides)
         settings, device = Settings(cfg), torch.device("cpu")
         data = build(cfg.dataset)
-        loss = instantiate(cfg.loss.reconstruction)(patch_size=cfg.scale.patch_size, intensity=data.intensity)
+        loss = build(cfg.loss.reconstruction)(patch_size=cfg.scale.patch_size, intensity=data.intensity)
         with seeded(cfg.seed, "weights"):
             self.model = build(cfg.model, channels=data.intensity.channels)
         self.conductors = {

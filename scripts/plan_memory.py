@@ -21,11 +21,11 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
+from gcond.build import build
 from gcond.engine.labels import planned_classes
 from gcond.engine.memory import Plan, Planner, bytes_of
 from gcond.engine.out_of_memory import process_bytes
 from gcond.rehearsal import Rehearsal, channels_of, composed
-from gcond.train import build
 
 MODELS = ("mobilenetv3_small", "convnext_tiny")
 STRATEGIES = ("baseline", "gcond_sequential")

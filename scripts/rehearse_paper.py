@@ -24,6 +24,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
+from gcond.build import build
 from gcond.command import CONFIG
 from gcond.engine.device import commit
 from gcond.engine.folder import resolved
@@ -33,7 +34,6 @@ from gcond.engine.settings import Settings
 from gcond.files import write_atomically
 from gcond.rehearsal import Rehearsal, channels_of
 from gcond.sweep.plan import plan
-from gcond.train import build
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIG / "experiment").glob("*.yaml"))
 COLUMNS = ["case", "commit", "experiments", "runs", "model", "dataset", "micro_batch", "planned_gb", "seconds", "error"]

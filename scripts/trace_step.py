@@ -33,6 +33,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.data import DataLoader
 
+from gcond.build import build
 from gcond.data.images import TensorImages
 from gcond.engine import prefetch
 from gcond.engine.batches import MicroBatches
@@ -47,7 +48,7 @@ from gcond.report.trace import COLUMNS, KEY, PARTS, page
 from gcond.strategy import GradientConductor
 from gcond.strategy.estimate import Window
 from gcond.timing import versions
-from gcond.train import build, train
+from gcond.train import train
 
 CASES = "ct:memory:0,ct:store:0,ct:store:1,ct:store:2,photos:memory:0,photos:memory:1"
 WARM_UP = 4  # steps left out: the first is diagnosed, and memory is allocated

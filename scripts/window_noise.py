@@ -12,7 +12,6 @@ makes table and figure.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,9 @@ from gcond.data.splits import Splits
 from gcond.engine import device as devices
 from gcond.engine.window_noise import FEWEST, SIZES, Estimates, WindowProbe
 from gcond.files import OWN
-from gcond.finished import STATES, FinishedRun
+from gcond.finished import STATES, TRUST, FinishedRun
 from gcond.report.records import KEY, WINDOW_COLUMNS, WINDOW_KEY, add_rows, frame, read_csv
+from gcond.run_files import read_report
 
 MODES = ("train", "eval")
 OF_THE_BEGINNING = ("seed", "precision", "dataset", "model", "loss", "scale")
@@ -36,7 +36,7 @@ def finished(folder: Path, options: argparse.Namespace) -> list[Path]:
     """Of a scale's folder the runs that were asked for; of two of one name the one started last, which is said."""
     found: dict[tuple[Any, ...], tuple[str, Path]] = {}
     for path in sorted(folder.glob("*/DONE")):
-        report = json.loads((path.parent / "report.json").read_text(encoding="utf-8"))
+        report = read_report(path.parent, *KEY, "started")
         wanted = report["variant"] == "" and all(
             asked is None or str(report[key]) in asked
             for key, asked in (("strategy", options.strategies), ("seed", options.seeds), ("dataset", options.datasets))
@@ -110,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
     n = options.micro_batches
     with tqdm(total=len(paths) * len(options.states) * len(options.modes), unit="measurement", mininterval=2) as bar:
         for path in paths:
-            run = FinishedRun(path, {"ct": options.ct, "imagenet256": options.imagenet})
+            run = FinishedRun(path, {"ct": options.ct, "imagenet256": options.imagenet}, options.trust)
             left = [
                 (state, mode)
                 for state in options.states
@@ -143,6 +143,7 @@ def parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--{name}", nargs="+", choices=choices, default=choices)
     parser.add_argument("--ct", default="data/ct", help="the CT store that the runs read")
     parser.add_argument("--imagenet", help="the ImageNet folder that the runs read")
+    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help=TRUST)
     parser.add_argument("--device", default="auto")
     return parser
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
+from gcond.build import build
 from gcond.files import OWN, write_atomically
 from gcond.strategy import GCond
 from gcond.strategy.conflict import Conflict
@@ -46,7 +47,7 @@ def sample(config: Any, cosine: float) -> dict[str, object]:
     `winner_kept`, `loser_kept`: the share of a gradient that is left of itself. `cosine_after`: of both after one
     iteration; `cosine_after_all`: after as many as are configured; both empty where a gradient vanished.
     """
-    resolver: GCond = instantiate(config, projection_max_iters=1)
+    resolver: GCond = build(OmegaConf.merge(config, {"projection_max_iters": 1}))
     answer = resolver.resolve(_conflict(cosine))
     zone = next((name for name in ("weak", "main", "critical") if answer.metrics[f"zone/{name}"]), "none")
     winner = 1 if answer.metrics["wins/b"] else 0
@@ -63,7 +64,7 @@ def sample(config: Any, cosine: float) -> dict[str, object]:
         "winner_kept": _short(c[winner, winner].item()),
         "loser_kept": _short(kept),
         "cosine_after": _cosine_after(c, cosine),
-        "cosine_after_all": _cosine_after(instantiate(config).resolve(_conflict(cosine)).coefficients, cosine),
+        "cosine_after_all": _cosine_after(build(config).resolve(_conflict(cosine)).coefficients, cosine),
     }
 
 

@@ -25,7 +25,7 @@ from gcond.engine.lock import locked
 from gcond.report.collect import collect
 from gcond.sweep.__main__ import main as sweep_command
 from gcond.sweep.__main__ import print_summary
-from gcond.sweep.disk import Room, disk_needed, size_of
+from gcond.sweep.disk import disk_needed, size_of
 from gcond.sweep.plan import Estimate, Planned, estimate, plan, print_disk, print_plan, with_paths_quoted
 from gcond.sweep.state import steps_logged
 from gcond.sweep.study import main as study_command
@@ -49,6 +49,27 @@ def test_table2_is_60_runs_of_ten_strategies_on_two_data_sets_with_three_seeds()
     seeds = Counter(run.folder.name.split("-seed")[1].split("-")[0] for run in runs)
     assert seeds == {"11": 20, "42": 20, "2025": 20}
     assert {run.steps for run in runs} == {96}
+
+
+@pytest.mark.parametrize(
+    ("swept", "message"),
+    [
+        ("seed=11,foo", "`seed`: expected an integer"),
+        ("scale.accumulation_steps=2,3", "accumulation_steps`: the stochastic estimator expects a multiple"),
+        ("device=cpu,cuda", "`device`: found 'cuda'"),
+        ("model.encoder=mobilenetv3_small_050,nothing", "must be the name of a timm model, found 'nothing'"),
+        ("sede=1", "sede"),
+    ],
+)
+def test_where_one_run_of_a_sweep_is_refused_none_starts(
+    swept: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("gcond.sweep.__main__.launch", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr("sys.argv", ["gcond.sweep", "--jobs", "1", *TINY, f"runs={tmp_path}", swept])
+    assert sweep_command() == 2
+    assert message in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
 
 
 def test_the_grid_of_learning_rates_is_around_each_scales_own_and_reaches_lion_at_a_twentieth() -> None:
@@ -416,12 +437,6 @@ def test_the_disk_needed_is_that_of_finished_runs_less_what_is_there(runs: list[
     (runs[1].folder.path / "begun").write_bytes(bytes(600_000))
     assert disk_needed(runs[:2], jobs=1).lasting == 0
     assert disk_needed(runs[:1], jobs=1).lasting == 0
-
-
-def test_what_a_run_will_refuse_does_not_stop_the_plan(tmp_path: Path) -> None:
-    cfg = config("strategy=gcond_stochastic", "scale.accumulation_steps=3", f"runs={tmp_path}")
-    refused = Planned(RunFolder(cfg), ("mini", "ct", "mobilenetv3_small", "gcond_stochastic"), 4, cfg)
-    assert disk_needed([refused], jobs=1) == Room(0, 0)
 
 
 def test_the_summary_names_what_is_missing_and_why(runs: list[Planned], capsys: pytest.CaptureFixture) -> None:

@@ -255,27 +255,27 @@ def no_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("key", "overrides"),
     [
-        ("accumulation_steps", ["scale.accumulation_steps=3"]),
-        ("scale.accumulation_steps", ["scale.accumulation_steps=0"]),
-        ("resolve_every", ["+strategy.conductor.estimator.resolve_every=micro_batch"]),
-        ("thresholds", ["strategy.conductor.resolver.thresholds=[-0.5,-0.8,0]"]),
-        ("beta", ["strategy.conductor.update.beta=1.0"]),
+        ("strategy.conductor.estimator.accumulation_steps", ["scale.accumulation_steps=3"]),
+        (
+            "strategy.conductor.estimator.resolve_every",
+            ["+strategy.conductor.estimator.resolve_every=micro_batch"],
+        ),
+        ("strategy.conductor.resolver.thresholds", ["strategy.conductor.resolver.thresholds=[-0.5,-0.8,0]"]),
+        ("strategy.conductor.update.beta", ["strategy.conductor.update.beta=1.0"]),
         ("loss.tasks", ["+loss.tasks.depth=1"]),
-        ("tasks", ["loss.tasks.l1=-1"]),
-        ("strategy.model_mode", ["strategy.model_mode=foo"]),
         ("device", ["device=cuda"]),
         ("scale.final_lr", ["scale.final_lr=1"]),
         ("scale.final_lr", ["scale.final_lr=1", "scale.steps_per_epoch=null"]),
         ("scale.warmup_epochs", ["scale.warmup_epochs=2"]),
-        ("scale.image_size", ["scale.image_size=72"]),
-        ("scale.curve_images", ["+scale.curve_images=0"]),
-        ("ratio", ["scale.mask_ratio=1.0"]),
-        ("ssim_window", ["loss.reconstruction.ssim_window=17"]),
-        ("progress", ["progress=verbose"]),
+        ("scale.mask_ratio", ["scale.mask_ratio=0.99"]),
+        ("loss.reconstruction.ssim_window", ["loss.reconstruction.ssim_window=17"]),
+        ("optimizer.build.betas", ["optimizer=sgd"]),
+        ("optimizer.build.weight_decay", ["optimizer.build.weight_decay=3000"]),
+        ("model.width", ["model.width=33"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_settings_that_cannot_be_meant_are_refused_before_any_data_is_read(
+def test_settings_that_contradict_each_other_are_refused_before_any_data_is_read(
     key: str, overrides: list[str], tmp_path: Path
 ) -> None:
     cfg = tiny_config(tmp_path, "dataset._target_=engine.tiny.never", "strategy=gcond_stochastic", *overrides)
@@ -283,6 +283,15 @@ def test_settings_that_cannot_be_meant_are_refused_before_any_data_is_read(
         run(cfg)
     assert f"`{key}`" in str(RunFolder(cfg).error)  # for the end of a sweep
     assert json.loads(RunFolder(cfg).report.read_text())["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    "override", ["seed=foo", "scale.image_size=72", "+scale.curve_images=0", "loss.tasks.l1=-1", "threads=1000000"]
+)
+def test_settings_that_mean_nothing_leave_no_folder(override: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"`{re.escape(override.split('=')[0].lstrip('+'))}`"):
+        run(tiny_config(tmp_path, override))
+    assert not [*tmp_path.iterdir()]
 
 
 def test_without_a_contradiction_the_data_are_read(tmp_path: Path) -> None:
@@ -418,4 +427,5 @@ def test_a_finished_run_keeps_the_weights_of_its_last_checkpoint_alone(tmp_path:
     assert left.name.startswith("00000004-")
     assert parts(slim).keys() == {"model"}
     assert same(parts(slim)["model"], parts(whole)["model"])
-    assert FinishedRun(slim.path, {}).model("last", FinishedRun(slim.path, {}).data())[1] == 4
+    back = FinishedRun(slim.path, {}, ["engine"])
+    assert back.model("last", back.data())[1] == 4

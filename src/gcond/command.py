@@ -17,6 +17,7 @@ from gcond.engine.rank import processes, rank
 from gcond.engine.selection import objective, recorded_objective
 from gcond.engine.standing import Standing, standing
 from gcond.output import output_may_be_lost
+from gcond.schema import check
 
 CONFIG = Path(__file__).resolve().parents[2] / "conf"
 
@@ -25,14 +26,15 @@ CONFIG = Path(__file__).resolve().parents[2] / "conf"
 def main(cfg: DictConfig) -> float | None:
     """One run; returns its weighted validation loss at the best epoch, for a sweeper that looks for the smallest.
 
-    Of several processes all but the first return None. Raises ValueError where the run's folder holds a run of another
-    config, or one that other data were used for.
+    Of several processes all but the first return None. Raises ValueError for settings out of their types or ranges, and
+    where the run's folder holds a run of another config, or one that other data were used for.
     """
     with output_may_be_lost():
         return _run(cfg)
 
 
 def _run(cfg: DictConfig) -> float | None:
+    check(cfg)
     folder = RunFolder(cfg)
     if sweeper.has_ended():
         print(f"{folder.name}: not begun, since the sweep that it belongs to has ended")

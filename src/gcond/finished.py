@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
 
+from gcond.build import build
 from gcond.data.checksums import short
 from gcond.data.splits import Splits
 from gcond.engine.checkpoint import Checkpoint, checkpoints
@@ -17,9 +16,10 @@ from gcond.engine.labels import labelling_of
 from gcond.engine.loop import Objective
 from gcond.engine.seeding import seeded
 from gcond.model import MaskedAutoencoder
-from gcond.train import build
+from gcond.run_files import read_config, read_report
 
 STATES = ("initial", "last")
+TRUST = "a package of your own, whose classes and data sets a run's config may name; its code is run"
 NAMED_BY = {"ct": "--ct", "imagenet256": "--imagenet"}  # data set -> the option of a command that names its folder
 
 
@@ -29,19 +29,19 @@ class FinishedRun:
     Args:
         path: the run's folder, which holds DONE.
         roots: data set -> where its data are, which a run's config does not keep.
+        trusted: packages that its config may name classes and data sets of, beside this one (`gcond.build`).
 
     Raises:
-        ValueError: the run is not finished, or its data set's folder is not among `roots`.
+        ValueError: the run is not finished, its data set's folder is not among `roots`, or its report or config is
+            damaged; and, where something is built from its config, what may not be built.
     """
 
-    def __init__(self, path: Path, roots: Mapping[str, Path | str | None]) -> None:
-        report = finished_report(path)
-        if report is None:
+    def __init__(self, path: Path, roots: Mapping[str, Path | str | None], trusted: Sequence[str] = ()) -> None:
+        if finished_report(path) is None:
             raise ValueError(f"{path}: expected a finished run, found no DONE in it, or no whole report.json")
-        self.path, self.report = path, report
-        cfg = OmegaConf.load(path / "config.yaml")
-        assert isinstance(cfg, DictConfig)
-        self.cfg = cfg
+        self.path, self._trusted = path, tuple(trusted)
+        self.report = read_report(path, "hash", "steps", "data_checksum")
+        self.cfg = cfg = read_config(path)
         if cfg.dataset.name in roots:
             root = roots[cfg.dataset.name]
             if root is None:
@@ -51,7 +51,7 @@ class FinishedRun:
 
     def data(self) -> Splits:
         """Raises ValueError where these are not the data that the run has seen."""
-        splits: Splits = build(self.cfg.dataset)
+        splits: Splits = build(self.cfg.dataset, self._trusted)
         self.expect(splits)
         return splits
 
@@ -74,7 +74,9 @@ class FinishedRun:
         labelling = labelling_of(self.cfg)
         classes = labelling.classes if labelling else None
         with seeded(self.cfg.seed, "weights"):
-            model: MaskedAutoencoder = build(self.cfg.model, channels=data.intensity.channels, classes=classes)
+            model: MaskedAutoencoder = build(
+                self.cfg.model, self._trusted, channels=data.intensity.channels, classes=classes
+            )
         if state == "initial":
             return model, 0
         checksum, folder = data.facts["checksum"], self.path / "checkpoints"
@@ -89,7 +91,7 @@ class FinishedRun:
 
     def objective(self, model: MaskedAutoencoder, data: Splits) -> Objective:
         patch = self.cfg.scale.patch_size
-        loss = instantiate(self.cfg.loss.reconstruction)(patch_size=patch, intensity=data.intensity)
+        loss = build(self.cfg.loss.reconstruction, self._trusted)(patch_size=patch, intensity=data.intensity)
         return Objective(model, loss, data.intensity, self.cfg.precision)
 
     @property

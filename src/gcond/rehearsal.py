@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
+from gcond.build import build
 from gcond.data.intensity import Intensity
 from gcond.engine.batches import Batch
 from gcond.engine.labels import planned_classes
@@ -17,7 +17,7 @@ from gcond.engine.loop import Objective, Trainer
 from gcond.engine.optimizer import optimizer_of
 from gcond.engine.settings import Settings
 from gcond.model.masking import draw_hidden
-from gcond.train import CONFIG, build
+from gcond.train import CONFIG
 
 CHANNELS = {"ct": 1, "headneck": 1, "photos": 3, "imagenet256": 3, "imagenet84": 3}
 
@@ -54,7 +54,7 @@ class Rehearsal:
         torch.manual_seed(0)
         self.model = build(cfg.model, channels=channels, classes=classes).to(device)
         intensity = Intensity(0, 1, (0.0,) * channels, (1.0,) * channels)
-        loss = instantiate(cfg.loss.reconstruction)(patch_size=scale.patch_size, intensity=intensity)
+        loss = build(cfg.loss.reconstruction)(patch_size=scale.patch_size, intensity=intensity)
         schedule = settings.schedule(1000)
         self.conductor = settings.conductor(self.model.parameter_groups(), seed=0)
         self.optimizer = optimizer_of(cfg.optimizer.build, self.model.parameters(), schedule.peak)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from gcond.build import build
 from gcond.command import CONFIG, main
 from gcond.data.images import bars
 from gcond.engine.activations import Activations
@@ -38,9 +38,10 @@ from gcond.engine.settings import Settings
 from gcond.engine.team import gathered
 from gcond.engine.trivial import trivial_scores
 from gcond.model import MaskedAutoencoder
+from gcond.schema import check
 from gcond.scores import Scores, means
 
-__all__ = ["CONFIG", "build", "main", "train"]
+__all__ = ["CONFIG", "main", "train"]
 
 
 def train(cfg: DictConfig, folder: RunFolder) -> None:
@@ -53,6 +54,7 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
         DiskFull, OutOfMemory: what to do stands in the message.
         Interrupted: after SIGTERM or Ctrl-C and a last checkpoint.
     """
+    check(cfg)
     with (
         folder.open(cfg, main=rank() == 0),
         thinned("model" if cfg.finished_keeps == "weights" and rank() == 0 else None, folder.checkpoints),
@@ -72,7 +74,7 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
         shown = (cfg.scale.eval_images, settings.patches, cfg.scale.mask_ratio, labelling)
         sets = {split: EvaluationSet.of(data, split, *shown) for split in ("val", "test")}
         curve = {split: images.thinned(cfg.scale.get("curve_images")) for split, images in sets.items()}
-        loss = instantiate(cfg.loss.reconstruction)(patch_size=cfg.scale.patch_size, intensity=data.intensity)
+        loss = build(cfg.loss.reconstruction)(patch_size=cfg.scale.patch_size, intensity=data.intensity)
         record.describe(data, team.main_first(lambda: trivial_scores(cfg, data, sets, loss, labelling)))
 
         # Build the model, and the strategy that trains it.
@@ -196,14 +198,6 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
             if team.main:
                 pictures.keep(model, device, folder.final_reconstructions, cfg.scale.patch_size)
         record.windows = schedule.total_steps - state.step
-
-
-def build(group: DictConfig, **late: Any) -> Any:
-    """What a group's `_target_` makes of its config, less `name`, which is for people."""
-    settings = OmegaConf.to_container(group, resolve=True)
-    assert isinstance(settings, dict)
-    settings.pop("name")
-    return instantiate(settings, _convert_="all", **late)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from gcond.engine.device import commit, cpu_seconds, describe, pick, processor, 
 def test_cuda_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert pick("auto", threads=1) == torch.device("cpu")
-    with pytest.raises(ValueError, match="`device`: found 'cuda:1', but PyTorch sees no CUDA device"):
+    with pytest.raises(ValueError, match="`device`: found 'cuda:1', but PyTorch sees 0 CUDA devices"):
         pick("cuda:1", threads=1)
 
 

@@ -41,7 +41,7 @@ SMALL = (
     "scale.probe_micro_batches=0",
 )
 SLOW = pytest.mark.slow
-BFLOAT16 = "+strategy.conductor.buffer_dtype={_target_:hydra.utils.get_object,path:torch.bfloat16}"
+BFLOAT16 = "+strategy.conductor.buffer_dtype=bfloat16"
 
 
 def small(*overrides: str) -> tuple[Any, MaskedAutoencoder]:

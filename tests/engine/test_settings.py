@@ -1,5 +1,14 @@
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
 import pytest
-from engine.runs import config
+from engine.runs import CONFIG, config
+from omegaconf import DictConfig, OmegaConf
 
 from gcond.engine.settings import Settings
 
@@ -24,3 +33,84 @@ def test_the_paper_schedule(strategy: str, peak: float) -> None:
 def test_patches_follow_from_the_sizes() -> None:
     assert Settings(config("scale=paper")).patches == 64
     assert Settings(config("scale=smoke", "scale.patch_size=32")).patches == 4
+
+
+UGLY = [None, True, "x", -1, 0, 1.5, math.nan, math.inf, 1e30, [], {}]
+
+
+def leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in node.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def refusal(cfg: DictConfig) -> str | None:
+    try:
+        Settings(cfg)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def accepted(cfg: DictConfig, keys: Iterable[str]) -> dict[str, list[Any]]:
+    """Those of UGLY that each key takes. Every other one is refused by a ValueError that names the key."""
+    found: dict[str, list[Any]] = {}
+    OmegaConf.set_struct(cfg, False)
+    for key in keys:
+        changed = copy.deepcopy(cfg)
+        found[key] = []
+        for value in UGLY:
+            OmegaConf.update(changed, key, value, merge=False)
+            if (message := refusal(changed)) is None:
+                found[key].append(value)
+            else:
+                assert re.search(rf"`{re.escape(key)}\b", message), (key, value, message)
+    return found
+
+
+def may_be_taken(key: str, plain: Any, value: Any) -> bool:
+    """By the value that stands in conf: nothing may take a number that is not finite, nor 1e30, nor -1 …"""
+    if value is None or isinstance(value, list | dict):
+        return plain is None or key in OTHERS[type(value)] or (value is None and key.startswith("paths."))
+    if isinstance(value, bool):
+        return isinstance(plain, bool)
+    if isinstance(value, str):
+        return plain is None or isinstance(plain, str)
+    if value == -1:
+        return key == "strategy.conductor.resolver.alpha"  # GradOPS
+    if value == 1.5:
+        return isinstance(plain, float | None) or key in OTHERS[float]
+    return value == 0 and (isinstance(plain, int | float | None) and not isinstance(plain, bool))
+
+
+OTHERS: dict[type, tuple[str, ...]] = {
+    type(None): ("scale.steps_per_epoch", "scale.eval_images", "strategy.conductor.clip_norm", "dataset.root"),
+    list: ("dataset.window", "dataset.root"),  # looked at when the data are read
+    dict: ("strategy.conductor.resolver.leak", "dataset.root"),
+    float: ("checkpoint_minutes", "scale.warmup_epochs", "dataset.root"),
+}
+
+
+def test_each_setting_takes_what_it_can_mean_or_is_refused_by_name() -> None:
+    cfg = config("strategy=gcond_stochastic", "logger=wandb")
+    plain = dict(leaves(OmegaConf.to_container(cfg, resolve=True)))
+    for key, values in accepted(cfg, plain).items():
+        assert all(may_be_taken(key, plain[key], value) for value in values), (key, values)
+
+
+def test_each_setting_of_a_method_takes_what_it_can_mean_or_is_refused_by_name() -> None:
+    cfg = config("strategy=baseline")
+    OmegaConf.set_struct(cfg, False)
+    known = set()
+    for path in sorted((CONFIG / "strategy").glob("*.yaml")):
+        cfg.strategy = OmegaConf.load(path).strategy
+        plain_cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))  # resolved once, for speed
+        for part in ("resolver", "update"):
+            plain = {f"strategy.conductor.{part}.{name}": value for name, value in cfg.strategy.conductor[part].items()}
+            if str(plain) in known:
+                continue
+            known.add(str(plain))
+            for key, values in accepted(plain_cfg, [key for key in plain if "._" not in key]).items():
+                assert all(may_be_taken(key, plain[key], value) for value in values), (key, values)

@@ -10,7 +10,7 @@ import torch
 from strategy.far_device import CudaDevice, FarDevice
 
 from gcond import rehearsal
-from gcond.train import build
+from gcond.build import build
 
 
 @pytest.mark.parametrize("device", [FarDevice, pytest.param(CudaDevice, marks=pytest.mark.cuda)])

@@ -223,7 +223,7 @@ def one(runs: Path, strategy: str) -> Path:
 def test_a_run_is_read_back_as_it_began_and_ended(runs: Path, tmp_path: Path) -> None:
     path = one(runs, "baseline")
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
-    back = FinishedRun(path, {})
+    back = FinishedRun(path, {}, ["engine"])
     data = back.data()
     last, step = back.model("last", data)
     folder = run(tiny_config(tmp_path, "strategy=baseline"))  # again: the same to the bit
@@ -242,7 +242,7 @@ def test_a_run_is_read_back_as_it_began_and_ended(runs: Path, tmp_path: Path) ->
 def test_a_run_that_cannot_be_read_back_is_refused(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="expected a finished run"):
         FinishedRun(tmp_path, {})
-    back = FinishedRun(one(runs, "baseline"), {})
+    back = FinishedRun(one(runs, "baseline"), {}, ["engine"])
     with pytest.raises(ValueError, match=r"expected the folder of its data \(photos DIR\), found none"):
         FinishedRun(back.path, {"photos": None})
     with pytest.raises(ValueError, match="`state`: expected one of initial, last, found 'best'"):
@@ -264,6 +264,7 @@ def test_the_script_records_each_measurement_once(runs: Path, tmp_path: Path, mo
     plain = script.measure
     monkeypatch.setattr(script, "measure", lambda run, *rest: measured.append(run.path.name) or plain(run, *rest))
     words = ["--scale", "smoke", "--runs", str(runs), "--results", str(tmp_path), "--micro-batches", "6"]
+    words += ["--trust", "engine"]
     assert script.main([*words, "--modes", "train", "--device", "cpu"]) == 0
     assert len(measured) == 3
     out = tmp_path / "smoke" / "windows.csv"

@@ -17,7 +17,10 @@ MODULES = {
 # `report`. Everything outside the project is allowed but for FORBIDDEN.
 ALLOWED = {
     "gcond": set(),
-    "gcond.data": {"gcond.files"},
+    "gcond.schema": set(),
+    "gcond.build": {"gcond.schema"},
+    "gcond.run_files": {"gcond.schema"},
+    "gcond.data": {"gcond.files", "gcond.build"},
     "gcond.model": set(),
     "gcond.loss": {"gcond.model", "gcond.data"},
     "gcond.scores": {"gcond.loss", "gcond.model"},
@@ -26,6 +29,9 @@ ALLOWED = {
     "gcond.output": set(),
     "gcond.strategy": set(),
     "gcond.engine": {
+        "gcond.build",
+        "gcond.schema",
+        "gcond.run_files",
         "gcond.scores",
         "gcond.data",
         "gcond.model",
@@ -34,10 +40,20 @@ ALLOWED = {
         "gcond.trivial",
         "gcond.files",
     },
-    "gcond.sweep": {"gcond.data", "gcond.engine", "gcond.train", "gcond.files", "gcond.output"},
+    "gcond.sweep": {
+        "gcond.build",
+        "gcond.schema",
+        "gcond.data",
+        "gcond.engine",
+        "gcond.train",
+        "gcond.files",
+        "gcond.output",
+    },
     "gcond.study": {"gcond.output", "gcond.sweep", "gcond.engine", "gcond.data", "gcond.files"},
-    "gcond.command": {"gcond.engine", "gcond.train", "gcond.output"},
+    "gcond.command": {"gcond.schema", "gcond.engine", "gcond.train", "gcond.output"},
     "gcond.train": {
+        "gcond.build",
+        "gcond.schema",
         "gcond.command",  # which imports it in turn, but only when a run begins
         "gcond.data",
         "gcond.model",
@@ -49,9 +65,9 @@ ALLOWED = {
         "gcond.files",
     },
     "gcond.timing": {"gcond.engine"},
-    "gcond.rehearsal": {"gcond.data", "gcond.model", "gcond.engine", "gcond.train"},
-    "gcond.toy": {"gcond.output", "gcond.strategy", "gcond.files"},
-    "gcond.finished": {"gcond.data", "gcond.model", "gcond.engine", "gcond.train"},
+    "gcond.rehearsal": {"gcond.build", "gcond.data", "gcond.model", "gcond.engine", "gcond.train"},
+    "gcond.toy": {"gcond.build", "gcond.output", "gcond.strategy", "gcond.files"},
+    "gcond.finished": {"gcond.build", "gcond.run_files", "gcond.data", "gcond.model", "gcond.engine", "gcond.train"},
     "gcond.linear_probe": {
         "gcond.output",
         "gcond.data",
@@ -63,6 +79,7 @@ ALLOWED = {
     },
     "gcond.report": {
         "gcond.output",
+        "gcond.run_files",
         "gcond.files",
         "gcond.toy.problem",
         "gcond.engine.selection",

@@ -11,10 +11,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from gcond.build import build
 from gcond.data import folders
 
 PHOTOGRAPHS: dict[str, tuple[str, ...]] = {
@@ -40,13 +39,7 @@ def checksum_of(dataset: DictConfig) -> Any:
     """
     if (quick := QUICK.get(dataset._target_)) is not None:
         return quick(dataset)
-    settings = OmegaConf.to_container(dataset, resolve=True)
-    assert isinstance(settings, dict)
-    settings.pop("name")
-    try:
-        return instantiate(settings, _convert_="all").facts["checksum"]
-    except InstantiationException as error:
-        raise ValueError(str(error)) from error
+    return build(dataset).facts["checksum"]
 
 
 def of_store(root: Path) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow.compute as pc
@@ -50,7 +49,10 @@ def resize(stored: np.ndarray, size: int) -> np.ndarray:
 
 
 def load(
-    root: str | Path, image_size: int, window: str | Sequence[float] = "c600w2800", statistics: str = "store"
+    root: str | Path,
+    image_size: int,
+    window: windows.Window = "c600w2800",
+    statistics: Literal["store", "paper"] = "store",
 ) -> Splits:
     """The three splits of the store at `root`.
 

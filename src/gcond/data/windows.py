@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Literal
 
 import numpy as np
 
@@ -22,7 +23,10 @@ PRESETS: dict[str, tuple[int, int]] = {
 }
 
 
-def resolve(window: str | Sequence[float]) -> tuple[float, float]:
+Window = Literal[tuple(PRESETS)] | Sequence[float]
+
+
+def resolve(window: Window) -> tuple[float, float]:
     """A preset's name, or [hu_min, hu_max] -> (hu_min, hu_max) in HU. Raises ValueError for anything else."""
     if isinstance(window, str):
         if window not in PRESETS:

@@ -19,17 +19,27 @@ def pick(name: str, threads: int) -> torch.device:
 
     Float32 is float32 everywhere: TF32, which CUDA's convolutions use unless told otherwise, is switched off.
 
-    Raises ValueError for CUDA on a machine without it.
+    Raises ValueError as `find` does.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    device = find(name)
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"`device`: found {name!r}, but PyTorch sees no CUDA device here; expected cpu or auto")
     if device.type == "cpu":
         torch.set_num_threads(threads)
+    return device
+
+
+def find(name: str) -> torch.device:
+    """Raises ValueError for what is no device, and for a CUDA device that this machine does not have."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"`device`: expected auto, cpu, cuda or cuda:N, found {name!r}") from None
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= there:
+        raise ValueError(f"`device`: found {name!r}, but PyTorch sees {there} CUDA devices here; expected cpu or auto")
     return device
 
 

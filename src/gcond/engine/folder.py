@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from yaml import YAMLError
 
 from gcond.engine.full_disk import explaining_a_full_disk
 from gcond.engine.lock import locked
 from gcond.files import write_text
+from gcond.run_files import read_yaml
 
 SCHEMA = 1  # of report.json
 # What cannot change the numbers, or (device) stands in the report.
@@ -91,9 +91,9 @@ class RunFolder:
         if not path.exists():
             return
         try:
-            there, here = _flat(OmegaConf.load(path)), _flat(OmegaConf.create(_yaml(cfg)))
-        except (OSError, ValueError, YAMLError) as error:
-            raise ValueError(f"{path}: cannot be read ({error}); move the run's folder away to start again") from error
+            there, here = _flat(read_yaml(path)), _flat(OmegaConf.create(_yaml(cfg)))
+        except ValueError as error:
+            raise ValueError(f"{error}; move the run's folder away to start again") from None
         keys = sorted(key for key in there.keys() | here.keys() if there.get(key, "-") != here.get(key, "-"))
         if keys:
             shown = ", ".join(f"{key} {there.get(key, '-')} there, {here.get(key, '-')} here" for key in keys[:5])

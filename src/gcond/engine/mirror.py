@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +9,10 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig
+
+from gcond.build import build
+from gcond.run_files import read_report
 
 NO_EXPERIMENT = "none"
 
@@ -101,14 +102,13 @@ class Guarded:
 
 def report_in(folder: Path) -> dict[str, Any]:
     """What a run that has ended reports; all that is known of one that failed before it could."""
-    path = folder / "report.json"
-    return json.loads(path.read_text()) if path.exists() else {"status": "failed"}
+    return read_report(folder) if (folder / "report.json").exists() else {"status": "failed"}
 
 
 def mirror_of(logger: DictConfig, folder: Path, main: bool) -> Guarded:
     """What the config group `logger` asks for; of several processes the main one mirrors."""
     settings = {"folder": folder, "experiment": experiment()}
-    return Guarded(instantiate(logger, **settings) if main else NoMirror(**settings), folder)
+    return Guarded(build(logger, **settings) if main else NoMirror(**settings), folder)
 
 
 def experiment() -> str:

@@ -97,9 +97,7 @@ def _remedies(planner: Planner) -> list[str]:
     if isinstance(conductor.estimator, Sequential) and conductor.estimator.forward == "shared":
         remedies.append("strategy.conductor.estimator.forward=per_task")
     if conductor.gradients.rows.element_size() > 2:
-        remedies.append(
-            "rows in bfloat16, '+strategy.conductor.buffer_dtype={_target_:hydra.utils.get_object,path:torch.bfloat16}'"
-        )
+        remedies.append("rows in bfloat16, +strategy.conductor.buffer_dtype=bfloat16")
     return remedies
 
 

@@ -16,12 +16,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
+from gcond.build import build
 from gcond.data.intensity import Intensity
 from gcond.engine import evaluate
 from gcond.engine.live_bytes import LiveBytes
@@ -67,7 +67,7 @@ class Passes:
         self.hidden = hidden_count(Settings(cfg).patches, cfg.scale.mask_ratio)
         channels, side = model.channels, cfg.scale.patch_size
         self._intensity = Intensity(0, 1, (0.0,) * channels, (1.0,) * channels)
-        own = instantiate(cfg.loss.reconstruction)(patch_size=side, intensity=self._intensity)
+        own = build(cfg.loss.reconstruction)(patch_size=side, intensity=self._intensity)
         self.loss: Loss = loss or own
         self._measured: Sequence[str] = TASKS if loss else own.tasks
         cached: Sequence[str] = TASKS if loss else own.pixel_tasks

@@ -2,69 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
+from gcond.build import build, check_settings
 from gcond.engine.labels import SOURCES, kind_of
-from gcond.engine.precision import PRECISION
-from gcond.engine.progress import KINDS
+from gcond.engine.optimizer import optimizer_of
 from gcond.engine.schedule import WarmupCosine
 from gcond.model.masking import hidden_count
+from gcond.schema import check
 from gcond.strategy import GradientConductor
 from gcond.strategy.processes import Alone, Processes
 
 GROUPS = ("encoder", "body", "head")  # of MaskedAutoencoder.parameter_groups
+Tried = tuple[list[torch.nn.Parameter], torch.optim.Optimizer, GradientConductor]
 
 
 class Settings:
-    """Raises ValueError that names the key where a setting is out of range or contradicts another."""
+    """A run's settings, proved by building what they ask for, and by one step of strategy and optimizer on a stand-in.
+
+    Raises ValueError that names the key where a setting is out of range or contradicts another.
+    """
 
     def __init__(self, cfg: DictConfig, processes: Processes | None = None) -> None:
+        check(cfg)
         self._cfg, self._processes = cfg, processes or Alone()
         scale = cfg.scale
-        for key in ("micro_batch", "accumulation_steps", "epochs", "diagnose_every", "image_size", "patch_size"):
-            _expect(isinstance(scale[key], int) and scale[key] >= 1, f"scale.{key}", "an integer >= 1", scale[key])
-        for key in ("steps_per_epoch", "eval_images", "curve_images"):  # a scale need not have the last
-            value = scale.get(key)
-            _expect(value is None or value >= 1, f"scale.{key}", "null or an integer >= 1", value)
-        probed = scale.probe_micro_batches
-        _expect(
-            isinstance(probed, int) and probed >= 0 and probed % 2 == 0,
-            "scale.probe_micro_batches",
-            "an even integer, 0 for no probe",
-            probed,
-        )
-        _expect(
-            scale.image_size % scale.patch_size == 0,
-            "scale.image_size",
-            f"a multiple of {scale.patch_size}",
-            scale.image_size,
-        )
-        _expect(cfg.optimizer.lr > 0, "optimizer.lr", "a number > 0", cfg.optimizer.lr)
-        _expect(cfg.strategy.lr_scale > 0, "strategy.lr_scale", "a number > 0", cfg.strategy.lr_scale)
-        _expect(
-            cfg.strategy.model_mode in ("train", "eval"),
-            "strategy.model_mode",
-            "train or eval",
-            cfg.strategy.model_mode,
-        )
-        _expect(cfg.precision in PRECISION, "precision", f"one of {', '.join(PRECISION)}", repr(cfg.precision))
-        _expect(isinstance(cfg.compile, bool), "compile", "true or false", cfg.compile)
-        pictures = cfg.reconstructions.images
-        _expect(isinstance(pictures, int) and pictures >= 0, "reconstructions.images", "an integer >= 0", pictures)
-        _expect(cfg.checkpoint_minutes > 0, "checkpoint_minutes", "a number > 0", cfg.checkpoint_minutes)
-        _expect(
-            cfg.finished_keeps in ("weights", "checkpoints"),
-            "finished_keeps",
-            "weights or checkpoints",
-            repr(cfg.finished_keeps),
-        )
-        loss = instantiate(cfg.loss.reconstruction)(patch_size=scale.patch_size, intensity=None)
+        loss = build(cfg.loss.reconstruction)(patch_size=scale.patch_size, intensity=None)
         unknown = sorted(set(cfg.loss.tasks) - set(loss.tasks))
         _expect(not unknown, "loss.tasks", f"lambdas for {', '.join(loss.tasks)}", ", ".join(unknown))
         kind = kind_of(cfg.loss)
@@ -82,11 +52,21 @@ class Settings:
             group,
         )
         self.patches = (scale.image_size // scale.patch_size) ** 2
-        hidden_count(self.patches, scale.mask_ratio)
-        _expect(cfg.progress in KINDS, "progress", f"one of {', '.join(KINDS)}", repr(cfg.progress))
-        self._build_conductor = _instantiate(cfg.strategy.conductor)
+        try:
+            hidden_count(self.patches, scale.mask_ratio)
+        except ValueError as error:
+            raise ValueError(f"`scale.mask_ratio`: {error}") from None
+        check_settings(cfg.dataset, later=["root"] if cfg.dataset.get("root") is None else [])  # not needed to plan
+        if cfg.get("logger") is not None:
+            check_settings(cfg.logger)
+        self._build_conductor = build(cfg.strategy.conductor)
         self.conductor({name: [torch.nn.Parameter(torch.zeros(1))] for name in GROUPS}, seed=0)
-        self.schedule(scale.steps_per_epoch or 1000)  # 1000: any number, to check what does not depend on it
+        peak = self.schedule(scale.steps_per_epoch or 1000).peak  # 1000: any number, for what does not depend on it
+        decay = cfg.optimizer.build.get("weight_decay", 0)
+        content: Any = OmegaConf.to_container(cfg, resolve=True)
+        for parts in (("model",), ("loss", "optimizer", "strategy")):
+            _prove(json.dumps({name: content[name] for name in parts}))
+        _expect(peak * decay < 2, "optimizer.build.weight_decay", f"less than 2 / learning rate = {2 / peak:g}", decay)
 
     def conductor(
         self, groups: dict[str, Any], seed: int, tasks: Mapping[str, float] | None = None
@@ -124,14 +104,43 @@ class Settings:
         )
 
 
-def _instantiate(group: DictConfig) -> Any:
-    """As Hydra does it, but what a constructor refuses is its own ValueError, which names the key."""
+@functools.cache
+def _prove(parts: str) -> None:
+    """Build the model, without memory, or take a step with the strategy; once for equal settings."""
+    cfg = OmegaConf.create(parts)
+    if "strategy" in cfg:
+        step_on_stand_in(cfg, size=1)
+        return
+    with torch.device("meta"):
+        build(cfg.model, channels=1, classes=None)
+
+
+def step_on_stand_in(cfg: DictConfig, size: int) -> Tried:
+    """Three groups of `size` parameters, and the config's optimizer and strategy for them, after one step of a window
+    that has a micro-batch for each task.
+
+    Raises ValueError where the step fails.
+    """
+    tasks = {str(name): weight for name, weight in cfg.loss.tasks.items()}
+    strategy: Any = OmegaConf.to_container(cfg.strategy, resolve=True)
+    if "accumulation_steps" in strategy["conductor"]["estimator"]:
+        strategy["conductor"]["estimator"]["accumulation_steps"] = len(tasks)
+    groups = {name: [torch.nn.Parameter(torch.ones(size))] for name in GROUPS}
+    parameters = [parameter for group in groups.values() for parameter in group]
+    conductor = build(OmegaConf.create({"strategy": strategy}).strategy.conductor)(groups, tasks)
+    optimizer = optimizer_of(cfg.optimizer.build, parameters, cfg.optimizer.lr * cfg.strategy.lr_scale)
+
+    def losses(batch: Any, names: Sequence[str]) -> dict[str, Tensor]:
+        """Large, so that no lower bound of a loss that may be meant is above them."""
+        places = {name: place for place, name in enumerate(tasks)}
+        return {name: 1e6 + sum(((p - 2 - places[name]) ** 2).mean() for p in parameters) for name in names}
+
     try:
-        return instantiate(group)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, ValueError):
-            raise error.__cause__ from None
-        raise
+        conductor.step(iter(range(len(tasks))), losses)
+        optimizer.step()
+    except Exception as error:  # of any kind, from a method of anybody's
+        raise ValueError(f"`strategy`: a step with these settings fails: {type(error).__name__}: {error}") from error
+    return parameters, optimizer, conductor
 
 
 def _expect(condition: bool, key: str, expected: str, found: Any) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
@@ -29,7 +29,7 @@ class WandbMirror:
         self,
         folder: str | Path,
         experiment: str,
-        mode: str = "offline",
+        mode: Literal["offline", "online"] = "offline",
         project: str = "gcond",
         entity: str | None = None,
     ) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from gcond.data.splits import Splits
 from gcond.engine import device as devices
 from gcond.files import OWN
-from gcond.finished import FinishedRun
+from gcond.finished import TRUST, FinishedRun
 from gcond.linear_probe import features as seen
 from gcond.linear_probe.ridge import Array, Probed, probe
 from gcond.linear_probe.tasks import Task, tasks
@@ -37,14 +37,16 @@ IMAGES = 50_000  # of a split, evenly spaced
 class Prober:
     """Probes run after run; what several share (data, pixels, the weights of a seed) is computed once."""
 
-    def __init__(self, roots: dict[str, Path | None], device: torch.device, images: int) -> None:
-        self._roots, self._device, self._images = roots, device, images
+    def __init__(
+        self, roots: dict[str, Path | None], device: torch.device, images: int, trusted: Sequence[str] = ()
+    ) -> None:
+        self._roots, self._device, self._images, self._trusted = roots, device, images, trusted
         self._data: tuple[Any, Splits, dict[str, list[int]], list[Task]] | None = None
         self._controls: dict[Any, dict[str, Probed]] = {}
 
     def rows(self, run: Run) -> Iterator[dict[str, object]]:
         """One for every task. Raises ValueError for a run that cannot be probed."""
-        finished = FinishedRun(run.path, self._roots)
+        finished = FinishedRun(run.path, self._roots, self._trusted)
         data, places, asked = self._read(finished)
         own = self._probe(seen.encoder(finished.model("last", data)[0].to(self._device)), data, places, asked)
         about = finished.cfg.dataset
@@ -141,7 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    prober = Prober({"ct": options.ct, "imagenet256": options.imagenet}, device, options.images)
+    prober = Prober({"ct": options.ct, "imagenet256": options.imagenet}, device, options.images, options.trust)
     errors = [f"{name}: {error}" for name, error in found.unreadable.items()]
     for run in tqdm(left, desc="probe", unit="run", disable=None):
         try:
@@ -173,6 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ct", type=Path, default=Path("data/ct"), help="the CT store of the runs (default: data/ct)")
     parser.add_argument("--imagenet", type=Path, help="the ImageNet-256 of the runs")
     parser.add_argument("--images", type=int, default=IMAGES, help=f"of a split at most (default: {IMAGES})")
+    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help=TRUST)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     return parser
 

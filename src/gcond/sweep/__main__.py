@@ -26,6 +26,7 @@ from gcond.sweep.plan import (
     plan,
     print_disk,
     print_plan,
+    prove,
     with_paths_quoted,
 )
 
@@ -74,6 +75,8 @@ def main() -> int:
     overrides = with_paths_quoted(overrides)
     try:
         runs = plan(overrides)
+        if any(run.left for run in runs):
+            prove(runs, here=launcher != "slurm")
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

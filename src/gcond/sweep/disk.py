@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from gcond.sweep.plan import Planned
@@ -66,23 +64,17 @@ def size_of(folder: Path) -> int:
 
 
 def _computed(cfg: DictConfig) -> Room:
-    """By the model's parameters and what this optimizer and this strategy keep for each of them.
-
-    Nothing for settings that the run itself will refuse, and name.
-    """
+    """By the model's parameters and what this optimizer and this strategy keep for each of them."""
     import torch  # here, since it takes seconds and is needed for the first sweep with a model only
 
+    from gcond.build import build
     from gcond.engine.checkpoint import KEPT
-    from gcond.train import build
 
-    try:
-        with torch.device("meta"):  # shapes without numbers
-            model = build(cfg.model, channels=3)  # of photographs; CT's single channel makes it a little smaller
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        weights = sum(tensor.nbytes + ENTRY for tensor in model.state_dict().values())
-        whole = KEPT * (parameters * bytes_per_parameter(cfg) + weights)  # those of the best epoch, too
-    except (ValueError, InstantiationException):
-        return Room(0, 0)
+    with torch.device("meta"):  # shapes without numbers
+        model = build(cfg.model, channels=3)  # of photographs; CT's single channel makes it a little smaller
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    weights = sum(tensor.nbytes + ENTRY for tensor in model.state_dict().values())
+    whole = KEPT * (parameters * bytes_per_parameter(cfg) + weights)  # those of the best epoch, too
     lasting = weights if cfg.finished_keeps == "weights" else whole
     return Room(lasting, whole - lasting)
 
@@ -91,19 +83,9 @@ def bytes_per_parameter(cfg: DictConfig) -> float:
     """Of a checkpoint: float32 weights, the optimizer's moments, the strategy's averages; tried on a stand-in."""
     import torch
 
-    from gcond.engine.optimizer import optimizer_of
-    from gcond.engine.settings import GROUPS, Settings
+    from gcond.engine.settings import GROUPS, step_on_stand_in
 
-    groups = {name: [torch.nn.Parameter(torch.ones(PROBE))] for name in GROUPS}
-    parameters = [parameter for group in groups.values() for parameter in group]
-    conductor = Settings(cfg).conductor(groups, seed=0)
-    optimizer = optimizer_of(cfg.optimizer.build, parameters, 1e-3)
-
-    def losses(batch: Any, tasks: Sequence[str]) -> dict[str, torch.Tensor]:
-        return {task: sum(((p - 2 - at) ** 2).mean() for p in parameters) for at, task in enumerate(tasks)}
-
-    conductor.step(iter(range(1000)), losses)
-    optimizer.step()
+    parameters, optimizer, conductor = step_on_stand_in(cfg, PROBE)
     file = io.BytesIO()
     torch.save([parameters, optimizer.state_dict(), conductor.state_dict()], file)
     return file.tell() / (PROBE * len(GROUPS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 import shutil
@@ -25,9 +26,10 @@ from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from gcond.data.checksums import checksum_of
-from gcond.engine.folder import RunFolder
+from gcond.engine.folder import RunFolder, resolved
 from gcond.engine.standing import TO_DO, Standing, standing
 from gcond.files import read_rows
+from gcond.schema import check
 from gcond.sweep import words
 
 CONFIG = Path(__file__).resolve().parents[3] / "conf"
@@ -104,8 +106,8 @@ def _path_quoted(override: str) -> str:
 def plan(overrides: Sequence[str]) -> list[Planned]:
     """The runs that `gcond-train --multirun` would start for these overrides (`recorded=DIR` among them or not).
 
-    Raises ValueError (from Hydra) for an unknown key or group, and where two runs of other settings or data would share
-    a folder.
+    Raises ValueError for an unknown key or group (from Hydra), for a setting out of its type or range, and where two
+    runs of other settings or data would share a folder.
     """
     with _conf():
         parser = OverridesParser.create()
@@ -199,6 +201,7 @@ def _is_plain_value(override: Override) -> bool:
 
 
 def _planned(cfg: DictConfig, checksum: Callable[[DictConfig], Any]) -> Planned:
+    check(cfg)
     per_epoch = cfg.scale.steps_per_epoch
     folder = RunFolder(cfg)
     return Planned(
@@ -208,6 +211,28 @@ def _planned(cfg: DictConfig, checksum: Callable[[DictConfig], Any]) -> Planned:
         cfg,
         standing(folder, cfg, checksum),
     )
+
+
+def prove(runs: Sequence[Planned], here: bool) -> None:
+    """Build what the runs that are left ask for, without data, so that none is refused once others have trained.
+
+    `here`: they will run on this machine, so that their device must be there. Raises ValueError that names the run.
+    """
+    from gcond.engine import device  # here, since PyTorch takes seconds to import
+    from gcond.engine.settings import Settings
+
+    known = set()
+    for run in runs:
+        settings = json.dumps(resolved(run.cfg) | {"seed": 0, "device": run.cfg.device})
+        if not run.left or settings in known:
+            continue
+        known.add(settings)
+        try:
+            Settings(run.cfg)
+            if here:
+                device.find(run.cfg.device)
+        except ValueError as error:
+            raise ValueError(f"{run.folder.name}: {error}") from error
 
 
 def estimate(runs: Sequence[Planned], results: Path) -> Estimate:

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from gcond.build import build
 from gcond.strategy.conflict import Resolver
 from gcond.toy.trajectories import Descent
 
@@ -65,7 +65,7 @@ class Method:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
     def build(self) -> Resolver:
-        return instantiate(self.resolver, _convert_="all")
+        return build(self.resolver)
 
     def descent(self) -> Descent:
         return Descent(self.build(), self.clip_norm, self.seed)

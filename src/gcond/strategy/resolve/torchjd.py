@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -62,6 +62,15 @@ class TorchJD(StatelessResolver):
         self._solve: Solve | None = None
         self._alpha = 1.0  # FairGrad's
 
+    @staticmethod
+    def passes_settings_to(settings: Mapping[str, Any]) -> Callable[..., Any]:
+        """What takes `settings`, for whoever checks them beforehand; an instance, still to be built, takes none.
+
+        Raises ValueError for an unknown method.
+        """
+        method = settings.get("method")
+        return object if isinstance(method, Mapping) and "_target_" in method else _named(method)
+
     def check(self, tasks: dict[str, float], groups: tuple[str, ...]) -> None:
         zero = [name for name, value in tasks.items() if value == 0]
         if zero and self.name in NEED_NONZERO:
@@ -95,13 +104,9 @@ class TorchJD(StatelessResolver):
         return self._solve
 
     def _build(self, m: int) -> Any:
-        from torchjd import aggregation
-
         if not isinstance(self._method, str):
             return self._method
-        build = getattr(aggregation, self._method, None)
-        if build is None:
-            raise ValueError(f"`method`: expected a name in torchjd.aggregation, found {self._method!r}")
+        build = _named(self._method)
         tasks = {"n_tasks": m} if "n_tasks" in inspect.signature(build).parameters else {}
         return build(**tasks, **self._settings)
 
@@ -121,6 +126,8 @@ class TorchJD(StatelessResolver):
             raise ValueError(f"`method`: {self.name} works on coordinates; expected one that gives weights, or ConFIG")
         if isinstance(weighting, aggregation.FairGradWeighting):
             self._alpha = float(weighting.alpha)
+            if self._alpha < 0:
+                raise ValueError(f"`alpha`: expected a number >= 0, found {self._alpha}")
             return self._bind_fairgrad(weighting)
         return lambda gram: torch.as_tensor(weighting(gram / gram.diagonal().max()))
 
@@ -148,6 +155,14 @@ class TorchJD(StatelessResolver):
             return 0.0
         level = weights.clamp(min=0) ** (1 / self._alpha) * pull
         return float((level / (1.0 if self.name == "FairGrad" else level.mean()) - 1).abs().max())
+
+
+def _named(method: Any) -> Callable[..., Any]:
+    from torchjd import aggregation
+
+    if method not in aggregation.__all__:
+        raise ValueError(f"`method`: expected a name in torchjd.aggregation, found {method!r}")
+    return getattr(aggregation, method)  # type: ignore[no-any-return]
 
 
 def _solve_nash(method: Any) -> Solve:

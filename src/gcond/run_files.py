@@ -1,0 +1,62 @@
+"""A run's config.yaml and report.json as everybody reads them: sound, or a ValueError that names the file and field."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gcond.schema import REPORT, check, validate
+
+
+def read_report(folder: Path, *needed: str) -> dict[str, Any]:
+    """report.json of the run in `folder`, which has the fields `needed`."""
+    path = folder / "report.json"
+    try:
+        report = json.loads(_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON, found {error}; the file is damaged") from None
+    try:
+        validate(REPORT, report)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if missing := [name for name in needed if report.get(name) is None]:
+        raise ValueError(f"{path}: expected the fields {', '.join(needed)}, found no {', '.join(missing)}")
+    return dict(report)
+
+
+def read_config(folder: Path) -> DictConfig:
+    """config.yaml of the run in `folder`, whose settings are those of the schema and are all filled in."""
+    cfg = read_yaml(folder / "config.yaml")
+    try:
+        check(cfg)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.yaml'}: {error}") from None
+    return cfg
+
+
+def read_yaml(path: Path) -> DictConfig:
+    """A recorded config: a mapping without interpolations, which could ask for the reader's environment."""
+    text = _text(path)
+    if "${" in text:
+        raise ValueError(f"{path}: expected settings that are filled in, found an interpolation (${{…}})")
+    try:
+        cfg = OmegaConf.create(text)  # by a safe loader
+    except (yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError) as error:
+        raise ValueError(f"{path}: expected YAML, found {' '.join(str(error).split())}; the file is damaged") from None
+    if not isinstance(cfg, DictConfig):
+        raise ValueError(f"{path}: expected settings by name, found a list; the file is damaged")
+    return cfg
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8, found byte {error.start} to be none; the file is damaged") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None

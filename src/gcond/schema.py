@@ -1,0 +1,256 @@
+"""Types and ranges of a run's settings and of what its report says, in one place. PyTorch is not needed."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.errors import PydanticInvalidForJsonSchema
+
+ONE_LINE = r"^[^\x00-\x1f\x7f]+$"
+FOLDER = r"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*$"
+DOTTED = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$"
+
+Text = Annotated[str, Field(pattern=ONE_LINE, description="text on one line")]
+Name = Annotated[str, Field(pattern=FOLDER, max_length=200, description="a folder's name, without / and leading dot")]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,2})?)$", description="auto, cpu, cuda or cuda:N")]
+Dotted = Annotated[str, Field(pattern=DOTTED, description="the dotted name of a class, such as gcond.strategy.PCGrad")]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+EvenCount = Annotated[int, Field(ge=0, le=10**6, multiple_of=2, description="an even integer >= 0, 0 for no probe")]
+Side = Annotated[int, Field(ge=1, le=4096)]
+Images = Annotated[int, Field(ge=1, le=10**5)]
+Rate = Annotated[float, Field(gt=0, le=1000)]
+Lambda = Annotated[float, Field(ge=0, le=1e6)]
+
+
+class Section(BaseModel):
+    """Integers are integers, booleans are booleans, numbers are finite, and no other keys are allowed."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class Part(Section):
+    """What is built by its `_target_`, whose own signature says what else may stand here (gcond.build)."""
+
+    model_config = ConfigDict(extra="allow")
+    target: Dotted = Field(alias="_target_")
+
+
+class Dataset(Part):
+    name: Name
+
+
+class Model(Part):
+    name: Name
+    channels: Literal["???"] = Field("???", description="nothing, since the data set decides")
+    width: Annotated[int, Field(ge=1, le=2**16)] = 256
+    depth: Annotated[int, Field(ge=0, le=1000)] = 2
+    heads: Annotated[int, Field(ge=1, le=2**16)] = 8
+
+
+class Loss(Section):
+    tasks: dict[str, Lambda]
+    reconstruction: Part
+    labels: Any = None  # of gcond.engine.labels.SOURCES, where the loss has a task that needs them
+
+
+class Scale(Section):
+    name: Name
+    image_size: Side
+    patch_size: Side
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)]
+    micro_batch: Images
+    accumulation_steps: Images
+    epochs: Count
+    steps_per_epoch: Count | None
+    warmup_epochs: Annotated[float, Field(ge=0, le=1e9)]
+    lr: Rate
+    final_lr: Annotated[float, Field(ge=0, le=1000)]
+    eval_images: Count | None
+    curve_images: Count | None = None
+    diagnose_every: Count
+    probe_micro_batches: EvenCount
+    workers: Annotated[int, Field(ge=0, le=256)]
+
+
+class Optimizer(Section):
+    lr: Rate
+    build: Part
+
+
+class Conductor(Part):
+    estimator: Part
+    resolver: Part
+    update: Part
+
+
+class Strategy(Section):
+    name: Name
+    label: Text
+    lr_scale: Rate
+    model_mode: Literal["train", "eval"]
+    conductor: Conductor
+
+
+class Reconstructions(Section):
+    images: Annotated[int, Field(ge=0, le=1000)] = 4
+    patients: bool = False
+
+
+class Config(Section):
+    """conf/train.yaml with its groups. What a run's config.yaml leaves out has a default here."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63, description="an integer from 0 to 2**63 - 1")]
+    precision: Literal["fp32", "bf16", "fp16"]
+    compile: bool
+    nonfinite: Literal["raise", "skip"]
+    arbitration: Literal["once", "per_rank"]
+    threads: Annotated[int, Field(ge=1, le=1024)]
+    device: Device = "auto"
+    paths: dict[str, Text | None] = {}  # of any data set
+    runs: Text = "runs"
+    recorded: Text | None = None
+    name: Name | None = None
+    checkpoint_minutes: Annotated[float, Field(gt=0, le=1e6)] = 10
+    finished_keeps: Literal["weights", "checkpoints"] = "weights"
+    reconstructions: Reconstructions = Reconstructions()
+    progress: Literal["auto", "bar", "lines", "quiet"] = "auto"
+    logger: Part | None = None
+    dataset: Dataset
+    model: Model
+    loss: Loss
+    scale: Scale
+    optimizer: Optimizer
+    strategy: Strategy
+
+
+class Report(Section):
+    """report.json, as far as anybody computes with it."""
+
+    model_config = ConfigDict(extra="allow")
+    version: Literal[1] = Field(alias="schema")
+    status: Literal["done", "failed"]
+    error: str = ""
+    hash: str | None = None
+    dataset: str | None = None
+    model: str | None = None
+    strategy: str | None = None
+    variant: str | None = None
+    seed: int | None = None
+    device: str | None = None
+    started: str | None = None
+    steps: int | None = None
+    epochs: int | None = None
+    seconds: float | None = None
+    peak_memory_mb: float | None = None
+    tasks: dict[str, float] = {}
+    trivial: dict[str, dict[str, float]] = {}
+    validation: list[dict[str, float | None]] = []  # null where a number is not defined
+
+
+CONFIG, REPORT = TypeAdapter(Config), TypeAdapter(Report)
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise ValueError that names each key of a run's config which is unknown, absent, or out of its type or range."""
+    try:
+        content: Any = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"the config cannot be read: {' '.join(str(error).split())}") from None
+    validate(CONFIG, content)
+    scale, estimator = content["scale"], content["strategy"]["conductor"]["estimator"]
+    if scale["image_size"] % scale["patch_size"]:
+        expected = f"a multiple of {scale['patch_size']}"
+        raise ValueError(f"`scale.image_size`: expected {expected}, found {scale['image_size']}")
+    for name, place, key in (
+        ("image_size", content["dataset"], "dataset"),
+        ("image_size", content["model"], "model"),
+        ("patch_size", content["model"], "model"),
+        ("accumulation_steps", estimator, "strategy.conductor.estimator"),
+    ):
+        if (found := place.get(name, scale[name])) != scale[name]:
+            raise ValueError(f"`{key}.{name}`: expected {scale[name]}, as `scale.{name}` says, found {_shown(found)}")
+
+
+def validate(kind: TypeAdapter[Any], content: Any, key: str = "") -> Any:
+    """`content` as `kind`. Raises ValueError that says of each key below `key` what is expected there and what is."""
+    try:
+        return kind.validate_json(json.dumps(content, default=repr))  # where a list may stand for a tuple
+    except ValidationError as error:
+        problems = dict(_problems(error, kind, key))
+        raise ValueError("; ".join(f"`{where}`: {problem}" for where, problem in problems.items())) from None
+
+
+def _problems(error: ValidationError, kind: TypeAdapter[Any], key: str) -> Iterator[tuple[str, str]]:
+    try:
+        schema = _schema(kind)
+    except PydanticInvalidForJsonSchema:  # a class of somebody's own
+        yield key, f"{error.errors()[0]['msg']}, found {_shown(error.errors()[0]['input'])}"
+        return
+    for problem in error.errors():
+        place, own = _follow(schema, problem["loc"])
+        name = ".".join([key, *map(str, place)] if key else map(str, place))
+        if problem["type"] == "extra_forbidden":
+            yield name, f"there is no such setting; expected one of {', '.join(own.get('properties', ()))}"
+        elif problem["type"] == "missing":
+            yield name, "expected a value, found none"
+        else:
+            yield name, f"expected {_expected(own, schema)}, found {_shown(problem['input'])}"
+
+
+@functools.cache
+def _schema(kind: TypeAdapter[Any]) -> dict[str, Any]:
+    return kind.json_schema()
+
+
+def _follow(schema: dict[str, Any], location: Sequence[str | int]) -> tuple[list[str | int], dict[str, Any]]:
+    """As far as the keys of `location` lead (Pydantic appends the kind that it tried), and the schema there."""
+
+    def schema_of(own: dict[str, Any]) -> dict[str, Any]:
+        return _dereferenced(own, schema)
+
+    own, place = schema_of(schema), []
+    for part in location:
+        own = next((each for each in map(schema_of, own.get("anyOf", ())) if "properties" in each), own)
+        inside = own.get("properties", {}).get(part) or own.get("additionalProperties") or own.get("items")
+        if not isinstance(inside, dict):
+            if "properties" in own:  # an unknown key
+                place.append(part)
+            break
+        place.append(part)
+        own = schema_of(inside)
+    return place, own
+
+
+def _dereferenced(own: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    return schema["$defs"][own["$ref"].rpartition("/")[2]] | own if "$ref" in own else own
+
+
+BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+KINDS = {"integer": "an integer", "number": "a number", "string": "text", "boolean": "true or false", "null": "null"}
+KINDS |= {"array": "a list", "object": "settings by name"}
+
+
+def _expected(own: dict[str, Any], schema: dict[str, Any]) -> str:
+    own = _dereferenced(own, schema)
+    if "description" in own and "properties" not in own:
+        return str(own["description"])
+    if "anyOf" in own:
+        return " or ".join(_expected(each, schema) for each in own["anyOf"])
+    if "enum" in own:
+        return f"one of {', '.join(own['enum'])}"
+    if "const" in own:
+        return str(own["const"])
+    bounds = [f"{sign} {own[name]:g}" for name, sign in BOUNDS.items() if name in own]
+    return " ".join([KINDS.get(own.get("type", ""), "another value"), " and ".join(bounds)]).strip()
+
+
+def _shown(value: Any) -> str:
+    """As it is written in YAML, cut short."""
+    text = {None: "null", True: "true", False: "false"}.get(value) if isinstance(value, bool | None) else repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"

@@ -1,0 +1,149 @@
+"""What a config may build: anything where a person composed it, next to nothing where it was recorded."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine.runs import run, tiny_config
+from omegaconf import OmegaConf
+
+from gcond.build import build
+from gcond.finished import FinishedRun
+from gcond.strategy import EMA, PCGrad
+
+NUMBER = {"_target_": "gcond.strategy.EMA", "beta": 0.5}
+
+ESCAPES = (  # what a recorded config might name to run something else
+    "os.system",
+    "builtins.eval",
+    "pandas.read_pickle",
+    "torch.load",
+    "torch.hub.load",
+    "subprocess.Popen",
+    "gcond.files.os.system",  # a module that this package imports
+    "gcond.files.write_text",  # this package's own, but neither a class of HOMES nor a data set
+    "gcond.sweep.launch.launch",
+    "gcond.data.store.json.loads",
+    "gcond.data.ct.Path",
+    "gcond.strategy.resolve.torchjd.inspect.getsource",
+    "gcond.strategy.conductor.islice",
+    "gcond.loss.ReconstructionLoss.__init__.__globals__",
+    "gcond.model.mae.torch.load",
+    "torch.optim.adam.torch.load",
+    "hydra.utils.get_method",
+    "hydra.utils.instantiate",
+    "functools.partial",
+)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(tiny_config(tmp_path_factory.mktemp("runs"), "strategy=baseline")).path
+
+
+@pytest.fixture
+def no_escape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No module is imported for the sake of a name that is refused."""
+    monkeypatch.setattr("importlib.import_module", lambda name: pytest.fail(f"{name} was imported"))
+
+
+def altered(folder: Path, to: Path, **changes: Any) -> FinishedRun:
+    """The run in `folder`, its config changed by keys."""
+    cfg = OmegaConf.load(folder / "config.yaml")
+    for key, value in changes.items():
+        OmegaConf.update(cfg, key.replace("__", "."), value)
+    to.mkdir()
+    (to / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
+    for name in ("report.json", "DONE"):
+        (to / name).write_text((folder / name).read_text())
+    return FinishedRun(to, {}, ["engine"])
+
+
+@pytest.mark.parametrize("target", ESCAPES)
+def test_a_recorded_config_builds_nothing_else(target: str, recorded: Path, tmp_path: Path) -> None:
+    """Whichever part names it, at any depth, as it is or in part."""
+    sound = FinishedRun(recorded, {}, ["engine"])
+    data = sound.data()
+    attempts = [
+        ("dataset", lambda altered: altered.data()),
+        ("model", lambda altered: altered.model("initial", data)),
+        ("loss__reconstruction", lambda altered: altered.objective(None, data)),
+    ]
+    for number, (part, read) in enumerate(attempts):
+        for depth, key in enumerate((f"{part}___target_", f"{part}__inner", f"{part}__partial")):
+            value = [target, {"_target_": target}, [{"_target_": target, "_partial_": True}]][depth]
+            wrong = altered(recorded, tmp_path / f"{number}{depth}", **{key: value})
+            with pytest.raises(ValueError, match=rf"`{part.replace('__', '.')}\."):
+                read(wrong)
+
+
+@pytest.mark.usefixtures("no_escape")
+@pytest.mark.parametrize("target", ["os.system", "antigravity.anything", "torch.hub.load", "gcond_evil.load"])
+def test_a_package_that_is_not_trusted_is_not_even_imported(target: str) -> None:
+    with pytest.raises(ValueError, match=r"`_target_`: found .* in a recorded config"):
+        build({"_target_": target}, trusted=())
+
+
+def test_nested_parts_of_a_recorded_config_are_held_to_the_same() -> None:
+    conductor = {"_target_": "gcond.strategy.GradientConductor", "_partial_": True}
+    resolver = {"_target_": "gcond.strategy.resolve.torchjd.TorchJD", "method": {"_target_": "builtins.eval"}}
+    with pytest.raises(ValueError, match=r"`resolver\.method\._target_`: found 'builtins\.eval'"):
+        build(conductor | {"resolver": resolver}, trusted=())
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    built = build(conductor | {"resolver": {"_target_": "gcond.strategy.PCGrad"}, "update": NUMBER}, trusted=())
+    assert type(built([parameter], {"a": 1.0, "b": 1.0}).resolver) is PCGrad
+    adam = build({"_target_": "torch.optim.AdamW", "_partial_": True}, trusted=())([parameter], lr=0.5)
+    assert type(adam) is torch.optim.AdamW
+
+
+def test_a_package_of_ones_own_is_built_once_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_method.py").write_text(
+        "class Own:\n    def __init__(self, share: float = 0.5):\n        self.share = share\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own = {"_target_": "own_method.Own", "share": 0.25}
+    with pytest.raises(ValueError, match="own_method"):
+        build(own, trusted=())
+    assert "own_method" not in sys.modules
+    assert build(own, trusted=["own_method"]).share == build(own).share == 0.25
+    with pytest.raises(ValueError, match=r"`share`: expected a number, found 'x'"):
+        build(own | {"share": "x"})
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (NUMBER | {"beta": "x"}, "`beta`: expected a number, found 'x'"),
+        (NUMBER | {"beta": True}, "`beta`: expected a number, found true"),
+        (NUMBER | {"beta": 1}, r"`beta`: expected a number in \[0, 1\), found 1"),
+        (NUMBER | {"bta": 0.5}, "`bta`: there is no such setting; expected one of beta"),
+        (NUMBER | {"_args_": [0.5]}, "`_args_`: there is no such setting"),
+        (NUMBER | {"_recursive_": False}, "`_recursive_`: there is no such setting"),
+        (NUMBER | {"_partial_": "yes"}, "`_partial_`: expected true or false"),
+        ({"_target_": "gcond.strategy.Nobody"}, "`_target_`: expected what can be imported"),
+        ({"_target_": "gcond.nowhere.Nobody"}, "`_target_`: expected what can be imported"),
+        ({"_target_": "gcond.strategy.conflict"}, "`_target_`: expected a class or a function"),
+        ({"_target_": "torch.optim.SGD", "momentum": 1e30}, "`momentum`: expected numbers from -1e"),
+    ],
+)
+def test_a_setting_that_its_class_does_not_take_is_refused_by_name(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(config)
+
+
+def test_a_setting_that_the_program_decides_is_refused() -> None:
+    with pytest.raises(ValueError, match="`lr`: expected nothing"):
+        build({"_target_": "torch.optim.SGD", "lr": 1.0, "_partial_": True})([], lr=0.5)
+
+
+def test_lists_interpolations_and_what_is_still_missing() -> None:
+    cfg = OmegaConf.create({"b": 0.25, "part": {"_target_": "gcond.strategy.EMA", "beta": "${b}"}})
+    assert build(cfg.part).beta == 0.25
+    assert build(OmegaConf.create({"_target_": "gcond.strategy.EMA", "beta": "???"}), beta=0.75).beta == 0.75
+    gcond = build({"_target_": "gcond.strategy.GCond", "thresholds": [-0.9, -0.4, 0.1]})
+    assert (gcond.critical, gcond.main, gcond.weak) == (-0.9, -0.4, 0.1)
+    assert isinstance(build([NUMBER])[0], EMA)
