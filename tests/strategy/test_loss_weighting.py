@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from io import BytesIO
 from itertools import pairwise
-from math import exp, log
+from math import exp, inf, log, nan
 
 import pytest
 import torch
@@ -305,6 +305,9 @@ def test_weights_have_the_losses_dtype(make):
         (lambda: started(FAMO({"c": 0.0})), "min_losses"),
         (lambda: DWA(temperature=0.0), "temperature"),
         (lambda: DWA(period=0), "period"),
+        (lambda: UW(lr=nan), "lr"),
+        (lambda: FAMO(weight_decay=nan), "weight_decay"),
+        (lambda: DWA(temperature=inf), "temperature"),
     ],
 )
 def test_setting_out_of_range_is_named(method, argument):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class DWA(LossWeighting):
     """
 
     def __init__(self, temperature: float = 2.0, period: int = 25) -> None:
-        if temperature <= 0:
+        if not 0 < temperature < inf:
             raise ValueError(f"`temperature`: expected a number > 0, found {temperature}")
         if period < 1:
             raise ValueError(f"`period`: expected an integer >= 1, found {period}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
+from math import inf
 from typing import Any
 
 import torch
@@ -39,9 +40,9 @@ class FAMO(LossWeighting):
     def __init__(
         self, min_losses: Mapping[str, float] | None = None, lr: float = 0.025, weight_decay: float = 1e-3
     ) -> None:
-        if lr <= 0:
+        if not 0 < lr < inf:
             raise ValueError(f"`lr`: expected a number > 0, found {lr}")
-        if weight_decay < 0:
+        if not 0 <= weight_decay < inf:
             raise ValueError(f"`weight_decay`: expected a number >= 0, found {weight_decay}")
         self.min_losses = dict(min_losses or {})
         self.lr, self.weight_decay = lr, weight_decay

@@ -72,9 +72,13 @@ class GCond:
             raise ValueError(f"`thresholds`: expected -1 <= critical < main < weak <= 1, found {list(thresholds)}")
         if projection_max_iters < 1:
             raise ValueError(f"`projection_max_iters`: expected an integer >= 1, found {projection_max_iters}")
-        if remap_power <= 0:
+        if not remap_power > 0:
             raise ValueError(f"`remap_power`: expected a number > 0, found {remap_power}")
-        if len(tie_breaking_weights) != 2 or min(tie_breaking_weights) < 0 or sum(tie_breaking_weights) == 0:
+        if (
+            len(tie_breaking_weights) != 2
+            or not min(tie_breaking_weights) >= 0
+            or not 0 < sum(tie_breaking_weights) < math.inf
+        ):
             raise ValueError(
                 "`tie_breaking_weights`: expected (stability, strength), both >= 0 and not both 0, "
                 f"found {tie_breaking_weights}"
@@ -83,13 +87,13 @@ class GCond:
             raise ValueError(f"`norm_ema_beta`: expected a number in [0, 1), found {norm_ema_beta}")
         if dominance_window < 0:
             raise ValueError(f"`dominance_window`: expected an integer >= 0 (0 is off), found {dominance_window}")
-        if norm_cap is not None and norm_cap <= 0:
+        if norm_cap is not None and not norm_cap > 0:
             raise ValueError(f"`norm_cap`: expected None or a number > 0, found {norm_cap}")
         if stability_reference not in ("resolved", "accumulated"):
             raise ValueError(
                 f'`stability_reference`: expected "resolved" or "accumulated", found {stability_reference!r}'
             )
-        if conflict_margin < 0:
+        if not conflict_margin >= 0:
             raise ValueError(f"`conflict_margin`: expected a number >= 0, found {conflict_margin}")
         if vanishing not in ("relative", "absolute"):
             raise ValueError(f'`vanishing`: expected "relative" or "absolute", found {vanishing!r}')

@@ -54,7 +54,7 @@ class TorchJD(StatelessResolver):
     """
 
     def __init__(self, method: Any, tolerance: float = 1e-2, **settings: Any) -> None:
-        if tolerance <= 0:
+        if not tolerance > 0:
             raise ValueError(f"`tolerance`: expected a number > 0, found {tolerance}")
         self.name = method if isinstance(method, str) else type(method).__name__.removesuffix("Weighting")
         self.tolerance = tolerance

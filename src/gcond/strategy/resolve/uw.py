@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from math import inf
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class UW(LossWeighting):
     """
 
     def __init__(self, lr: float = 0.025) -> None:
-        if lr <= 0:
+        if not 0 < lr < inf:
             raise ValueError(f"`lr`: expected a number > 0, found {lr}")
         self.lr = lr
 
