@@ -37,7 +37,7 @@ def test_there_are_enough():
 
 
 UNNOTICED = {"file": "update.py", "old": '"""The resolved gradient as it', "new": '"""The gradient as it'}
-NOTICED = {"file": "update.py", "old": "lerp_(direction, 1 - self.beta)", "new": "lerp_(direction, 1.0)"}
+NOTICED = {"file": "update.py", "old": "lerp_(own, 1 - self.beta)", "new": "lerp_(own, 1.0)"}
 UNUSABLE = {"file": "update.py", "old": "class Raw:", "new": "class Crude:"}
 REST = {"imitates": "see above", "tests": ["tests/strategy/test_update.py::test_ema_by_hand"]}
 

@@ -90,6 +90,31 @@ def head_losses(model: nn.Module) -> Any:
     return losses
 
 
+class Routed(nn.Module):
+    """A trunk, and an expert for batches whose first number is positive, another for the rest; 42 parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            self.trunk = nn.Linear(4, 5)
+            self.experts = nn.ModuleList([nn.Linear(5, 1), nn.Linear(5, 1)])
+        self.double()
+
+
+def routed_losses(model: nn.Module) -> Any:
+    """The tasks pull apart, and the first one reaches the expert of the other sign instead where |x| is small."""
+    goals = {"l1": 1.0, "ssim": -2.0, "classify": 0.5}
+
+    def losses(batch: Tensor, names: Any) -> dict[str, Tensor]:
+        features = torch.tanh(model.trunk(batch))
+        own = int(batch[0, 0] > 0)
+        experts = {name: own ^ (name == "l1" and abs(batch[0, 1]) < 0.7) for name in names}
+        return {name: ((model.experts[experts[name]](features) - goals[name]) ** 2).mean() for name in names}
+
+    return losses
+
+
 class Three(nn.Module):
     """Three parameters, fewer than four processes."""
 
@@ -120,6 +145,7 @@ def gcond_window() -> Any:
 
 
 TINY = {"model": Three, "losses": point_losses, "batches": vectors(3), "groups": lambda model: model.parameters()}
+ROUTED = {"model": Routed, "losses": routed_losses, "batches": vectors(4), "groups": lambda model: model.parameters()}
 CASES = {
     "joint": Case(lambda: (Joint(K), Linear(), Raw())),
     "joint diagnosed": Case(lambda: (Joint(K), Linear(), Raw()), diagnose=True),
@@ -146,6 +172,8 @@ CASES = {
         vectors(4),
         lambda model: {"trunk": model.trunk.parameters(), "heads": model.heads.parameters()},
     ),
+    "experts": Case(gcond_window, **ROUTED),
+    "experts micro-batch": Case(lambda: (Sequential(K, resolve_every="micro_batch"), PCGrad(), Raw()), **ROUTED),
     "fewer parameters than processes": Case(gcond_window, **TINY),
     "fewer parameters, graddrop": Case(lambda: (Sequential(K), GradDrop(), Raw()), **TINY),
 }
@@ -344,6 +372,67 @@ def _meet(processes: Processes, where: str, estimator: Any, resolver: Any, mode:
     return found
 
 
+def unlike(folder: Path) -> dict[str, str]:
+    """What is said where the last process differs from the others."""
+    last = dist.get_rank() == dist.get_world_size() - 1
+
+    def stepped(
+        k: int = K,
+        tasks: Any = TASKS,
+        resolver: Any = PCGrad,
+        change: Any = None,
+        steps: int = 0,
+        kind: Any = Replicated,
+    ) -> str:
+        model = ConvNet()
+        conductor = GradientConductor(model, tasks, Sequential(k), resolver(), Raw(), processes=kind())
+        if change and last:
+            with torch.no_grad():
+                change(model)
+        if last:
+            conductor.steps += steps
+        window = image_batches(len(conductor.share), 0, size=2)
+        return message(lambda: conductor.step(window, three_losses(model)))
+
+    def scaled(model: nn.Module) -> None:
+        model.body.weight[3, 7] *= 1.001
+
+    def frozen_later() -> str:
+        """All processes permute the weights after a step, and then only the last one has other numbers."""
+        model = ConvNet()
+        conductor = GradientConductor(model, TASKS, *gcond_window(), processes=Replicated())
+        window = image_batches(len(conductor.share), 0, size=2)
+        conductor.step(window, three_losses(model))
+        model.to(memory_format=torch.channels_last)
+        conductor.step(window, three_losses(model))
+        model.head.bias.requires_grad_(False)
+        if last:
+            model.head.bias.data.add_(1)
+        return message(lambda: conductor.step(window, three_losses(model)))
+
+    reordered = dict(reversed(TASKS.items()))
+    return {
+        "weights": stepped(change=scaled),
+        "weights, per rank": stepped(change=scaled, kind=ReplicatedPerRank),
+        "strides": stepped(change=lambda model: model.to(memory_format=torch.channels_last)),
+        "K": stepped(k=2 * K if last else K),
+        "lambdas": stepped(tasks=TASKS | {"l1": 0.6} if last else TASKS),
+        "order of tasks": stepped(tasks=reordered if last else TASKS),
+        "resolver": stepped(resolver=CAGrad if last else PCGrad),
+        "steps": stepped(steps=1),
+        "later": frozen_later(),
+        "nothing": stepped(),
+    }
+
+
+def permuted(folder: Path) -> dict[str, Any]:
+    """GCond by several processes, channels_last from the second step on."""
+    run = Run(CASES["gcond"], Replicated())
+    records = run.steps(0, 1)
+    run.model.to(memory_format=torch.channels_last)
+    return {"records": records + run.steps(1, STEPS)}
+
+
 # FSDP2
 
 
@@ -516,6 +605,8 @@ WORK = {
         continued,
         per_rank,
         refused,
+        unlike,
+        permuted,
         not_finite,
         sharded,
         sharded_and_kept,

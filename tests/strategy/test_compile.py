@@ -140,6 +140,55 @@ def test_setting_for_donated_buffers_is_put_back():
     assert torch._functorch.config.donated_buffer == before
 
 
+class TwoHeads(nn.Module):
+    """Images [B, 3, 8, 8] -> a prediction [B, 1] for each task, from a head of its own, and one that no loss reads."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.body = nn.Linear(192, 6)
+            self.heads = nn.ModuleDict({name: nn.Linear(6, 1) for name in (*TASKS, "unread")})
+
+    def forward(self, images):
+        features = torch.tanh(self.body(images.flatten(1)))
+        return {name: head(features) for name, head in self.heads.items()}
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR])
+@pytest.mark.parametrize("estimator", ESTIMATORS[1:], ids=repr)
+@pytest.mark.parametrize("buffer_dtype", [None, "float64"])
+@pytest.mark.parametrize("lambdas", [TASKS, {"l1": 1.0, "ssim": 0.0}], ids=repr)
+def test_heads_inside_a_compiled_model_stay_apart(estimator, backend, buffer_dtype, lambdas):
+    """A compiled model gives zeros for the other task's head; the update and all that is logged are the eager model's.
+
+    A head that no loss reads, which a compiled model gives zeros too, has no gradient.
+    """
+
+    def stepped(compile_it):
+        model = TwoHeads()
+        called = torch.compile(model, backend=backend) if compile_it else model
+
+        def losses(images, names):
+            outputs = called(images)
+            values = {"l1": (outputs["l1"] - 1).abs().mean(), "ssim": ((outputs["ssim"] + 2) ** 2).mean()}
+            return {name: values[name] for name in names}
+
+        conductor = GradientConductor(
+            model, lambdas, estimator, PCGrad(), Raw(), clip_norm=None, buffer_dtype=buffer_dtype
+        )
+        metrics = [conductor.step(image_batches(2, seed), losses) for seed in range(2)]
+        assert model.heads["unread"].weight.grad is None
+        return flat_grad(list(model.parameters())), metrics
+
+    (found, logged), (expected, by_eager) = stepped(True), stepped(False)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    for own, other in zip(logged, by_eager, strict=True):
+        if lambdas["ssim"] == 0:  # whose head cannot be told from others, so that it is the part of a norm
+            own, other = ({k: v for k, v in each.items() if "grad_norm" not in k} for each in (own, other))
+        assert own == pytest.approx(other, rel=1e-4, abs=1e-6, nan_ok=True)
+
+
 @pytest.mark.slow
 def test_one_step_of_the_masked_autoencoder():
     from gcond.model import MaskedAutoencoder

@@ -242,8 +242,8 @@ def test_an_iterator_is_left_where_the_window_ends():
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda values: values | {"extra": next(iter(values.values()))}, "expected exactly these keys"),
-        (lambda values: {}, "expected exactly these keys"),
+        (lambda values: values | {"extra": next(iter(values.values()))}, "expected a mapping from exactly these names"),
+        (lambda values: {}, "expected a mapping from exactly these names"),
         (lambda values: {k: v.expand(2) for k, v in values.items()}, r"expected a scalar .* found shape \(2,\)"),
         (lambda values: {k: v.detach() for k, v in values.items()}, "requires_grad=False"),
     ],

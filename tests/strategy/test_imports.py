@@ -87,7 +87,8 @@ ALLOWED = {
     },  # the surface to draw; no torch in it
 }
 STRATEGY = {
-    "gcond.strategy.flat": set(),
+    "gcond.strategy.layout": set(),
+    "gcond.strategy.flat": {"gcond.strategy.layout"},
     "gcond.strategy.finite": set(),
     "gcond.strategy.products": set(),
     "gcond.strategy.gradients": {"gcond.strategy.flat", "gcond.strategy.products"},
@@ -95,9 +96,10 @@ STRATEGY = {
     "gcond.strategy.compiled": set(),
     "gcond.strategy.scaling": set(),
     "gcond.strategy.estimate": {"gcond.strategy.gradients", "gcond.strategy.compiled"},
-    "gcond.strategy.update": {"gcond.strategy.gradients"},
+    "gcond.strategy.watch": {f"gcond.strategy.{name}" for name in ("compiled", "estimate", "gradients")},
+    "gcond.strategy.update": {"gcond.strategy.gradients", "gcond.strategy.layout"},
     "gcond.strategy.diagnose": {"gcond.strategy.conflict"},
-    "gcond.strategy.resolve": {"gcond.strategy.conflict"},
+    "gcond.strategy.resolve": {"gcond.strategy.conflict", "gcond.strategy.layout"},
     "gcond.strategy.batchnorm": {"gcond.strategy.processes"},
     "gcond.strategy.processes": {f"gcond.strategy.{name}" for name in ("estimate", "conflict", "gradients")},
     "gcond.strategy.conductor": {
@@ -114,6 +116,8 @@ STRATEGY = {
             "products",
             "finite",
             "scaling",
+            "layout",
+            "watch",
         )
     },
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -10,9 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from strategy import ranks
+from torch.nn.parallel import DistributedDataParallel
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from gcond.strategy.processes import Alone, Sharded
+from gcond.strategy import GradientConductor, Joint, Linear, Raw, Sequential, Stochastic
+from gcond.strategy.processes import Alone, Replicated, Sharded
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}  # float64: what another order of sums leaves after three steps
 SIZES = [2, pytest.param(4, marks=pytest.mark.slow)]
@@ -27,6 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def two(folder: Path) -> list[dict[str, Any]]:
     work = ["arbitrated_once", "states", "per_rank", "refused", "not_finite", "sharded_gcond", "sharded_refused"]
+    work += ["unlike", "permuted"]
     return ranks.started(2, work, folder)
 
 
@@ -215,6 +221,86 @@ def assert_matches(said: str, pattern: str) -> None:
 def test_sharded_without_processes_is_refused():
     with pytest.raises(ValueError, match=r"`processes`: Sharded expects torch.distributed to be initialised"):
         Sharded()
+
+
+# Processes that are not alike
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("weights", r"value \(a checksum\) of body.weight \w+ in process 1, \w+ in process 0"),
+        ("weights, per rank", r"value \(a checksum\) of body.weight \w+ in process 1, \w+ in process 0"),
+        ("strides", r"layout \(shape, strides\) of encoder.0.weight .* in process 1, "),
+        ("K", "accumulation_steps 24 in process 1, 12 in process 0"),
+        ("lambdas", r"lambdas \[\('l1', 0.6\), .* in process 1, \[\('l1', 0.5\), "),
+        ("order of tasks", r"lambdas \[\('classify', 0.2\), .* in process 1, \[\('l1', 0.5\), "),
+        ("resolver", r"strategy \[.*CAGrad.*\] in process 1, \[.*PCGrad.*\] in process 0"),
+        ("steps", "number of steps taken 1 in process 1, 0 in process 0"),
+        ("later", r"value \(a checksum\) of head.bias \w+ in process 1, "),
+    ],
+)
+def test_a_process_that_differs_is_named_in_all(what, message, two):
+    for process in two:
+        assert process["unlike"]["nothing"] == ""
+        assert_matches(process["unlike"][what], f"`processes`: expected the same in every process, found {message}")
+
+
+def test_weights_that_are_permuted_in_training_change_nothing(two):
+    for process in two:
+        assert_same(process["permuted"]["records"], alone("gcond")["records"])
+
+
+@pytest.fixture
+def two_in_name() -> Iterator[Callable[[], None]]:
+    """torch.distributed with two processes, of which the other one is made up."""
+    yield lambda: dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    dist.destroy_process_group()
+
+
+def test_processes_that_come_later_are_noticed(two_in_name):
+    model = ranks.ConvNet()
+    conductor = GradientConductor(model, ranks.TASKS, Joint(1), Linear(), Raw())
+    told = GradientConductor(model, ranks.TASKS, Joint(1), Linear(), Raw(), processes=Alone())
+    window, losses = ranks.image_batches(1), ranks.three_losses(model)
+    conductor.step(window, losses)
+    two_in_name()
+    with pytest.raises(ValueError, match=r"`processes`: found 2 processes in torch.distributed; expected Replicated"):
+        conductor.step(window, losses)
+    told.step(window, losses)
+
+
+def test_processes_that_become_fewer_are_noticed(one_of_one):
+    conductor = GradientConductor(ranks.ConvNet(), ranks.TASKS, Joint(1), Linear(), Raw(), processes=Replicated())
+    conductor.processes.size = 2
+    with pytest.raises(ValueError, match=r"`processes`: expected the 2 processes .* found 1"):
+        conductor.step([], None.__eq__)
+
+
+def wrapped_by_replicate(model: torch.nn.Module) -> torch.nn.Module:
+    from torch.distributed._composable.replicate import replicate
+
+    return replicate(model)
+
+
+def wrapped_by_fsdp1(model: torch.nn.Module) -> torch.nn.Module:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    return FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True)
+
+
+@pytest.mark.usefixtures("one_of_one")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("processes", [Alone, Replicated])
+@pytest.mark.parametrize("estimator", [Joint(1), Sequential(1), Stochastic(3)])
+@pytest.mark.parametrize("wrapped", [DistributedDataParallel, wrapped_by_replicate, wrapped_by_fsdp1])
+def test_a_model_that_reduces_its_gradients_itself_is_refused(wrapped, estimator, processes):
+    model = torch.nn.Linear(192, 2)
+    called = wrapped(torch.nn.Sequential(torch.nn.Flatten(), model))
+    conductor = GradientConductor(model, ranks.TASKS, estimator, Linear(), Raw(), processes=processes())
+    count = estimator.accumulation_steps
+    with pytest.raises(ValueError, match=r"`parameters`: found a model in (Distr|Fully).*DataParallel"):
+        conductor.step(ranks.image_batches(count), ranks.three_losses(called))
 
 
 # Not finite in one process: nobody waits for the others

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import permutations, product
-from math import pi, sin, sqrt
+from math import inf, nan, pi, sin, sqrt
 
 import numpy as np
 import pytest
@@ -355,6 +355,16 @@ def test_norm_cap_clips_each_gradient_and_not_the_norm_average():
         (lambda: CAGrad(average="median"), "average"),
         (lambda: GradNorm(alpha=-1.0), "alpha"),
         (lambda: GradNorm(lr=0.0), "lr"),
+        (lambda: GCond(thresholds=(nan, -0.5, 0.0)), "thresholds"),
+        (lambda: GCond(remap_power=nan), "remap_power"),
+        (lambda: GCond(tie_breaking_weights=(nan, 0.2)), "tie_breaking_weights"),
+        (lambda: GCond(tie_breaking_weights=(0.8, nan)), "tie_breaking_weights"),
+        (lambda: GCond(tie_breaking_weights=(0.8, inf)), "tie_breaking_weights"),
+        (lambda: GCond(norm_cap=nan), "norm_cap"),
+        (lambda: GCond(conflict_margin=nan), "conflict_margin"),
+        (lambda: CAGrad(c=nan), "c"),
+        (lambda: GradNorm(alpha=nan), "alpha"),
+        (lambda: GradNorm(lr=inf), "lr"),
     ],
 )
 def test_setting_out_of_range_is_named(resolver, argument):

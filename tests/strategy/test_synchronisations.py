@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from strategy.far_device import CudaDevice, FarDevice
@@ -94,14 +92,6 @@ def test_a_diagnosed_window_waits_no_longer(device):
 
 
 # Several processes: they agree first on which task reaches which parameter
-
-
-@pytest.fixture
-def one_of_one() -> Iterator[None]:
-    """torch.distributed with this process alone."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("one_of_one")

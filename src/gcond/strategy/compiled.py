@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch._functorch.config as functorch
-from torch import Tensor
 from torch.autograd.graph import Node
 
 ADVICE = (
@@ -26,22 +25,17 @@ def keeping_buffers() -> AbstractContextManager[Any]:
     return patch
 
 
-def note_kept_buffers(loss: Tensor) -> None:
-    """Tell torch of `loss`'s graph which compiled parts donate nothing.
+def note_kept_buffers(node: Node) -> bool:
+    """Whether `node` is a compiled part; if it donates nothing, torch is told so.
 
     Such a part is marked None, which torch's check takes for a donation unless the backward pass is yet to be compiled.
     """
-    seen: set[Node | None] = {None}
-    waiting = [loss.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node in seen or node is None:
-            continue
-        seen.add(node)
-        waiting += [parent for parent, _ in node.next_functions]
-        metadata: Any = getattr(getattr(type(node), "_forward_cls", None), "metadata", None)
-        if getattr(metadata, "bw_donated_idxs", ()) is None:
-            metadata.bw_donated_idxs = []
+    metadata: Any = getattr(getattr(type(node), "_forward_cls", None), "metadata", None)
+    if not hasattr(metadata, "bw_donated_idxs"):
+        return False
+    if metadata.bw_donated_idxs is None:
+        metadata.bw_donated_idxs = []
+    return True
 
 
 def refused_donated_buffers(error: RuntimeError) -> bool:

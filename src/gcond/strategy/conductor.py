@@ -3,26 +3,54 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sized
+from hashlib import sha256
 from itertools import islice
+from numbers import Real
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gcond.strategy import products
 from gcond.strategy.conflict import Conflict, LossWeighting, Resolution, Resolver
 from gcond.strategy.diagnose import average, describe
 from gcond.strategy.estimate import Estimator, Losses, Sequential, Stochastic, Window
 from gcond.strategy.finite import GradientNotFinite, NotFinite, check_finite
-from gcond.strategy.flat import Named
+from gcond.strategy.flat import FlatParameters, Parameters, grouped
 from gcond.strategy.gradients import Statistics, TaskGradients
+from gcond.strategy.layout import Layout, Move, described, read
 from gcond.strategy.processes import Processes, chosen
 from gcond.strategy.resolve import GCond
 from gcond.strategy.scaling import scale_of
 from gcond.strategy.update import EMA, Update
+from gcond.strategy.watch import Watch
 
 NONFINITE = ("raise", "skip")
+EXAMPLES = {"estimator": "Sequential(4)", "resolver": "PCGrad()", "update": "Raw()", "processes": "Replicated()"}
+FIXED = ("tasks", *EXAMPLES)
+
+
+class Lambdas(Mapping[str, float]):
+    """Task name -> lambda, which stays as it is."""
+
+    def __init__(self, lambdas: Mapping[str, float]) -> None:
+        self._lambdas = dict(lambdas)
+
+    def __getitem__(self, task: str) -> float:
+        return self._lambdas[task]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._lambdas)
+
+    def __len__(self) -> int:
+        return len(self._lambdas)
+
+    def __repr__(self) -> str:
+        return repr(self._lambdas)
+
+    def __setitem__(self, task: str, value: float) -> None:
+        raise TypeError(f"`tasks`: the lambda of {task!r} cannot be changed; build another conductor")
 
 
 class GradientConductor:
@@ -31,10 +59,13 @@ class GradientConductor:
     It wraps neither the model nor the optimizer: call `step`, then `optimizer.step()`. `p.grad` is overwritten, so that
     `optimizer.zero_grad()` is not needed.
 
+    Every step looks again at what may have changed: parameters that were moved, cast, permuted or (un)frozen are laid
+    out anew, with momentum and history; what cannot be followed is an error. See docs/strategies.md.
+
     Args:
-        parameters: the trainable parameters, or a mapping from group name to parameters; conflicts are then also
-            reported per group. (name, parameter) pairs, as `model.named_parameters()` gives them, do as well: an error
-            then names the parameter.
+        parameters: the model, or every parameter that is trained, or a mapping from group name to such; conflicts are
+            then also reported per group. (name, parameter) pairs, as `model.named_parameters()` gives them, name
+            parameters in errors and in the state. One that is frozen now takes part once it requires a gradient.
         tasks: name -> lambda, the weight of the task's loss; >= 0 and not all 0.
         estimator, resolver, update: what the strategy is made of. The defaults are the paper's GCond stochastic, whose
             outer optimizer is AdamW with betas (0, 0.95).
@@ -60,7 +91,7 @@ class GradientConductor:
 
     def __init__(
         self,
-        parameters: Iterable[Named] | Mapping[str, Iterable[Named]],
+        parameters: Parameters,
         tasks: Mapping[str, float],
         estimator: Estimator | None = None,
         resolver: Resolver | None = None,
@@ -73,11 +104,11 @@ class GradientConductor:
         nonfinite: str = "raise",
         processes: Processes | None = None,
     ) -> None:
-        self.tasks = _checked_tasks(tasks)
-        self.estimator = estimator if estimator is not None else Stochastic()
-        self.resolver = resolver if resolver is not None else GCond()
-        self.update = update if update is not None else EMA()
-        if clip_norm is not None and clip_norm <= 0:
+        self.tasks: Mapping[str, float] = Lambdas(_checked_tasks(tasks))
+        self.estimator: Estimator = _made("estimator", estimator, "gather", Stochastic)
+        self.resolver: Resolver = _made("resolver", resolver, "resolve", GCond)
+        self.update: Update = _made("update", update, "apply", EMA)
+        if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"`clip_norm`: expected None or a number > 0, found {clip_norm}")
         self.clip_norm = clip_norm
         if nonfinite not in NONFINITE:
@@ -89,39 +120,41 @@ class GradientConductor:
                 f"`estimator`: {type(self.resolver).__name__} needs a gradient per task, "
                 f"{type(self.estimator).__name__} gives only their sum; expected Sequential or Stochastic"
             )
-        parameters = (
-            {k: list(v) for k, v in parameters.items()} if isinstance(parameters, Mapping) else list(parameters)
-        )
-        groups = tuple(parameters) if isinstance(parameters, Mapping) else ("all",)
+        self._parameters = grouped(parameters)
         if self.resolver.weighs_losses and rows == len(self.tasks) > 1:
             raise ValueError(
                 f"`estimator`: {type(self.resolver).__name__} weights losses before one joint backward pass, so task "
                 f"gradients would be wasted; expected Joint, found {type(self.estimator).__name__}"
             )
-        self.resolver.check(self.tasks, groups)
-        self._parameters = parameters
+        self.resolver.check(dict(self.tasks), tuple(self._parameters))
         self._dtype = _dtype("buffer_dtype", buffer_dtype)
         self._products = products.compiled if compiled else products.by_chunks
-        self.gradients = TaskGradients(parameters, rows, self._dtype, self._products)
+        self.gradients = TaskGradients(self._parameters, rows, self._dtype, self._products)
         if reference_dtype is not None and not self.resolver.uses_history:
             raise ValueError(
                 f"`reference_dtype`: expected None, since {type(self.resolver).__name__} keeps no previous task "
                 f"gradients, found {reference_dtype}"
             )
-        self.reference_dtype = _dtype("reference_dtype", reference_dtype) or self.gradients.dtype
+        self._reference_dtype = _dtype("reference_dtype", reference_dtype)
         sharded = self.gradients.sharded
-        self.processes = chosen(processes, sharded)
+        self.processes = chosen(_made("processes", processes, "gather", lambda: None), sharded)
         self.processes.check(self.estimator, self.resolver, sharded)
         self.processes.attach(self.gradients)
         self.share = self.estimator.share(self.processes.rank, self.processes.size, list(self.tasks))
+        given = parameters.values() if isinstance(parameters, Mapping) else [parameters]
+        self._watch = Watch([each for each in given if isinstance(each, nn.Module)])
         self._generator = torch.Generator().manual_seed(seed)
-        self._lambdas = torch.tensor(list(self.tasks.values()), dtype=torch.float64)
         self._reference: Tensor | None = None  # [m, P], the previous task gradients
         self._direction: Tensor | None = None  # [P], where the rows must outlive the resolution
         self._resolutions = 0
         self.steps = 0
         self.skipped = 0  # steps left out, by `nonfinite="skip"` or since a GradScaler's scale was too large
         self.resolved_gradient: Tensor | None = None  # [P], clipped; kept by `step(diagnose=True)` only
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in FIXED and name in self.__dict__:
+            raise AttributeError(f"`{name}`: stays as the conductor was built; build another one")
+        super().__setattr__(name, value)
 
     def step(
         self,
@@ -152,12 +185,22 @@ class GradientConductor:
             step that was left out only the losses and `skipped` = 1.
 
         Raises:
-            NotFinite: a loss or a gradient is not finite, with `nonfinite="raise"`; `p.grad` is then not to be used.
+            NotFinite: a loss or a gradient is not finite, with `nonfinite="raise"`.
+            ValueError: losses or batches are not what is expected above; a loss reaches a parameter that the conductor
+                does not hold; parameters or processes have changed in a way that cannot be followed.
+
+        After an exception `p.grad` is None everywhere.
         """
+        if not callable(losses):
+            raise ValueError(f"`losses`: expected a function losses(batch, names), found {type(losses).__name__}")
+        self._look_again()
         estimator: Estimator = self.estimator
         gradients = self.gradients
         if diagnose and len(gradients.rows) < len(self.tasks) and not self.resolver.weighs_losses:
-            estimator, gradients = Sequential(estimator.accumulation_steps), self._allocate(len(self.tasks))
+            estimator, gradients = (
+                Sequential(estimator.accumulation_steps),
+                self._allocate(len(self.tasks), self.gradients.names),
+            )
         scale = scale_of(scaler)
         count = self._count(batches)
         window = Window(
@@ -167,14 +210,16 @@ class GradientConductor:
             self.tasks,
             weigh=self.resolver.weigh if isinstance(self.resolver, LossWeighting) else None,
             enlarge=scaler.scale if scaler is not None and scale is not None else lambda loss: loss,
+            look=self._watch.window(gradients),
         )
         parts = count if estimator.resolves_micro_batches else 1
         try:
-            out, metrics = self._resolve_window(estimator, gradients, window, parts, scale or 1.0)
-            self.processes.finish(out, gradients)
-            if "resolved_norm" not in metrics:
-                metrics["resolved_norm"] = math.sqrt(float(gradients.dot(out, out)))
-            self._check_resolved(metrics)
+            with gradients.collecting():
+                out, metrics = self._resolve_window(estimator, gradients, window, parts, scale or 1.0)
+                self.processes.finish(out, gradients)
+                if "resolved_norm" not in metrics:
+                    metrics["resolved_norm"] = math.sqrt(float(gradients.dot(out, out)))
+                self._check_resolved(metrics)
         except NotFinite as problem:
             return self._leave_out(problem, gradients, scale)
         metrics["clipped"] = float(self._clip(out, metrics["resolved_norm"]))
@@ -182,9 +227,58 @@ class GradientConductor:
         self.update.apply(out, gradients)
         if scale is not None:
             out = out.to(gradients.parameter_dtype).mul_(scale)
-        gradients.write(out, gradients.reached.any(0).tolist())
+        gradients.write(out, gradients.reached_in_window)
         self.steps += 1
         return metrics
+
+    def _look_again(self) -> None:
+        """Notice what has changed since the last step, before anything is computed."""
+        if not torch.is_grad_enabled():
+            raise ValueError("`step`: expected to be called with gradients on, found no_grad() or inference_mode()")
+        self.processes.look()
+        if self.gradients.changed():
+            self._watch.fresh = True
+            kept = None if self._reference is None else self.processes.whole(self._reference, self.gradients)
+            self._lay_out(self.gradients.layout, kept)
+        if self._watch.fresh and self.processes.size > 1:
+            self.processes.compare(self._facts())
+
+    def _lay_out(self, layout: Layout, reference: Tensor | None) -> None:
+        """Lay the parameters out as they are now; until now `reference` and what the parts keep had this `layout`."""
+        held = {slot.name for slot in layout}
+        now = FlatParameters(self._parameters, self._dtype, held)
+        move = Move(layout, now.layout, now.dtype)
+        if reference is not None:
+            reference = move.numbers(reference, self._reference_dtype or now.dtype).to(now.device)
+        self.update.follow(move)
+        if self.resolver.remembers_coordinates:
+            self.resolver.follow(move)  # type: ignore[attr-defined]
+        if self.gradients.laid_out_like(now):
+            self.gradients.renew()
+        else:
+            self.gradients = self._allocate(len(self.gradients.rows), held)
+            self._direction = None
+        self._reference = reference
+
+    def _facts(self) -> dict[str, Any]:
+        """What has to be the same in every process."""
+        gradients = self.gradients
+        facts: dict[str, Any] = {
+            "lambdas": list(self.tasks.items()),
+            "accumulation_steps": self.estimator.accumulation_steps,
+            "strategy": [type(part).__name__ for part in (self.estimator, self.resolver, self.update)],
+            "number of steps taken": self.steps,
+            "list of parameters": gradients.names,
+        }
+        if gradients.sharded:
+            return facts
+        values = gradients.flatten().cpu().view(torch.uint8)
+        width = gradients.parameter_dtype.itemsize
+        for slot, stop in zip(gradients.layout, gradients.bounds[1:], strict=True):
+            facts[f"layout (shape, strides) of {slot.name}"] = (slot.shape, slot.stride)
+            content = values[slot.start * width : stop * width].numpy().tobytes()
+            facts[f"value (a checksum) of {slot.name}"] = sha256(content).hexdigest()[:12]
+        return facts
 
     def _resolve_window(
         self, estimator: Estimator, gradients: TaskGradients, window: Window, parts: int, scale: float
@@ -192,6 +286,7 @@ class GradientConductor:
         """The mean of the window's resolutions [P], and their metrics."""
         resolutions: list[dict[str, float]] = []
         for part, mean_losses in enumerate(estimator.gather(gradients, window)):
+            gradients.materialised = self._watch.materialises
             if scale != 1:
                 gradients.rows.mul_(1 / scale)
             gathered = self.processes.gather(gradients, self._reference, mean_losses)
@@ -228,7 +323,7 @@ class GradientConductor:
         if scale is None:
             gradients.forget()
         else:
-            gradients.write(gradients.rows[0].fill_(math.inf), gradients.reached.any(0).tolist())
+            gradients.write(gradients.rows[0].fill_(math.inf), gradients.reached_in_window)
         self.steps += 1
         self.skipped += 1
         return {f"loss/{task}": value for task, value in problem.losses.items()} | {"skipped": 1.0}
@@ -299,6 +394,15 @@ class GradientConductor:
         return self._direction
 
     @property
+    def _lambdas(self) -> Tensor:
+        return torch.tensor(list(self.tasks.values()), dtype=torch.float64)
+
+    @property
+    def reference_dtype(self) -> torch.dtype:
+        """Of the previous task gradients."""
+        return self._reference_dtype or self.gradients.dtype
+
+    @property
     def _swaps(self) -> bool:
         """Whether the rows themselves become the reference; in another dtype they are copied."""
         return self.resolver.uses_history and self.reference_dtype == self.gradients.dtype
@@ -316,7 +420,11 @@ class GradientConductor:
 
     def _count(self, batches: Iterable[Any]) -> int:
         count = len(self.share)
-        if isinstance(batches, Sized) and len(batches) != count:
+        if isinstance(batches, Mapping):
+            raise ValueError(
+                f"`batches`: {self._expected(count)}, found one {type(batches).__name__}; put it in a list"
+            )
+        if isinstance(batches, Sized) and not isinstance(batches, Iterator) and len(batches) != count:
             raise ValueError(f"`batches`: {self._expected(count)}, found {len(batches)}")
         return count
 
@@ -327,15 +435,15 @@ class GradientConductor:
             taken += 1
             yield batch
         if taken < count:
-            raise ValueError(f"`batches`: {self._expected(count)}, found only {taken}; `p.grad` is not to be used")
+            raise ValueError(f"`batches`: {self._expected(count)}, found only {taken}")
 
     def _expected(self, count: int) -> str:
         if self.processes.size > 1:
             return f"expected {count} micro-batches, this process's share of {self.estimator.accumulation_steps}"
-        return f"expected accumulation_steps = {count} micro-batches"
+        return f"expected accumulation_steps = {count} micro-batches or an iterator of more, such as iter(loader)"
 
-    def _allocate(self, rows: int) -> TaskGradients:
-        gradients = TaskGradients(self._parameters, rows, self._dtype, self._products)
+    def _allocate(self, rows: int, held: Collection[str]) -> TaskGradients:
+        gradients = TaskGradients(self._parameters, rows, self._dtype, self._products, held)
         self.processes.attach(gradients)
         return gradients
 
@@ -346,10 +454,12 @@ class GradientConductor:
         """
         reference = None if self._reference is None else self.processes.whole(self._reference, self.gradients)
         return {
+            "tasks": list(self.tasks),
+            "handed_over": self.gradients.all_names,
+            "layout": described(self.gradients.layout),
             "steps": self.steps,
             "skipped": self.skipped,
             "resolutions": self._resolutions,
-            "reached": self.gradients.reached,
             "reference": reference,
             "generator": self._generator.get_state(),
             "resolver": self.resolver.state_dict(),
@@ -357,26 +467,61 @@ class GradientConductor:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state`, whatever the order and the layout of the parameters were: they are known by their names.
+
+        Raises:
+            ValueError: the state is of other tasks, of tasks in another order, or of other parameters.
+        """
+        self._check_state(state)
         self.steps, self.skipped = state["steps"], state["skipped"]
         self._resolutions = state["resolutions"]
-        self.gradients.restore_reached(state["reached"])
-        reference = state["reference"]
-        if reference is not None:
-            reference = reference.to(self.gradients.device, self.reference_dtype, copy=True)
-        self._reference = reference
         self._generator.set_state(state["generator"])
         self.resolver.load_state_dict(state["resolver"])
         self.update.load_state_dict(state["update"])
+        reference = state["reference"]
+        self._lay_out(read(state["layout"]), None if reference is None else reference.clone())
+        self._watch.fresh = True
+
+    def _check_state(self, state: dict[str, Any]) -> None:
+        if "layout" not in state:
+            raise ValueError("`state`: expected one with the names of tasks and parameters, found an older version's")
+        for what, found, expected in (
+            ("tasks", state["tasks"], list(self.tasks)),
+            ("parameters", sorted(state["handed_over"]), sorted(self.gradients.all_names)),
+        ):
+            if found != expected:
+                odd = sorted(set(found) ^ set(expected)) or found
+                raise ValueError(
+                    f"`state`: expected the state of {len(expected)} {what} with the same names in the same order, "
+                    f"{expected[:5]}, found {len(found)}, {found[:5]}; differing: {odd[:5]}"
+                )
 
 
-def _checked_tasks(tasks: Mapping[str, float]) -> dict[str, float]:
-    checked = {str(name): float(value) for name, value in tasks.items()}
+def _checked_tasks(tasks: Any) -> dict[str, float]:
+    if not isinstance(tasks, Mapping):
+        raise ValueError(
+            f"`tasks`: expected a mapping such as {{'a': 1.0, 'b': 1.0}} (name -> lambda), found {tasks!r}"
+        )
+    wrong = {name: lam for name, lam in tasks.items() if not isinstance(name, str) or not isinstance(lam, Real)}
+    if wrong:
+        raise ValueError(f"`tasks`: expected names and numbers (name -> lambda), found {wrong}")
+    checked = {name: float(value) for name, value in tasks.items()}
     if not checked:
         raise ValueError("`tasks`: expected at least one task name with its lambda, found none")
     wrong = {name: value for name, value in checked.items() if not math.isfinite(value) or value < 0}
     if wrong or sum(checked.values()) == 0:
         raise ValueError(f"`tasks`: expected finite lambdas >= 0, not all 0, found {wrong or checked}")
     return checked
+
+
+def _made(setting: str, given: Any, method: str, default: Callable[[], Any]) -> Any:
+    """`given`, or the default for None; ValueError for a class or a name in the place of an object."""
+    if given is None:
+        return default()
+    if isinstance(given, type) or not hasattr(given, method):
+        found = f"the class {given.__name__}; write {given.__name__}()" if isinstance(given, type) else repr(given)
+        raise ValueError(f"`{setting}`: expected an object such as {EXAMPLES[setting]}, found {found}")
+    return given
 
 
 def _dtype(setting: str, name: torch.dtype | str | None) -> torch.dtype | None:

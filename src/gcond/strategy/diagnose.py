@@ -68,8 +68,8 @@ def resolved_minimum_cosine(gram: Tensor, coefficients: Tensor) -> float:
 def average(resolutions: list[dict[str, float]]) -> dict[str, float]:
     """One record for several resolutions of a step: means, but the minimum of cosines. nan is left out of both."""
     merged = {}
-    for key in resolutions[0]:
-        values = [metrics[key] for metrics in resolutions if not math.isnan(metrics[key])]
+    for key in dict.fromkeys(key for metrics in resolutions for key in metrics):
+        values = [metrics[key] for metrics in resolutions if not math.isnan(metrics.get(key, math.nan))]
         if not values:
             merged[key] = math.nan
         else:

@@ -16,11 +16,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gcond.strategy.compiled import ADVICE, keeping_buffers, note_kept_buffers, refused_donated_buffers
+from gcond.strategy.compiled import ADVICE, keeping_buffers, refused_donated_buffers
 from gcond.strategy.gradients import TaskGradients
 
 Losses = Callable[[Any, Sequence[str]], Mapping[str, Tensor]]
 Weigh = Callable[[Tensor], Tensor]  # losses [m] of a micro-batch, detached -> weights [m] in place of the lambdas
+LookAt = Callable[[Mapping[str, Tensor]], None]
+Look = Callable[[Sequence[str], bool], LookAt]
+"""Called before losses are computed with their names, and whether they serve several backward passes."""
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -28,7 +31,8 @@ HALF = (torch.float16, torch.bfloat16)
 class Window:
     """This process's `count` micro-batches of a window, each to be taken once, and what is done with each.
 
-    `tasks` is name -> lambda. `enlarge` multiplies a loss before its backward pass (a GradScaler's `scale`).
+    `tasks` is name -> lambda. `enlarge` multiplies a loss before its backward pass (a GradScaler's `scale`). `look` is
+    shown every micro-batch's losses.
     """
 
     batches: Iterator[Any]
@@ -37,6 +41,7 @@ class Window:
     tasks: Mapping[str, float]
     weigh: Weigh | None = None
     enlarge: Callable[[Tensor], Tensor] = lambda loss: loss
+    look: Look = lambda names, several_passes: lambda losses: None
 
     def ask(self, batch: Any, names: list[str], several_passes: bool = False) -> Mapping[str, Tensor]:
         """The losses `names` of a micro-batch, of a graph that serves one backward pass or `several_passes`.
@@ -44,21 +49,14 @@ class Window:
         Losses in half precision become float32, so that lambdas and a GradScaler's factor are applied in float32.
         ValueError where the answer is not one scalar for each name.
         """
+        look_at = self.look(names, several_passes)
         with keeping_buffers() if several_passes else nullcontext():
             values = self.losses(batch, names)
-        if set(values) != set(names):
-            raise ValueError(f"`losses`: asked for {names}, expected exactly these keys, found {list(values)}")
-        for name, value in values.items():
-            if value.numel() != 1 or not value.requires_grad:
-                raise ValueError(
-                    f"`losses`: expected a scalar that requires a gradient for task {name!r}, found shape "
-                    f"{tuple(value.shape)}, requires_grad={value.requires_grad}"
-                )
+        _check_losses(values, names)
+        look_at(values)
         return {name: value.float() if value.dtype in HALF else value for name, value in values.items()}
 
     def backward(self, loss: Tensor, retain_graph: bool = False) -> None:
-        if retain_graph:
-            note_kept_buffers(loss)
         try:
             self.enlarge(loss).backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
         except RuntimeError as error:
@@ -107,17 +105,16 @@ class Joint:
         tasks = window.tasks
         gradients.zero()
         total = _Mean(len(tasks))
-        with gradients.collecting():
-            gradients.select(0)
-            for batch in window.batches:
-                values = window.ask(batch, list(tasks))
-                total.add(values, tasks)
-                if window.weigh is None:
-                    weighted: Any = sum(tasks[name] * values[name] for name in tasks)
-                else:
-                    stacked = torch.stack([values[name].reshape(()) for name in tasks])
-                    weighted = (window.weigh(stacked.detach()) * stacked).sum()
-                window.backward(weighted / window.count)
+        gradients.select(0)
+        for batch in window.batches:
+            values = window.ask(batch, list(tasks))
+            total.add(values, tasks)
+            if window.weigh is None:
+                weighted: Any = sum(tasks[name] * values[name] for name in tasks)
+            else:
+                stacked = torch.stack([values[name].reshape(()) for name in tasks])
+                weighted = (window.weigh(stacked.detach()) * stacked).sum()
+            window.backward(weighted / window.count)
         yield total.mean()
 
 
@@ -166,9 +163,8 @@ class Sequential:
         for _ in range(window.count // size):
             gradients.zero()
             total = _Mean(len(tasks))
-            with gradients.collecting():
-                for batch in islice(window.batches, size):
-                    self._backward_all(gradients, window, batch, size, total)
+            for batch in islice(window.batches, size):
+                self._backward_all(gradients, window, batch, size, total)
             yield total.mean()
 
     def _backward_all(
@@ -222,13 +218,12 @@ class Stochastic:
         gradients.zero()
         total = _Mean(len(tasks))
         block = window.count // len(tasks)
-        with gradients.collecting():
-            for row, name in enumerate(tasks):
-                gradients.select(row)
-                for batch in islice(window.batches, block):
-                    loss = window.ask(batch, [name])[name]
-                    total.add({name: loss}, tasks)
-                    window.backward(loss * (tasks[name] / block))
+        for row, name in enumerate(tasks):
+            gradients.select(row)
+            for batch in islice(window.batches, block):
+                loss = window.ask(batch, [name])[name]
+                total.add({name: loss}, tasks)
+                window.backward(loss * (tasks[name] / block))
         yield total.mean()
 
 
@@ -245,6 +240,26 @@ class _Mean:
 
     def mean(self) -> Tensor:
         return torch.stack([torch.stack(values).double().mean() for values in self._values])
+
+
+def _check_losses(values: Any, names: Sequence[str]) -> None:
+    if not isinstance(values, Mapping) or set(values) != set(names):
+        found = list(values) if isinstance(values, Mapping) else type(values).__name__
+        raise ValueError(
+            f"`losses`: asked for {names}, expected a mapping from exactly these names to a loss each, found {found}"
+        )
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"`losses`: expected a scalar tensor for task {name!r}, found {value!r}; for a task that the batch "
+                "lacks return a zero that reaches no parameter, torch.zeros((), device=..., requires_grad=True)"
+            )
+        if value.numel() != 1 or not value.requires_grad or value.is_complex():
+            raise ValueError(
+                f"`losses`: expected a scalar that requires a gradient for task {name!r}, found shape "
+                f"{tuple(value.shape)}, {value.dtype}, requires_grad={value.requires_grad}; was it computed under "
+                "torch.no_grad(), from detached values or by frozen parameters alone?"
+            )
 
 
 def _divide(steps: int, size: int, unit: str, parts: int = 1) -> int:

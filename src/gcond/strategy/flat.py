@@ -7,74 +7,86 @@ makes them) the buffer holds this process's part.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
+from torch.nn.parameter import is_lazy
+
+from gcond.strategy.layout import layout_of
 
 Named = Tensor | tuple[str, Tensor]
+Parameters = nn.Module | Iterable[Named] | Mapping[str, nn.Module | Iterable[Named]]
+"""Parameters, (name, parameter) pairs, or a module; or a mapping from group names to such."""
 
 
 class FlatParameters:
     """The trainable parameters among `parameters`, in order, each once.
 
     Args:
-        parameters: tensors or (name, tensor) pairs as `model.named_parameters()` gives them, or a mapping from group
-            names to such. Frozen parameters are left out, a tied one counts in the first group that names it. Without
-            names of their own, parameters are called by group and place.
+        parameters: a tied or repeated parameter counts in the first group that names it. Without names of their own,
+            parameters are called by group and place. Frozen parameters are left out.
         dtype: of the buffer; None is the parameters' own.
+        held: names of parameters that are laid out even while they are frozen.
 
     Raises:
-        ValueError: no trainable parameter, or parameters on several devices or of several dtypes, or only some that are
-            sharded, or sharded in another way than over one mesh dimension.
+        ValueError: something that is no parameter, or that no real gradient can be kept for; no trainable parameter;
+            parameters on several devices or of several dtypes; or only some that are sharded, or sharded in another way
+            than over one mesh dimension.
     """
 
-    def __init__(
-        self, parameters: Iterable[Named] | Mapping[str, Iterable[Named]], dtype: torch.dtype | None = None
-    ) -> None:
-        groups = parameters if isinstance(parameters, Mapping) else {"all": parameters}
-        self.parameters: list[Tensor] = []
-        self.names: list[str] = []
-        self.groups: list[str] = []
-        seen: set[int] = set()
-        for group, members in groups.items():
-            for place, member in enumerate(members):
-                name, parameter = member if isinstance(member, tuple) else (f"{group}[{place}]", member)
-                if parameter.requires_grad and id(parameter) not in seen:
-                    seen.add(id(parameter))
-                    self.parameters.append(parameter)
-                    self.names.append(name)
-                    self.groups.append(group)
-        if not self.parameters:
-            raise ValueError("`parameters`: expected at least one that requires a gradient, found none")
-        kinds = {(p.device, p.dtype) for p in self.parameters}
-        if len(kinds) > 1:
-            found = ", ".join(sorted(f"{dtype} on {device}" for device, dtype in kinds))
-            raise ValueError(f"`parameters`: expected one device and one dtype, found {found}")
-        self.device, self.parameter_dtype = kinds.pop()
+    def __init__(self, parameters: Parameters, dtype: torch.dtype | None = None, held: Collection[str] = ()) -> None:
+        self._members = _members(parameters)
+        laid = [each for each in self._members if each[2].requires_grad or each[1] in held]
+        if not laid:
+            raise ValueError(
+                "`parameters`: expected at least one that requires a gradient, found none"
+                + ("" if self._members else "; a generator such as model.parameters() can be read only once")
+            )
+        self.groups = [group for group, _, _ in laid]
+        self.names = [name for _, name, _ in laid]
+        self.parameters = [parameter for _, _, parameter in laid]
+        self.device, self.parameter_dtype = _one_kind(self.names, self.parameters)
         self.dtype = dtype or self.parameter_dtype
         self.mesh = _mesh(self.parameters, self.names)
         self.sharded = self.mesh is not None
-        self.bounds = [0]
-        for parameter in self.parameters:
-            self.bounds.append(self.bounds[-1] + local(parameter).numel())
+        self.layout = layout_of(self.names, [local(parameter) for parameter in self.parameters])
+        self.bounds = [slot.start for slot in self.layout]
+        self.bounds.append(self.bounds[-1] + local(self.parameters[-1]).numel())
+        self._looks = self._look()
 
     @property
     def size(self) -> int:
         """P, the number of scalar parameters (of this process)."""
         return self.bounds[-1]
 
+    @property
+    def all_names(self) -> list[str]:
+        """Of frozen parameters too."""
+        return [name for _, name, _ in self._members]
+
+    def changed(self) -> bool:
+        """Whether a parameter's shape, strides, dtype, device or `requires_grad` is another than at construction."""
+        return self._look() != self._looks
+
+    def renew(self) -> None:
+        """What has `changed` does not matter."""
+        self._looks = self._look()
+
+    def _look(self) -> list[tuple[Any, ...]]:
+        return [(p.shape, p.stride(), p.dtype, p.device, p.requires_grad) for _, _, p in self._members]
+
+    def laid_out_like(self, other: FlatParameters) -> bool:
+        return all(
+            getattr(self, what) == getattr(other, what) for what in ("layout", "device", "dtype", "parameter_dtype")
+        )
+
     def views(self, flat: Tensor) -> list[Tensor]:
         """`flat` [P] as one view per parameter, of the parameter's shape and, where it is dense, its strides."""
-        views = []
-        for parameter, start in zip(map(local, self.parameters), self.bounds, strict=False):
-            if _is_dense(parameter):
-                views.append(flat.as_strided(parameter.shape, parameter.stride(), flat.storage_offset() + start))
-            else:
-                views.append(flat[start : start + parameter.numel()].view(parameter.shape))
-        return views
+        return [slot.view(flat) for slot in self.layout]
 
     def flatten(self) -> Tensor:
         """The parameters' values as a flat copy [P]."""
@@ -83,7 +95,7 @@ class FlatParameters:
             view.copy_(local(parameter.detach()))
         return flat
 
-    def write(self, flat: Tensor, reached: list[bool]) -> None:
+    def write(self, flat: Tensor, reached: Sequence[bool]) -> None:
         """Make every `p.grad` a view into `flat` [P]; `None` where no backward pass has reached the parameter."""
         direct = flat.dtype == self.parameter_dtype
         for parameter, view, touched in zip(self.parameters, self.views(flat), reached, strict=True):
@@ -94,6 +106,72 @@ class FlatParameters:
         """No gradient at all, so that an optimizer leaves every parameter as it is."""
         for parameter in self.parameters:
             parameter.grad = None
+
+
+def grouped(parameters: Parameters) -> dict[str, list[Any]]:
+    """Group name -> its parameters or pairs, to be read again and again; without groups there is one, "all"."""
+    groups = parameters if isinstance(parameters, Mapping) else {"all": parameters}
+    return {group: _listed(own, group) for group, own in groups.items()}
+
+
+def _listed(own: Any, group: str) -> list[Any]:
+    if isinstance(own, nn.Module):
+        return list(own.named_parameters())
+    if isinstance(own, (Tensor, str)) or not isinstance(own, Iterable):
+        raise ValueError(
+            "`parameters`: expected a model, model.named_parameters(), or a mapping from group names to such, found "
+            f"{type(own).__name__} for {group!r}"
+        )
+    return list(own)
+
+
+def _members(parameters: Parameters) -> list[tuple[str, str, Tensor]]:
+    """(group, name, parameter) of every parameter, frozen ones too; each parameter once, and so is each name."""
+    members: list[tuple[str, str, Tensor]] = []
+    seen: set[int] = set()
+    names: set[str] = set()
+    for group, own in grouped(parameters).items():
+        for place, member in enumerate(own):
+            name, parameter = member if isinstance(member, tuple) else (f"{group}[{place}]", member)
+            _check(name, parameter)
+            if id(parameter) not in seen:
+                name = f"{name} of {group}[{place}]" if name in names else name
+                seen.add(id(parameter))
+                names.add(name)
+                members.append((group, name, parameter))
+    return members
+
+
+def _check(name: Any, parameter: Any) -> None:
+    if not isinstance(parameter, Tensor):
+        raise ValueError(
+            f"`parameters`: expected parameters or (name, parameter) pairs, found {type(parameter).__name__} in the "
+            f"place of {name}"
+        )
+    if not parameter.requires_grad:
+        return
+    if is_lazy(parameter):
+        raise ValueError(
+            f"`parameters`: expected parameters that have a shape, found {name} of a lazy module; run the model on one "
+            "batch first"
+        )
+    if parameter.is_complex():
+        raise ValueError(
+            f"`parameters`: expected real parameters, found {name} of dtype {parameter.dtype}; keep a real parameter "
+            "and use torch.view_as_complex of it in the model"
+        )
+    if not parameter.is_leaf:
+        raise ValueError(
+            f"`parameters`: expected leaf tensors, found {name}, computed from another tensor; hand that one over"
+        )
+
+
+def _one_kind(names: list[str], parameters: list[Tensor]) -> tuple[torch.device, torch.dtype]:
+    kinds = {(parameter.device, parameter.dtype): name for name, parameter in zip(names, parameters, strict=True)}
+    if len(kinds) > 1:
+        found = ", ".join(sorted(f"{dtype} on {device} ({name})" for (device, dtype), name in kinds.items()))
+        raise ValueError(f"`parameters`: expected one device and one dtype, found {found}")
+    return next(iter(kinds))
 
 
 def _mesh(parameters: list[Tensor], names: list[str]) -> DeviceMesh | None:
@@ -128,14 +206,3 @@ def _like(parameter: Tensor, gradient: Tensor) -> Tensor:
         shape=parameter.shape,
         stride=parameter.stride(),
     )
-
-
-def _is_dense(parameter: Tensor) -> bool:
-    """Whether the strides are those of a permuted contiguous tensor, so that a flat range holds it without gaps."""
-    expected = 1
-    for stride, size in sorted(zip(parameter.stride(), parameter.shape, strict=True)):
-        if size != 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True

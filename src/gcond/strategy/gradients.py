@@ -6,25 +6,29 @@ every `p.grad` is then a view into it: nothing is copied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gcond.strategy.flat import FlatParameters, Named, local
+from gcond.strategy.flat import FlatParameters, Parameters, local
 from gcond.strategy.products import CHUNK_ELEMENTS, Products, by_chunks
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A contiguous range of the flat buffer: one parameter group, wholly shared between tasks or wholly not."""
+    """A contiguous range of the flat buffer: one parameter group, wholly shared between tasks or wholly not.
+
+    `shared` has an entry for each of the gathered sets of rows (see `TaskGradients.agree`).
+    """
 
     start: int
     stop: int
     group: str
-    shared: bool
+    shared: tuple[bool, ...]
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,13 @@ class TaskGradients(FlatParameters):
     """Rows of task gradients for `parameters`.
 
     Args:
-        parameters, dtype: see `FlatParameters`. With the parameters' own dtype autograd writes into the rows; with
-            another, and for sharded parameters, a hook adds each finished gradient to its row and frees it.
+        parameters, dtype, held: see `FlatParameters`. With the parameters' own dtype autograd writes into the rows;
+            with another, and for sharded parameters, a hook adds each finished gradient to its row and frees it.
         rows: the number of rows m.
         products: how inner products are computed.
+
+    `materialised`: graphs may give zeros, not nothing, for what a task does not reach (see `Watch.materialises`); with
+    several rows, a parameter whose part of a row is all zeros then counts as not reached.
 
     `ranges` are the parts [start, stop) of the buffer that this process combines, `counted` those whose inner products
     it computes: everything, unless processes share the work (`gcond.strategy.processes`).
@@ -52,63 +59,90 @@ class TaskGradients(FlatParameters):
 
     def __init__(
         self,
-        parameters: Iterable[Named] | Mapping[str, Iterable[Named]],
+        parameters: Parameters,
         rows: int,
         dtype: torch.dtype | None = None,
         products: Products = by_chunks,
+        held: Collection[str] = (),
     ) -> None:
-        super().__init__(parameters, dtype)
+        super().__init__(parameters, dtype, held)
         self._add_products = products
         self._direct = self.dtype == self.parameter_dtype and not self.sharded  # autograd can write into the rows
         self.rows = self.new_rows(rows)
-        self._views = [self.views(row) for row in self.rows]
-        self.reached = torch.zeros(rows, len(self.parameters), dtype=torch.bool)
+        self._views = self._row_views()
+        self.materialised = False
+        self.awaited: set[int] = set()  # ids of the parameters that a gradient may come for in this window
+        self.reached_in_window = [False] * len(self.parameters)  # by any row of any process
+        self._reached = torch.zeros(1, rows, len(self.parameters), dtype=torch.bool)
+        self._own = 0
         self._segments: list[Segment] | None = None
+        self._row = 0
+        self._marks = self._row_marks()
         self.ranges = self.counted = [(0, self.size)]
-        self.add_up: Callable[[Tensor], None] = lambda partial: None  # sums over processes, in place
+        self.add_up: Callable[[Tensor], None] = _alone  # sums over processes, in place
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_views"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._views = self._row_views()  # a copy of a view would be no view of the copy
 
     def new_rows(self, rows: int, dtype: torch.dtype | None = None) -> Tensor:
         """Zeros [rows, P] on the parameters' device, of the buffer's dtype or another."""
         return torch.zeros(rows, self.size, dtype=dtype or self.dtype, device=self.device)
 
     def zero(self) -> None:
+        """Begin a set of rows."""
         self.rows.zero_()
+        self._marks = self._row_marks()
+
+    def _row_views(self) -> list[list[Tensor]]:
+        """Of every row, a tensor per parameter that counts what autograd adds to it by itself (`data` does that)."""
+        return [[view.data for view in self.views(row)] for row in self.rows]
+
+    def _row_marks(self) -> list[list[int]]:
+        return [[view._version for view in views] for views in self._views]
+
+    def marks(self) -> list[tuple[int, int, int]]:
+        """Changes whenever anybody replaces a `p.grad`, writes into one, or lets autograd fill a row."""
+        found = []
+        for parameter, view in zip(self.parameters, self._views[self._row], strict=True):
+            gradient = parameter.grad
+            found.append((id(gradient), -1 if gradient is None else gradient._version, view._version))
+        return found
 
     def swap(self, other: Tensor) -> Tensor:
         """Put `other` [m, P] in the place of the rows and return the old rows."""
         old, self.rows = self.rows, other
-        self._views = [self.views(row) for row in self.rows]
+        self._views = self._row_views()
         return old
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
-        """While open, note which parameters the backward passes reach, and keep low-precision rows filled.
-
-        A parameter of which every row is known to reach it needs no hook where autograd writes into the rows.
-        """
-        self._row = 0
-        touched = torch.zeros_like(self.reached)
-        known = self.reached.all(0).tolist()
+        """A window: while open, rows are filled. An exception leaves no gradient in any parameter."""
+        self.reached_in_window = [False] * len(self.parameters)
+        self.awaited = {id(parameter) for parameter in self.parameters if parameter.requires_grad}
 
         def hook(index: int) -> None:
-            touched[self._row, index] = True
-            if not self._direct:
-                parameter = self.parameters[index]
-                assert parameter.grad is not None
-                self._views[self._row][index].add_(local(parameter.grad))
-                parameter.grad = None
+            parameter = self.parameters[index]
+            assert parameter.grad is not None
+            self._views[self._row][index].add_(local(parameter.grad))
+            parameter.grad = None
 
         handles = [
             parameter.register_post_accumulate_grad_hook(lambda _, index=index: hook(index))  # type: ignore[no-untyped-call]
             for index, parameter in enumerate(self.parameters)
-            if not (self._direct and known[index])
+            if parameter.requires_grad and not self._direct
         ]
         try:
             yield
+        except BaseException:
+            self.forget()
+            raise
         finally:
             for handle in handles:
                 handle.remove()
-            self.agree(touched)
 
     def select(self, row: int) -> None:
         """Let the next backward pass accumulate into `row`."""
@@ -116,15 +150,33 @@ class TaskGradients(FlatParameters):
         for parameter, view in zip(self.parameters, self._views[row], strict=True):
             parameter.grad = view if self._direct else None
 
-    def restore_reached(self, reached: Tensor) -> None:
-        """Take over which parameters [rows, parameters] an earlier process saw reached."""
-        if reached.shape != self.reached.shape:
-            raise ValueError(
-                f"`reached`: expected {tuple(self.reached.shape)} (rows, parameters), found {tuple(reached.shape)}; "
-                "the state belongs to another strategy or model"
-            )
-        self.reached = reached.clone()
-        self._segments = None
+    def reached(self) -> Tensor:
+        """Which row's backward passes in this process have reached which parameter since `zero`, [m, parameters]."""
+        touched = torch.tensor(self._row_marks()) != torch.tensor(self._marks)
+        if self.materialised and len(self.rows) > 1:
+            nonzero = touched & self._nonzero()
+            telling = nonzero.any(1, keepdim=True)  # not so a row that is all zeros, of a lambda of 0
+            touched = torch.where(telling, nonzero, touched & nonzero.any(0))
+        return touched
+
+    def _nonzero(self) -> Tensor:
+        """Which parameter's part of a row has a nonzero number [m, parameters]; mostly its first number tells."""
+        firsts = torch.tensor(self.bounds[:-1]).clamp(max=self.size - 1)
+        found = (self.rows[:, firsts.to(self.device)] != 0).cpu()
+        for row, index in (~found).nonzero().tolist():
+            found[row, index] = bool(self._views[row][index].any())
+        return found
+
+    def agree(self, reached: Tensor, own: int = 0) -> None:
+        """Which row reaches which parameter in each set of rows that is resolved now, bool [sets, m, parameters].
+
+        There is one set, but where processes resolve different micro-batches; `own` is this process's.
+        """
+        if not torch.equal(reached, self._reached):
+            self._segments = None
+        self._reached, self._own = reached, own
+        anywhere = reached.flatten(0, 1).any(0).tolist()
+        self.reached_in_window = [a or b for a, b in zip(self.reached_in_window, anywhere, strict=True)]
 
     @property
     def segments(self) -> list[Segment]:
@@ -133,22 +185,16 @@ class TaskGradients(FlatParameters):
         With a single row everything is shared. A parameter that no task reaches counts as shared: it is zero.
         """
         if self._segments is None:
-            exclusive = (self.reached.sum(0) == 1) if len(self.rows) > 1 else torch.zeros(len(self.parameters)).bool()
+            shared = self._reached.sum(1) != 1 if len(self.rows) > 1 else torch.ones_like(self._reached[:, 0])
             self._segments = []
-            for index, group in enumerate(self.groups):
-                start, stop, shared = self.bounds[index], self.bounds[index + 1], not bool(exclusive[index])
+            for index, (group, sets) in enumerate(zip(self.groups, shared.T.tolist(), strict=True)):
+                start, stop = self.bounds[index], self.bounds[index + 1]
                 last = self._segments[-1] if self._segments else None
-                if last and (last.group, last.shared) == (group, shared):
-                    self._segments[-1] = Segment(last.start, stop, group, shared)
+                if last and (last.group, last.shared) == (group, tuple(sets)):
+                    self._segments[-1] = Segment(last.start, stop, group, tuple(sets))
                 else:
-                    self._segments.append(Segment(start, stop, group, shared))
+                    self._segments.append(Segment(start, stop, group, tuple(sets)))
         return self._segments
-
-    def agree(self, reached: Tensor) -> None:
-        """Count as reached what any process has reached, [m, parameters]."""
-        if bool((reached & ~self.reached).any()):
-            self.reached |= reached
-            self._segments = None
 
     def products(self, reference: Tensor | None) -> Tensor:
         """Inner products of the rows with each other and with `reference` [m, P], in one pass over both.
@@ -163,8 +209,11 @@ class TaskGradients(FlatParameters):
                 self._add_products(sums[place], self.rows[:, start:stop], other)
         return sums
 
-    def summarise(self, products: Tensor) -> Statistics:
-        """What `products` [segments, m, 2 m] say of groups and tasks. One synchronisation with the device."""
+    def summarise(self, products: Tensor, place: int = 0) -> Statistics:
+        """What the `products` [segments, m, 2 m] of a set of rows say of groups and tasks.
+
+        One synchronisation with the device.
+        """
         rows = len(self.rows)
         gram = torch.zeros(rows, rows, dtype=torch.float64)
         cross = torch.zeros_like(gram)
@@ -172,7 +221,7 @@ class TaskGradients(FlatParameters):
         group_grams: dict[str, Tensor] = {}
         for segment, sums in zip(self.segments, products.cpu(), strict=True):
             own, other = sums[:, :rows], sums[:, rows:]
-            if not segment.shared:
+            if not segment.shared[place]:
                 exclusive += own.diagonal()
                 continue
             gram += own
@@ -197,7 +246,7 @@ class TaskGradients(FlatParameters):
         The weights are `shared` [m] where several tasks meet and `exclusive` [m] where one is alone.
         """
         for segment in self.segments:
-            weights = [scale * w for w in (shared if segment.shared else exclusive).tolist()]
+            weights = [scale * w for w in (shared if segment.shared[self._own] else exclusive).tolist()]
             for start, stop in _overlaps(segment.start, segment.stop, self.ranges):
                 target = out[start:stop]
                 for index, weight in enumerate(weights):
@@ -212,7 +261,7 @@ class TaskGradients(FlatParameters):
     ) -> None:
         """As `combine`, with `blockwise(rows [m, c], start)` in place of weights where several tasks meet."""
         for segment in self.segments:
-            if not segment.shared:
+            if not segment.shared[self._own]:
                 for start, stop in _overlaps(segment.start, segment.stop, self.ranges):
                     alone = (exclusive * scale).to(out).unsqueeze(1) * self.rows[:, start:stop]
                     _put(out[start:stop], alone.sum(0), add)
@@ -236,6 +285,10 @@ class TaskGradients(FlatParameters):
         squares = norms.square_()
         self.add_up(squares)
         return squares.sqrt_()
+
+
+def _alone(partial: Tensor) -> None:
+    """There is nothing to add."""
 
 
 def _put(target: Tensor, block: Tensor, add: bool) -> None:

@@ -7,6 +7,7 @@ Letters: R processes, K micro-batches of a window, m rows (tasks), P parameters.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,7 +39,7 @@ class Gathered:
 
 
 class Processes(Protocol):
-    """`counts` says how often each collective was called, and of how many numbers it made or read a whole."""
+    """`counts` says how often a window called each collective, and of how many numbers it made or read a whole."""
 
     rank: int
     size: int
@@ -49,6 +50,12 @@ class Processes(Protocol):
 
     def attach(self, gradients: TaskGradients) -> None:
         """Tell the buffer which part of it is this process's work."""
+
+    def look(self) -> None:
+        """Raise ValueError where torch.distributed is no longer what it was; no communication."""
+
+    def compare(self, facts: Mapping[str, Any]) -> None:
+        """Raise ValueError, in every process, where one has another value for a fact; it names process and fact."""
 
     def gather(self, gradients: TaskGradients, reference: Tensor | None, losses: Tensor) -> Gathered:
         """From filled rows to what there is to resolve."""
@@ -84,7 +91,14 @@ class Alone:
     def attach(self, gradients: TaskGradients) -> None:
         pass
 
+    def look(self) -> None:
+        pass
+
+    def compare(self, facts: Mapping[str, Any]) -> None:
+        pass
+
     def gather(self, gradients: TaskGradients, reference: Tensor | None, losses: Tensor) -> Gathered:
+        gradients.agree(gradients.reached()[None])
         products, losses = _read(gradients.products(reference), losses)
         return Gathered([gradients.summarise(products)], [losses])
 
@@ -102,6 +116,18 @@ class Alone:
 
     def first(self, index: int) -> int:
         return index
+
+
+class Unasked(Alone):
+    """One process, as long as there is no other: nobody has said what to do with several."""
+
+    def look(self) -> None:
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            raise ValueError(
+                f"`processes`: found {dist.get_world_size()} processes in torch.distributed; expected Replicated() (a "
+                "conflict is settled once), ReplicatedPerRank() (as published: each for itself, then the mean) or, for "
+                "a conductor that has nothing to do with them, Alone(), built after init_process_group"
+            )
 
 
 class _Group(Alone):
@@ -122,6 +148,26 @@ class _Group(Alone):
             raise ValueError(
                 f"`processes`: expected Sharded() for sharded parameters (DTensor), found {type(self).__name__}()"
             )
+
+    def look(self) -> None:
+        size = dist.get_world_size(self._group) if dist.is_initialized() else 0
+        if size != self.size:
+            raise ValueError(
+                f"`processes`: expected the {self.size} processes of torch.distributed that the conductor was built "
+                f"for, found {size}; build another conductor"
+            )
+
+    def compare(self, facts: Mapping[str, Any]) -> None:
+        everyone: list[Any] = [None] * self.size
+        dist.all_gather_object(everyone, dict(facts), group=self._group)
+        for rank, own in enumerate(everyone):
+            for fact in dict.fromkeys([*everyone[0], *own]):
+                expected, found = (there.get(fact, "none") for there in (everyone[0], own))
+                if found != expected:
+                    raise ValueError(
+                        f"`processes`: expected the same in every process, found {fact} {found} in process {rank}, "
+                        f"{expected} in process 0; no process sends its settings or weights to the others"
+                    )
 
     def sum(self, tensor: Tensor) -> None:
         self._count("all_reduce", tensor)
@@ -185,6 +231,7 @@ class Replicated(_Group):
         if self._by_micro_batch:
             return self._gather_micro_batches(gradients, losses)
         m = len(losses)
+        reached = gradients.reached().to(losses, non_blocking=True)
         rows = gradients.rows
         if self._on_coordinates:
             for row in rows:
@@ -194,10 +241,9 @@ class Replicated(_Group):
         else:
             rest = rows[:, self._rest]
             self._reduce_scatter(rows)
-        reached = gradients.reached.to(losses, non_blocking=True)
         told = torch.cat([losses, reached.flatten(), rest.double().flatten()])
         self.sum(told)
-        gradients.agree(told[m : m + reached.numel()].view_as(reached).cpu() > 0)
+        gradients.agree(told[m : m + reached.numel()].view(1, *reached.shape).cpu() > 0)
         rest.copy_(told[m + reached.numel() :].view_as(rest) / self.size)
         products = gradients.products(reference)
         if not self._on_coordinates:
@@ -215,10 +261,12 @@ class Replicated(_Group):
 
     def _gather_micro_batches(self, gradients: TaskGradients, losses: Tensor) -> Gathered:
         m = len(losses)
-        told = self.all_gather(torch.cat([losses, gradients.reached.to(losses, non_blocking=True).flatten()]))
-        gradients.agree(told[:, m:].sum(0).view_as(gradients.reached).cpu() > 0)
+        reached = gradients.reached().to(losses, non_blocking=True)
+        told = self.all_gather(torch.cat([losses, reached.flatten()]))
+        gradients.agree(told[:, m:].view(self.size, *reached.shape).cpu() > 0, self.rank)
         products, losses = _read(self.all_gather(gradients.products(None)), told[:, :m])
-        return Gathered([gradients.summarise(each) for each in products], list(losses), self.rank)
+        statistics = [gradients.summarise(each, place) for place, each in enumerate(products)]
+        return Gathered(statistics, list(losses), self.rank)
 
     def finish(self, out: Tensor, gradients: TaskGradients) -> None:
         if self._by_micro_batch:
@@ -250,13 +298,15 @@ class ReplicatedPerRank(_Group):
     """
 
     def gather(self, gradients: TaskGradients, reference: Tensor | None, losses: Tensor) -> Gathered:
+        reached = gradients.reached()
+        gradients.agree(reached[None])
         segments = gradients.segments
         products = gradients.products(reference)
         wrong = torch.stack([~torch.isfinite(values).all() for values in (losses, products)]).to(losses)
-        told = torch.cat([wrong, gradients.reached.to(losses, non_blocking=True).flatten()])
+        told = torch.cat([wrong, reached.to(losses, non_blocking=True).flatten()])
         self.sum(told)
         told = told.cpu()
-        gradients.agree(told[2:].view_as(gradients.reached) > 0)
+        gradients.agree(told[2:].view(1, *reached.shape) > 0)
         if gradients.segments != segments:
             products = gradients.products(reference)
         wrong_losses, wrong_products = told[:2].tolist()
@@ -314,10 +364,10 @@ class Sharded(_Group):
 
     def gather(self, gradients: TaskGradients, reference: Tensor | None, losses: Tensor) -> Gathered:
         m = len(losses)
-        reached = gradients.reached.to(losses, non_blocking=True)
+        reached = gradients.reached().to(losses, non_blocking=True)
         told = torch.cat([losses, reached.flatten()])
         self.sum(told)
-        gradients.agree(told[m:].view_as(reached).cpu() > 0)
+        gradients.agree(told[m:].view(1, *reached.shape).cpu() > 0)
         products = gradients.products(reference)
         self.sum(products)
         products, losses = _read(products, told[:m] / self.size)
@@ -336,10 +386,6 @@ def chosen(processes: Processes | None, sharded: bool) -> Processes:
         return processes
     if sharded:
         return Sharded()
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        raise ValueError(
-            f"`processes`: found {dist.get_world_size()} processes in torch.distributed; expected Replicated() (a "
-            "conflict is settled once), ReplicatedPerRank() (as published: each for itself, then the mean) or, for a "
-            "conductor that has nothing to do with them, Alone()"
-        )
-    return Alone()
+    alone = Unasked()
+    alone.look()
+    return alone

@@ -5,17 +5,24 @@ Letters: P parameters; d [P] the resolved gradient, overwritten with what is to 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import groupby
+from math import inf
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from gcond.strategy.gradients import TaskGradients
+from gcond.strategy.layout import Move
 
 
 class Update(Protocol):
     def apply(self, direction: Tensor, gradients: TaskGradients) -> None:
-        """Overwrite `direction` [P] with what `p.grad` is to hold."""
+        """Overwrite `direction` [P] with what `p.grad` is to hold where `gradients.reached_in_window`."""
+
+    def follow(self, move: Move) -> None:
+        """Carry what is kept for each coordinate over to another layout; ValueError where that would change it."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -26,6 +33,9 @@ class Raw:
     """The resolved gradient as it is (GCond "pure"; every peer). The outer optimizer has its own momentum."""
 
     def apply(self, direction: Tensor, gradients: TaskGradients) -> None:
+        pass
+
+    def follow(self, move: Move) -> None:
         pass
 
     def state_dict(self) -> dict[str, Any]:
@@ -41,6 +51,9 @@ class EMA:
     The outer AdamW then runs with beta1 = 0, else the gradient would be smoothed twice. At the same learning rate this
     takes larger steps than AdamW with beta1 = 0.9: the control `baseline_integrated` shows what that alone does.
 
+    As in AdamW, a parameter that no task reaches in a window (an expert that is not used, a frozen layer) keeps its
+    average and its count of steps as they are, and gets no gradient.
+
     Args:
         beta: in [0, 1); 0.9 in the paper.
     """
@@ -49,22 +62,37 @@ class EMA:
         if not 0 <= beta < 1:
             raise ValueError(f"`beta`: expected a number in [0, 1), found {beta}")
         self.beta = beta
-        self._steps = 0
-        self._momentum: Tensor | None = None
+        self._steps: list[int] = []  # of each parameter
+        self._momentum: Tensor | None = None  # [P]
 
     def apply(self, direction: Tensor, gradients: TaskGradients) -> None:
         if self._momentum is None:
-            self._momentum = torch.zeros_like(direction)
+            self._momentum, self._steps = torch.zeros_like(direction), [0] * len(gradients.parameters)
         self._momentum = self._momentum.to(direction.device)  # a checkpoint may have been read on the CPU
-        self._steps += 1
-        self._momentum.lerp_(direction, 1 - self.beta)
-        torch.div(self._momentum, 1 - self.beta**self._steps, out=direction)
+        self._steps = [n + reached for n, reached in zip(self._steps, gradients.reached_in_window, strict=True)]
+        for start, stop, steps in self._runs(gradients):
+            momentum, own = self._momentum[start:stop], direction[start:stop]
+            momentum.lerp_(own, 1 - self.beta)
+            torch.div(momentum, 1 - self.beta**steps, out=own)
+
+    def _runs(self, gradients: TaskGradients) -> Iterator[tuple[int, int, int]]:
+        """Ranges [start, stop) of reached parameters with the same count of steps, which is the third number."""
+        place = 0
+        for (reached, steps), run in groupby(zip(gradients.reached_in_window, self._steps, strict=True)):
+            first, place = place, place + len(list(run))
+            if reached:
+                yield gradients.bounds[first], gradients.bounds[place], steps
+
+    def follow(self, move: Move) -> None:
+        if self._momentum is not None:
+            self._momentum = move.numbers(self._momentum, move.dtype)
+            self._steps = move.each(self._steps, new=0)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": self._steps, "momentum": self._momentum}
+        return {"steps": list(self._steps), "momentum": self._momentum}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._steps = state["steps"]
+        self._steps = list(state["steps"])
         self._momentum = None if state["momentum"] is None else state["momentum"].clone()
 
 
@@ -84,9 +112,9 @@ class LionLARS(EMA):
 
     def __init__(self, beta: float = 0.9, clip: float = 50.0, coefficient: float = 1.0) -> None:
         super().__init__(beta)
-        if clip <= 0:
+        if not clip > 0:
             raise ValueError(f"`clip`: expected a number > 0, found {clip}")
-        if coefficient <= 0:
+        if not 0 < coefficient < inf:
             raise ValueError(f"`coefficient`: expected a number > 0, found {coefficient}")
         self.clip, self.coefficient = clip, coefficient
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from math import inf
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ class GradNorm:
     r_i = (L_i / L_i(0)) / mean_j(L_j / L_j(0)), one Adam step is taken on sum_i |G_i - G r_i^alpha| (the target held
     constant; the derivative by w_i is sign(G_i - G r_i^alpha) ||grad_W L_i||, so no double backward pass is needed),
     then w is renormalised to sum m. The network's own update uses the weights from before that step. w starts at 1 and
-    replaces the lambdas ("Dynamic" in the GCond paper's Table 5), on the parameters of a single task too.
+    replaces the lambdas ("Dynamic" in the GCond paper's Table 5), on the parameters of a single task too. Where only
+    one task reaches W (the others are absent from a micro-batch), w stays.
 
     Args:
         alpha: strength of the pull towards a common training rate; 1.5 in both papers.
@@ -35,9 +37,9 @@ class GradNorm:
     remembers_coordinates = False
 
     def __init__(self, alpha: float = 1.5, lr: float = 1e-3, group: str = "head") -> None:
-        if alpha < 0:
+        if not 0 <= alpha < inf:
             raise ValueError(f"`alpha`: expected a number >= 0, found {alpha}")
-        if lr <= 0:
+        if not 0 < lr < inf:
             raise ValueError(f"`lr`: expected a number > 0, found {lr}")
         self.alpha, self.lr, self.group = alpha, lr, group
         self._weights: Tensor | None = None
@@ -57,13 +59,22 @@ class GradNorm:
             )
 
     def resolve(self, conflict: Conflict) -> Resolution:
-        if self.group not in conflict.group_grams:
-            raise ValueError(f"`group`: expected a layer that more than one task reaches, found {self.group!r}")
+        shared = self.group in conflict.group_grams
         if self._weights is None:
+            if not shared:
+                raise ValueError(f"`group`: expected a layer that more than one task reaches, found {self.group!r}")
             self._start(conflict.losses)
         assert self._weights is not None
-        assert self._adam is not None
         weights = self._weights.detach().clone()
+        lifted = self._learn(conflict, weights) if shared else 0
+        effective = weights / conflict.lambdas
+        metrics = {f"gradnorm/weight/{task}": float(w) for task, w in zip(conflict.tasks, weights, strict=True)}
+        return Resolution(torch.diag(effective), metrics | {"gradnorm/lifted": float(lifted)}, effective)
+
+    def _learn(self, conflict: Conflict, weights: Tensor) -> int:
+        """One step of Adam on w, and how many weights were lifted."""
+        assert self._weights is not None
+        assert self._adam is not None
         norms = conflict.group_grams[self.group].diagonal().sqrt() / conflict.lambdas
         assert self._first_losses is not None
         pace = conflict.losses / self._first_losses
@@ -75,9 +86,7 @@ class GradNorm:
             lifted = int((self._weights < MIN_WEIGHT).sum())
             self._weights.clamp_(min=MIN_WEIGHT)
             self._weights.mul_(len(weights) / self._weights.sum())
-        effective = weights / conflict.lambdas
-        metrics = {f"gradnorm/weight/{task}": float(w) for task, w in zip(conflict.tasks, weights, strict=True)}
-        return Resolution(torch.diag(effective), metrics | {"gradnorm/lifted": float(lifted)}, effective)
+        return lifted
 
     def _start(self, losses: Tensor) -> None:
         if bool((losses <= 0).any()):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gcond.strategy.conflict import Conflict, Resolution, StatelessResolver
+from gcond.strategy.layout import Move
 
 EPSILON = 1e-8
 
@@ -94,6 +95,11 @@ class SAMGS(StatelessResolver):
             held = torch.cat([held, rows.new_zeros(len(rows), max(stop, 2 * held.shape[1]) - held.shape[1])], dim=1)
         self._momentum = held
         return held[:, start:stop]
+
+    def follow(self, move: Move) -> None:
+        if self._momentum is not None:
+            self._momentum = move.numbers(self._momentum[:, : self._size])
+            self._size = self._momentum.shape[1]
 
     def state_dict(self) -> dict[str, Any]:
         momentum = None if self._momentum is None else self._momentum[:, : self._size].clone()

@@ -1,0 +1,164 @@
+"""What a step takes for granted, looked at again in every one: the losses' graphs, and who else reduces gradients.
+
+A graph of some hundred nodes takes half a millisecond to walk. All are walked in the first window and after a change;
+later one of each kind in every window, at a place that moves on from window to window.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import Node
+
+from gcond.strategy.compiled import note_kept_buffers
+from gcond.strategy.estimate import Look, LookAt
+from gcond.strategy.gradients import TaskGradients
+
+WRAPPERS = {
+    "DistributedDataParallel": "torch.nn.parallel.distributed",
+    "FullyShardedDataParallel": "torch.distributed.fsdp.fully_sharded_data_parallel",
+}
+"""What reduces gradients over processes by itself, in every backward pass: class -> module."""
+
+
+class Watch:
+    """Walks the graphs of losses.
+
+    `materialises`: a part of a graph seen so far gives zeros, not nothing, for outputs that a loss does not depend on,
+    as torch.compile and reentrant checkpoints do.
+
+    Args:
+        modules: whose names an error may use.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module] = ()) -> None:
+        self._modules = modules
+        self.materialises = False
+        self._compiled = False  # a part of a graph seen so far
+        self.fresh = True  # the next window is the first one, or something has changed before it
+        self._unseen = True  # who reduces gradients: a wrapper may make itself in the first forward pass
+        self._asked: Counter[tuple[str, ...]] = Counter()
+        self._before = self._asked
+        self._windows = 0
+        self._gathered: dict[int, Tensor] = {}
+
+    def window(self, held: TaskGradients) -> Look:
+        """A window begins, in which backward passes fill the rows of `held`.
+
+        What it gives is called before the losses of a micro-batch are computed, with their names and whether they serve
+        several backward passes; and what that gives is called with the losses. It raises ValueError where `p.grad` has
+        changed meanwhile; where a wrapper reduces gradients by itself; and where the losses reach a trainable parameter
+        that the conductor does not hold, or another leaf whose `.grad` is there already: it would add up from step to
+        step.
+        """
+        self._unseen |= self.fresh
+        self._before = Counter() if self.fresh else self._asked
+        self._asked = Counter()
+        self._windows += 1
+        self.fresh = False
+        return partial(self._look, held)
+
+    def _look(self, held: TaskGradients, names: Sequence[str], several_passes: bool) -> LookAt:
+        kind = tuple(names)
+        place, count = self._asked[kind], self._before[kind]
+        self._asked[kind] += 1
+        due = not count or place == self._windows % count
+        if not due and not (several_passes and (self._compiled or place == 0)):  # each such graph keeps its buffers
+            return lambda losses: None
+        before = held.marks()
+
+        def look_at(losses: Mapping[str, Tensor]) -> None:
+            if self._unseen:
+                _refuse_wrapped(held.parameters)
+                self._unseen = False
+            if held.marks() != before:
+                raise ValueError(
+                    "`losses`: expected it to compute losses only, found `p.grad` changed by it; call neither "
+                    "zero_grad() nor backward() in it"
+                )
+            self._look_for_others(losses, held)
+
+        return look_at
+
+    def _look_for_others(self, losses: Mapping[str, Tensor], held: TaskGradients) -> None:
+        leaves = list(self._leaves(losses.values()))
+        unknown = self._unknown(leaves, held)
+        if unknown and held.sharded:
+            self._gathered = _gathered(held.parameters)
+            unknown = self._unknown(leaves, held)
+        if unknown:
+            raise ValueError(self._told(unknown[0], losses, leaves, held))
+
+    def _unknown(self, leaves: Iterable[Tensor], held: TaskGradients) -> list[Tensor]:
+        own = held.awaited | self._gathered.keys()
+        return [
+            leaf for leaf in leaves if id(leaf) not in own and (isinstance(leaf, nn.Parameter) or leaf.grad is not None)
+        ]
+
+    def _leaves(self, losses: Iterable[Tensor]) -> Iterator[Tensor]:
+        for node in _nodes(losses):
+            if not node.next_functions and hasattr(node, "variable"):
+                yield node.variable
+            elif isinstance(node, BackwardCFunction):
+                self._compiled |= note_kept_buffers(node)
+                self.materialises |= len(node._input_metadata) > 1
+
+    def _told(self, leaf: Tensor, tasks: Iterable[str], leaves: list[Tensor], held: TaskGradients) -> str:
+        names = {id(p): f" {name}" for module in self._modules for name, p in module.named_parameters()}
+        reached = set(map(id, leaves))
+        gone = [
+            name
+            for name, parameter in zip(held.names, held.parameters, strict=True)
+            if parameter.shape == leaf.shape and id(parameter) not in reached
+        ]
+        instead = f", perhaps in place of {' or '.join(gone)}, which it holds and the loss misses" if gone else ""
+        return (
+            f"`parameters`: the loss of {' and '.join(map(repr, tasks))} reaches a leaf that the conductor does not "
+            f"hold, {type(leaf).__name__}{names.get(id(leaf), '')} of shape {tuple(leaf.shape)}{instead}. Its gradient "
+            "would add up from step to step: hand over every trainable parameter, build conductor and optimizer anew "
+            "after replacing one, freeze it by requires_grad_(False), or use an input as x.detach().requires_grad_()"
+        )
+
+
+def _nodes(losses: Iterable[Tensor]) -> Iterator[Node]:
+    """Every node of the losses' graph, once."""
+    seen: set[Node | None] = {None}
+    waiting = [loss.grad_fn for loss in losses]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [parent for parent, _ in node.next_functions]
+            yield node
+
+
+def _gathered(parameters: Iterable[Tensor]) -> dict[int, Tensor]:
+    """What FSDP2 puts into the graph in place of the sharded `parameters`, by id."""
+    own = {id(parameter) for parameter in parameters}
+    found = [each for each in gc.get_objects() if type(each).__name__ == "FSDPParam" and id(each.sharded_param) in own]
+    return {id(each._unsharded_param): each._unsharded_param for each in found if hasattr(each, "_unsharded_param")}
+
+
+def _refuse_wrapped(parameters: Iterable[Tensor]) -> None:
+    """Raise ValueError where a wrapper that is alive reduces the gradients of one of `parameters`.
+
+    A wrapper's hooks on parameters cannot be seen; the wrapper itself can, among the objects of this process.
+    """
+    if not dist.is_available() or not dist.is_initialized():
+        return
+    kinds = tuple(getattr(sys.modules[module], name) for name, module in WRAPPERS.items() if module in sys.modules)
+    own = {id(parameter) for parameter in parameters}
+    for each in gc.get_objects():
+        if issubclass(type(each), kinds) and any(id(parameter) in own for parameter in each.parameters()):
+            raise ValueError(
+                f"`parameters`: found a model in {type(each).__name__}, which adds the tasks up over processes before "
+                "anything is resolved; expected the model as it is, with processes=Replicated() and the same initial "
+                "weights everywhere, or in fully_shard (FSDP2)"
+            )

@@ -1,0 +1,144 @@
+"""A conductor's state knows tasks and parameters by their names, wherever they lie."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Any
+
+import pytest
+import torch
+from strategy.problems import ConvNet, flat_grad, image_batches, opposed_losses
+from torch import Tensor, nn
+
+from gcond.strategy import EMA, GCond, GradientConductor, LionLARS, PCGrad, Raw, Sequential
+from gcond.strategy.resolve.sam_gs import SAMGS
+
+TASKS = {"l1": 0.85, "ssim": 0.15}
+PARTS = {
+    "gcond": lambda: (Sequential(2), GCond(), EMA(0.9)),
+    "lion": lambda: (Sequential(2), GCond(), LionLARS()),
+    "sam-gs": lambda: (Sequential(2), SAMGS(), Raw()),
+}
+
+
+def saved(state: dict[str, Any]) -> dict[str, Any]:
+    """As it comes back from a file."""
+    file = BytesIO()
+    torch.save(state, file)
+    return torch.load(BytesIO(file.getvalue()), weights_only=True)
+
+
+def step(conductor: GradientConductor, model: nn.Module, seed: int) -> Tensor:
+    conductor.step([batch.double() for batch in image_batches(2, seed)], opposed_losses(model))
+    return flat_grad(list(model.parameters()))
+
+
+ORDERS = {
+    "the same": lambda model: model.named_parameters(),
+    "reversed": lambda model: list(model.named_parameters())[::-1],
+    "in groups": lambda model: {
+        name: [pair for pair in model.named_parameters() if pair[0].startswith(name)]
+        for name in ("head", "encoder", "body")
+    },
+    "channels last": lambda model: model.to(memory_format=torch.channels_last).named_parameters(),
+}
+
+
+@pytest.mark.parametrize("parts", PARTS)
+@pytest.mark.parametrize("order", ORDERS)
+def test_any_order_and_layout_of_the_parameters_continues(order, parts):
+    first = ConvNet().double()
+    conductor = GradientConductor(first.named_parameters(), TASKS, *PARTS[parts]())
+    for seed in range(2):
+        step(conductor, first, seed)
+    state = saved(conductor.state_dict())
+
+    other = ConvNet().double()
+    resumed = GradientConductor(ORDERS[order](other), TASKS, *PARTS[parts]())
+    resumed.load_state_dict(state)
+    torch.testing.assert_close(step(resumed, other, 2), step(conductor, first, 2), rtol=1e-9, atol=1e-12)
+
+
+def test_what_is_frozen_when_the_state_is_saved_or_loaded_changes_nothing():
+    """The body freezes after the first step and thaws before the third."""
+
+    def trained(resume_at: int | None, frozen_at_resume: bool = True) -> Tensor:
+        model = ConvNet().double()
+        conductor = GradientConductor(model, TASKS, *PARTS["gcond"]())
+        for seed in range(4):
+            model.body.requires_grad_(seed not in (1, 2) if seed != resume_at else not frozen_at_resume)
+            if seed == resume_at:
+                state = saved(conductor.state_dict())
+                conductor = GradientConductor(model, TASKS, *PARTS["gcond"]())
+                conductor.load_state_dict(state)
+                model.body.requires_grad_(seed not in (1, 2))
+            step(conductor, model, seed)
+        return flat_grad(list(model.parameters()))
+
+    expected = trained(None)
+    for resume_at in (1, 2, 3):
+        for frozen in (True, False):
+            assert torch.equal(trained(resume_at, frozen), expected)
+
+
+def refused(tasks: dict[str, float], parameters: Any, state: dict[str, Any] | None = None) -> str:
+    model = ConvNet()
+    conductor = GradientConductor(model, TASKS, *PARTS["gcond"]())
+    state = conductor.state_dict() if state is None else state
+    with pytest.raises(ValueError, match="`state`: expected") as error:
+        GradientConductor(parameters, tasks, *PARTS["gcond"]()).load_state_dict(state)
+    return str(error.value)
+
+
+def test_the_state_of_others_is_refused_with_their_names():
+    model = ConvNet()
+    assert "['ssim', 'l1']" in refused({"ssim": 0.15, "l1": 0.85}, model)
+    assert "differing: ['classify']" in refused(TASKS | {"classify": 1.0}, model)
+    assert "differing: ['head.weight']" in refused(
+        TASKS, [p for p in model.named_parameters() if p[0] != "head.weight"]
+    )
+    assert "body.bias" in refused(TASKS, model.parameters())
+    assert "an older version's" in refused(TASKS, model, {"steps": 3, "reached": torch.ones(2, 9)})
+
+
+def test_a_parameter_of_another_shape_is_refused():
+    first, other = ConvNet(), ConvNet()
+    conductor = GradientConductor(first, TASKS, *PARTS["gcond"]())
+    conductor.step(image_batches(2), opposed_losses(first))
+    other.head = nn.Linear(6, 3)
+    resumed = GradientConductor(other, TASKS, *PARTS["gcond"]())
+    with pytest.raises(ValueError, match=r"head.weight of shape \(2, 6\), .* found \(3, 6\)"):
+        resumed.load_state_dict(conductor.state_dict())
+
+
+def test_buffers_of_fewer_digits_do_not_take_a_state_over():
+    model = ConvNet()
+    conductor = GradientConductor(model, TASKS, *PARTS["gcond"]())
+    conductor.step(image_batches(2), opposed_losses(model))
+    narrow = GradientConductor(model, TASKS, *PARTS["gcond"](), buffer_dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"kept as torch.float32, which torch.bfloat16 would round"):
+        narrow.load_state_dict(conductor.state_dict())
+    wide = GradientConductor(model, TASKS, *PARTS["gcond"](), buffer_dtype="float64")
+    wide.load_state_dict(conductor.state_dict())
+    wide.step(image_batches(2), opposed_losses(model))
+
+
+def test_names_that_occur_twice_are_told_apart():
+    parts = [ConvNet(0), ConvNet(1)]
+    conductor = GradientConductor({f"net{i}": part for i, part in enumerate(parts)}, TASKS, Sequential(1), PCGrad())
+    names = conductor.state_dict()["handed_over"]
+    assert len(set(names)) == len(names) == 2 * len(list(parts[0].parameters()))
+
+
+@pytest.mark.parametrize("what", ["tasks", "estimator", "resolver", "update", "processes"])
+def test_what_the_conductor_was_built_of_cannot_be_replaced(what):
+    conductor = GradientConductor(ConvNet(), TASKS, *PARTS["gcond"]())
+    with pytest.raises(AttributeError, match=f"`{what}`"):
+        setattr(conductor, what, getattr(conductor, what))
+
+
+def test_lambdas_cannot_be_changed():
+    conductor = GradientConductor(ConvNet(), TASKS, *PARTS["gcond"]())
+    with pytest.raises(TypeError, match="`tasks`: the lambda of 'l1'"):
+        conductor.tasks["l1"] = 0.5
+    assert dict(conductor.tasks) == TASKS
