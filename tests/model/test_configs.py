@@ -23,5 +23,5 @@ def test_every_model_config_builds(path: Path, channels: int) -> None:
 
 
 def test_channels_must_come_from_the_data_set() -> None:
-    assert len(CONFIGS) == 5
+    assert len(CONFIGS) == 6
     assert all(OmegaConf.is_missing(OmegaConf.load(path), "channels") for path in CONFIGS)

@@ -247,6 +247,8 @@ def test_panels_share_their_axis_and_hold_every_seed(ablated):
 def test_rates_and_sizes_of_the_scales_are_those_of_conf():
     for path in (CONF / "scale").glob("*.yaml"):
         scale = yaml.safe_load(path.read_text())
+        for base in scale.get("defaults", [])[:-1]:
+            scale = yaml.safe_load(path.with_name(f"{base}.yaml").read_text()) | scale
         assert float(scale["lr"]) == SCALE_RATES[path.stem]
         assert scale["image_size"] == SCALE_PIXELS[path.stem]
 

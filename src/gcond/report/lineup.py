@@ -49,10 +49,11 @@ SCALE_RATES = {
     "mini": 2e-3,
     "sample": 1e-3,
     "study": 2e-3,
+    "study_gpu": 2e-3,
     "sample_gpu": 1e-3,
     "paper": PAPER_RATE,
 }  # of conf/scale, as are the sizes
-SCALE_PIXELS = {"smoke": 64, "mini": 64, "sample": 64, "study": 64, "sample_gpu": 128, "paper": 256}
+SCALE_PIXELS = {"smoke": 64, "mini": 64, "sample": 64, "study": 64, "study_gpu": 128, "sample_gpu": 128, "paper": 256}
 
 
 def default_datasets(scale: str) -> tuple[str, ...]:
