@@ -40,12 +40,12 @@ def test_a_sound_report_is_read_as_it_stands(tmp_path: Path) -> None:
         ),
         (json.dumps(REPORT | {"trivial": {"mean": {"val_l1": None}}}), r"`trivial\.mean\.val_l1`: expected a number"),
         (json.dumps(REPORT | {"steps": None}), "expected the fields steps, found no steps"),
-        (json.dumps([REPORT]), "expected settings by name"),
-        (json.dumps(REPORT)[:-9], "expected JSON, found"),
-        ("", "expected JSON, found"),
-        ("\0" * 40, "expected JSON, found"),
-        (b"\xff\xfe" + json.dumps(REPORT).encode(), "expected UTF-8, found byte 0"),
-        ("[" * 100_000, "expected JSON, found"),
+        (json.dumps([REPORT]), "expected a JSON object, found list"),
+        (json.dumps(REPORT)[:-9], "expected a JSON object, found"),
+        ("", "expected a JSON object, found"),
+        ("\0" * 40, "expected a JSON object, found"),
+        (b"\xff\xfe" + json.dumps(REPORT).encode(), "expected a JSON object, found"),
+        ("[" * 100_000, "cannot be read: maximum recursion"),
     ],
 )
 def test_a_damaged_report_is_a_sentence_with_file_and_field(text: str | bytes, field: str, tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_damaged_report_is_a_sentence_with_file_and_field(text: str | bytes, f
 
 
 def test_a_report_that_is_no_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"report\.json: cannot be read: No such file"):
+    with pytest.raises(ValueError, match=r"report\.json: cannot be read: .*No such file"):
         read_report(tmp_path)
 
 
@@ -72,8 +72,12 @@ def test_a_recorded_config_is_read_as_it_was_written(text: str, tmp_path: Path) 
     ("old", "new", "field"),
     [
         ("seed: 42", "seed: foo", "`seed`: expected an integer"),
-        ("seed: 42", "seed: ${oc.env:HOME}", "found an interpolation"),
-        ("seed: 42", "seed: !!python/object/apply:os.system ['true']", "expected YAML, found could not determine"),
+        ("seed: 42", "seed: ${oc.env:HOME}", "found a list or an interpolation"),
+        (
+            "seed: 42",
+            "seed: !!python/object/apply:os.system ['true']",
+            "could not determine",
+        ),
         ("seed: 42", "seed: [", "expected YAML, found"),
         ("seed: 42\n", "", "`seed`: expected a value, found none"),
         ("mask_ratio: 0.75", "mask_ratio: .nan", r"`scale\.mask_ratio`: expected a number"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gcond.files import read_object
 from gcond.schema import REPORT, check, validate
 
 
@@ -17,16 +17,16 @@ def read_report(folder: Path, *needed: str) -> dict[str, Any]:
     """report.json of the run in `folder`, which has the fields `needed`."""
     path = folder / "report.json"
     try:
-        report = json.loads(_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: expected JSON, found {error}; the file is damaged") from None
+        report = read_object(path)
+    except (OSError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from None
     try:
         validate(REPORT, report)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if missing := [name for name in needed if report.get(name) is None]:
         raise ValueError(f"{path}: expected the fields {', '.join(needed)}, found no {', '.join(missing)}")
-    return dict(report)
+    return report
 
 
 def read_config(folder: Path) -> DictConfig:
@@ -41,22 +41,13 @@ def read_config(folder: Path) -> DictConfig:
 
 def read_yaml(path: Path) -> DictConfig:
     """A recorded config: a mapping without interpolations, which could ask for the reader's environment."""
-    text = _text(path)
-    if "${" in text:
-        raise ValueError(f"{path}: expected settings that are filled in, found an interpolation (${{…}})")
     try:
+        text = path.read_text(encoding="utf-8")
         cfg = OmegaConf.create(text)  # by a safe loader
-    except (yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError) as error:
-        raise ValueError(f"{path}: expected YAML, found {' '.join(str(error).split())}; the file is damaged") from None
-    if not isinstance(cfg, DictConfig):
-        raise ValueError(f"{path}: expected settings by name, found a list; the file is damaged")
-    return cfg
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8, found byte {error.start} to be none; the file is damaged") from None
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+    except (yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError) as error:  # of UTF-8, too
+        raise ValueError(f"{path}: expected YAML, found something else: {' '.join(str(error).split())}") from None
+    if not isinstance(cfg, DictConfig) or "${" in text:
+        raise ValueError(f"{path}: expected settings by name, all filled in, found a list or an interpolation")
+    return cfg

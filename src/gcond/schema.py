@@ -110,7 +110,7 @@ class Config(Section):
     compile: bool
     nonfinite: Literal["raise", "skip"]
     arbitration: Literal["once", "per_rank"]
-    threads: Annotated[int, Field(ge=1, le=1024)]
+    threads: Annotated[int, Field(ge=1, le=256)]
     device: Device = "auto"
     paths: dict[str, Text | None] = {}  # of any data set
     runs: Text = "runs"

@@ -452,5 +452,5 @@ def test_channels_of_data_are_known_without_reading_it() -> None:
 
     assert channels_of(config("dataset=photos")) == photos.load(64).intensity.channels
     assert channels_of(config("dataset=ct")) == Intensity.of_hu_window(0, 1, 0, 1).channels
-    with pytest.raises(ValueError, match="`dataset`: expected one of ct, photos, imagenet256"):
+    with pytest.raises(ValueError, match=r"`dataset`: expected one of ct, .*photos, imagenet256"):
         channels_of(config("dataset=photos", "dataset.name=others"))

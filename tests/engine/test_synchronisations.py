@@ -21,7 +21,9 @@ def test_an_optimizer_step_waits_once(device: Any, monkeypatch: pytest.MonkeyPat
     cfg = rehearsal.composed(["strategy=gcond_stochastic", "scale=smoke", "dataset=photos"])
     if isinstance(device, FarDevice):
         model = build(cfg.model, channels=3)  # timm looks at models on "meta" while it builds one
-        monkeypatch.setattr(rehearsal, "build", lambda *_, **__: model)
+        monkeypatch.setattr(
+            rehearsal, "build", lambda part, **late: model if part == cfg.model else build(part, **late)
+        )
         monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # knows no "meta"
     with device:
         steps = rehearsal.Rehearsal(cfg, device.device)

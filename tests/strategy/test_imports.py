@@ -19,7 +19,7 @@ ALLOWED = {
     "gcond": set(),
     "gcond.schema": set(),
     "gcond.build": {"gcond.schema"},
-    "gcond.run_files": {"gcond.schema"},
+    "gcond.run_files": {"gcond.files", "gcond.schema"},
     "gcond.data": {"gcond.files", "gcond.build"},
     "gcond.model": set(),
     "gcond.loss": {"gcond.model", "gcond.data"},
