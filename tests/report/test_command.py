@@ -215,7 +215,7 @@ def test_runs_of_the_same_data_share_a_table_whatever_its_folder_was_called(writ
     assert "a (9 images): L1" in (folder / "tables" / "table2.md").read_text()
     write_run("ct", "baseline", 2025, [(0.5, 0.4, 0.6, 0.4)], dataset_title="a (9 images)", data_checksum="b" * 64)
     assert command("--datasets", "ct") == 2
-    assert "runs of dataset `ct` saw different data" in capsys.readouterr().err
+    assert "runs of `ct` saw different data" in capsys.readouterr().err
 
 
 def test_escaping_leaves_plain_text_alone():

@@ -267,8 +267,8 @@ def test_every_state_of_a_folder_is_shown_with_its_reason(tmp_path, page):
         silent: ("failed", "RuntimeError: before any report"),
         stopped: ("unfinished", "neither report.json nor FAILED"),
         again: ("unfinished", "had failed with: ValueError: first attempt"),
-        torn: ("damaged", "report.json is not JSON"),
-        odd: ("damaged", "list indices"),
+        torn: ("damaged", "report.json: expected a JSON object"),
+        odd: ("damaged", "expected a JSON object, found list"),
         other: ("damaged", "`schema` is 2, this version reads 1"),
         empty: ("damaged", "neither config.yaml nor metrics.jsonl"),
         old: ("superseded", f"repeated later as mini/{new.name}"),
@@ -327,6 +327,7 @@ def test_records_that_are_not_drawn_are_passed_over(tmp_path):
     path = make_run(tmp_path / "runs") / "metrics.jsonl"
     whole, found = path.read_bytes(), read_metrics(path)
     more = b'{"kind": "probe", "step": 8, "cosine/all": 0.5}\n{"kind": "activations", "step": 8, "std": 1.0}\n'
+    more += b'{"kind": "final", "at": "best", "step": 8, "val_l1": 0.5}\n{"kind": "groups", "step": 8, "groups": {}}\n'
     again = read_metrics_of(path, whole + more)
     assert (again.reached, again.validation, again.notes) == (found.reached, found.validation, found.notes)
     assert set(again.steps) == set(found.steps)

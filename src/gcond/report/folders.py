@@ -1,12 +1,13 @@
 """One run's folder -> one row of runs.csv, its trivial predictors and its validation curve."""
 
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gcond.engine.selection import selection_weights, weighted_loss
+from gcond.files import read_object
 from gcond.report.records import BODY_METRICS, COLUMNS, KEY, MORE_METRICS
 
 METRICS = ("val_l1", "val_ssim", "test_l1", "test_ssim")  # "ssim" is 1 - SSIM throughout
@@ -51,7 +52,7 @@ def read_folders(scale_folder: Path) -> Collected:
             continue
         try:
             run = read_run(folder)
-        except (ValueError, TypeError, AttributeError) as error:
+        except ValueError as error:
             unreadable[folder.name] = str(error)
             continue
         key = tuple(run.row[name] for name in KEY)
@@ -66,14 +67,11 @@ def read_folders(scale_folder: Path) -> Collected:
 def read_run(folder: Path) -> Run:
     """Read one finished or failed run. Raises ValueError that names the file and the key if it is malformed."""
     path = folder / "report.json"
+    report = read_object(path)
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        if report["schema"] != 1:
-            raise ValueError(f"{path}: `schema` is {report['schema']!r}, this version reads 1")
+        _check(report)
         row = {name: report.get(name) for name in COLUMNS}
-        for name in ("dataset", "model", "strategy", "seed", "variant", "status"):
-            row[name] = report[name]
-        row["dataset_title"] = " ".join(str(row["dataset_title"] or "").split())
+        row["dataset_title"] = " ".join((report.get("dataset_title") or "").split())
         row["missing_packages"] = ";".join(report.get("missing_packages") or [])
         error = _error(folder, report)
         if error:
@@ -86,17 +84,65 @@ def read_run(folder: Path) -> Run:
             name: {metric: values[metric] for metric in (*METRICS, *(set(BODY_METRICS) & set(values)))}
             for name, values in report["trivial"].items()
         }
+        return Run(folder, row | {"error": ""} | _summary(curve, weights, report.get("final")), trivial, curve)
     except KeyError as missing:
         raise ValueError(f"{path} lacks the key `{missing.args[0]}`") from None
-    except json.JSONDecodeError as broken:
-        raise ValueError(f"{path} is not JSON: {broken}") from None
-    return Run(folder, row | {"error": ""} | _summary(curve, weights, report.get("final")), trivial, curve)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+NEEDED = ("dataset", "model", "strategy", "seed", "variant", "status")
+KINDS: dict[object, tuple[str, Callable[[object], bool]]] = {  # of a column -> what a report has
+    str: ("text", lambda value: isinstance(value, str)),
+    "Int64": ("an integer", lambda value: type(value) is int),
+    "boolean": ("true or false", lambda value: isinstance(value, bool)),
+    "float64": ("a finite number", lambda value: _is_number(value) and math.isfinite(value)),
+}
+OTHER_KINDS = {
+    "missing_packages": (
+        "a list of text",
+        lambda value: isinstance(value, list) and all(type(v) is str for v in value),
+    ),
+    "data_checksum": ("text by split", lambda value: isinstance(value, str | dict)),
+}
+
+
+def _check(report: dict[str, Any]) -> None:
+    """Raise ValueError that names what does not fit a column, or is no table of numbers where one is expected."""
+    if report["schema"] != 1:
+        raise ValueError(f"`schema` is {report['schema']!r}, this version reads 1")
+    for name, kind in COLUMNS.items():
+        value, (expected, fits) = report.get(name), OTHER_KINDS.get(name) or KINDS[kind]
+        if (value is None and name in NEEDED) or (value is not None and not fits(value)):
+            raise ValueError(f"`{name}`: expected {expected}, found {value!r}")
+    if report["status"] not in ("done", "failed"):
+        raise ValueError(f"`status` is {report['status']!r}, allowed: done, failed")
+    if report["status"] == "failed":
+        return
+    tables: dict[str, Any] = {}
+    for name, optional in (("tasks", True), ("trivial", False), ("final", True)):
+        values = report.get(name, {}) if optional else report[name]
+        if not isinstance(values, dict):
+            raise ValueError(f"`{name}`: expected values by name, found {values!r}")
+        tables |= {name: values} if name == "tasks" else {f"{name}.{part}": own for part, own in values.items()}
+    if not isinstance(report["validation"], list):
+        raise ValueError(f"`validation`: expected a list, found {report['validation']!r}")
+    tables |= {f"validation[{place}]": values for place, values in enumerate(report["validation"])}
+    for name, values in tables.items():
+        if not isinstance(values, dict):
+            raise ValueError(f"`{name}`: expected numbers by name, found {values!r}")
+        for key, value in values.items():
+            whole = key in ("epoch", "step")
+            if not (type(value) is int if whole else _is_number(value) or (value is None and name[0] in "vf")):
+                raise ValueError(f"`{name}.{key}`: expected {'an integer' if whole else 'a number'}, found {value!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _error(folder: Path, report: dict) -> str:
     """Why this run yields no numbers; empty for a good one."""
-    if report["status"] not in ("done", "failed"):
-        raise ValueError(f"{folder / 'report.json'}: `status` is {report['status']!r}, allowed: done, failed")
     if (folder / "FAILED").exists() and not (folder / "DONE").exists():
         return (folder / "FAILED").read_text(encoding="utf-8").strip() or report.get("error") or "unknown error"
     if report["status"] == "failed":

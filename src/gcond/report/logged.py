@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from gcond.engine import logbook
-from gcond.files import damaged
 
 Record = dict[str, Any]
-"""Its "kind" is step, validation, probe, activations, final or groups; a number that is not defined is None."""
+"""Its "kind" is one of KINDS; a number that is not defined is None."""
+KINDS = ("step", "validation", "probe", "activations", "final", "groups")
 WORDS = ("kind", "at", "split")  # keys of text
+AGAIN = "move the run's folder away to make it again"
 
 
 def read(folder: Path) -> list[Record]:
@@ -18,19 +19,28 @@ def read(folder: Path) -> list[Record]:
     Raises ValueError, which names line and key, where one is damaged.
     """
     path = folder / "metrics.jsonl"
-    records = logbook.read(path) if path.exists() else []
+    if not path.exists():
+        return []
+    records = logbook.read(path)
+    if not records:
+        raise ValueError(f"{path}: expected the records of a run, found none; {AGAIN}")
     for line, record in enumerate(records, 1):
-        _check(record, path, line)
+        try:
+            _check(record)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {line}: {error}; {AGAIN}") from None
     return records
 
 
-def _check(record: Record, path: Path, line: int) -> None:
-    for key, kind, expected in (("kind", str, "text"), ("step", int, "an integer"), ("epoch", int, "an integer")):
-        if type(record.get(key)) is not kind and (key in record or key != "epoch"):
-            raise damaged(path, line, f"{expected} as `{key}`", repr(record.get(key)))
+def _check(record: Record) -> None:
+    if record.get("kind") not in KINDS:
+        raise ValueError(f"expected one of {', '.join(KINDS)} as `kind`, found {record.get('kind')!r}")
+    for key in ("step", "epoch"):
+        if type(record.get(key)) is not int and (key in record or key == "step"):
+            raise ValueError(f"expected an integer as `{key}`, found {record.get(key)!r}")
     for key, value in record.items():
         if key not in WORDS and not _is_number(value):
-            raise damaged(path, line, f"a finite number or null as `{key}`", repr(value))
+            raise ValueError(f"expected a finite number or null as `{key}`, found {value!r}")
 
 
 def _is_number(value: Any) -> bool:

@@ -99,11 +99,16 @@ def dataset_title(rows: pd.DataFrame, dataset: str) -> str:
     known = own[own.data_checksum != ""]
     older, titles = set(own.dataset_title[own.data_checksum == ""]), sorted(set(own.dataset_title))
     if known.data_checksum.nunique() > 1 or (older and len(titles) > 1):
-        raise ValueError(
-            f"runs of dataset `{dataset}` saw different data and cannot share a table: {', '.join(titles)}; move the "
-            "folders of some away from the others, or record them elsewhere (--results DIR, make OUT=DIR)"
-        )
+        remedy = "move the folders of some away from the others, or record them elsewhere (--results DIR, make OUT=DIR)"
+        raise ValueError(f"runs of `{dataset}` saw different data and cannot share a table: {_listed(own)}; {remedy}")
     return titles[0] if titles else dataset
+
+
+def _listed(runs: pd.DataFrame) -> str:
+    """How many runs of which data."""
+    counts = runs[runs.seed.notna()].groupby(["dataset_title", "data_checksum"]).size()
+    names = [f"{title} (checksum {checksum[:24] or 'unknown'})" for title, checksum in counts.index]
+    return ", ".join(f"{count} runs of {name}" for name, count in zip(names, counts, strict=True))
 
 
 def _block(runs: Runs, columns: tuple[Column, ...], key: str, asked: int) -> Block:

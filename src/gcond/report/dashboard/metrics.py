@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from gcond.report.logged import KINDS
+
 POINTS = 200  # a line on the page has at most this many
 PREFIXES = ("loss/", "cosine/", "cosine_resolved/", "zone/")
 SINGLE = ("correction", "resolved")
-NOT_DRAWN = ("probe", "activations")  # kinds of records
 VALIDATION = ("val_l1", "val_ssim")
 
 
@@ -51,8 +52,8 @@ def read_metrics(path: Path) -> Metrics:
                         at, values = columns.setdefault(key, ([], []))
                         at.append(step)
                         values.append(np.nan if (found := _number(value)) is None else found)
-            elif kind not in NOT_DRAWN:
-                raise ValueError(f"`kind` is {kind!r}, allowed: step, validation, {', '.join(NOT_DRAWN)}")
+            elif kind not in KINDS:
+                raise ValueError(f"`kind` is {kind!r}, allowed: {', '.join(KINDS)}")
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines):
                 notes.append(f"the last line of {path.name} is half written and left out")
