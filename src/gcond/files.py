@@ -77,7 +77,8 @@ def write_json(path: Path, content: Any) -> None:
 def read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Header of a CSV file, and each row below it with the number of the line that it ends in.
 
-    Raises ValueError where the file is not UTF-8 or a row has not as many cells as the header: it was cut or edited.
+    Raises ValueError where the file is not UTF-8, a row has not as many cells as the header, or the last line does not
+    end: it was cut or edited.
     """
     raw = path.read_bytes()
     try:
@@ -98,6 +99,8 @@ def read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     for line, cells in rows:
         if len(cells) != len(header[1]):
             raise damaged(path, line, f"{len(header[1])} cells", str(len(cells)))
+    if not text.endswith("\n"):
+        raise damaged(path, text.count("\n") + 1, "a line that ends", "the end of the file")
     return header[1], rows
 
 

@@ -165,8 +165,8 @@ def read_csv(path: Path, columns: dict[str, object] = COLUMNS, key: list[str] = 
     if header != there:
         raise ValueError(f"{path} has columns {sorted(set(header) ^ set(there))} too many or too few (or misplaced)")
     _check_cells(path, header, rows, columns)
-    if columns is COLUMNS:
-        _check_outcomes(path, header, rows)
+    if columns in (COLUMNS, CURVE_COLUMNS):
+        _check_losses(path, header, rows)
     numbers = {name: [""] for name in there if columns[name] is not _TEXT}
     dtypes = {name: columns[name] for name in there}
     table = pd.read_csv(path, dtype=dtypes, keep_default_na=False, na_values=numbers)
@@ -180,8 +180,8 @@ def read_csv(path: Path, columns: dict[str, object] = COLUMNS, key: list[str] = 
     return table
 
 
-def read_table(path: Path, text: Collection[str], columns: Collection[str] = (), **options: Any) -> pd.DataFrame:
-    """What `pd.read_csv` makes of a file of other columns; `text` names those that need hold no numbers.
+def read_table(path: Path, text: Collection[str], columns: Collection[str], **options: Any) -> pd.DataFrame:
+    """What `pd.read_csv` makes of a file of other `columns`, and perhaps more; `text` names those that hold no numbers.
 
     Raises ValueError, which names file, line and column, where one holds none, or where one of `columns` is absent.
     """
@@ -193,6 +193,11 @@ def read_table(path: Path, text: Collection[str], columns: Collection[str] = (),
 
 
 def _check_cells(path: Path, header: list[str], rows: list[tuple[int, list[str]]], columns: Mapping[str, Any]) -> None:
+    if {"seed", "strategy"} <= set(header):
+        seed, strategy = header.index("seed"), header.index("strategy")
+        for line, cells in rows:
+            if not cells[seed] and not cells[strategy].startswith("trivial:"):
+                raise damaged(path, line, "a whole number in the column `seed`", "nothing")
     for place, name in enumerate(header):
         kind = columns.get(name, _TEXT)
         if kind is _TEXT:
@@ -203,15 +208,17 @@ def _check_cells(path: Path, header: list[str], rows: list[tuple[int, list[str]]
                 raise damaged(path, line, f"{EXPECTED[kind]} in the column `{name}`", repr(cells[place]))
 
 
-def _check_outcomes(path: Path, header: list[str], rows: list[tuple[int, list[str]]]) -> None:
-    """Every run is done or failed, and has its losses if it is done."""
-    needed = [f"{epoch}_{split}_{task}" for epoch in ("best", "last") for split in ("val", "test") for task in LOSSES]
+def _check_losses(path: Path, header: list[str], rows: list[tuple[int, list[str]]]) -> None:
+    """Every run is done or failed, and has its losses if it is done; every epoch has them."""
+    epochs = ("best_", "last_") if "status" in header else ("",)
+    needed = [f"{epoch}{split}_{task}" for epoch in epochs for split in ("val", "test") for task in LOSSES]
     for line, cells in rows:
         row = dict(zip(header, cells, strict=True))
-        if row["status"] not in ("done", "failed"):
-            raise damaged(path, line, "done or failed in the column `status`", repr(row["status"]))
+        status = row.get("status", "done")
+        if status not in ("done", "failed"):
+            raise damaged(path, line, "done or failed in the column `status`", repr(status))
         for name in needed:
-            if row["status"] == "done" and not row[name]:
+            if status == "done" and not row[name]:
                 raise damaged(path, line, f"a number in the column `{name}`", "nothing")
 
 

@@ -22,6 +22,9 @@ ZONES = {  # Table 1's names, from the lowest cosine on
     "weak": "mild (`weak`)",
     "none": "agreement",
 }
+COLUMNS = ("logic", "remap_power", "critical", "main", "weak", "cosine", "zone", "angle", "s_w", "s_l", "winner_kept")
+COLUMNS += ("loser_kept", "cosine_after", "cosine_after_all")
+TEXT = ("logic", "zone", "side")  # columns without numbers
 CSV_HEADER = ["logic", "remap_power", "zone", "from", "to", "samples"]
 CSV_HEADER += [
     f"{name}_{end}" for name in ("angle_degrees", "s_w", "s_l", "loser_kept", "cosine_after") for end in ("from", "to")
@@ -31,10 +34,10 @@ CSV_HEADER += [
 def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(samples along the cosine, samples on both sides of each threshold). Raises ValueError if they are not there."""
     tables = []
-    for name in ("zones.csv", "thresholds.csv"):
+    for name, more in (("zones.csv", ()), ("thresholds.csv", ("threshold", "side"))):
         if not (folder / name).exists():
             raise ValueError(f"expected {folder / name}, which does not exist; `{MAKE}` makes it")
-        tables.append(read_table(folder / name, ("logic", "zone", "threshold", "side")))
+        tables.append(read_table(folder / name, TEXT, (*more, *COLUMNS)))
     return tables[0], tables[1]
 
 

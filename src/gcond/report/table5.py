@@ -10,9 +10,11 @@ import pandas as pd
 
 from gcond.files import write_text
 from gcond.report import paper_settings as paper
+from gcond.report.records import read_table
 from gcond.report.render import grid, write_page
 
 MAKE = "make reproduce-table5"
+COLUMNS = ("strategy", "label", "setting", "value")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ def cells(folder: Path) -> list[Cell]:
     path = folder / "composed.csv"
     if not path.exists():
         raise ValueError(f"expected {path}, which does not exist; `{MAKE}` makes it")
-    composed = pd.read_csv(path, dtype=str, keep_default_na=False)
+    composed = read_table(path, COLUMNS, COLUMNS, dtype=str, keep_default_na=False)
     ours = dict(zip(zip(composed.setting, composed.strategy, strict=True), composed.value, strict=True))
     expected = [(setting, strategy) for setting in paper.TITLES for strategy in paper.STRATEGIES]
     if wrong := sorted(set(expected) ^ set(ours)):

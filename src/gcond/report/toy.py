@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from gcond.files import OWN
 from gcond.output import output_may_be_lost
@@ -16,7 +17,6 @@ from gcond.report.records import read_table
 from gcond.report.render import write_page
 
 MADE_BY = "python -m gcond.toy"
-TEXT = ("method", "label", "stopped", "settings", "estimator", "problem", "task")  # columns without numbers
 
 
 @output_may_be_lost()
@@ -51,7 +51,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _read(path: Path) -> pd.DataFrame:
     if not path.exists():
         raise ValueError(f"expected {path}, which does not exist; `{MADE_BY}` makes it")
-    return read_table(path, TEXT, na_filter=False)
+    columns = toy_tables.COLUMNS.get(path.name, toy_tables.COLUMNS["trajectories"])
+    table = read_table(path, toy_tables.TEXT, columns, na_filter=False)
+    for name in set(table) - set(toy_tables.TEXT):
+        if not is_numeric_dtype(table[name]):
+            raise ValueError(f"{path}: expected numbers in the column `{name}`, found a gap; run {MADE_BY} again")
+    return table
 
 
 if __name__ == "__main__":

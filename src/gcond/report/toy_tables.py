@@ -10,6 +10,15 @@ from gcond.toy.problem import distance_to_front
 ON_FRONT = 0.05  # largest distance to the Pareto front of what counts as on it
 AGREES = 0.02  # largest distance to a reference on the front
 COMMAND = "make reproduce-toy"
+_FILES = {
+    "endpoints.csv": "method label start start_x1 start_x2 steps x1 x2 f1 f2 to_front stopped settings",
+    "noise.csv": "estimator rho tau snr dimensions cosine micro_batches trials variance variance_low variance_high "
+    "variance_theory wrong wrong_low wrong_high wrong_theory",
+    "tradeoff.csv": "problem alpha run steps task value",
+    "trajectories": "start step x1 x2",
+}
+COLUMNS = {name: columns.split() for name, columns in _FILES.items()}  # of the recorded files
+TEXT = ("method", "label", "stopped", "settings", "estimator", "problem", "task")  # columns without numbers
 
 
 def missing(ends: pd.DataFrame) -> list[str]:

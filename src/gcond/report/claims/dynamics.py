@@ -12,6 +12,7 @@ from gcond.report.claims.judge import Answer, Claim, Finding, compare, judge
 from gcond.report.claims.reconstruction import BASELINE, CAGRAD, GRADNORM, PCGRAD, SEQUENTIAL, STOCHASTIC
 from gcond.report.records import read_table
 from gcond.report.statistics import REGIONS, Effect, paired, single
+from gcond.report.toy_tables import COLUMNS, TEXT
 
 AS_PCGRAD = Arm("gcond_as_pcgrad")
 NEAR_OPPOSED, NEAR_COLLINEAR = -0.9, 0.9  # cosines that count as near -1 and near 1
@@ -201,7 +202,7 @@ def noise_of_the_quadratic(results: Path) -> Answer | None:
     path = results / "toy" / "noise.csv"
     if not path.exists():
         return None
-    table = read_table(path, ("estimator",))
+    table = read_table(path, TEXT, COLUMNS["noise.csv"])
     rows = table[table.estimator == "sequential"]
     findings, worse, wrong = [], [], []
     for (rho, tau, cosine), own in rows.groupby(["rho", "tau", "cosine"]):

@@ -12,6 +12,7 @@ from gcond.report.claims.judge import Answer, Claim, Finding, judge
 from gcond.report.claims.reconstruction import BASELINE, SEQUENTIAL, STOCHASTIC
 from gcond.report.records import read_table
 from gcond.report.statistics import CONTRADICTED, HOLDS, Effect, single
+from gcond.report.toy_tables import COLUMNS, TEXT
 
 BASE = "convnextv2_base"
 QUARTER = 0.25  # 15 of 60 epochs
@@ -75,7 +76,7 @@ def gradops(results: Path) -> Answer | None:
             _tested("alpha = 0 with two tasks is PCGrad (1: shown)", equal),
         ]
     if tradeoff.exists():
-        table = read_table(tradeoff, ("problem", "task"), ("problem", "alpha", "task", "value"))
+        table = read_table(tradeoff, TEXT, COLUMNS["tradeoff.csv"])
         shares = table[table.problem == "regressions"].groupby(["alpha", "task"]).value.mean().unstack("task")
         falls = shares.c.is_monotonic_decreasing and shares.b.is_monotonic_increasing
         on_front = bool((shares.sum(axis=1) <= FRONT).all())
