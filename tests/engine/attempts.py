@@ -96,7 +96,7 @@ def typed(runs: Path, log: Path, *overrides: str, processes: int = 1) -> subproc
     if processes > 1:
         command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
     command += ["gcond.train", f"runs={runs}", *TINY, *overrides]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
     with log.open("w") as out:
         return subprocess.Popen(
             command, cwd=runs.parent, env=environment, stdout=out, stderr=out, start_new_session=True

@@ -127,7 +127,7 @@ def step_on_stand_in(cfg: DictConfig, size: int) -> Tried:
         strategy["conductor"]["estimator"]["accumulation_steps"] = len(tasks)
     groups = {name: [torch.nn.Parameter(torch.ones(size))] for name in GROUPS}
     parameters = [parameter for group in groups.values() for parameter in group]
-    conductor = build(OmegaConf.create({"strategy": strategy}).strategy.conductor)(groups, tasks)
+    conductor = build(OmegaConf.create({"strategy": strategy}).strategy.conductor)(groups, tasks, processes=Alone())
     optimizer = optimizer_of(cfg.optimizer.build, parameters, cfg.optimizer.lr * cfg.strategy.lr_scale)
 
     def losses(batch: Any, names: Sequence[str]) -> dict[str, Tensor]:
