@@ -17,7 +17,7 @@ from gcond.engine.batches import MicroBatches
 from gcond.engine.checkpoint import Checkpoint, State, thinned
 from gcond.engine.evaluate import EvaluationSet, evaluate
 from gcond.engine.final import Best, final_records
-from gcond.engine.folder import RunFolder
+from gcond.engine.folder import RunFolder, resolved
 from gcond.engine.full_disk import explaining_a_full_disk
 from gcond.engine.gradient_probe import GradientProbe
 from gcond.engine.interrupt import Interrupt
@@ -65,11 +65,13 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
         gathered(cfg.arbitration, cfg.device, cfg.threads) as team,
     ):
         record.team = team
+        team.compare(config=resolved(cfg), torch=torch.__version__)
         settings, device = Settings(cfg, team.processes), team.device
 
         # Read the data, and score what predicts without looking.
         bars.set(cfg.progress in ("auto", "bar") and rank() == 0)
         data = build(cfg.dataset)
+        team.compare(data=data.facts["checksum"])
         labelling = labelling_of(cfg)
         shown = (cfg.scale.eval_images, settings.patches, cfg.scale.mask_ratio, labelling)
         sets = {split: EvaluationSet.of(data, split, *shown) for split in ("val", "test")}
@@ -93,6 +95,7 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
         parts |= {"best": best}
         checkpoint = Checkpoint(folder.checkpoints, folder.hash, data.facts["checksum"], parts, team.main)
         state = checkpoint.load(schedule.total_steps)
+        team.compare(checkpoint={"step": state.step, "position": state.position})
         record.resumed(state)
         logbook = Logbook(folder.metrics if team.main else None, state.logbook_size)
         mirror.start()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,12 @@ from engine.runs import parts, run, tiny_config
 from omegaconf import DictConfig
 from torch import nn
 
+import gcond.train
+from gcond.engine import team
 from gcond.engine.evaluate import EvaluationSet, evaluate
 from gcond.engine.folder import RunFolder
 from gcond.engine.logbook import read
+from gcond.engine.loop import Trainer
 from gcond.engine.rank import rank
 from gcond.engine.team import EveryState, Team, gathered
 from gcond.loss import ReconstructionLoss
@@ -32,23 +37,24 @@ CPU = torch.device("cpu")
 DATA = tiny.load(64, val=7)
 
 
-def forked(size: int, work: Callable[[], Any], folder: Path) -> list[Any]:
-    """What `work` gave in each of `size` forked processes, which find each other as torchrun would have it."""
+def forked(size: int, work: Callable[[], Any], folder: Path, started: int | None = None) -> list[Any]:
+    """What `work` gave in each of `size` forked processes, which find each other as torchrun would have it.
+
+    `started`: how many of them there really are.
+    """
 
     def one(number: int) -> None:
         os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(size)}
-        init = dist.init_process_group
-        rendezvous = {"init_method": f"file://{folder}/rendezvous", "rank": number, "world_size": size}
-        dist.init_process_group = lambda backend, **more: init(backend, **rendezvous, **more)
+        team._rendezvous = lambda: dist.FileStore(str(folder / "rendezvous"), size)
         torch.save(work(), folder / f"{number}.pt")
 
-    members = [PROCESSES.Process(target=one, args=(number,)) for number in range(size)]
+    members = [PROCESSES.Process(target=one, args=(number,)) for number in range(started or size)]
     for member in members:
         member.start()
     for member in members:
         member.join(PATIENCE)
-    assert [member.exitcode for member in members] == [0] * size
-    return [torch.load(folder / f"{number}.pt", weights_only=False) for number in range(size)]
+    assert [member.exitcode for member in members] == [0] * len(members)
+    return [torch.load(folder / f"{number}.pt", weights_only=False) for number in range(len(members))]
 
 
 class Counting:
@@ -168,9 +174,92 @@ def test_a_run_of_one_process_that_would_keep_a_state_per_process_goes_on_with_o
 def message_of(cfg: DictConfig) -> str:
     try:
         run(cfg)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         return str(error)
     return ""
+
+
+# Processes that differ, and such as do not come
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ("seed=12", "config.seed 12 in process 1, 11 in process 0"),
+        ("optimizer.lr=0.02", "config.optimizer.lr 0.02 in process 1, "),
+        ("nonfinite=skip", "config.nonfinite skip in process 1, raise in process 0"),
+    ],
+)
+def test_a_setting_that_differs_between_processes_is_named_in_all(own: str, said: str, tmp_path: Path) -> None:
+    cfgs = [tiny_config(tmp_path / "runs", *CONFLICTS, "seed=11", *more) for more in ([], [own])]
+    for told in forked(2, lambda: message_of(cfgs[rank()]), tmp_path):
+        assert told.startswith(f"`processes`: expected the same in every process, found {said}")
+    assert not RunFolder(cfgs[0]).begun
+
+
+def test_data_that_differ_between_processes_are_named_in_all(tmp_path: Path) -> None:
+    cfg, load = tiny_config(tmp_path / "runs", *CONFLICTS), tiny.load
+
+    def work() -> str:
+        if rank() == 1:
+            tiny.load = lambda image_size: load(image_size, test=7)
+        return message_of(cfg)
+
+    for told in forked(2, work, tmp_path):
+        assert told.startswith("`processes`: expected the same in every process, found data.train ")
+
+
+def test_a_process_with_a_folder_of_its_own_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It finds no checkpoint, and would begin where the first one goes on."""
+    monkeypatch.setattr(RunFolder, "finish", lambda folder: None)
+    cfgs = [tiny_config(tmp_path / name, *CONFLICTS) for name in ("shared", "own")]
+    run(cfgs[0])
+    for told in forked(2, lambda: message_of(cfgs[rank()]), tmp_path):
+        assert "found checkpoint.step 0 in process 1, 4 in process 0" in told
+
+
+def test_a_process_that_does_not_come_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(team, "COMING", timedelta(seconds=1))
+    cfg = tiny_config(tmp_path / "runs")
+    (told,) = forked(3, lambda: message_of(cfg), tmp_path, started=1)
+    assert told.startswith("process 0: waited 0:00:01 (beginning) for process 1 and 2 of 3; if it has ended, its own")
+    assert RunFolder(cfg).error == f"Lost: {told}"
+
+
+@pytest.mark.parametrize("ends", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_process_that_stops_in_training_is_named(ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(team, "WORKING", timedelta(seconds=10))
+    monkeypatch.setattr(team, "ROLL_CALL", timedelta(seconds=1))
+    cfg = tiny_config(tmp_path / "runs", *CONFLICTS)
+    step = Trainer.step
+
+    def stopping(trainer: Trainer, number: int) -> dict[str, Any]:
+        if number == 1 and rank() == 1:
+            time.sleep(0 if ends else 20)
+            raise KeyError("gone")
+        return step(trainer, number)
+
+    def work() -> str:
+        Trainer.step = stopping
+        try:
+            return message_of(cfg)
+        except KeyError:
+            return "gone"
+
+    told, other = forked(2, work, tmp_path)
+    assert told.startswith("process 0: process 1 of 2 does not answer (")
+    assert other == "gone"
+
+
+def test_the_others_do_not_wait_for_a_main_process_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scores(*_: Any) -> None:
+        raise ValueError("no scores")
+
+    monkeypatch.setattr(gcond.train, "trivial_scores", scores)
+    cfg = tiny_config(tmp_path / "runs", *CONFLICTS)
+    first, other = forked(2, lambda: message_of(cfg), tmp_path)
+    assert first == "no scores"
+    assert other == "process 1: process 0 of 2 failed, see its output"
 
 
 # torchrun
@@ -301,5 +390,5 @@ def test_micro_batches_that_cannot_be_shared_out_are_refused(tmp_path: Path) -> 
     attempt = typed(tmp_path / "runs", tmp_path / "log", *settings, processes=2)
     assert attempt.wait(300) != 0
     folder = RunFolder(tiny_config(tmp_path / "runs", *settings))
-    assert "`accumulation_steps`: expected a multiple of the 2 processes = 2" in str(folder.error)
+    assert "accumulation_steps`: expected a multiple of the 2 processes = 2" in str(folder.error)
     assert json.loads(folder.report.read_text())["status"] == "failed"

@@ -1,9 +1,14 @@
-"""The processes of one run, as torchrun starts them; one process without it."""
+"""The processes of one run, as torchrun starts them; one process without it.
+
+No process waits for another for ever: COMING for one that is yet to begin or to compare what it has, WORKING in a step,
+FIRST while the first one does what the others then find. The error names those that did not come.
+"""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -13,41 +18,74 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gcond.engine import device as devices
+from gcond.engine.rank import processes as started
+from gcond.engine.rank import rank
 from gcond.strategy import GradientConductor
-from gcond.strategy.processes import Alone, Processes, Replicated, ReplicatedPerRank
+from gcond.strategy.processes import Alone, Processes, Replicated, ReplicatedPerRank, tell_apart
 
 T = TypeVar("T")
 ARBITRATION = {"once": Replicated, "per_rank": ReplicatedPerRank}
-PATIENCE = timedelta(hours=2)  # the others wait while the first one scores trivial predictors
+COMING = timedelta(minutes=10)
+WORKING = timedelta(minutes=30)
+FIRST = timedelta(hours=2)
+FAILED = "failed"
+ROLL_CALL = timedelta(minutes=1)  # for the others to notice, too, that somebody is missing
+ADVICE = (
+    "if it has ended, its own output says why; one that found the run finished has not begun, so `runs` must be one "
+    "folder for all; one that is stopped must be ended"
+)
+
+
+class Lost(RuntimeError):
+    """Another process did not come, or has failed."""
 
 
 class Team:
     """`main` is the one process that writes; `processes` is what the conductor needs to know.
 
-    `per_rank`: each process has a state of its own, even where there is one only.
+    `per_rank`: each process has a state of its own, even where there is one only. `store` is where processes leave
+    messages for each other; none is needed by one alone.
     """
 
-    def __init__(self, processes: Processes, device: torch.device, per_rank: bool = False) -> None:
+    def __init__(
+        self, processes: Processes, device: torch.device, per_rank: bool = False, store: dist.Store | None = None
+    ) -> None:
         self.processes, self.device, self._per_rank = processes, device, per_rank
         self.rank, self.size = processes.rank, processes.size
         self.main = self.rank == 0
+        self._store = store
+        self._meetings = 0
+
+    def compare(self, **facts: Any) -> None:
+        """Raise ValueError, in every process, where one has another value for a fact; facts may be nested."""
+        if self._store is not None:
+            tell_apart([json.loads(told) for told in self._meet(json.dumps(dict(_flat(facts))), COMING)])
 
     def main_first(self, work: Callable[[], T]) -> T:
         """`work` in the main process, then in the others, which find what it has written."""
+        if self._store is None:
+            return work()
         if self.main:
             result = work()
-            self._wait()
+            self._meet("", COMING)
             return result
-        self._wait()
+        self._meet("", FIRST)
         return work()
+
+    def leave(self) -> None:
+        """Tell the others, where they meet next, that this process has failed."""
+        if self._store is not None:
+            self._store.set(_key(f"meeting {self._meetings + 1}", self.rank), FAILED)
+
+    def _meet(self, told: str, patience: timedelta) -> list[str]:
+        """What every process tells at this place of the program; Lost names those that failed or have not come."""
+        assert self._store is not None
+        self._meetings += 1
+        return _meet(self._store, f"meeting {self._meetings}", self.rank, self.size, told, patience)
 
     def state_of(self, conductor: GradientConductor) -> Any:
         """What a checkpoint holds of it: with a state per process, all of them."""
         return EveryState(conductor, self) if self._per_rank else conductor
-
-    def _wait(self) -> None:
-        if self.size > 1:
-            dist.barrier()
 
     def most(self, numbers: list[int]) -> list[int]:
         """The largest of every process's, each place by itself."""
@@ -90,19 +128,87 @@ class EveryState:
 def gathered(arbitration: str, device: str, threads: int) -> Iterator[Team]:
     """The team that torchrun started, until the end of the block; a team of one where it did not.
 
-    Raises ValueError for another `arbitration` than once and per_rank, and for a `device` that is not there.
+    Raises ValueError for another `arbitration` than once and per_rank, and for a `device` that is not there; Lost where
+    another process does not come, or not any more.
     """
     if arbitration not in ARBITRATION:
         raise ValueError(f"`arbitration`: expected once or per_rank, found {arbitration!r}")
     picked = devices.pick(device, threads)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if started() == 1:
         yield Team(Alone(), picked, arbitration == "per_rank")
         return
     if picked.type == "cuda":
         picked = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(picked)
-    dist.init_process_group("nccl" if picked.type == "cuda" else "gloo", timeout=PATIENCE)
+    store = dist.PrefixStore("gcond", _rendezvous())
+    _meet(store, "beginning", rank(), started(), "", COMING)
+    backend = "nccl" if picked.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank(), world_size=started(), timeout=WORKING)
+    team = Team(ARBITRATION[arbitration](), picked, arbitration == "per_rank", store)
     try:
-        yield Team(ARBITRATION[arbitration](), picked, arbitration == "per_rank")
+        with _naming_the_lost(store):
+            yield team
+    except BaseException:
+        team.leave()
+        raise
     finally:
         dist.destroy_process_group()
+
+
+def _rendezvous() -> dist.Store:
+    store, _, _ = next(dist.rendezvous("env://", timeout=COMING))
+    return store
+
+
+def _meet(store: dist.Store, place: str, rank: int, size: int, told: str, patience: timedelta) -> list[str]:
+    missing = _missing(store, place, rank, size, told, patience)
+    if missing:
+        raise Lost(f"process {rank}: waited {patience} ({place}) for {_named(missing, size)}; {ADVICE}")
+    everything = [store.get(_key(place, each)).decode() for each in range(size)]
+    failed = [each for each, found in enumerate(everything) if found == FAILED]
+    if failed:
+        raise Lost(f"process {rank}: {_named(failed, size)} failed, see its output")
+    return everything
+
+
+def _missing(store: dist.Store, place: str, rank: int, size: int, told: str, patience: timedelta) -> list[int]:
+    """Which processes have told nothing at this place in time."""
+    try:
+        store.set(_key(place, rank), told)
+        store.wait([_key(place, each) for each in range(size)], patience)
+    except RuntimeError:
+        try:
+            return [each for each in range(size) if not store.check([_key(place, each)])]
+        except RuntimeError:
+            return [0]  # which keeps the store, where torchrun does not
+    return []
+
+
+def _key(place: str, rank: int) -> str:
+    return f"{place}/{rank}"
+
+
+def _named(ranks: list[int], size: int) -> str:
+    return f"process {' and '.join(map(str, ranks))} of {size}"
+
+
+@contextmanager
+def _naming_the_lost(store: dist.Store) -> Iterator[None]:
+    """Where a collective call ends without an answer, find out who is missing."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, Lost) or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        missing = _missing(store, "roll call", rank(), started(), "", ROLL_CALL)
+        what = f"{_named(missing, started())} does not answer" if missing else "all answer, but not to the same call"
+        raise Lost(f"process {rank()}: {what} ({error}); {ADVICE}") from error
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """{"config": {"seed": 1}} as ("config.seed", 1)."""
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

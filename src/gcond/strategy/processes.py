@@ -7,7 +7,7 @@ Letters: R processes, K micro-batches of a window, m rows (tasks), P parameters.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -160,14 +160,7 @@ class _Group(Alone):
     def compare(self, facts: Mapping[str, Any]) -> None:
         everyone: list[Any] = [None] * self.size
         dist.all_gather_object(everyone, dict(facts), group=self._group)
-        for rank, own in enumerate(everyone):
-            for fact in dict.fromkeys([*everyone[0], *own]):
-                expected, found = (there.get(fact, "none") for there in (everyone[0], own))
-                if found != expected:
-                    raise ValueError(
-                        f"`processes`: expected the same in every process, found {fact} {found} in process {rank}, "
-                        f"{expected} in process 0; no process sends its settings or weights to the others"
-                    )
+        tell_apart(everyone)
 
     def sum(self, tensor: Tensor) -> None:
         self._count("all_reduce", tensor)
@@ -372,6 +365,18 @@ class Sharded(_Group):
         self.sum(products)
         products, losses = _read(products, told[:m] / self.size)
         return Gathered([gradients.summarise(products)], [losses])
+
+
+def tell_apart(everyone: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ValueError where a process has another value for a fact than the first; it names process and fact."""
+    for rank, own in enumerate(everyone):
+        for fact in dict.fromkeys([*everyone[0], *own]):
+            expected, found = (there.get(fact, "none") for there in (everyone[0], own))
+            if found != expected:
+                raise ValueError(
+                    f"`processes`: expected the same in every process, found {fact} {found} in process {rank}, "
+                    f"{expected} in process 0; no process sends its settings, data or weights to the others"
+                )
 
 
 def _read(products: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
