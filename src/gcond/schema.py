@@ -135,7 +135,7 @@ class Report(Section):
     model_config = ConfigDict(extra="allow")
     version: Literal[1] = Field(alias="schema")
     status: Literal["done", "failed"]
-    error: str = ""
+    error: str | None = None
     hash: str | None = None
     dataset: str | None = None
     model: str | None = None
@@ -151,6 +151,7 @@ class Report(Section):
     tasks: dict[str, float] = {}
     trivial: dict[str, dict[str, float]] = {}
     validation: list[dict[str, float | None]] = []  # null where a number is not defined
+    final: dict[str, dict[str, float | None]] = {}  # best and last: of the whole of validation and test
 
 
 CONFIG, REPORT = TypeAdapter(Config), TypeAdapter(Report)
@@ -180,7 +181,8 @@ def check(cfg: DictConfig) -> None:
 def validate(kind: TypeAdapter[Any], content: Any, key: str = "") -> Any:
     """`content` as `kind`. Raises ValueError that says of each key below `key` what is expected there and what is."""
     try:
-        return kind.validate_json(json.dumps(content, default=repr))  # where a list may stand for a tuple
+        text = json.dumps(content, default=repr, ensure_ascii=False)  # in JSON a list may stand for a tuple
+        return kind.validate_json(text.encode("utf-8", "replace"))  # half a surrogate pair is no UTF-8
     except ValidationError as error:
         problems = dict(_problems(error, kind, key))
         raise ValueError("; ".join(f"`{where}`: {problem}" for where, problem in problems.items())) from None
