@@ -13,6 +13,7 @@ from gcond.engine.folder import RunFolder, resolved
 from gcond.run_files import read_config, read_report
 
 REPORT = {"schema": 1, "status": "done", "hash": "0" * 10, "seed": 1, "steps": 4, "seconds": 1.5, "more": {"any": None}}
+REPORT["error"] = "half of a pair: \ud83d"
 REPORT["validation"] = [{"epoch": 1, "step": 2, "val_l1": 0.5, "val_ssim": None}]
 
 

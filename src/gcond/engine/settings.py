@@ -62,11 +62,14 @@ class Settings:
         self._build_conductor = build(cfg.strategy.conductor)
         self.conductor({name: [torch.nn.Parameter(torch.zeros(1))] for name in GROUPS}, seed=0)
         peak = self.schedule(scale.steps_per_epoch or 1000).peak  # 1000: any number, for what does not depend on it
+        optimizer_of(cfg.optimizer.build, [torch.nn.Parameter(torch.zeros(1))], peak)
         decay = cfg.optimizer.build.get("weight_decay", 0)
+        _expect(peak * decay < 2, "optimizer.build.weight_decay", f"less than 2 / learning rate = {2 / peak:g}", decay)
         content: Any = OmegaConf.to_container(cfg, resolve=True)
+        content["optimizer"]["lr"] = 1e-3  # any, so that rates and decays share a step
+        content["optimizer"]["build"].pop("weight_decay", None)
         for parts in (("model",), ("loss", "optimizer", "strategy")):
             _prove(json.dumps({name: content[name] for name in parts}))
-        _expect(peak * decay < 2, "optimizer.build.weight_decay", f"less than 2 / learning rate = {2 / peak:g}", decay)
 
     def conductor(
         self, groups: dict[str, Any], seed: int, tasks: Mapping[str, float] | None = None

@@ -75,8 +75,7 @@ def main() -> int:
     overrides = with_paths_quoted(overrides)
     try:
         runs = plan(overrides)
-        if any(run.left for run in runs):
-            prove(runs, here=launcher != "slurm")
+        prove(runs, here=launcher != "slurm")
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

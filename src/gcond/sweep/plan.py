@@ -218,13 +218,15 @@ def prove(runs: Sequence[Planned], here: bool) -> None:
 
     `here`: they will run on this machine, so that their device must be there. Raises ValueError that names the run.
     """
+    if not (left := [run for run in runs if run.left]):
+        return
     from gcond.engine import device  # here, since PyTorch takes seconds to import
     from gcond.engine.settings import Settings
 
     known = set()
-    for run in runs:
+    for run in tqdm(left, "check", unit="run", delay=2, leave=False):
         settings = json.dumps(resolved(run.cfg) | {"seed": 0, "device": run.cfg.device})
-        if not run.left or settings in known:
+        if settings in known:
             continue
         known.add(settings)
         try:

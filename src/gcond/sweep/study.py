@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gcond.output import output_may_be_lost
 from gcond.sweep import words
 from gcond.sweep.disk import disk_needed
-from gcond.sweep.plan import Planned, estimate, plan, print_disk, print_remarks, with_paths_quoted
+from gcond.sweep.plan import Planned, estimate, plan, print_disk, print_remarks, prove, with_paths_quoted
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ def main() -> int:
         name = next((text.removeprefix("experiment=") for text in overrides if text.startswith("experiment=")), sweep)
         try:
             planned[name] = plan(with_paths_quoted([*overrides, *recorded]))
+            prove(planned[name], here=True)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             print(f"error: {name}: {error}", file=sys.stderr)
             return 2
