@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -25,28 +24,26 @@ from gcond.engine import device as devices
 from gcond.engine.window_noise import FEWEST, SIZES, Estimates, WindowProbe
 from gcond.files import OWN
 from gcond.finished import STATES, TRUST, FinishedRun
+from gcond.report.folders import read_folders
 from gcond.report.records import KEY, WINDOW_COLUMNS, WINDOW_KEY, add_rows, frame, read_csv
-from gcond.run_files import read_report
 
 MODES = ("train", "eval")
 OF_THE_BEGINNING = ("seed", "precision", "dataset", "model", "loss", "scale")
 
 
 def finished(folder: Path, options: argparse.Namespace) -> list[Path]:
-    """Of a scale's folder the runs that were asked for; of two of one name the one started last, which is said."""
-    found: dict[tuple[Any, ...], tuple[str, Path]] = {}
-    for path in sorted(folder.glob("*/DONE")):
-        report = read_report(path.parent, *KEY, "started")
-        wanted = report["variant"] == "" and all(
-            asked is None or str(report[key]) in asked
-            for key, asked in (("strategy", options.strategies), ("seed", options.seeds), ("dataset", options.datasets))
-        )
-        if wanted:
-            key, begun = tuple(report[name] for name in KEY), report["started"]
-            if key in found:
-                print(f"of two runs {key} the one started last counts", file=sys.stderr)
-            found[key] = max(found.get(key, ("", path.parent)), (begun, path.parent))
-    return [path for _, path in sorted(found.values())]
+    """Of a scale's folder the runs that were asked for; what is left out is said."""
+    found = read_folders(folder)
+    for remark in found.remarks:
+        print(remark, file=sys.stderr)
+    asked = {"strategy": options.strategies, "seed": options.seeds, "dataset": options.datasets}
+    runs = [
+        run
+        for run in found.runs
+        if (run.row["status"], run.row["variant"]) == ("done", "")
+        and all(values is None or str(run.row[key]) in values for key, values in asked.items())
+    ]
+    return [run.path for run in sorted(runs, key=lambda run: (str(run.row["started"]), run.folder))]
 
 
 def beginning(run: FinishedRun) -> str:

@@ -129,6 +129,15 @@ class Config(Section):
     strategy: Strategy
 
 
+class Scores(Section):
+    """Of an epoch: numbers by name, null where one is not defined."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float | None]
+    epoch: int
+    step: int | None = None
+
+
 class Report(Section):
     """report.json, as far as anybody computes with it."""
 
@@ -142,16 +151,27 @@ class Report(Section):
     strategy: str | None = None
     variant: str | None = None
     seed: int | None = None
+    dataset_title: str | None = None
+    data_checksum: str | dict[str, str] | None = None
+    missing_packages: list[str] | None = None
+    commit: str | None = None
+    dirty: bool | None = None
     device: str | None = None
+    tf32: bool | None = None
+    torch: str | None = None
+    python: str | None = None
     started: str | None = None
     steps: int | None = None
     epochs: int | None = None
     seconds: float | None = None
+    cpu_seconds: float | None = None
+    load_start: float | None = None
+    load_end: float | None = None
     peak_memory_mb: float | None = None
     tasks: dict[str, float] = {}
     trivial: dict[str, dict[str, float]] = {}
-    validation: list[dict[str, float | None]] = []  # null where a number is not defined
-    final: dict[str, dict[str, float | None]] = {}  # best and last: of the whole of validation and test
+    validation: list[Scores] = []
+    final: dict[str, Scores] = {}  # best and last: of the whole of validation and test
 
 
 CONFIG, REPORT = TypeAdapter(Config), TypeAdapter(Report)

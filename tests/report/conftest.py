@@ -26,7 +26,7 @@ def report(dataset: str, strategy: str, seed: int, epochs: list[tuple[float, flo
         "seed": seed,
         "variant": "",
         "status": "done",
-        "error": None,
+        "error": "",
         "commit": "aaaaaaaaaaaaaaaa",
         "dirty": False,
         "device": "a test device",
@@ -63,7 +63,7 @@ def write_run(tmp_path: Path) -> Callable[..., Path]:
         (path / "report.json").write_text(json.dumps(content))
         if logged:
             (path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in logged))
-        (path / ("DONE" if content["status"] == "done" else "FAILED")).write_text(content["error"] or "")
+        (path / ("DONE" if content["status"] == "done" else "FAILED")).write_text(content["error"])
         return path
 
     return write

@@ -153,7 +153,7 @@ def local_run(folder: Path, key: Key, images: int = 4, size: int = 64, patch: in
     path.mkdir(parents=True)
     row = run_row(key)
     names = ("val_l1", "val_ssim", "test_l1", "test_ssim")
-    report = {**row, "schema": 1, "error": None, "missing_packages": [], "validation": curve(key),
+    report = {**row, "schema": 1, "error": "", "missing_packages": [], "validation": curve(key),
               "trivial": {"visible_mean": dict.fromkeys(names, 0.5)}}  # fmt: skip
     (path / "report.json").write_text(json.dumps(report))
     (path / "DONE").write_text("")

@@ -269,7 +269,7 @@ def test_every_state_of_a_folder_is_shown_with_its_reason(tmp_path, page):
         again: ("unfinished", "had failed with: ValueError: first attempt"),
         torn: ("damaged", "report.json: expected a JSON object"),
         odd: ("damaged", "expected a JSON object, found list"),
-        other: ("damaged", "`schema` is 2, this version reads 1"),
+        other: ("damaged", "`schema`: expected 1, found 2"),
         empty: ("damaged", "neither config.yaml nor metrics.jsonl"),
         old: ("superseded", f"repeated later as mini/{new.name}"),
         new: ("done", ""),

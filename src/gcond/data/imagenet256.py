@@ -124,7 +124,8 @@ def load(root: str | Path | None, image_size: int) -> Splits:
 
 def _name(root: Path) -> str:
     """The folder's, on one line, also of "." and "x/..": by its path, not by what a link points to."""
-    return " ".join(Path(os.path.abspath(root)).name.split()) or "photographs"
+    name = os.fsencode(os.path.abspath(root)).decode(errors="replace")
+    return " ".join(Path(name).name.split()) or "photographs"
 
 
 def labels(root: str | Path) -> dict[str, list[str]] | None:

@@ -137,6 +137,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"--images: expected an integer >= 1, found {options.images}")
         device = devices.pick(options.device, threads=1)
         found = read_folders(options.runs / options.scale)
+        for remark in found.remarks:
+            print(remark, file=sys.stderr)
         if not found.runs and not table.exists():
             raise ValueError(f"nothing to probe: no finished run in {options.runs / options.scale}")
         left = todo(found.runs, table, options.datasets, options.all)

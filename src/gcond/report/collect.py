@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -39,11 +40,9 @@ def collect(runs: Path, results: Path) -> list[str]:
     """
     found = read_folders(runs)
     inside, broken = _inside(found.runs)
-    readable, unreadable = [run for run in found.runs if run.folder in inside], found.unreadable | broken
-    remarks = [f"{name}: unfinished, left out" for name in found.unfinished]
-    remarks += [f"{name}: repeated later, left out" for name in found.superseded]
-    remarks += [f"{name}: failed without a report, left out: {error}" for name, error in found.nameless.items()]
-    remarks += [f"{name}: unreadable, left out: {error}" for name, error in unreadable.items()]
+    readable = [run for run in found.runs if run.folder in inside]
+    found = replace(found, unreadable=found.unreadable | broken)
+    remarks = found.remarks
     if not readable:
         return [*remarks, f"no local runs in {runs}: using the recorded {results / 'runs.csv'}"]
 
@@ -57,8 +56,8 @@ def collect(runs: Path, results: Path) -> list[str]:
     local = frame([*(run.row for run in own), *trivial])
     kept = _without(recorded, local)
     remarks.append(f"{len(own)} local runs recorded in {path}; {len(kept)} recorded rows of other runs stay")
-    if unreadable:
-        remarks.append(f"{len(unreadable)} local runs are unreadable and left out, see above")
+    if found.unreadable:
+        remarks.append(f"{len(found.unreadable)} local runs are unreadable and left out, see above")
     remarks += _remarks_on_origin(kept, local)
     write_csv(path, _joined(kept, local), KEY)
 

@@ -1,15 +1,14 @@
 """One run's folder -> one row of runs.csv, its trivial predictors and its validation curve."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gcond.engine.selection import selection_weights, weighted_loss
-from gcond.files import read_object
 from gcond.report.records import BODY_METRICS, COLUMNS, KEY, MORE_METRICS
+from gcond.run_files import read_report
 
+MEASURES = [name for name in COLUMNS if name.startswith("train_")]
 METRICS = ("val_l1", "val_ssim", "test_l1", "test_ssim")  # "ssim" is 1 - SSIM throughout
 
 
@@ -32,6 +31,14 @@ class Collected:
     unfinished: list[str]  # folders with neither a report nor a failure
     nameless: dict[str, str]  # folder -> error, of runs that failed before they could write a report
     unreadable: dict[str, str]  # folder -> what is wrong with its report
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is left out, and why."""
+        remarks = [f"{name}: unfinished, left out" for name in self.unfinished]
+        remarks += [f"{name}: repeated later, left out" for name in self.superseded]
+        remarks += [f"{name}: failed without a report, left out: {error}" for name, error in self.nameless.items()]
+        return remarks + [f"{name}: unreadable, left out: {error}" for name, error in self.unreadable.items()]
 
 
 def read_folders(scale_folder: Path) -> Collected:
@@ -66,17 +73,18 @@ def read_folders(scale_folder: Path) -> Collected:
 
 def read_run(folder: Path) -> Run:
     """Read one finished or failed run. Raises ValueError that names the file and the key if it is malformed."""
-    path = folder / "report.json"
-    report = read_object(path)
+    report = read_report(folder, "dataset", "model", "strategy", "seed", "variant")
     try:
-        _check(report)
         row = {name: report.get(name) for name in COLUMNS}
-        row["dataset_title"] = " ".join((report.get("dataset_title") or "").split())
+        for name in MEASURES:
+            if not isinstance(row[name], int | float | None):
+                raise ValueError(f"{folder / 'report.json'}: `{name}`: expected a number, found {row[name]!r}")
+        row["dataset_title"] = _one_line(report.get("dataset_title") or "")
         row["missing_packages"] = ";".join(report.get("missing_packages") or [])
         error = _error(folder, report)
         if error:
-            return Run(folder, row | {"status": "failed", "error": " ".join(error.split())}, {}, [])
-        weights = selection_weights(report.get("tasks") or {})
+            return Run(folder, row | {"status": "failed", "error": _one_line(error)}, {}, [])
+        weights = selection_weights(report.get("tasks", {}))
         more = [name for name in MORE_METRICS if name in report["validation"][0]]
         names = dict.fromkeys(["epoch", "step", *METRICS, *more, *(f"val_{task}" for task in weights)])
         curve = [{name: epoch[name] for name in names} for epoch in report["validation"]]
@@ -86,59 +94,12 @@ def read_run(folder: Path) -> Run:
         }
         return Run(folder, row | {"error": ""} | _summary(curve, weights, report.get("final")), trivial, curve)
     except KeyError as missing:
-        raise ValueError(f"{path} lacks the key `{missing.args[0]}`") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{folder / 'report.json'} lacks the key `{missing.args[0]}`") from None
 
 
-NEEDED = ("dataset", "model", "strategy", "seed", "variant", "status")
-KINDS: dict[object, tuple[str, Callable[[object], bool]]] = {  # of a column -> what a report has
-    str: ("text", lambda value: isinstance(value, str)),
-    "Int64": ("an integer", lambda value: type(value) is int),
-    "boolean": ("true or false", lambda value: isinstance(value, bool)),
-    "float64": ("a finite number", lambda value: _is_number(value) and math.isfinite(value)),
-}
-OTHER_KINDS = {
-    "missing_packages": (
-        "a list of text",
-        lambda value: isinstance(value, list) and all(type(v) is str for v in value),
-    ),
-    "data_checksum": ("text by split", lambda value: isinstance(value, str | dict)),
-}
-
-
-def _check(report: dict[str, Any]) -> None:
-    """Raise ValueError that names what does not fit a column, or is no table of numbers where one is expected."""
-    if report["schema"] != 1:
-        raise ValueError(f"`schema` is {report['schema']!r}, this version reads 1")
-    for name, kind in COLUMNS.items():
-        value, (expected, fits) = report.get(name), OTHER_KINDS.get(name) or KINDS[kind]
-        if (value is None and name in NEEDED) or (value is not None and not fits(value)):
-            raise ValueError(f"`{name}`: expected {expected}, found {value!r}")
-    if report["status"] not in ("done", "failed"):
-        raise ValueError(f"`status` is {report['status']!r}, allowed: done, failed")
-    if report["status"] == "failed":
-        return
-    tables: dict[str, Any] = {}
-    for name, optional in (("tasks", True), ("trivial", False), ("final", True)):
-        values = report.get(name, {}) if optional else report[name]
-        if not isinstance(values, dict):
-            raise ValueError(f"`{name}`: expected values by name, found {values!r}")
-        tables |= {name: values} if name == "tasks" else {f"{name}.{part}": own for part, own in values.items()}
-    if not isinstance(report["validation"], list):
-        raise ValueError(f"`validation`: expected a list, found {report['validation']!r}")
-    tables |= {f"validation[{place}]": values for place, values in enumerate(report["validation"])}
-    for name, values in tables.items():
-        if not isinstance(values, dict):
-            raise ValueError(f"`{name}`: expected numbers by name, found {values!r}")
-        for key, value in values.items():
-            whole = key in ("epoch", "step")
-            if not (type(value) is int if whole else _is_number(value) or (value is None and name[0] in "vf")):
-                raise ValueError(f"`{name}.{key}`: expected {'an integer' if whole else 'a number'}, found {value!r}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _one_line(text: str) -> str:
+    """Without what UTF-8 cannot hold."""
+    return " ".join(text.encode(errors="replace").decode().split())
 
 
 def _error(folder: Path, report: dict) -> str:
@@ -152,7 +113,7 @@ def _error(folder: Path, report: dict) -> str:
     for epoch in [*report["validation"], *report.get("final", {}).values()]:
         more = set(MORE_METRICS).difference(BODY_METRICS) & set(epoch)  # without a body there is no L1 of it
         for metric in [*METRICS, *sorted(more)]:
-            if epoch[metric] is None or not math.isfinite(epoch[metric]):
+            if epoch[metric] is None:
                 return f"`{metric}` is {epoch[metric]}, not a finite number, at epoch {epoch['epoch']}"
     return ""
 

@@ -78,7 +78,10 @@ def _finished(
 def _reconstructions(figure: Figure, scale: str, runs: Path, asked: Asked, command: str) -> Drawn:
     """From local runs: pictures are not recorded in results/."""
     reconstructions.check_datasets(asked.datasets or ())
-    local = read_folders(runs / scale).runs if (runs / scale).is_dir() else []
+    collected = read_folders(runs / scale)
+    local = collected.runs
+    for name, error in collected.unreadable.items():
+        print(f"{name}: unreadable, left out: {error}", file=sys.stderr)
     selection = select(figure, scale, records.frame([run.row for run in local]), asked)
     found, without = {}, []
     for run in local:
