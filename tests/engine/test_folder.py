@@ -9,7 +9,7 @@ import pytest
 from engine.runs import config
 from omegaconf import OmegaConf
 
-from gcond.engine.folder import FinishedMeanwhile, RunFolder, config_hash
+from gcond.engine.folder import MODELS, FinishedMeanwhile, RunFolder, config_hash
 from gcond.engine.full_disk import DiskFull
 from gcond.engine.lock import running
 
@@ -140,6 +140,15 @@ def test_a_name_that_is_not_one_folder_s_is_refused(name: str, tmp_path: Path) -
     with pytest.raises(ValueError, match=r"`name`: expected the name of a folder"):
         RunFolder(config(*BASE, f"runs={tmp_path}", f"name='{name}'"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_with_another_encoder_is_not_called_by_the_name_of_its_own() -> None:
+    with pytest.raises(ValueError, match=r"`model\.name`: .* model\.name=resnet18"):
+        RunFolder(config(*BASE, "model.encoder=resnet18"))
+    assert "-resnet18-" in RunFolder(config(*BASE, "model.encoder=resnet18", "model.name=resnet18")).name
+    assert "-resnet34-" in RunFolder(config(*BASE, "model.encoder=resnet34", "model.name=${model.encoder}")).name
+    for path in MODELS.glob("*.yaml"):
+        assert f"-{path.stem}-" in RunFolder(config(*BASE, f"model={path.stem}")).name
 
 
 def test_another_config_in_the_folder_is_told_key_by_key(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ runs/<scale>/<dataset>-<model>-<strategy>-seed<seed>-<hash>/     or runs/<scale>
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import sys
@@ -22,6 +23,7 @@ from gcond.engine.lock import locked
 from gcond.files import write_text
 from gcond.run_files import read_yaml
 
+MODELS = Path(__file__).resolve().parents[3] / "conf" / "model"
 SCHEMA = 1  # of report.json
 # What cannot change the numbers, or (device) stands in the report.
 NOT_IN_HASH = ("name", "runs", "recorded", "paths", "progress", "device", "checkpoint_minutes", "logger")
@@ -49,10 +51,11 @@ class FinishedMeanwhile(Exception):
 class RunFolder:
     """The folder of the run that `cfg` describes: the same config always means the same folder, unless it has a name.
 
-    Raises ValueError for a `name` that is not one folder's name.
+    Raises ValueError for a `name` that is not one folder's name, and for a model that is called after another encoder.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
+        _check_model_name(cfg.model)
         self.hash = config_hash(cfg)
         own = f"{cfg.dataset.name}-{cfg.model.name}-{cfg.strategy.name}-seed{cfg.seed}-{self.hash}"
         self.name = own if cfg.name is None else str(cfg.name)
@@ -134,6 +137,22 @@ class RunFolder:
 
     def finish(self) -> None:
         write_text(self.path / "DONE", "")
+
+
+def _check_model_name(model: DictConfig) -> None:
+    """conf/model/<name>.yaml says which encoder bears the name of a model; any other name is free."""
+    named = _encoder_named(model.name)
+    if named is not None and model.get("encoder", named) != named:
+        raise ValueError(
+            f"`model.name`: {model.name} is the name of the encoder {named}, found {model.encoder}; name this model "
+            f"too, model.name={model.encoder}"
+        )
+
+
+@functools.cache
+def _encoder_named(model: str) -> str | None:
+    path = MODELS / f"{model}.yaml"
+    return str(OmegaConf.load(path)["encoder"]) if path.exists() else None
 
 
 def finished_report(path: Path) -> dict[str, Any] | None:
