@@ -57,7 +57,10 @@ def test_table2_is_60_runs_of_ten_strategies_on_two_data_sets_with_three_seeds()
         ("seed=11,foo", "`seed`: expected an integer"),
         ("scale.accumulation_steps=2,3", "accumulation_steps`: the stochastic estimator expects a multiple"),
         ("device=cpu,cuda", "`device`: found 'cuda'"),
-        ("model.encoder=mobilenetv3_small_050,nothing", "must be the name of a timm model, found 'nothing'"),
+        (
+            "model.name=mine model.encoder=mobilenetv3_small_050,nothing",
+            "must be the name of a timm model, found 'nothing'",
+        ),
         ("sede=1", "sede"),
     ],
 )
@@ -66,7 +69,7 @@ def test_where_one_run_of_a_sweep_is_refused_none_starts(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("gcond.sweep.__main__.launch", lambda *_: pytest.fail("started"))
-    monkeypatch.setattr("sys.argv", ["gcond.sweep", "--jobs", "1", *TINY, f"runs={tmp_path}", swept])
+    monkeypatch.setattr("sys.argv", ["gcond.sweep", "--jobs", "1", *TINY, f"runs={tmp_path}", *swept.split()])
     assert sweep_command() == 2
     assert message in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]
