@@ -87,9 +87,9 @@ def may_be_taken(key: str, plain: Any, value: Any) -> bool:
 
 OTHERS: dict[type, tuple[str, ...]] = {
     type(None): ("scale.steps_per_epoch", "scale.eval_images", "strategy.conductor.clip_norm", "dataset.root"),
-    list: ("dataset.window", "dataset.root"),  # looked at when the data are read
-    dict: ("strategy.conductor.resolver.leak", "dataset.root"),
-    float: ("checkpoint_minutes", "scale.warmup_epochs", "dataset.root"),
+    list: (),
+    dict: ("strategy.conductor.resolver.leak",),
+    float: ("checkpoint_minutes", "scale.warmup_epochs"),
 }
 
 

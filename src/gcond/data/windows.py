@@ -1,7 +1,6 @@
 """HU windows: which Hounsfield range becomes [0, 1]. The paper names none; see docs/data.md."""
 
 import math
-from collections.abc import Sequence
 from fractions import Fraction
 from typing import Literal
 
@@ -23,7 +22,7 @@ PRESETS: dict[str, tuple[int, int]] = {
 }
 
 
-Window = Literal[tuple(PRESETS)] | Sequence[float]
+Window = Literal[tuple(PRESETS)] | tuple[float, float]
 
 
 def resolve(window: Window) -> tuple[float, float]:
