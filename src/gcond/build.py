@@ -128,7 +128,7 @@ def _imported(name: str, where: str) -> Any:
 
 
 def _recordable(found: Any, trusted: Sequence[str]) -> bool:
-    """Whether a recorded config may build it: by where it is defined, however its name leads there."""
+    """May a recorded config build it? That depends on where it is defined, not on the name that led to it."""
     home = getattr(found, "__module__", None) or ""
     if _within(home, trusted) or (inspect.isclass(found) and _within(home, HOMES)):
         return True
