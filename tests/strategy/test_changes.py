@@ -220,6 +220,13 @@ def test_parameters_that_the_conductor_does_not_hold_are_refused(change, message
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_losses_of_another_model_are_refused_in_the_first_window():
+    model, other = Net(), Net().requires_grad_(False)
+    point = torch.zeros(4, requires_grad=True)
+    with pytest.raises(ValueError, match="`losses`: found no loss that reaches a parameter of the conductor"):
+        linear(model).step([batch_of(0)], losses_of(lambda batch: other(batch + point)))
+
+
 def test_a_head_left_to_autograd_is_refused_in_the_first_window():
     model = Net()
     conductor = linear(model.enc.named_parameters())

@@ -273,7 +273,7 @@ def test_processes_that_come_later_are_noticed(two_in_name):
 def test_processes_that_become_fewer_are_noticed(one_of_one):
     conductor = GradientConductor(ranks.ConvNet(), ranks.TASKS, Joint(1), Linear(), Raw(), processes=Replicated())
     conductor.processes.size = 2
-    with pytest.raises(ValueError, match=r"`processes`: expected the 2 processes .* found 1"):
+    with pytest.raises(ValueError, match=r"`processes`: expected process 0 of 2, .* found process 0 of 1"):
         conductor.step([], None.__eq__)
 
 

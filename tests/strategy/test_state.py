@@ -109,6 +109,7 @@ def test_a_parameter_of_another_shape_is_refused():
     resumed = GradientConductor(other, TASKS, *PARTS["gcond"]())
     with pytest.raises(ValueError, match=r"head.weight of shape \(2, 6\), .* found \(3, 6\)"):
         resumed.load_state_dict(conductor.state_dict())
+    assert (resumed.steps, resumed.update.state_dict()["momentum"]) == (0, None)
 
 
 def test_buffers_of_fewer_digits_do_not_take_a_state_over():

@@ -220,6 +220,7 @@ class GradientConductor:
                 if "resolved_norm" not in metrics:
                     metrics["resolved_norm"] = math.sqrt(float(gradients.dot(out, out)))
                 self._check_resolved(metrics)
+                self._watch.check_reach(gradients)
         except NotFinite as problem:
             return self._leave_out(problem, gradients, scale)
         metrics["clipped"] = float(self._clip(out, metrics["resolved_norm"]))
@@ -245,9 +246,7 @@ class GradientConductor:
 
     def _lay_out(self, layout: Layout, reference: Tensor | None) -> None:
         """Lay the parameters out as they are now; until now `reference` and what the parts keep had this `layout`."""
-        held = {slot.name for slot in layout}
-        now = FlatParameters(self._parameters, self._dtype, held)
-        move = Move(layout, now.layout, now.dtype)
+        now, move = self._move_from(layout)
         if reference is not None:
             reference = move.numbers(reference, self._reference_dtype or now.dtype).to(now.device)
         self.update.follow(move)
@@ -256,9 +255,14 @@ class GradientConductor:
         if self.gradients.laid_out_like(now):
             self.gradients.renew()
         else:
-            self.gradients = self._allocate(len(self.gradients.rows), held)
+            self.gradients = self._allocate(len(self.gradients.rows), now.names)
             self._direction = None
         self._reference = reference
+
+    def _move_from(self, layout: Layout) -> tuple[FlatParameters, Move]:
+        """The parameters as they are now, and the way to them from `layout`."""
+        now = FlatParameters(self._parameters, self._dtype, held={slot.name for slot in layout})
+        return now, Move(layout, now.layout, now.dtype)
 
     def _facts(self) -> dict[str, Any]:
         """What has to be the same in every process."""
@@ -472,18 +476,19 @@ class GradientConductor:
         Raises:
             ValueError: the state is of other tasks, of tasks in another order, or of other parameters.
         """
-        self._check_state(state)
+        layout = read(state["layout"]) if "layout" in state else ()
+        self._check_state(state, layout)
         self.steps, self.skipped = state["steps"], state["skipped"]
         self._resolutions = state["resolutions"]
         self._generator.set_state(state["generator"])
         self.resolver.load_state_dict(state["resolver"])
         self.update.load_state_dict(state["update"])
         reference = state["reference"]
-        self._lay_out(read(state["layout"]), None if reference is None else reference.clone())
+        self._lay_out(layout, None if reference is None else reference.clone())
         self._watch.fresh = True
 
-    def _check_state(self, state: dict[str, Any]) -> None:
-        if "layout" not in state:
+    def _check_state(self, state: dict[str, Any], layout: Layout) -> None:
+        if not layout:
             raise ValueError("`state`: expected one with the names of tasks and parameters, found an older version's")
         for what, found, expected in (
             ("tasks", state["tasks"], list(self.tasks)),
@@ -495,6 +500,7 @@ class GradientConductor:
                     f"`state`: expected the state of {len(expected)} {what} with the same names in the same order, "
                     f"{expected[:5]}, found {len(found)}, {found[:5]}; differing: {odd[:5]}"
                 )
+        self._move_from(layout)[1].check()
 
 
 def _checked_tasks(tasks: Any) -> dict[str, float]:

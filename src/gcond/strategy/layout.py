@@ -73,18 +73,22 @@ class Move:
         before = {slot.name: slot for slot in old}
         self._pairs = [(before[slot.name], slot) for slot in new if slot.name in before]
 
-    def numbers(self, kept: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """`kept` [..., P before] as [..., P now], in `dtype`. What `kept` lacks at its end is 0.
-
-        Raises:
-            ValueError: a parameter has another shape than before, or `dtype` holds fewer digits.
-        """
+    def check(self) -> None:
+        """Raise ValueError where a parameter has another shape than before."""
         for was, now in self._pairs:
             if was.shape != now.shape:
                 raise ValueError(
                     f"`parameters`: expected {now.name} of shape {was.shape}, for which momentum or previous gradients "
                     f"are kept, found {now.shape}; build another conductor"
                 )
+
+    def numbers(self, kept: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """`kept` [..., P before] as [..., P now], in `dtype`. What `kept` lacks at its end is 0.
+
+        Raises:
+            ValueError: a parameter has another shape than before, or `dtype` holds fewer digits.
+        """
+        self.check()
         if dtype is not None and torch.promote_types(kept.dtype, dtype) != dtype:
             raise ValueError(
                 f"`parameters`: momentum or previous gradients are kept as {kept.dtype}, which {dtype} would round; "

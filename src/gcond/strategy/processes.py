@@ -150,11 +150,12 @@ class _Group(Alone):
             )
 
     def look(self) -> None:
-        size = dist.get_world_size(self._group) if dist.is_initialized() else 0
-        if size != self.size:
+        there = dist.is_initialized()
+        rank, size = (dist.get_rank(self._group), dist.get_world_size(self._group)) if there else (0, 0)
+        if (rank, size) != (self.rank, self.size):
             raise ValueError(
-                f"`processes`: expected the {self.size} processes of torch.distributed that the conductor was built "
-                f"for, found {size}; build another conductor"
+                f"`processes`: expected process {self.rank} of {self.size}, as when the conductor was built, found "
+                f"process {rank} of {size} in torch.distributed; build another conductor"
             )
 
     def compare(self, facts: Mapping[str, Any]) -> None:

@@ -43,6 +43,7 @@ class Watch:
         self.materialises = False
         self._compiled = False  # a part of a graph seen so far
         self.fresh = True  # the next window is the first one, or something has changed before it
+        self._first = True  # this window is
         self._unseen = True  # who reduces gradients: a wrapper may make itself in the first forward pass
         self._asked: Counter[tuple[str, ...]] = Counter()
         self._before = self._asked
@@ -58,6 +59,7 @@ class Watch:
         that the conductor does not hold, or another leaf whose `.grad` is there already: it would add up from step to
         step.
         """
+        self._first = self.fresh
         self._unseen |= self.fresh
         self._before = Counter() if self.fresh else self._asked
         self._asked = Counter()
@@ -86,6 +88,14 @@ class Watch:
             self._look_for_others(losses, held)
 
         return look_at
+
+    def check_reach(self, held: TaskGradients) -> None:
+        """At the end of a first window: raise ValueError where it has reached nothing, in no process."""
+        if self._first and not any(held.reached_in_window):
+            raise ValueError(
+                "`losses`: found no loss that reaches a parameter of the conductor; is this the model whose parameters "
+                "were handed over?"
+            )
 
     def _look_for_others(self, losses: Mapping[str, Tensor], held: TaskGradients) -> None:
         leaves = list(self._leaves(losses.values()))
