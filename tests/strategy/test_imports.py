@@ -87,6 +87,7 @@ ALLOWED = {
     },  # the surface to draw; no torch in it
 }
 STRATEGY = {
+    "gcond.strategy.arguments": set(),
     "gcond.strategy.layout": set(),
     "gcond.strategy.flat": {"gcond.strategy.layout"},
     "gcond.strategy.finite": set(),
@@ -118,6 +119,7 @@ STRATEGY = {
             "scaling",
             "layout",
             "watch",
+            "arguments",
         )
     },
 }

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sized
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sized
 from hashlib import sha256
 from itertools import islice
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gcond.strategy import products
+from gcond.strategy.arguments import floating_dtype, lambdas, made
 from gcond.strategy.conflict import Conflict, LossWeighting, Resolution, Resolver
 from gcond.strategy.diagnose import average, describe
 from gcond.strategy.estimate import Estimator, Losses, Sequential, Stochastic, Window
@@ -27,30 +27,7 @@ from gcond.strategy.update import EMA, Update
 from gcond.strategy.watch import Watch
 
 NONFINITE = ("raise", "skip")
-EXAMPLES = {"estimator": "Sequential(4)", "resolver": "PCGrad()", "update": "Raw()", "processes": "Replicated()"}
-FIXED = ("tasks", *EXAMPLES)
-
-
-class Lambdas(Mapping[str, float]):
-    """Task name -> lambda, which stays as it is."""
-
-    def __init__(self, lambdas: Mapping[str, float]) -> None:
-        self._lambdas = dict(lambdas)
-
-    def __getitem__(self, task: str) -> float:
-        return self._lambdas[task]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._lambdas)
-
-    def __len__(self) -> int:
-        return len(self._lambdas)
-
-    def __repr__(self) -> str:
-        return repr(self._lambdas)
-
-    def __setitem__(self, task: str, value: float) -> None:
-        raise TypeError(f"`tasks`: the lambda of {task!r} cannot be changed; build another conductor")
+FIXED = ("tasks", "estimator", "resolver", "update", "processes")
 
 
 class GradientConductor:
@@ -104,10 +81,10 @@ class GradientConductor:
         nonfinite: str = "raise",
         processes: Processes | None = None,
     ) -> None:
-        self.tasks: Mapping[str, float] = Lambdas(_checked_tasks(tasks))
-        self.estimator: Estimator = _made("estimator", estimator, "gather", Stochastic)
-        self.resolver: Resolver = _made("resolver", resolver, "resolve", GCond)
-        self.update: Update = _made("update", update, "apply", EMA)
+        self.tasks = lambdas(tasks)
+        self.estimator: Estimator = made("estimator", estimator, "gather", Stochastic)
+        self.resolver: Resolver = made("resolver", resolver, "resolve", GCond)
+        self.update: Update = made("update", update, "apply", EMA)
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"`clip_norm`: expected None or a number > 0, found {clip_norm}")
         self.clip_norm = clip_norm
@@ -127,7 +104,7 @@ class GradientConductor:
                 f"gradients would be wasted; expected Joint, found {type(self.estimator).__name__}"
             )
         self.resolver.check(dict(self.tasks), tuple(self._parameters))
-        self._dtype = _dtype("buffer_dtype", buffer_dtype)
+        self._dtype = floating_dtype("buffer_dtype", buffer_dtype)
         self._products = products.compiled if compiled else products.by_chunks
         self.gradients = TaskGradients(self._parameters, rows, self._dtype, self._products)
         if reference_dtype is not None and not self.resolver.uses_history:
@@ -135,9 +112,9 @@ class GradientConductor:
                 f"`reference_dtype`: expected None, since {type(self.resolver).__name__} keeps no previous task "
                 f"gradients, found {reference_dtype}"
             )
-        self._reference_dtype = _dtype("reference_dtype", reference_dtype)
+        self._reference_dtype = floating_dtype("reference_dtype", reference_dtype)
         sharded = self.gradients.sharded
-        self.processes = chosen(_made("processes", processes, "gather", lambda: None), sharded)
+        self.processes = chosen(made("processes", processes, "gather", lambda: None), sharded)
         self.processes.check(self.estimator, self.resolver, sharded)
         self.processes.attach(self.gradients)
         self.share = self.estimator.share(self.processes.rank, self.processes.size, list(self.tasks))
@@ -189,7 +166,7 @@ class GradientConductor:
             ValueError: losses or batches are not what is expected above; a loss reaches a parameter that the conductor
                 does not hold; parameters or processes have changed in a way that cannot be followed.
 
-        After an exception `p.grad` is None everywhere.
+        An exception from within the window leaves `p.grad` None everywhere.
         """
         if not callable(losses):
             raise ValueError(f"`losses`: expected a function losses(batch, names), found {type(losses).__name__}")
@@ -197,10 +174,8 @@ class GradientConductor:
         estimator: Estimator = self.estimator
         gradients = self.gradients
         if diagnose and len(gradients.rows) < len(self.tasks) and not self.resolver.weighs_losses:
-            estimator, gradients = (
-                Sequential(estimator.accumulation_steps),
-                self._allocate(len(self.tasks), self.gradients.names),
-            )
+            estimator = Sequential(estimator.accumulation_steps)
+            gradients = self._allocate(len(self.tasks), self.gradients.names)
         scale = scale_of(scaler)
         count = self._count(batches)
         window = Window(
@@ -501,39 +476,3 @@ class GradientConductor:
                     f"{expected[:5]}, found {len(found)}, {found[:5]}; differing: {odd[:5]}"
                 )
         self._move_from(layout)[1].check()
-
-
-def _checked_tasks(tasks: Any) -> dict[str, float]:
-    if not isinstance(tasks, Mapping):
-        raise ValueError(
-            f"`tasks`: expected a mapping such as {{'a': 1.0, 'b': 1.0}} (name -> lambda), found {tasks!r}"
-        )
-    wrong = {name: lam for name, lam in tasks.items() if not isinstance(name, str) or not isinstance(lam, Real)}
-    if wrong:
-        raise ValueError(f"`tasks`: expected names and numbers (name -> lambda), found {wrong}")
-    checked = {name: float(value) for name, value in tasks.items()}
-    if not checked:
-        raise ValueError("`tasks`: expected at least one task name with its lambda, found none")
-    wrong = {name: value for name, value in checked.items() if not math.isfinite(value) or value < 0}
-    if wrong or sum(checked.values()) == 0:
-        raise ValueError(f"`tasks`: expected finite lambdas >= 0, not all 0, found {wrong or checked}")
-    return checked
-
-
-def _made(setting: str, given: Any, method: str, default: Callable[[], Any]) -> Any:
-    """`given`, or the default for None; ValueError for a class or a name in the place of an object."""
-    if given is None:
-        return default()
-    if isinstance(given, type) or not hasattr(given, method):
-        found = f"the class {given.__name__}; write {given.__name__}()" if isinstance(given, type) else repr(given)
-        raise ValueError(f"`{setting}`: expected an object such as {EXAMPLES[setting]}, found {found}")
-    return given
-
-
-def _dtype(setting: str, name: torch.dtype | str | None) -> torch.dtype | None:
-    if name is None:
-        return None
-    found = getattr(torch, name, None) if isinstance(name, str) else name
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"`{setting}`: expected None or a floating-point dtype (bfloat16, float32), found {name!r}")
-    return found
