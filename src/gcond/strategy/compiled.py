@@ -6,23 +6,33 @@ refuses a second one.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch._functorch.config as functorch
+import torch.compiler.config
 from torch.autograd.graph import Node
 
 ADVICE = (
     '`forward`: a graph that torch.compile made serves one backward pass, "shared" takes one per task; expected '
-    "torch._functorch.config.donated_buffer = False before the model is first called outside the conductor's step, or "
+    "torch._functorch.config.donated_buffer = False and, since torch's cache on disk does not tell both kinds apart, "
+    'torch.compiler.config.cache_key_tag = "kept" before the model is first called outside the conductor\'s step, or '
     'forward="per_task"'
 )
 
 
-def keeping_buffers() -> AbstractContextManager[Any]:
-    """What is compiled while this is open leaves its saved tensors as they are; what was compiled before does not."""
-    patch: AbstractContextManager[Any] = functorch.patch(donated_buffer=False)
-    return patch
+@contextmanager
+def keeping_buffers(backward: bool = False) -> Iterator[None]:
+    """What is compiled while this is open leaves its saved tensors as they are; what was compiled before does not.
+
+    A `backward` pass is compiled when it first runs, by what the forward pass was told; but torch looks for it on disk,
+    where the donating one of another run lies under the same key, unless the key has a tag of its own.
+    """
+    settings: Any = torch.compiler.config
+    tag = settings.patch(cache_key_tag=f"{settings.cache_key_tag} keeping buffers")
+    with tag, nullcontext() if backward else functorch.patch(donated_buffer=False):
+        yield
 
 
 def note_kept_buffers(node: Node) -> bool:

@@ -58,7 +58,8 @@ class Window:
 
     def backward(self, loss: Tensor, retain_graph: bool = False) -> None:
         try:
-            self.enlarge(loss).backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
+            with keeping_buffers(backward=True) if retain_graph else nullcontext():
+                self.enlarge(loss).backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
         except RuntimeError as error:
             if refused_donated_buffers(error):
                 raise RuntimeError(ADVICE) from error
@@ -127,8 +128,8 @@ class Sequential:
         forward: "shared" asks for all losses of a micro-batch at once and keeps the graph until the last task's
             backward pass; "per_task" asks for one at a time, so that one graph is alive at a time (as published). In
             train mode BatchNorm's running statistics then take m updates per micro-batch. A model of `torch.compile`
-            that was called before the first step, outside it, needs `torch._functorch.config.donated_buffer = False`
-            for "shared"; RuntimeError otherwise.
+            that was called before the first step, outside it, needs settings of torch's for "shared"; RuntimeError
+            names them.
         resolve_every: "window" resolves the K-step means (GCond); "micro_batch" resolves every micro-batch and averages
             the results (the peers, as published).
     """
