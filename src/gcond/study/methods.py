@@ -1,0 +1,62 @@
+"""Labels, looks and groups of methods (study/methods.yaml), and the paper's numbers (study/paper.yaml)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+STUDY = Path(__file__).resolve().parents[3] / "study"
+PREDICTOR = "trivial:"  # prefix of a predictor without training where it stands among strategies
+
+
+@cache
+def facts(name: str) -> dict[str, Any]:
+    """The content of study/NAME.yaml."""
+    content = yaml.safe_load((STUDY / f"{name}.yaml").read_text(encoding="utf-8"))
+    return {key: value for key, value in content.items() if not key.startswith("x-")}
+
+
+def label(strategy: str) -> str:
+    known = facts("methods")
+    if strategy.startswith(PREDICTOR):
+        return str(known["predictors"].get(strategy.removeprefix(PREDICTOR), strategy))
+    return str(known["methods"][strategy]["label"]) if strategy in known["methods"] else strategy
+
+
+def group(strategy: str) -> str | None:
+    """Of Table 2: a key of `groups`; None for a method that has no place in it. An unknown strategy is the user's."""
+    if strategy.startswith(PREDICTOR):
+        return "predictor"
+    known = facts("methods")["methods"].get(strategy, {"group": "yours"})
+    return known.get("group")
+
+
+def ordered(strategies: Iterable[str]) -> list[str]:
+    """As in methods.yaml; strategies that it does not know follow by name, then predictors."""
+    known = list(facts("methods")["methods"])
+    place = {name: index for index, name in enumerate(known)}
+    found = set(strategies)
+    return sorted(found, key=lambda name: (name.startswith(PREDICTOR), place.get(name, len(known)), name))
+
+
+def look(strategy: str, among: Iterable[str] = ()) -> dict[str, Any]:
+    """Its `colour`, `dash` and `marker`. Unknown strategies take turns, by their order among those of `among`."""
+    known = facts("methods")
+    if strategy in known["methods"]:
+        return {key: known["methods"][strategy][key] for key in ("colour", "dash", "marker")}
+    unknown = [name for name in ordered([*among, strategy]) if name not in known["methods"]]
+    return dict(known["other"][unknown.index(strategy) % len(known["other"])])
+
+
+def paper_table2(dataset: str, measure: str) -> dict[str, tuple[float, float]]:
+    """Method -> (mean, +-) of the paper's Table 2 for our `dataset` and l1 or ssim; empty where it has none."""
+    table = facts("paper")["table2"]
+    column = f"{facts('methods')['datasets'].get(dataset, {}).get('paper')}/{measure}"
+    if column not in table["columns"]:
+        return {}
+    index = table["columns"].index(column)
+    return {method: tuple(values[index]) for method, values in table["rows"].items()}
