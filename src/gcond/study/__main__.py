@@ -171,14 +171,14 @@ def here() -> str:
 
 
 @output_may_be_lost()
-def main() -> int:
+def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gcond.study", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--queue", type=Path, default=QUEUE, help="the list of blocks")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where runs are recorded")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
     parser.add_argument("--plan", action="store_true", help="say what is left and how long it takes; start nothing")
     parser.add_argument("more", nargs="*", help="Hydra's overrides for every run, such as paths.headneck=DIR")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     if arguments.jobs < 1:
         parser.error(f"--jobs: expected an integer >= 1, found {arguments.jobs}")
     try:

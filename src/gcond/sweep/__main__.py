@@ -54,7 +54,7 @@ OVERRIDES = """as for gcond-train --multirun, e.g. experiment=table2 scale=mini;
 
 
 @output_may_be_lost()
-def main() -> int:
+def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gcond.sweep", description=__doc__.split("\n\n")[0])
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side (default: cores)")
     parser.add_argument("--launcher", choices=LAUNCHERS, help="default: joblib, or basic for one run at a time")
@@ -62,7 +62,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=Path("results"), help="where recorded runs are looked up")
     parser.add_argument("--missing", action="store_true", help="do not repeat runs that are recorded below --results")
     parser.add_argument("overrides", nargs="+", help=OVERRIDES)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     jobs = arguments.jobs
     if jobs < 1:
         parser.error(f"--jobs: expected an integer >= 1, found {jobs}")

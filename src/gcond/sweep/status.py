@@ -124,11 +124,11 @@ def print_statuses(found: Sequence[Status]) -> None:
 
 
 @output_may_be_lost()
-def main() -> int:
+def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gcond.sweep.status", description=__doc__.split("\n\n")[0])
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of local runs (default: runs)")
     parser.add_argument("--scale", help="only the runs of this scale (default: all)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     scales = sorted(path for path in arguments.runs.glob(arguments.scale or "*") if path.is_dir())
     found = statuses(scales, time.time())
     if found:

@@ -73,13 +73,13 @@ def _hours(runs: Sequence[Planned], jobs: int, results: Path) -> str:
 
 
 @output_may_be_lost()
-def main() -> int:
+def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gcond.sweep.study", description=__doc__.split("\n\n")[0])
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--results", type=Path, default=Path("results"), help="where recorded runs are looked up")
     parser.add_argument("--missing", action="store_true", help="runs that are recorded below --results are done")
     parser.add_argument("sweeps", nargs="+", metavar="SWEEP", help="one word each: 'experiment=o1 scale=mini seed=11'")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     if arguments.jobs < 1:
         parser.error(f"--jobs: expected an integer >= 1, found {arguments.jobs}")
     recorded = [f"recorded={arguments.results.absolute()}"] if arguments.missing else []
