@@ -30,7 +30,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.debug import CommDebugMode
 
 from gcond.strategy import EMA, GCond, GradientConductor, Joint, Linear, PCGrad, Raw, Sequential, Stochastic
-from gcond.strategy.processes import Alone, Processes, Replicated, ReplicatedPerRank, Sharded
+from gcond.strategy.processes import Processes, Replicated, ReplicatedPerRank, Sharded, SingleProcess
 from gcond.strategy.resolve.graddrop import GradDrop
 
 TASKS = {"first": 0.5, "second": 0.3, "third": 0.2}
@@ -97,7 +97,7 @@ class Bench:
         self.losses = losses_of(model)
         generator = torch.Generator().manual_seed(1)
         window = [torch.randn(32, width, generator=generator) for _ in range(k)]
-        self.own = [window[index] for index in self.conductor.share]
+        self.own = [window[index] for index in self.conductor.micro_batch_indices]
         self.step()  # which task reaches which parameter is known from now on
 
     def step(self) -> None:
@@ -146,7 +146,7 @@ def measure(rank: int, size: int, folder: str, k: int, width: int, rounds: int) 
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
     rows = []
     for strategy in STRATEGIES:
-        single = Bench(strategy, Alone(), k, width).seconds(rounds) if rank == 0 else 0.0
+        single = Bench(strategy, SingleProcess(), k, width).seconds(rounds) if rank == 0 else 0.0
         dist.barrier()
         for kind, make in KINDS.items():
             if (strategy, kind) in REFUSED:

@@ -91,7 +91,7 @@ def window(name: str) -> dict[str, Any]:
     for _ in range(2):
         conductor.processes.counts.clear()
         with Asked() as asked:
-            conductor.step([torch.randn(2, WIDTH) for _ in conductor.share], losses)
+            conductor.step([torch.randn(2, WIDTH) for _ in conductor.micro_batch_indices], losses)
     return {"asked": dict(asked.counts), "told": dict(conductor.processes.counts)}
 
 

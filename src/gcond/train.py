@@ -110,7 +110,7 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
             cfg.scale.workers,
             state.position,
             window=conductor.estimator.accumulation_steps,
-            share=conductor.share,
+            share=conductor.micro_batch_indices,
             labelling=labelling,
         )
 

@@ -85,7 +85,9 @@ IN_TURN = Sequential(4, resolve_every="micro_batch")
 )
 def test_processes_share_out_the_one_stream(estimator: Estimator, shares: list[list[int]]) -> None:
     """Two windows from position 12 on are the one process's micro-batches 12 to 19, each once."""
-    assert [estimator.share(rank, len(shares), ("l1", "ssim")) for rank in range(len(shares))] == shares  # by hand
+    assert [
+        estimator.micro_batch_indices(rank, len(shares), ("l1", "ssim")) for rank in range(len(shares))
+    ] == shares  # by hand
     whole = stream(20)
     taken: dict[int, Batch] = {}
     for share in shares:

@@ -15,7 +15,7 @@ from gcond.loss import ReconstructionLoss
 from gcond.model.masking import fixed_hidden
 from gcond.model.patches import patchify, select
 from gcond.scores import means
-from gcond.strategy.processes import Alone
+from gcond.strategy.processes import SingleProcess
 
 CPU = torch.device("cpu")
 DATA = tiny.load(64, val=7)
@@ -107,7 +107,7 @@ def test_a_team_s_score_is_the_mean_over_all_images(size: int) -> None:
 
     class Member(Team):
         def __init__(self, rank: int) -> None:
-            super().__init__(Alone(), CPU)
+            super().__init__(SingleProcess(), CPU)
             self.rank, self.size = rank, size
 
         def sum(self, tensor: Tensor) -> Tensor:

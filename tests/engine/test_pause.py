@@ -8,14 +8,14 @@ import torch
 from gcond.engine.interrupt import Interrupt
 from gcond.engine.pause import Pause
 from gcond.engine.team import Team
-from gcond.strategy.processes import Alone
+from gcond.strategy.processes import SingleProcess
 
 
 class Others(Team):
     """A team in which another process has found `theirs`."""
 
     def __init__(self, theirs: list[int]) -> None:
-        super().__init__(Alone(), torch.device("cpu"))
+        super().__init__(SingleProcess(), torch.device("cpu"))
         self.theirs = theirs
 
     def most(self, numbers: list[int]) -> list[int]:

@@ -16,7 +16,7 @@ from gcond.engine.folder import RunFolder
 from gcond.engine.logbook import Logbook
 from gcond.engine.record import Record, variant
 from gcond.engine.team import Team
-from gcond.strategy.processes import Alone
+from gcond.strategy.processes import SingleProcess
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def record(folder: RunFolder) -> Record:
-    return Record(config("dataset=photos", "scale=smoke", "seed=7"), folder, Team(Alone(), torch.device("cpu")))
+    return Record(config("dataset=photos", "scale=smoke", "seed=7"), folder, Team(SingleProcess(), torch.device("cpu")))
 
 
 def test_a_finished_run_by_hand(folder: RunFolder) -> None:
@@ -171,7 +171,7 @@ class Two(Team):
     """One of two processes."""
 
     def __init__(self, rank: int) -> None:
-        super().__init__(Alone(), torch.device("cpu"))
+        super().__init__(SingleProcess(), torch.device("cpu"))
         self.rank, self.size, self.main = rank, 2, rank == 0
 
 
@@ -197,7 +197,7 @@ def test_several_processes_that_had_nothing_left_to_do_report_too(folder: RunFol
 
 
 def test_an_arbitration_between_processes_is_once_for_one(folder: RunFolder) -> None:
-    one = Team(Alone(), torch.device("cpu"))
+    one = Team(SingleProcess(), torch.device("cpu"))
     with Record(config("dataset=photos", "scale=smoke", "seed=7", "arbitration=per_rank"), folder, one):
         pass
     assert json.loads(folder.report.read_text())["arbitration"] == "once"

@@ -31,7 +31,7 @@ from gcond.engine.team import EveryState, Team, gathered
 from gcond.loss import ReconstructionLoss
 from gcond.model import MaskedAutoencoder
 from gcond.scores import means
-from gcond.strategy.processes import Alone
+from gcond.strategy.processes import SingleProcess
 
 CPU = torch.device("cpu")
 DATA = tiny.load(64, val=7)
@@ -147,7 +147,7 @@ def test_an_arbitration_that_is_not_known_is_refused() -> None:
 
 def test_a_state_per_process_is_for_as_many_processes() -> None:
     part = Counting(1)
-    every = EveryState(part, Team(Alone(), CPU))
+    every = EveryState(part, Team(SingleProcess(), CPU))
     with pytest.raises(ValueError, match=r"`arbitration`.*expected the 2 processes that the run began with, found 1"):
         every.load_state_dict({"processes": [{"number": 5}, {"number": 6}]})
     assert part.number == 1

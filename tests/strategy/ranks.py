@@ -36,7 +36,7 @@ from gcond.strategy import (
     Stochastic,
 )
 from gcond.strategy.batchnorm import merged_batchnorm
-from gcond.strategy.processes import Alone, Processes, Replicated, ReplicatedPerRank, Sharded
+from gcond.strategy.processes import Processes, Replicated, ReplicatedPerRank, Sharded, SingleProcess
 from gcond.strategy.resolve.famo import FAMO
 from gcond.strategy.resolve.graddrop import GradDrop
 from gcond.strategy.resolve.sam_gs import SAMGS
@@ -198,7 +198,7 @@ class Run:
 
     def step(self, seed: int) -> dict[str, Any]:
         window = self.case.batches(seed)
-        own = [window[index] for index in self.conductor.share]
+        own = [window[index] for index in self.conductor.micro_batch_indices]
         with merged_batchnorm(self.model, self.processes):
             metrics = self.conductor.step(own, self.case.losses(self.model), self.case.diagnose)
         gradients = {
@@ -351,7 +351,7 @@ def _meet(processes: Processes, where: str, estimator: Any, resolver: Any, mode:
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=mode == "scaler")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     window = [batch.double() for batch in image_batches(K, 0, size=2)]
-    own = [window[index] for index in conductor.share]
+    own = [window[index] for index in conductor.micro_batch_indices]
     conductor.step(own, three_losses(model), scaler=scaler)
     before = conductor.state_dict()
     metrics: dict[str, float] = {}
@@ -391,7 +391,7 @@ def unlike(folder: Path) -> dict[str, str]:
                 change(model)
         if last:
             conductor.steps += steps
-        window = image_batches(len(conductor.share), 0, size=2)
+        window = image_batches(len(conductor.micro_batch_indices), 0, size=2)
         return message(lambda: conductor.step(window, three_losses(model)))
 
     def scaled(model: nn.Module) -> None:
@@ -401,7 +401,7 @@ def unlike(folder: Path) -> dict[str, str]:
         """All processes permute the weights after a step, and then only the last one has other numbers."""
         model = ConvNet()
         conductor = GradientConductor(model, TASKS, *gcond_window(), processes=Replicated())
-        window = image_batches(len(conductor.share), 0, size=2)
+        window = image_batches(len(conductor.micro_batch_indices), 0, size=2)
         conductor.step(window, three_losses(model))
         model.to(memory_format=torch.channels_last)
         conductor.step(window, three_losses(model))
@@ -564,7 +564,7 @@ def sharded_refused(folder: Path) -> dict[str, str]:
         "graddrop": message(conductor(Sequential(K), GradDrop(), Raw())),
         "by micro-batch": message(conductor(Sequential(K, resolve_every="micro_batch"), PCGrad(), Raw())),
         "replicated": message(conductor(Joint(K), Linear(), Raw(), processes=Replicated())),
-        "alone": message(conductor(Joint(K), Linear(), Raw(), processes=Alone())),
+        "alone": message(conductor(Joint(K), Linear(), Raw(), processes=SingleProcess())),
         "half sharded": message(conductor(Joint(K), Linear(), Raw(), model=half)),
     }
 
@@ -592,7 +592,9 @@ def sharded_not_finite(folder: Path) -> dict[str, str]:
         return values
 
     window = vectors(6)(0)
-    return {"message": message(lambda: conductor.step([window[index] for index in conductor.share], losses))}
+    return {
+        "message": message(lambda: conductor.step([window[index] for index in conductor.micro_batch_indices], losses))
+    }
 
 
 # How they are started

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from gcond.strategy.batchnorm import merged_batchnorm
-from gcond.strategy.processes import Alone
+from gcond.strategy.processes import SingleProcess
 
 SIZE, UPDATES = 3, 4
 
 
-class Threads(Alone):
+class Threads(SingleProcess):
     """One of `SIZE` processes, of which each is a thread; `told` holds what each last gave to a sum."""
 
     def __init__(self, rank: int, told: list, barrier: Barrier) -> None:
@@ -178,7 +178,7 @@ def test_nothing_is_merged_after_an_error():
 @pytest.mark.parametrize("training", [True, False])
 def test_one_process_is_as_without(training):
     model, expected = warm().train(training), warm().train(training)
-    with merged_batchnorm(model, Alone()):
+    with merged_batchnorm(model, SingleProcess()):
         model(batches(1)[0])
     expected(batches(1)[0])
     torch.testing.assert_close(model.state_dict(), expected.state_dict(), rtol=0, atol=0)

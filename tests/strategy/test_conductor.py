@@ -457,7 +457,7 @@ def test_momentum_from_a_checkpoint_on_the_cpu_follows_the_gradient(device):
     conductor = GradientConductor([parameter], TASKS, Sequential(1), Linear(), EMA(0.9))
     state = conductor.state_dict() | {"update": {"steps": [1], "momentum": torch.ones(3)}}
     conductor.load_state_dict(state)
-    conductor.gradients.agree(torch.ones(1, 2, 1, dtype=torch.bool))
+    conductor.gradients.merge_reached(torch.ones(1, 2, 1, dtype=torch.bool))
     direction = torch.ones(3, device=device)
     conductor.update.apply(direction, conductor.gradients)
     assert conductor.update.state_dict()["momentum"].device.type == device

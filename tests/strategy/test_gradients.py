@@ -286,7 +286,7 @@ def test_statistics_across_chunk_borders(monkeypatch, chunk):
     gradients = filled(parameters, 3, values)
     reached = torch.ones(3, 4, dtype=torch.bool)
     reached[:, 1] = torch.tensor([False, True, False])  # the second encoder parameter, entries 5 to 12, is task 1's
-    gradients.agree(reached[None])
+    gradients.merge_reached(reached[None])
     found = gradients.statistics(reference)
 
     own, previous = values.double(), reference.double()
@@ -319,7 +319,7 @@ def test_combine_may_overwrite_the_first_row():
     gradients = filled(parameters, 3, values)
     reached = torch.ones(3, 3, dtype=torch.bool)
     reached[:, 1] = torch.tensor([True, False, False])
-    gradients.agree(reached[None])
+    gradients.merge_reached(reached[None])
     shared, exclusive = torch.tensor([0.5, -2.0, 3.0]), torch.tensor([7.0, 8.0, 9.0])
     expected = shared.double() @ values
     expected[4:6] = exclusive.double() @ values[:, 4:6]

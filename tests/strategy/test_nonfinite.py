@@ -12,7 +12,7 @@ from torch import nn
 
 from gcond.strategy import GCond, GradientConductor, Joint, Linear, PCGrad, Raw, Resolution, Sequential, Stochastic
 from gcond.strategy.conflict import StatelessResolver
-from gcond.strategy.finite import NotFinite
+from gcond.strategy.safety import NotFinite
 
 WRONG = {
     "loss is inf": {"loss": inf},

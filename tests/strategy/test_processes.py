@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from gcond.strategy import GradientConductor, Joint, Linear, Raw, Sequential, Stochastic
-from gcond.strategy.processes import Alone, Replicated, Sharded
+from gcond.strategy.processes import Replicated, Sharded, SingleProcess
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}  # float64: what another order of sums leaves after three steps
 SIZES = [2, pytest.param(4, marks=pytest.mark.slow)]
@@ -53,7 +53,7 @@ def found(size: int, request: pytest.FixtureRequest) -> list[dict[str, Any]]:
 
 @cache
 def alone(name: str) -> dict[str, Any]:
-    return ranks.trained(name, Alone())
+    return ranks.trained(name, SingleProcess())
 
 
 def assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
@@ -116,7 +116,7 @@ def test_all_processes_save_the_same_state(name, two):
 
 
 def test_saved_history_is_that_of_one_process(two):
-    run = ranks.Run(ranks.CASES["gcond"], Alone())
+    run = ranks.Run(ranks.CASES["gcond"], SingleProcess())
     run.steps(0, 2)
     expected = run.conductor.state_dict()["reference"]
     for process in two:
@@ -139,7 +139,7 @@ def assert_equal_states(state: Any, other: Any) -> None:
 
 @pytest.mark.parametrize("name", ranks.SAVED)
 def test_what_two_processes_saved_one_continues(name, two, folder):
-    run = ranks.Run(ranks.CASES[name], Alone())
+    run = ranks.Run(ranks.CASES[name], SingleProcess())
     run.restore(torch.load(folder / f"{name}-2.pt", weights_only=True))
     assert_same(run.steps(2, 3), alone(name)["records"][2:])
 
@@ -164,7 +164,7 @@ def test_per_rank_is_the_mean_of_processes_that_resolve_for_themselves(name, two
     runs = []
     for rank in range(2):
         batches = lambda seed, rank=rank: [case.batches(seed)[index] for index in share[rank]]  # noqa: E731
-        runs.append(ranks.Run(replace(half, batches=batches), Alone()).steps(0, ranks.STEPS))
+        runs.append(ranks.Run(replace(half, batches=batches), SingleProcess()).steps(0, ranks.STEPS))
     differ = False
     for step, (one, other) in enumerate(zip(*runs, strict=True)):
         for process in two:
@@ -261,7 +261,7 @@ def two_in_name() -> Iterator[Callable[[], None]]:
 def test_processes_that_come_later_are_noticed(two_in_name):
     model = ranks.ConvNet()
     conductor = GradientConductor(model, ranks.TASKS, Joint(1), Linear(), Raw())
-    told = GradientConductor(model, ranks.TASKS, Joint(1), Linear(), Raw(), processes=Alone())
+    told = GradientConductor(model, ranks.TASKS, Joint(1), Linear(), Raw(), processes=SingleProcess())
     window, losses = ranks.image_batches(1), ranks.three_losses(model)
     conductor.step(window, losses)
     two_in_name()
@@ -291,7 +291,7 @@ def wrapped_by_fsdp1(model: torch.nn.Module) -> torch.nn.Module:
 
 @pytest.mark.usefixtures("one_of_one")
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("processes", [Alone, Replicated])
+@pytest.mark.parametrize("processes", [SingleProcess, Replicated])
 @pytest.mark.parametrize("estimator", [Joint(1), Sequential(1), Stochastic(3)])
 @pytest.mark.parametrize("wrapped", [DistributedDataParallel, wrapped_by_replicate, wrapped_by_fsdp1])
 def test_a_model_that_reduces_its_gradients_itself_is_refused(wrapped, estimator, processes):
@@ -390,7 +390,7 @@ def test_per_rank_moves_one_gradient(two):
 
 @cache
 def alone_unsharded(name: str) -> dict[str, Any]:
-    run = ranks.Run(ranks.SHARDED[name], Alone())
+    run = ranks.Run(ranks.SHARDED[name], SingleProcess())
     return {"records": run.steps(0, ranks.STEPS), "model": run.model_state()}
 
 
@@ -437,7 +437,7 @@ def test_sharded_gradient_that_is_not_finite_is_named_everywhere(two_sharded):
         ("graddrop", "`processes`: GradDrop works on coordinates"),
         ("by micro-batch", '`resolve_every`: expected "window" with Sharded'),
         ("replicated", "`processes`: expected Sharded.. for sharded parameters .DTensor., found Replicated"),
-        ("alone", "`processes`: expected Sharded.. for sharded parameters .DTensor., found Alone"),
+        ("alone", "`processes`: expected Sharded.. for sharded parameters .DTensor., found SingleProcess"),
         ("half sharded", r"`parameters`: expected all or none sharded by fully_shard, found trunk\[2\] not sharded"),
     ],
 )

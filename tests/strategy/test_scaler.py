@@ -10,7 +10,7 @@ from strategy.faulty import STRATEGIES, Run, plain, window
 from torch import nn
 
 from gcond.strategy import GradientConductor, Joint, Linear, Raw
-from gcond.strategy.finite import NotFinite
+from gcond.strategy.safety import NotFinite
 
 OVERFLOWS = 1e36  # times a gradient near 1: finite in float32, and not finite once it is multiplied by 65536
 each_strategy = pytest.mark.parametrize("options", STRATEGIES.values(), ids=STRATEGIES)

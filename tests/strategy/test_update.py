@@ -18,7 +18,7 @@ from gcond.strategy.update import Update
 
 def steps_of(update: Update, parameters: list[torch.Tensor], directions: torch.Tensor) -> list[torch.Tensor]:
     gradients = TaskGradients(parameters, 1)
-    gradients.agree(torch.ones(1, 1, len(parameters), dtype=torch.bool))
+    gradients.merge_reached(torch.ones(1, 1, len(parameters), dtype=torch.bool))
     written = []
     for direction in directions:
         out = direction.clone()
@@ -59,7 +59,7 @@ def test_lion_lars_is_the_twin(memory_format):
     values = [weight, matrix([1e3, -1e3]), matrix([0.0, 0.0, 0.0]), matrix([5.0])]
     parameters = [nn.Parameter(value) for value in values]
     gradients = TaskGradients(parameters, 1)
-    gradients.agree(torch.ones(1, 1, len(parameters), dtype=torch.bool))
+    gradients.merge_reached(torch.ones(1, 1, len(parameters), dtype=torch.bool))
     momentum, update = ReferenceMomentum(0.9), LionLARS(0.9, clip=50.0, coefficient=0.3)
     for _ in range(3):
         parts = [torch.randn_like(value) for value in values]

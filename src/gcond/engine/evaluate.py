@@ -21,7 +21,7 @@ from gcond.engine.team import Team
 from gcond.loss import ReconstructionLoss
 from gcond.model.masking import fixed_hidden
 from gcond.scores import BODY, Scores, per_image
-from gcond.strategy.processes import Alone
+from gcond.strategy.processes import SingleProcess
 
 MASK_SEED = 0  # of every run's validation and test masks, whatever its own seed
 BATCH = 32
@@ -98,7 +98,7 @@ def evaluate(
     With a loss that classifies also "top1", for CT also "body_l1" (`gcond.scores`). Every process of the team takes its
     part of the images, and gets the scores of all.
     """
-    team = team or Team(Alone(), device)
+    team = team or Team(SingleProcess(), device)
     part = data.part(team.rank, team.size)
     model.eval()
     names = [

@@ -30,7 +30,7 @@ from gcond.engine.rank import rank
 from gcond.engine.team import Team
 from gcond.files import write_json
 from gcond.loss import TASKS
-from gcond.strategy.processes import Alone
+from gcond.strategy.processes import SingleProcess
 
 # A run is known by these choices; every other override is its variant, hydra's own settings aside.
 NAMED = (
@@ -67,7 +67,7 @@ class Record:
 
     def __init__(self, cfg: DictConfig, folder: RunFolder, team: Team | None = None) -> None:
         self._cfg, self._folder = cfg, folder
-        self.team = team or Team(Alone(), torch.device("cpu"))
+        self.team = team or Team(SingleProcess(), torch.device("cpu"))
         self._content: dict[str, Any] = {
             "schema": SCHEMA,
             "name": folder.name,

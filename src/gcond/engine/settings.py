@@ -18,7 +18,7 @@ from gcond.engine.schedule import WarmupCosine
 from gcond.model.masking import hidden_count
 from gcond.schema import check
 from gcond.strategy import GradientConductor
-from gcond.strategy.processes import Alone, Processes
+from gcond.strategy.processes import Processes, SingleProcess
 
 GROUPS = ("encoder", "body", "head")  # of MaskedAutoencoder.parameter_groups
 Tried = tuple[list[torch.nn.Parameter], torch.optim.Optimizer, GradientConductor]
@@ -32,7 +32,7 @@ class Settings:
 
     def __init__(self, cfg: DictConfig, processes: Processes | None = None) -> None:
         check(cfg)
-        self._cfg, self._processes = cfg, processes or Alone()
+        self._cfg, self._processes = cfg, processes or SingleProcess()
         scale = cfg.scale
         loss = build(cfg.loss.reconstruction)(patch_size=scale.patch_size, intensity=None)
         unknown = sorted(set(cfg.loss.tasks) - set(loss.tasks))
@@ -130,7 +130,9 @@ def step_on_stand_in(cfg: DictConfig, size: int) -> Tried:
         strategy["conductor"]["estimator"]["accumulation_steps"] = len(tasks)
     groups = {name: [torch.nn.Parameter(torch.ones(size))] for name in GROUPS}
     parameters = [parameter for group in groups.values() for parameter in group]
-    conductor = build(OmegaConf.create({"strategy": strategy}).strategy.conductor)(groups, tasks, processes=Alone())
+    conductor = build(OmegaConf.create({"strategy": strategy}).strategy.conductor)(
+        groups, tasks, processes=SingleProcess()
+    )
     optimizer = optimizer_of(cfg.optimizer.build, parameters, cfg.optimizer.lr * cfg.strategy.lr_scale)
 
     def losses(batch: Any, names: Sequence[str]) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from gcond.engine import device as devices
 from gcond.engine.rank import processes as started
 from gcond.engine.rank import rank
 from gcond.strategy import GradientConductor
-from gcond.strategy.processes import Alone, Processes, Replicated, ReplicatedPerRank, tell_apart
+from gcond.strategy.processes import Processes, Replicated, ReplicatedPerRank, SingleProcess, require_same
 
 T = TypeVar("T")
 ARBITRATION = {"once": Replicated, "per_rank": ReplicatedPerRank}
@@ -59,7 +59,7 @@ class Team:
     def compare(self, **facts: Any) -> None:
         """Raise ValueError, in every process, where one has another value for a fact; facts may be nested."""
         if self._store is not None:
-            tell_apart([json.loads(told) for told in self._meet(json.dumps(dict(_flat(facts))), COMING)])
+            require_same([json.loads(told) for told in self._meet(json.dumps(dict(_flat(facts))), COMING)])
 
     def main_first(self, work: Callable[[], T]) -> T:
         """`work` in the main process, then in the others, which find what it has written."""
@@ -135,7 +135,7 @@ def gathered(arbitration: str, device: str, threads: int) -> Iterator[Team]:
         raise ValueError(f"`arbitration`: expected once or per_rank, found {arbitration!r}")
     picked = devices.pick(device, threads)
     if started() == 1:
-        yield Team(Alone(), picked, arbitration == "per_rank")
+        yield Team(SingleProcess(), picked, arbitration == "per_rank")
         return
     if picked.type == "cuda":
         picked = torch.device("cuda", int(os.environ["LOCAL_RANK"]))

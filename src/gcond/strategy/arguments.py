@@ -1,4 +1,4 @@
-"""What a conductor is given, checked at once: each sentence says what was expected, what was found and what to do."""
+"""Checks of settings: each error names the setting, what was expected, what was found and what to do."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ from typing import Any
 import torch
 
 EXAMPLES = {"estimator": "Sequential(4)", "resolver": "PCGrad()", "update": "Raw()", "processes": "Replicated()"}
+
+
+def expect(holds: bool, setting: str, expected: str, found: Any) -> None:
+    """Raise ValueError, which names the setting, unless it `holds` what is expected of it."""
+    if not holds:
+        raise ValueError(f"`{setting}`: expected {expected}, found {found}")
+
+
+def expect_one_of(setting: str, found: str, *choices: str) -> None:
+    expect(found in choices, setting, " or ".join(f'"{choice}"' for choice in choices), repr(found))
 
 
 class Lambdas(Mapping[str, float]):
@@ -51,7 +61,7 @@ def lambdas(tasks: Any) -> Lambdas:
     return Lambdas(checked)
 
 
-def made(setting: str, given: Any, method: str, default: Callable[[], Any]) -> Any:
+def object_or_default(setting: str, given: Any, method: str, default: Callable[[], Any]) -> Any:
     """`given`, which has a `method`, or the default for None; ValueError for a class or a name in its place."""
     if given is None:
         return default()

@@ -43,10 +43,10 @@ def merged_batchnorm(model: nn.Module, processes: Processes) -> Iterator[None]:
         for module, start, count, n in zip(modules, before, counts, updates, strict=True)
     ]
     numbers = torch.tensor(updates, dtype=torch.float64, device=parts[0].device)
-    told = torch.cat([numbers, numbers**2, *parts])
-    processes.sum(told)
+    packed = torch.cat([numbers, numbers**2, *parts])
+    processes.sum(packed)
     sizes = [len(modules), len(modules), *map(len, parts)]
-    total, squares, *merged = torch.split(told, sizes)
+    total, squares, *merged = torch.split(packed, sizes)
     if not torch.equal(squares * processes.size, total**2):  # true of equal numbers alone
         raise ValueError(
             f"BatchNorm: expected as many updates of a module in each of the {processes.size} processes; process "

@@ -12,17 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from gcond.strategy import products
-from gcond.strategy.arguments import floating_dtype, lambdas, made
+from gcond.strategy.arguments import expect, floating_dtype, lambdas, object_or_default
 from gcond.strategy.conflict import Conflict, LossWeighting, Resolution, Resolver
 from gcond.strategy.diagnose import average, describe
 from gcond.strategy.estimate import Estimator, Losses, Sequential, Stochastic, Window
-from gcond.strategy.finite import GradientNotFinite, NotFinite, check_finite
-from gcond.strategy.flat import FlatParameters, Parameters, grouped
+from gcond.strategy.flat import FlatParameters, Layout, Move, Parameters, described, grouped, read
 from gcond.strategy.gradients import Statistics, TaskGradients
-from gcond.strategy.layout import Layout, Move, described, read
-from gcond.strategy.processes import Processes, chosen
+from gcond.strategy.processes import Processes, processes_or_default
 from gcond.strategy.resolve import GCond
-from gcond.strategy.scaling import scale_of
+from gcond.strategy.safety import GradientNotFinite, NotFinite, check_finite, scale_of
 from gcond.strategy.update import EMA, Update
 from gcond.strategy.watch import Watch
 
@@ -82,14 +80,13 @@ class GradientConductor:
         processes: Processes | None = None,
     ) -> None:
         self.tasks = lambdas(tasks)
-        self.estimator: Estimator = made("estimator", estimator, "gather", Stochastic)
-        self.resolver: Resolver = made("resolver", resolver, "resolve", GCond)
-        self.update: Update = made("update", update, "apply", EMA)
+        self.estimator: Estimator = object_or_default("estimator", estimator, "gather", Stochastic)
+        self.resolver: Resolver = object_or_default("resolver", resolver, "resolve", GCond)
+        self.update: Update = object_or_default("update", update, "apply", EMA)
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"`clip_norm`: expected None or a number > 0, found {clip_norm}")
         self.clip_norm = clip_norm
-        if nonfinite not in NONFINITE:
-            raise ValueError(f'`nonfinite`: expected "raise" or "skip", found {nonfinite!r}')
+        expect(nonfinite in NONFINITE, "nonfinite", '"raise" or "skip"', repr(nonfinite))
         self.nonfinite = nonfinite
         rows = self.estimator.rows(list(self.tasks))
         if rows < len(self.tasks) and self.resolver.needs_task_gradients:
@@ -114,10 +111,13 @@ class GradientConductor:
             )
         self._reference_dtype = floating_dtype("reference_dtype", reference_dtype)
         sharded = self.gradients.sharded
-        self.processes = chosen(made("processes", processes, "gather", lambda: None), sharded)
+        self.processes = processes_or_default(
+            object_or_default("processes", processes, "gather", lambda: None), sharded
+        )
         self.processes.check(self.estimator, self.resolver, sharded)
-        self.processes.attach(self.gradients)
-        self.share = self.estimator.share(self.processes.rank, self.processes.size, list(self.tasks))
+        self.processes.bind(self.gradients)
+        rank, size = self.processes.rank, self.processes.size
+        self.micro_batch_indices = self.estimator.micro_batch_indices(rank, size, list(self.tasks))
         given = parameters.values() if isinstance(parameters, Mapping) else [parameters]
         self._watch = Watch([each for each in given if isinstance(each, nn.Module)])
         self._generator = torch.Generator().manual_seed(seed)
@@ -144,7 +144,7 @@ class GradientConductor:
 
         Args:
             batches: an iterator, of which K are taken, or a collection of exactly K; of several processes each takes
-                those that `share` names.
+                those at `micro_batch_indices`.
             losses: called as losses(batch, names), returns {name: scalar loss} for exactly those names, lambdas not
                 applied. Autocast belongs inside.
             diagnose: gather task gradients even where the strategy does not need them (m - 1 extra backward passes per
@@ -168,9 +168,8 @@ class GradientConductor:
 
         An exception from within the window leaves `p.grad` None everywhere.
         """
-        if not callable(losses):
-            raise ValueError(f"`losses`: expected a function losses(batch, names), found {type(losses).__name__}")
-        self._look_again()
+        expect(callable(losses), "losses", "a function losses(batch, names)", type(losses).__name__)
+        self._follow_changes()
         estimator: Estimator = self.estimator
         gradients = self.gradients
         if diagnose and len(gradients.rows) < len(self.tasks) and not self.resolver.weighs_losses:
@@ -184,7 +183,7 @@ class GradientConductor:
             losses,
             self.tasks,
             weigh=self.resolver.weigh if isinstance(self.resolver, LossWeighting) else None,
-            enlarge=scaler.scale if scaler is not None and scale is not None else lambda loss: loss,
+            scale_loss=scaler.scale if scaler is not None and scale is not None else lambda loss: loss,
             look=self._watch.window(gradients),
         )
         parts = count if estimator.resolves_micro_batches else 1
@@ -207,14 +206,14 @@ class GradientConductor:
         self.steps += 1
         return metrics
 
-    def _look_again(self) -> None:
+    def _follow_changes(self) -> None:
         """Notice what has changed since the last step, before anything is computed."""
         if not torch.is_grad_enabled():
             raise ValueError("`step`: expected to be called with gradients on, found no_grad() or inference_mode()")
-        self.processes.look()
+        self.processes.check_unchanged()
         if self.gradients.changed():
             self._watch.fresh = True
-            kept = None if self._reference is None else self.processes.whole(self._reference, self.gradients)
+            kept = None if self._reference is None else self.processes.gather_full(self._reference, self.gradients)
             self._lay_out(self.gradients.layout, kept)
         if self._watch.fresh and self.processes.size > 1:
             self.processes.compare(self._facts())
@@ -270,7 +269,7 @@ class GradientConductor:
                 gradients.rows.mul_(1 / scale)
             gathered = self.processes.gather(gradients, self._reference, mean_losses)
             for place, (statistics, values) in enumerate(zip(gathered.statistics, gathered.losses, strict=True)):
-                self._check(gradients, statistics, values, gathered.wrong)
+                self._check(gradients, statistics, values, gathered.nonfinite)
                 resolution, metrics = self._resolve(gradients, statistics, values)
                 resolutions += self.processes.merge_metrics(metrics)
                 if place == gathered.own:
@@ -300,7 +299,7 @@ class GradientConductor:
         if self.nonfinite == "raise" and not overflow:
             raise problem
         if scale is None:
-            gradients.forget()
+            gradients.clear_grads()
         else:
             gradients.write(gradients.rows[0].fill_(math.inf), gradients.reached_in_window)
         self.steps += 1
@@ -317,23 +316,23 @@ class GradientConductor:
     def _names(self, gradients: TaskGradients) -> tuple[str, ...]:
         return ("+".join(self.tasks),) if len(gradients.rows) < len(self.tasks) else tuple(self.tasks)
 
-    def _check(self, gradients: TaskGradients, statistics: Statistics, values: Tensor, wrong: str) -> None:
-        """Raise NotFinite; of the kind that all processes raise where one of them found `wrong` for itself."""
+    def _check(self, gradients: TaskGradients, statistics: Statistics, values: Tensor, nonfinite: str) -> None:
+        """Raise NotFinite; of the kind that all processes raise where one of them found such a one for itself."""
         squares = statistics.gram.diagonal() + statistics.exclusive
         losses = dict(zip(self.tasks, values.tolist(), strict=True))
 
         def culprit(row: int) -> str:
-            place = self.processes.first(gradients.culprit(row))
+            place = self.processes.min_index(gradients.first_nonfinite(row))
             return f"parameter {gradients.names[place]}" if place < len(gradients.names) else "no single parameter"
 
-        kind = GradientNotFinite if wrong == "gradient" else NotFinite
+        kind = GradientNotFinite if nonfinite == "gradient" else NotFinite
         try:
             check_finite(self.steps, losses, dict(zip(self._names(gradients), squares.tolist(), strict=True)), culprit)
         except NotFinite as found:
-            if not wrong or type(found) is kind:
+            if not nonfinite or type(found) is kind:
                 raise
-        if wrong:
-            raise kind(f"step {self.steps}: another process found a {wrong} that is not finite", losses)
+        if nonfinite:
+            raise kind(f"step {self.steps}: another process found a {nonfinite} that is not finite", losses)
 
     def _resolve(
         self, gradients: TaskGradients, statistics: Statistics, values: Tensor
@@ -398,7 +397,7 @@ class GradientConductor:
         return True
 
     def _count(self, batches: Iterable[Any]) -> int:
-        count = len(self.share)
+        count = len(self.micro_batch_indices)
         if isinstance(batches, Mapping):
             raise ValueError(
                 f"`batches`: {self._expected(count)}, found one {type(batches).__name__}; put it in a list"
@@ -423,7 +422,7 @@ class GradientConductor:
 
     def _allocate(self, rows: int, held: Collection[str]) -> TaskGradients:
         gradients = TaskGradients(self._parameters, rows, self._dtype, self._products, held)
-        self.processes.attach(gradients)
+        self.processes.bind(gradients)
         return gradients
 
     def state_dict(self) -> dict[str, Any]:
@@ -431,7 +430,7 @@ class GradientConductor:
 
         A collective call: every process makes it. Under `Replicated` all get the same state, whatever their number.
         """
-        reference = None if self._reference is None else self.processes.whole(self._reference, self.gradients)
+        reference = None if self._reference is None else self.processes.gather_full(self._reference, self.gradients)
         return {
             "tasks": list(self.tasks),
             "handed_over": self.gradients.all_names,

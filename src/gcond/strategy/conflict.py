@@ -76,8 +76,8 @@ class Resolver(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-class StatelessResolver:
-    """What most resolvers share: no history, no state, no demands on the tasks."""
+class ResolverDefaults:
+    """The flags of a resolver that reads Gram matrices and no history, and that serves any tasks."""
 
     uses_history = False
     needs_task_gradients = True
@@ -87,6 +87,10 @@ class StatelessResolver:
 
     def check(self, tasks: dict[str, float], groups: tuple[str, ...]) -> None:
         pass
+
+
+class StatelessResolver(ResolverDefaults):
+    """A resolver that keeps nothing between steps."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -16,8 +16,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gcond.strategy.compiled import ADVICE, keeping_buffers, refused_donated_buffers
+from gcond.strategy.arguments import expect_one_of
 from gcond.strategy.gradients import TaskGradients
+from gcond.strategy.safety import ADVICE, keeping_buffers, refused_donated_buffers
 
 Losses = Callable[[Any, Sequence[str]], Mapping[str, Tensor]]
 Weigh = Callable[[Tensor], Tensor]  # losses [m] of a micro-batch, detached -> weights [m] in place of the lambdas
@@ -31,8 +32,8 @@ HALF = (torch.float16, torch.bfloat16)
 class Window:
     """This process's `count` micro-batches of a window, each to be taken once, and what is done with each.
 
-    `tasks` is name -> lambda. `enlarge` multiplies a loss before its backward pass (a GradScaler's `scale`). `look` is
-    shown every micro-batch's losses.
+    `tasks` is name -> lambda. `scale_loss` multiplies a loss before its backward pass (a GradScaler's `scale`). `look`
+    is shown every micro-batch's losses.
     """
 
     batches: Iterator[Any]
@@ -40,10 +41,10 @@ class Window:
     losses: Losses
     tasks: Mapping[str, float]
     weigh: Weigh | None = None
-    enlarge: Callable[[Tensor], Tensor] = lambda loss: loss
+    scale_loss: Callable[[Tensor], Tensor] = lambda loss: loss
     look: Look = lambda names, several_passes: lambda losses: None
 
-    def ask(self, batch: Any, names: list[str], several_passes: bool = False) -> Mapping[str, Tensor]:
+    def losses_for(self, batch: Any, names: list[str], several_passes: bool = False) -> Mapping[str, Tensor]:
         """The losses `names` of a micro-batch, of a graph that serves one backward pass or `several_passes`.
 
         Losses in half precision become float32, so that lambdas and a GradScaler's factor are applied in float32.
@@ -59,7 +60,7 @@ class Window:
     def backward(self, loss: Tensor, retain_graph: bool = False) -> None:
         try:
             with keeping_buffers(backward=True) if retain_graph else nullcontext():
-                self.enlarge(loss).backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
+                self.scale_loss(loss).backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
         except RuntimeError as error:
             if refused_donated_buffers(error):
                 raise RuntimeError(ADVICE) from error
@@ -78,7 +79,7 @@ class Estimator(Protocol):
     def rows(self, tasks: Sequence[str]) -> int:
         """The rows that `gather` fills; ValueError where the estimator cannot serve these tasks."""
 
-    def share(self, rank: int, size: int, tasks: Sequence[str]) -> list[int]:
+    def micro_batch_indices(self, rank: int, size: int, tasks: Sequence[str]) -> list[int]:
         """Which of the window's K micro-batches process `rank` of `size` takes; ValueError where K does not divide."""
 
     def gather(self, gradients: TaskGradients, window: Window) -> Iterator[Tensor]:
@@ -98,7 +99,7 @@ class Joint:
     def rows(self, tasks: Sequence[str]) -> int:
         return 1
 
-    def share(self, rank: int, size: int, tasks: Sequence[str]) -> list[int]:
+    def micro_batch_indices(self, rank: int, size: int, tasks: Sequence[str]) -> list[int]:
         own = _divide(self.accumulation_steps, size, f"the {size} processes")
         return list(range(rank * own, (rank + 1) * own))
 
@@ -108,7 +109,7 @@ class Joint:
         total = _Mean(len(tasks))
         gradients.select(0)
         for batch in window.batches:
-            values = window.ask(batch, list(tasks))
+            values = window.losses_for(batch, list(tasks))
             total.add(values, tasks)
             if window.weigh is None:
                 weighted: Any = sum(tasks[name] * values[name] for name in tasks)
@@ -140,10 +141,8 @@ class Sequential:
 
     def __post_init__(self) -> None:
         _check_steps(self.accumulation_steps)
-        if self.forward not in ("shared", "per_task"):
-            raise ValueError(f'`forward`: expected "shared" or "per_task", found {self.forward!r}')
-        if self.resolve_every not in ("window", "micro_batch"):
-            raise ValueError(f'`resolve_every`: expected "window" or "micro_batch", found {self.resolve_every!r}')
+        expect_one_of("forward", self.forward, "shared", "per_task")
+        expect_one_of("resolve_every", self.resolve_every, "window", "micro_batch")
 
     @property
     def resolves_micro_batches(self) -> bool:
@@ -152,7 +151,7 @@ class Sequential:
     def rows(self, tasks: Sequence[str]) -> int:
         return len(tasks)
 
-    def share(self, rank: int, size: int, tasks: Sequence[str]) -> list[int]:
+    def micro_batch_indices(self, rank: int, size: int, tasks: Sequence[str]) -> list[int]:
         own = _divide(self.accumulation_steps, size, f"the {size} processes")
         if self.resolves_micro_batches:  # in turn, so that micro-batches are resolved in their order
             return list(range(rank, self.accumulation_steps, size))
@@ -172,9 +171,9 @@ class Sequential:
         self, gradients: TaskGradients, window: Window, batch: Any, micro_batches: int, total: _Mean
     ) -> None:
         tasks, names = window.tasks, list(window.tasks)
-        values = window.ask(batch, names, several_passes=len(names) > 1) if self.forward == "shared" else {}
+        values = window.losses_for(batch, names, several_passes=len(names) > 1) if self.forward == "shared" else {}
         for row, name in enumerate(names):
-            loss = values[name] if values else window.ask(batch, [name])[name]
+            loss = values[name] if values else window.losses_for(batch, [name])[name]
             total.add({name: loss}, tasks)
             gradients.select(row)
             window.backward(loss * (tasks[name] / micro_batches), retain_graph=bool(values) and row < len(names) - 1)
@@ -209,7 +208,7 @@ class Stochastic:
             )
         return len(tasks)
 
-    def share(self, rank: int, size: int, tasks: Sequence[str]) -> list[int]:
+    def micro_batch_indices(self, rank: int, size: int, tasks: Sequence[str]) -> list[int]:
         own = _divide(self.accumulation_steps, size, f"{len(tasks)} tasks x {size} processes", len(tasks))
         block = own * size
         return [task * block + rank * own + step for task in range(len(tasks)) for step in range(own)]
@@ -222,7 +221,7 @@ class Stochastic:
         for row, name in enumerate(tasks):
             gradients.select(row)
             for batch in islice(window.batches, block):
-                loss = window.ask(batch, [name])[name]
+                loss = window.losses_for(batch, [name])[name]
                 total.add({name: loss}, tasks)
                 window.backward(loss * (tasks[name] / block))
         yield total.mean()

@@ -7,20 +7,120 @@ makes them) the buffer holds this process's part.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from itertools import accumulate
+from math import prod
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
+from torch.nn.functional import pad
 from torch.nn.parameter import is_lazy
 
-from gcond.strategy.layout import layout_of
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 Named = Tensor | tuple[str, Tensor]
 Parameters = nn.Module | Iterable[Named] | Mapping[str, nn.Module | Iterable[Named]]
 """Parameters, (name, parameter) pairs, or a module; or a mapping from group names to such."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A parameter's range of the buffer: `shape` and `stride` of the view that autograd and optimizers see."""
+
+    name: str
+    start: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def view(self, flat: Tensor) -> Tensor:
+        """This parameter's part of `flat` [..., P], as [..., *shape]."""
+        rows = flat.shape[:-1]
+        return flat.as_strided(
+            (*rows, *self.shape),
+            (*flat.stride()[: len(rows)], *self.stride),
+            flat.storage_offset() + self.start,
+        )
+
+
+Layout = tuple[Slot, ...]
+
+
+def layout_of(names: Sequence[str], tensors: Sequence[Tensor]) -> Layout:
+    """The tensors one after the other. A dense tensor keeps its strides; one with gaps lies there contiguous."""
+    starts = accumulate([tensor.numel() for tensor in tensors], initial=0)
+    return tuple(
+        Slot(name, start, tuple(tensor.shape), tensor.stride() if _is_dense(tensor) else _contiguous(tensor.shape))
+        for name, start, tensor in zip(names, starts, tensors, strict=False)
+    )
+
+
+def size(layout: Layout) -> int:
+    """P."""
+    return sum(prod(slot.shape) for slot in layout)
+
+
+def described(layout: Layout) -> list[list[Any]]:
+    """The layout as lists of strings and integers, for a checkpoint."""
+    return [[slot.name, list(slot.shape), list(slot.stride)] for slot in layout]
+
+
+def read(description: list[list[Any]]) -> Layout:
+    """What `described` describes."""
+    starts = accumulate([prod(shape) for _, shape, _ in description], initial=0)
+    return tuple(
+        Slot(name, start, tuple(shape), tuple(stride))
+        for (name, shape, stride), start in zip(description, starts, strict=False)
+    )
+
+
+class Move:
+    """The way of numbers that outlive a step from one layout to another; a parameter that is new in it begins at 0."""
+
+    def __init__(self, old: Layout, new: Layout, dtype: torch.dtype) -> None:
+        self._old, self._new, self.dtype = old, new, dtype
+        before = {slot.name: slot for slot in old}
+        self._pairs = [(before[slot.name], slot) for slot in new if slot.name in before]
+
+    def check(self) -> None:
+        """Raise ValueError where a parameter has another shape than before."""
+        for was, now in self._pairs:
+            if was.shape != now.shape:
+                raise ValueError(
+                    f"`parameters`: expected {now.name} of shape {was.shape}, for which momentum or previous gradients "
+                    f"are kept, found {now.shape}; build another conductor"
+                )
+
+    def numbers(self, kept: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """`kept` [..., P before] as [..., P now], in `dtype`. What `kept` lacks at its end is 0.
+
+        Raises:
+            ValueError: a parameter has another shape than before, or `dtype` holds fewer digits.
+        """
+        self.check()
+        if dtype is not None and torch.promote_types(kept.dtype, dtype) != dtype:
+            raise ValueError(
+                f"`parameters`: momentum or previous gradients are kept as {kept.dtype}, which {dtype} would round; "
+                "build another conductor after changing the dtype of the parameters, or set `buffer_dtype`"
+            )
+        kept = kept.to(dtype or kept.dtype)
+        if self._old == self._new:
+            return kept
+        whole = pad(kept, (0, size(self._old) - kept.shape[-1]))
+        moved = whole.new_zeros(*whole.shape[:-1], size(self._new))
+        for was, now in self._pairs:
+            now.view(moved).copy_(was.view(whole))
+        return moved
+
+    def each(self, values: Sequence[T], new: T) -> list[T]:
+        """One value a parameter, as before; `new` for a parameter that is new."""
+        before = {slot.name: value for slot, value in zip(self._old, values, strict=True)}
+        return [before.get(slot.name, new) for slot in self._new]
 
 
 class FlatParameters:
@@ -102,10 +202,25 @@ class FlatParameters:
             gradient = view if direct else view.to(self.parameter_dtype)
             parameter.grad = _like(parameter, gradient) if touched else None
 
-    def forget(self) -> None:
+    def clear_grads(self) -> None:
         """No gradient at all, so that an optimizer leaves every parameter as it is."""
         for parameter in self.parameters:
             parameter.grad = None
+
+
+def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether the strides are those of a permuted contiguous tensor, so that a flat range holds it without gaps."""
+    expected = 1
+    for stride, length in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if length != 1:
+            if stride != expected:
+                return False
+            expected *= length
+    return True
 
 
 def grouped(parameters: Parameters) -> dict[str, list[Any]]:
@@ -176,11 +291,11 @@ def _one_kind(names: list[str], parameters: list[Tensor]) -> tuple[torch.device,
 
 def _mesh(parameters: list[Tensor], names: list[str]) -> DeviceMesh | None:
     """The mesh that all parameters are sharded over; None where none is."""
-    meshes = [parameter.device_mesh for parameter in parameters if isinstance(parameter, DTensor)]
+    meshes = [parameter.device_mesh for parameter in parameters if is_sharded(parameter)]
     if not meshes:
         return None
     for name, parameter in zip(names, parameters, strict=True):
-        if not isinstance(parameter, DTensor):
+        if not is_sharded(parameter):
             raise ValueError(f"`parameters`: expected all or none sharded by fully_shard, found {name} not sharded")
         if parameter.device_mesh != meshes[0] or [each.is_shard() for each in parameter.placements] != [True]:
             raise ValueError(
@@ -190,15 +305,21 @@ def _mesh(parameters: list[Tensor], names: list[str]) -> DeviceMesh | None:
     return meshes[0]
 
 
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether `tensor` is a DTensor. Their module takes half a second to import, so it is not imported for that."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a sharded tensor; any other tensor as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def _like(parameter: Tensor, gradient: Tensor) -> Tensor:
-    if not isinstance(parameter, DTensor):
+    if not is_sharded(parameter):
         return gradient
-    return DTensor.from_local(
+    return type(parameter).from_local(
         gradient,
         parameter.device_mesh,
         parameter.placements,

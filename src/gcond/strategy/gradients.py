@@ -22,7 +22,7 @@ from gcond.strategy.products import CHUNK_ELEMENTS, Products, by_chunks
 class Segment:
     """A contiguous range of the flat buffer: one parameter group, wholly shared between tasks or wholly not.
 
-    `shared` has an entry for each of the gathered sets of rows (see `TaskGradients.agree`).
+    `shared` has an entry for each of the gathered sets of rows (see `TaskGradients.merge_reached`).
     """
 
     start: int
@@ -138,7 +138,7 @@ class TaskGradients(FlatParameters):
         try:
             yield
         except BaseException:
-            self.forget()
+            self.clear_grads()
             raise
         finally:
             for handle in handles:
@@ -167,7 +167,7 @@ class TaskGradients(FlatParameters):
             found[row, index] = bool(self._views[row][index].any())
         return found
 
-    def agree(self, reached: Tensor, own: int = 0) -> None:
+    def merge_reached(self, reached: Tensor, own: int = 0) -> None:
         """Which row reaches which parameter in each set of rows that is resolved now, bool [sets, m, parameters].
 
         There is one set, but where processes resolve different micro-batches; `own` is this process's.
@@ -233,7 +233,7 @@ class TaskGradients(FlatParameters):
         """`products`, summarised."""
         return self.summarise(self.products(reference))
 
-    def culprit(self, row: int) -> int:
+    def first_nonfinite(self, row: int) -> int:
         """The place of the first parameter whose gradient in `row` is not finite; their number where there is none."""
         for index, view in enumerate(self._views[row]):
             if not bool(torch.isfinite(view).all()):

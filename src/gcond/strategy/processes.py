@@ -28,14 +28,14 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 class Gathered:
     """What there is to resolve: one entry a resolution, of which `own` is this process's. Losses are means [m].
 
-    `wrong` is "loss" or "gradient" where a process that resolves for itself found one that is not finite, so that all
-    leave the window out together.
+    `nonfinite` is "loss" or "gradient" where a process that resolves for itself found one that is not finite, so that
+    all leave the window out together.
     """
 
     statistics: list[Statistics]
     losses: list[Tensor]
     own: int = 0
-    wrong: str = ""
+    nonfinite: str = ""
 
 
 class Processes(Protocol):
@@ -48,10 +48,10 @@ class Processes(Protocol):
     def check(self, estimator: Estimator, resolver: Resolver, sharded: bool) -> None:
         """Raise ValueError where these processes cannot serve the strategy."""
 
-    def attach(self, gradients: TaskGradients) -> None:
+    def bind(self, gradients: TaskGradients) -> None:
         """Tell the buffer which part of it is this process's work."""
 
-    def look(self) -> None:
+    def check_unchanged(self) -> None:
         """Raise ValueError where torch.distributed is no longer what it was; no communication."""
 
     def compare(self, facts: Mapping[str, Any]) -> None:
@@ -63,7 +63,7 @@ class Processes(Protocol):
     def finish(self, out: Tensor, gradients: TaskGradients) -> None:
         """Make `out` [P], combined by every process for itself, the same everywhere; in place."""
 
-    def whole(self, reference: Tensor, gradients: TaskGradients) -> Tensor:
+    def gather_full(self, reference: Tensor, gradients: TaskGradients) -> Tensor:
         """The reference rows [m, P] with every process's part, for a checkpoint."""
 
     def merge_metrics(self, metrics: dict[str, float]) -> list[dict[str, float]]:
@@ -72,11 +72,11 @@ class Processes(Protocol):
     def sum(self, tensor: Tensor) -> None:
         """Add up `tensor` over the processes, in place."""
 
-    def first(self, index: int) -> int:
+    def min_index(self, index: int) -> int:
         """The smallest `index` of any process."""
 
 
-class Alone:
+class SingleProcess:
     """One process."""
 
     rank, size = 0, 1
@@ -86,26 +86,26 @@ class Alone:
 
     def check(self, estimator: Estimator, resolver: Resolver, sharded: bool) -> None:
         if sharded:
-            raise ValueError("`processes`: expected Sharded() for sharded parameters (DTensor), found Alone()")
+            raise ValueError("`processes`: expected Sharded() for sharded parameters (DTensor), found SingleProcess()")
 
-    def attach(self, gradients: TaskGradients) -> None:
+    def bind(self, gradients: TaskGradients) -> None:
         pass
 
-    def look(self) -> None:
+    def check_unchanged(self) -> None:
         pass
 
     def compare(self, facts: Mapping[str, Any]) -> None:
         pass
 
     def gather(self, gradients: TaskGradients, reference: Tensor | None, losses: Tensor) -> Gathered:
-        gradients.agree(gradients.reached()[None])
+        gradients.merge_reached(gradients.reached()[None])
         products, losses = _read(gradients.products(reference), losses)
         return Gathered([gradients.summarise(products)], [losses])
 
     def finish(self, out: Tensor, gradients: TaskGradients) -> None:
         pass
 
-    def whole(self, reference: Tensor, gradients: TaskGradients) -> Tensor:
+    def gather_full(self, reference: Tensor, gradients: TaskGradients) -> Tensor:
         return reference
 
     def merge_metrics(self, metrics: dict[str, float]) -> list[dict[str, float]]:
@@ -114,23 +114,23 @@ class Alone:
     def sum(self, tensor: Tensor) -> None:
         pass
 
-    def first(self, index: int) -> int:
+    def min_index(self, index: int) -> int:
         return index
 
 
-class Unasked(Alone):
+class ImplicitSingleProcess(SingleProcess):
     """One process, as long as there is no other: nobody has said what to do with several."""
 
-    def look(self) -> None:
+    def check_unchanged(self) -> None:
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             raise ValueError(
                 f"`processes`: found {dist.get_world_size()} processes in torch.distributed; expected Replicated() (a "
                 "conflict is settled once), ReplicatedPerRank() (as published: each for itself, then the mean) or, for "
-                "a conductor that has nothing to do with them, Alone(), built after init_process_group"
+                "a conductor that has nothing to do with them, SingleProcess(), built after init_process_group"
             )
 
 
-class _Group(Alone):
+class _Group(SingleProcess):
     """What the kinds of several processes share: counted collectives over `group` (None is the default group)."""
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
@@ -149,7 +149,7 @@ class _Group(Alone):
                 f"`processes`: expected Sharded() for sharded parameters (DTensor), found {type(self).__name__}()"
             )
 
-    def look(self) -> None:
+    def check_unchanged(self) -> None:
         there = dist.is_initialized()
         rank, size = (dist.get_rank(self._group), dist.get_world_size(self._group)) if there else (0, 0)
         if (rank, size) != (self.rank, self.size):
@@ -161,7 +161,7 @@ class _Group(Alone):
     def compare(self, facts: Mapping[str, Any]) -> None:
         everyone: list[Any] = [None] * self.size
         dist.all_gather_object(everyone, dict(facts), group=self._group)
-        tell_apart(everyone)
+        require_same(everyone)
 
     def sum(self, tensor: Tensor) -> None:
         self._count("all_reduce", tensor)
@@ -174,7 +174,7 @@ class _Group(Alone):
         _all_gather(gathered, tensor.flatten(), group=self._group)
         return gathered.view(self.size, *tensor.shape)
 
-    def first(self, index: int) -> int:
+    def min_index(self, index: int) -> int:
         device = "cuda" if dist.get_backend(self._group) == "nccl" else "cpu"
         smallest = torch.tensor([index], device=device)
         self._count("all_reduce", smallest)
@@ -212,7 +212,7 @@ class Replicated(_Group):
                 f'another of the {self.size} processes holds; expected "window", found "micro_batch"'
             )
 
-    def attach(self, gradients: TaskGradients) -> None:
+    def bind(self, gradients: TaskGradients) -> None:
         if self._by_micro_batch or self._on_coordinates:
             return
         part = gradients.size // self.size
@@ -235,14 +235,14 @@ class Replicated(_Group):
         else:
             rest = rows[:, self._rest]
             self._reduce_scatter(rows)
-        told = torch.cat([losses, reached.flatten(), rest.double().flatten()])
-        self.sum(told)
-        gradients.agree(told[m : m + reached.numel()].view(1, *reached.shape).cpu() > 0)
-        rest.copy_(told[m + reached.numel() :].view_as(rest) / self.size)
+        packed = torch.cat([losses, reached.flatten(), rest.double().flatten()])
+        self.sum(packed)
+        gradients.merge_reached(packed[m : m + reached.numel()].view(1, *reached.shape).cpu() > 0)
+        rest.copy_(packed[m + reached.numel() :].view_as(rest) / self.size)
         products = gradients.products(reference)
         if not self._on_coordinates:
             self.sum(products)
-        products, losses = _read(products, told[:m] / self.size)
+        products, losses = _read(products, packed[:m] / self.size)
         return Gathered([gradients.summarise(products)], [losses])
 
     def _reduce_scatter(self, rows: Tensor) -> None:
@@ -256,9 +256,9 @@ class Replicated(_Group):
     def _gather_micro_batches(self, gradients: TaskGradients, losses: Tensor) -> Gathered:
         m = len(losses)
         reached = gradients.reached().to(losses, non_blocking=True)
-        told = self.all_gather(torch.cat([losses, reached.flatten()]))
-        gradients.agree(told[:, m:].view(self.size, *reached.shape).cpu() > 0, self.rank)
-        products, losses = _read(self.all_gather(gradients.products(None)), told[:, :m])
+        packed = self.all_gather(torch.cat([losses, reached.flatten()]))
+        gradients.merge_reached(packed[:, m:].view(self.size, *reached.shape).cpu() > 0, self.rank)
+        products, losses = _read(self.all_gather(gradients.products(None)), packed[:, :m])
         statistics = [gradients.summarise(each, place) for place, each in enumerate(products)]
         return Gathered(statistics, list(losses), self.rank)
 
@@ -275,7 +275,7 @@ class Replicated(_Group):
             self._count("all_gather", whole)
             _all_gather(whole, own.clone(), group=self._group)
 
-    def whole(self, reference: Tensor, gradients: TaskGradients) -> Tensor:
+    def gather_full(self, reference: Tensor, gradients: TaskGradients) -> Tensor:
         if self._on_coordinates:
             return reference
         complete = reference.clone()
@@ -293,22 +293,22 @@ class ReplicatedPerRank(_Group):
 
     def gather(self, gradients: TaskGradients, reference: Tensor | None, losses: Tensor) -> Gathered:
         reached = gradients.reached()
-        gradients.agree(reached[None])
+        gradients.merge_reached(reached[None])
         segments = gradients.segments
         products = gradients.products(reference)
-        wrong = torch.stack([~torch.isfinite(values).all() for values in (losses, products)]).to(losses)
-        told = torch.cat([wrong, reached.to(losses, non_blocking=True).flatten()])
-        self.sum(told)
-        told = told.cpu()
-        gradients.agree(told[2:].view(1, *reached.shape) > 0)
+        nonfinite = torch.stack([~torch.isfinite(values).all() for values in (losses, products)]).to(losses)
+        packed = torch.cat([nonfinite, reached.to(losses, non_blocking=True).flatten()])
+        self.sum(packed)
+        packed = packed.cpu()
+        gradients.merge_reached(packed[2:].view(1, *reached.shape) > 0)
         if gradients.segments != segments:
             products = gradients.products(reference)
-        wrong_losses, wrong_products = told[:2].tolist()
-        found = "loss" if wrong_losses else "gradient" if wrong_products else ""
+        odd_losses, odd_products = packed[:2].tolist()
+        found = "loss" if odd_losses else "gradient" if odd_products else ""
         products, losses = _read(products, losses)
-        return Gathered([gradients.summarise(products)], [losses], wrong=found)
+        return Gathered([gradients.summarise(products)], [losses], nonfinite=found)
 
-    def first(self, index: int) -> int:
+    def min_index(self, index: int) -> int:
         return index
 
     def finish(self, out: Tensor, gradients: TaskGradients) -> None:
@@ -347,7 +347,7 @@ class Sharded(_Group):
                 "the micro-batches of all processes"
             )
 
-    def attach(self, gradients: TaskGradients) -> None:
+    def bind(self, gradients: TaskGradients) -> None:
         assert gradients.mesh is not None
         if gradients.mesh.size() != self.size:
             raise ValueError(
@@ -359,16 +359,16 @@ class Sharded(_Group):
     def gather(self, gradients: TaskGradients, reference: Tensor | None, losses: Tensor) -> Gathered:
         m = len(losses)
         reached = gradients.reached().to(losses, non_blocking=True)
-        told = torch.cat([losses, reached.flatten()])
-        self.sum(told)
-        gradients.agree(told[m:].view(1, *reached.shape).cpu() > 0)
+        packed = torch.cat([losses, reached.flatten()])
+        self.sum(packed)
+        gradients.merge_reached(packed[m:].view(1, *reached.shape).cpu() > 0)
         products = gradients.products(reference)
         self.sum(products)
-        products, losses = _read(products, told[:m] / self.size)
+        products, losses = _read(products, packed[:m] / self.size)
         return Gathered([gradients.summarise(products)], [losses])
 
 
-def tell_apart(everyone: Sequence[Mapping[str, Any]]) -> None:
+def require_same(everyone: Sequence[Mapping[str, Any]]) -> None:
     """Raise ValueError where a process has another value for a fact than the first; it names process and fact."""
     for rank, own in enumerate(everyone):
         for fact in dict.fromkeys([*everyone[0], *own]):
@@ -382,16 +382,16 @@ def tell_apart(everyone: Sequence[Mapping[str, Any]]) -> None:
 
 def _read(products: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
     """Both on the host, after one synchronisation with the device."""
-    told = torch.cat([products.flatten(), losses.flatten()]).cpu()
-    return told[: products.numel()].view_as(products), told[products.numel() :].view_as(losses)
+    packed = torch.cat([products.flatten(), losses.flatten()]).cpu()
+    return packed[: products.numel()].view_as(products), packed[products.numel() :].view_as(losses)
 
 
-def chosen(processes: Processes | None, sharded: bool) -> Processes:
-    """`processes`, or what can be told without asking; ValueError where it has to be asked."""
+def processes_or_default(processes: Processes | None, sharded: bool) -> Processes:
+    """`processes`, or what can be packed without asking; ValueError where it has to be asked."""
     if processes is not None:
         return processes
     if sharded:
         return Sharded()
-    alone = Unasked()
-    alone.look()
+    alone = ImplicitSingleProcess()
+    alone.check_unchanged()
     return alone

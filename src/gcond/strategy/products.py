@@ -11,7 +11,6 @@ from functools import cache
 from typing import Any
 
 import torch
-import torch._dynamo
 from torch import Tensor
 
 Products = Callable[[Tensor, Tensor, Tensor | None], None]
@@ -42,6 +41,8 @@ def by_chunks(sums: Tensor, rows: Tensor, reference: Tensor | None) -> None:
 
 def compiled(sums: Tensor, rows: Tensor, reference: Tensor | None) -> None:
     """`Products` by `torch.compile`, which reads every number once. The first call of a form waits for the compiler."""
+    import torch._dynamo  # half a second, for those alone who ask for it
+
     m, n = rows.shape
     unaligned = min(-rows.storage_offset() % ALIGNED, n)
     if unaligned:

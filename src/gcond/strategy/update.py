@@ -13,8 +13,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from gcond.strategy.arguments import expect
+from gcond.strategy.flat import Move
 from gcond.strategy.gradients import TaskGradients
-from gcond.strategy.layout import Move
 
 
 class Update(Protocol):
@@ -59,8 +60,7 @@ class EMA:
     """
 
     def __init__(self, beta: float = 0.9) -> None:
-        if not 0 <= beta < 1:
-            raise ValueError(f"`beta`: expected a number in [0, 1), found {beta}")
+        expect(0 <= beta < 1, "beta", "a number in [0, 1)", beta)
         self.beta = beta
         self._steps: list[int] = []  # of each parameter
         self._momentum: Tensor | None = None  # [P]
@@ -112,10 +112,8 @@ class LionLARS(EMA):
 
     def __init__(self, beta: float = 0.9, clip: float = 50.0, coefficient: float = 1.0) -> None:
         super().__init__(beta)
-        if not clip > 0:
-            raise ValueError(f"`clip`: expected a number > 0, found {clip}")
-        if not 0 < coefficient < inf:
-            raise ValueError(f"`coefficient`: expected a number > 0, found {coefficient}")
+        expect(clip > 0, "clip", "a number > 0", clip)
+        expect(0 < coefficient < inf, "coefficient", "a number > 0", coefficient)
         self.clip, self.coefficient = clip, coefficient
 
     def apply(self, direction: Tensor, gradients: TaskGradients) -> None:

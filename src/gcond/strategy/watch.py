@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
-from gcond.strategy.compiled import note_kept_buffers
 from gcond.strategy.estimate import Look, LookAt
 from gcond.strategy.gradients import TaskGradients
+from gcond.strategy.safety import note_kept_buffers
 
 WRAPPERS = {
     "DistributedDataParallel": "torch.nn.parallel.distributed",

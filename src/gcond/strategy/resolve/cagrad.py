@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gcond.strategy.arguments import expect, expect_one_of
 from gcond.strategy.conflict import Conflict, Resolution, StatelessResolver
 
 Array = NDArray[np.float64]
@@ -25,12 +26,9 @@ class CAGrad(StatelessResolver):
     """
 
     def __init__(self, c: float = 0.4, rescale: int = 1, average: str = "mean") -> None:
-        if not 0 <= c < 1:
-            raise ValueError(f"`c`: expected a number in [0, 1), found {c}")
-        if rescale not in (0, 1, 2):
-            raise ValueError(f"`rescale`: expected 0, 1 or 2, found {rescale}")
-        if average not in ("mean", "sum"):
-            raise ValueError(f'`average`: expected "mean" or "sum", found {average!r}')
+        expect(0 <= c < 1, "c", "a number in [0, 1)", c)
+        expect(rescale in (0, 1, 2), "rescale", "0, 1 or 2", rescale)
+        expect_one_of("average", average, "mean", "sum")
         self.c, self.rescale, self.average = c, rescale, average
 
     def resolve(self, conflict: Conflict) -> Resolution:

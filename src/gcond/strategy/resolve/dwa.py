@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gcond.strategy.arguments import expect
 from gcond.strategy.conflict import LossWeighting
 
 
@@ -26,10 +27,8 @@ class DWA(LossWeighting):
     """
 
     def __init__(self, temperature: float = 2.0, period: int = 25) -> None:
-        if not 0 < temperature < inf:
-            raise ValueError(f"`temperature`: expected a number > 0, found {temperature}")
-        if period < 1:
-            raise ValueError(f"`period`: expected an integer >= 1, found {period}")
+        expect(0 < temperature < inf, "temperature", "a number > 0", temperature)
+        expect(period >= 1, "period", "an integer >= 1", period)
         self.temperature, self.period = temperature, period
 
     def check(self, tasks: dict[str, float], groups: tuple[str, ...]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gcond.strategy.arguments import expect
 from gcond.strategy.conflict import LossWeighting
 
 EPSILON = 1e-8
@@ -40,10 +41,8 @@ class FAMO(LossWeighting):
     def __init__(
         self, min_losses: Mapping[str, float] | None = None, lr: float = 0.025, weight_decay: float = 1e-3
     ) -> None:
-        if not 0 < lr < inf:
-            raise ValueError(f"`lr`: expected a number > 0, found {lr}")
-        if not 0 <= weight_decay < inf:
-            raise ValueError(f"`weight_decay`: expected a number >= 0, found {weight_decay}")
+        expect(0 < lr < inf, "lr", "a number > 0", lr)
+        expect(0 <= weight_decay < inf, "weight_decay", "a number >= 0", weight_decay)
         self.min_losses = dict(min_losses or {})
         self.lr, self.weight_decay = lr, weight_decay
 

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gcond.strategy.conflict import Conflict, Resolution
+from gcond.strategy.arguments import expect, expect_one_of
+from gcond.strategy.conflict import Conflict, Resolution, ResolverDefaults
 
 Matrix = NDArray[np.float64]
 ZONES = ("weak", "main", "critical")
 
 
-class GCond:
+class GCond(ResolverDefaults):
     """Take the pair with the smallest cosine, choose a winner, project both, and repeat.
 
     Args (defaults: Table 5 of the paper):
@@ -48,10 +49,6 @@ class GCond:
     """
 
     uses_history = True
-    needs_task_gradients = True
-    weighs_losses = False
-    works_on_coordinates = False
-    remembers_coordinates = False
 
     def __init__(
         self,
@@ -70,33 +67,22 @@ class GCond:
     ) -> None:
         if len(thresholds) != 3 or not -1 <= thresholds[0] < thresholds[1] < thresholds[2] <= 1:
             raise ValueError(f"`thresholds`: expected -1 <= critical < main < weak <= 1, found {list(thresholds)}")
-        if projection_max_iters < 1:
-            raise ValueError(f"`projection_max_iters`: expected an integer >= 1, found {projection_max_iters}")
-        if not remap_power > 0:
-            raise ValueError(f"`remap_power`: expected a number > 0, found {remap_power}")
-        if (
-            len(tie_breaking_weights) != 2
-            or not min(tie_breaking_weights) >= 0
-            or not 0 < sum(tie_breaking_weights) < math.inf
-        ):
-            raise ValueError(
-                "`tie_breaking_weights`: expected (stability, strength), both >= 0 and not both 0, "
-                f"found {tie_breaking_weights}"
-            )
-        if not 0 <= norm_ema_beta < 1:
-            raise ValueError(f"`norm_ema_beta`: expected a number in [0, 1), found {norm_ema_beta}")
-        if dominance_window < 0:
-            raise ValueError(f"`dominance_window`: expected an integer >= 0 (0 is off), found {dominance_window}")
-        if norm_cap is not None and not norm_cap > 0:
-            raise ValueError(f"`norm_cap`: expected None or a number > 0, found {norm_cap}")
-        if stability_reference not in ("resolved", "accumulated"):
-            raise ValueError(
-                f'`stability_reference`: expected "resolved" or "accumulated", found {stability_reference!r}'
-            )
-        if not conflict_margin >= 0:
-            raise ValueError(f"`conflict_margin`: expected a number >= 0, found {conflict_margin}")
-        if vanishing not in ("relative", "absolute"):
-            raise ValueError(f'`vanishing`: expected "relative" or "absolute", found {vanishing!r}')
+        expect(projection_max_iters >= 1, "projection_max_iters", "an integer >= 1", projection_max_iters)
+        expect(remap_power > 0, "remap_power", "a number > 0", remap_power)
+        expect(
+            len(tie_breaking_weights) == 2
+            and min(tie_breaking_weights) >= 0
+            and 0 < sum(tie_breaking_weights) < math.inf,
+            "tie_breaking_weights",
+            "(stability, strength), both >= 0 and not both 0",
+            tie_breaking_weights,
+        )
+        expect(0 <= norm_ema_beta < 1, "norm_ema_beta", "a number in [0, 1)", norm_ema_beta)
+        expect(dominance_window >= 0, "dominance_window", "an integer >= 0 (0 is off)", dominance_window)
+        expect(norm_cap is None or norm_cap > 0, "norm_cap", "None or a number > 0", norm_cap)
+        expect_one_of("stability_reference", stability_reference, "resolved", "accumulated")
+        expect(conflict_margin >= 0, "conflict_margin", "a number >= 0", conflict_margin)
+        expect_one_of("vanishing", vanishing, "relative", "absolute")
         self.critical, self.main, self.weak = thresholds
         self.projection_max_iters = projection_max_iters
         self.remap_power = remap_power
@@ -112,9 +98,6 @@ class GCond:
         self._steps = 0
         self._norm_ema: Matrix | None = None  # [m]
         self._previous: tuple[Matrix, Matrix] | None = None  # C and G of the previous step
-
-    def check(self, tasks: dict[str, float], groups: tuple[str, ...]) -> None:
-        pass
 
     def resolve(self, conflict: Conflict) -> Resolution:
         gram = conflict.gram.numpy()

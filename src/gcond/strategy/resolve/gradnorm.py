@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gcond.strategy.conflict import Conflict, Resolution
+from gcond.strategy.arguments import expect
+from gcond.strategy.conflict import Conflict, Resolution, ResolverDefaults
 
 MIN_WEIGHT = 1e-3  # the paper does not keep weights positive; a weight that falls below is counted and lifted to this
 
 
-class GradNorm:
+class GradNorm(ResolverDefaults):
     """Loss weights w that equalise the gradient norms on one shared layer, faster for tasks that train slowly.
 
     With G_i = w_i ||grad_W L_i||, its mean over tasks G, and the relative inverse training rate
@@ -30,17 +31,9 @@ class GradNorm:
         group: the parameter group that is W, the last layer that all tasks share.
     """
 
-    uses_history = False
-    needs_task_gradients = True
-    weighs_losses = False
-    works_on_coordinates = False
-    remembers_coordinates = False
-
     def __init__(self, alpha: float = 1.5, lr: float = 1e-3, group: str = "head") -> None:
-        if not 0 <= alpha < inf:
-            raise ValueError(f"`alpha`: expected a number >= 0, found {alpha}")
-        if not 0 < lr < inf:
-            raise ValueError(f"`lr`: expected a number > 0, found {lr}")
+        expect(0 <= alpha < inf, "alpha", "a number >= 0", alpha)
+        expect(0 < lr < inf, "lr", "a number > 0", lr)
         self.alpha, self.lr, self.group = alpha, lr, group
         self._weights: Tensor | None = None
         self._adam: torch.optim.Adam | None = None
@@ -61,8 +54,7 @@ class GradNorm:
     def resolve(self, conflict: Conflict) -> Resolution:
         shared = self.group in conflict.group_grams
         if self._weights is None:
-            if not shared:
-                raise ValueError(f"`group`: expected a layer that more than one task reaches, found {self.group!r}")
+            expect(shared, "group", "a layer that more than one task reaches", repr(self.group))
             self._start(conflict.losses)
         assert self._weights is not None
         weights = self._weights.detach().clone()

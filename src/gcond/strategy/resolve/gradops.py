@@ -11,6 +11,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from gcond.strategy.arguments import expect_one_of
 from gcond.strategy.conflict import Conflict, Resolution, StatelessResolver
 
 CUTOFF = 1e-12  # of the largest eigenvalue of the others' cosine matrix; the squared sine at which g_i' vanishes
@@ -44,8 +45,7 @@ class GradOPS(StatelessResolver):
     """
 
     def __init__(self, weights: str = "none", alpha: float | None = None) -> None:
-        if weights not in ("none", "unverified_r_alpha"):
-            raise ValueError(f'`weights`: expected "none" or "unverified_r_alpha", found {weights!r}')
+        expect_one_of("weights", weights, "none", "unverified_r_alpha")
         if weights == "none" and alpha is not None:
             raise ValueError(f'`alpha`: expected None, as it has no effect with weights "none", found {alpha}')
         if weights != "none" and (alpha is None or not math.isfinite(alpha)):

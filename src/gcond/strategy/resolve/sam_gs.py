@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gcond.strategy.arguments import expect, expect_one_of
 from gcond.strategy.conflict import Conflict, Resolution, StatelessResolver
-from gcond.strategy.layout import Move
+from gcond.strategy.flat import Move
 
 EPSILON = 1e-8
 
@@ -42,13 +43,11 @@ class SAMGS(StatelessResolver):
     remembers_coordinates = True
 
     def __init__(self, psi: str = "paper", beta1: float = 0.9, beta2: float = 0.99, gamma: float = 0.1) -> None:
-        if psi not in ("paper", "code"):
-            raise ValueError(f'`psi`: expected "paper" or "code", found {psi!r}')
+        expect_one_of("psi", psi, "paper", "code")
         for name, value in {"beta1": beta1, "beta2": beta2}.items():
             if not 0 <= value < 1:
                 raise ValueError(f"`{name}`: expected a number in [0, 1), found {value}")
-        if not 0 <= gamma <= 1:
-            raise ValueError(f"`gamma`: expected a number in [0, 1], found {gamma}")
+        expect(0 <= gamma <= 1, "gamma", "a number in [0, 1]", gamma)
         self.psi, self.beta1, self.beta2, self.gamma = psi, beta1, beta2, gamma
         self._steps = 0
         self._dissimilarity = 0.0  # h

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gcond.strategy.arguments import expect
 from gcond.strategy.conflict import Conflict, Resolution, StatelessResolver
 
 Solve = Callable[[Tensor], Tensor]  # G -> w
@@ -54,8 +55,7 @@ class TorchJD(StatelessResolver):
     """
 
     def __init__(self, method: Any, tolerance: float = 1e-2, **settings: Any) -> None:
-        if not tolerance > 0:
-            raise ValueError(f"`tolerance`: expected a number > 0, found {tolerance}")
+        expect(tolerance > 0, "tolerance", "a number > 0", tolerance)
         self.name = method if isinstance(method, str) else type(method).__name__.removesuffix("Weighting")
         self.tolerance = tolerance
         self._method, self._settings = method, settings
@@ -126,8 +126,7 @@ class TorchJD(StatelessResolver):
             raise ValueError(f"`method`: {self.name} works on coordinates; expected one that gives weights, or ConFIG")
         if isinstance(weighting, aggregation.FairGradWeighting):
             self._alpha = float(weighting.alpha)
-            if self._alpha < 0:
-                raise ValueError(f"`alpha`: expected a number >= 0, found {self._alpha}")
+            expect(self._alpha >= 0, "alpha", "a number >= 0", self._alpha)
             return self._bind_fairgrad(weighting)
         return lambda gram: torch.as_tensor(weighting(gram / gram.diagonal().max()))
 
@@ -160,8 +159,7 @@ class TorchJD(StatelessResolver):
 def _named(method: Any) -> Callable[..., Any]:
     from torchjd import aggregation
 
-    if method not in aggregation.__all__:
-        raise ValueError(f"`method`: expected a name in torchjd.aggregation, found {method!r}")
+    expect(method in aggregation.__all__, "method", "a name in torchjd.aggregation", repr(method))
     return getattr(aggregation, method)  # type: ignore[no-any-return]
 
 

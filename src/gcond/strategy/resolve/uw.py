@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gcond.strategy.arguments import expect
 from gcond.strategy.conflict import LossWeighting
 
 
@@ -26,8 +27,7 @@ class UW(LossWeighting):
     """
 
     def __init__(self, lr: float = 0.025) -> None:
-        if not 0 < lr < inf:
-            raise ValueError(f"`lr`: expected a number > 0, found {lr}")
+        expect(0 < lr < inf, "lr", "a number > 0", lr)
         self.lr = lr
 
     def check(self, tasks: dict[str, float], groups: tuple[str, ...]) -> None:

@@ -1,0 +1,103 @@
+"""Faults caught before a window's result is used: values that are not finite, a GradScaler used in the wrong order, and
+compiled graphs that serve one backward pass only.
+
+A graph of torch.compile lets its only backward pass write into what the forward pass has saved ("donated buffers"), and
+torch refuses a second pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch._functorch.config as functorch
+import torch.compiler.config
+from torch.amp.grad_scaler import OptState
+from torch.autograd.graph import Node
+
+ADVICE = (
+    '`forward`: a graph that torch.compile made serves one backward pass, "shared" takes one per task; expected '
+    "torch._functorch.config.donated_buffer = False and, since torch's cache on disk does not tell both kinds apart, "
+    'torch.compiler.config.cache_key_tag = "kept" before the model is first called outside the conductor\'s step, or '
+    'forward="per_task"'
+)
+
+
+class NotFinite(FloatingPointError):
+    """A loss or a gradient is not finite. `losses` are the window's means by task."""
+
+    def __init__(self, message: str, losses: Mapping[str, float]) -> None:
+        super().__init__(message)
+        self.losses = dict(losses)
+
+
+class GradientNotFinite(NotFinite):
+    """The losses are finite, a gradient is not: with a GradScaler, an overflow."""
+
+
+def check_finite(
+    step: int, losses: Mapping[str, float], squared_norms: Mapping[str, float], parameter: Callable[[int], str]
+) -> None:
+    """Raise where a task's loss, or the squared norm of a row's gradient, is not finite.
+
+    `parameter(row)` names the first parameter whose gradient in that row is not finite; it is asked only then.
+    """
+    for task, value in losses.items():
+        if not math.isfinite(value):
+            raise NotFinite(f"step {step}: the loss of task {task!r} is {value}", losses)
+    for row, (task, value) in enumerate(squared_norms.items()):
+        if not math.isfinite(value):
+            raise GradientNotFinite(
+                f"step {step}: the gradient of task {task!r} is not finite, first in {parameter(row)}", losses
+            )
+
+
+def scale_of(scaler: torch.amp.GradScaler | None) -> float | None:
+    """The factor on losses; None without a scaler, or with one that is not enabled.
+
+    Raises:
+        ValueError: `scaler.unscale_` has been called for gradients that are yet to come: `scaler.step` would leave them
+            enlarged, a step too long by the scale.
+    """
+    if scaler is None or not scaler.is_enabled():
+        return None
+    optimizers = getattr(scaler, "_per_optimizer_states", {})  # not public; without it the mistake goes unnoticed
+    if any(state["stage"] is OptState.UNSCALED for state in optimizers.values()):
+        raise ValueError(
+            "`scaler`: expected no call of `scaler.unscale_(optimizer)` before the conductor's step, found one without "
+            "`scaler.step(optimizer)` and `scaler.update()` after it; call it after the conductor's step, or not at all"
+        )
+    return float(scaler.get_scale())
+
+
+@contextmanager
+def keeping_buffers(backward: bool = False) -> Iterator[None]:
+    """What is compiled while this is open leaves its saved tensors as they are; what was compiled before does not.
+
+    A `backward` pass is compiled when it first runs, by what the forward pass was told; but torch looks for it on disk,
+    where the donating one of another run lies under the same key, unless the key has a tag of its own.
+    """
+    settings: Any = torch.compiler.config
+    tag = settings.patch(cache_key_tag=f"{settings.cache_key_tag} keeping buffers")
+    with tag, nullcontext() if backward else functorch.patch(donated_buffer=False):
+        yield
+
+
+def note_kept_buffers(node: Node) -> bool:
+    """Whether `node` is a compiled part; if it donates nothing, torch is told so.
+
+    Such a part is marked None, which torch's check takes for a donation unless the backward pass is yet to be compiled.
+    """
+    metadata: Any = getattr(getattr(type(node), "_forward_cls", None), "metadata", None)
+    if not hasattr(metadata, "bw_donated_idxs"):
+        return False
+    if metadata.bw_donated_idxs is None:
+        metadata.bw_donated_idxs = []
+    return True
+
+
+def refused_donated_buffers(error: RuntimeError) -> bool:
+    return "donated buffer" in str(error)
