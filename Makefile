@@ -147,10 +147,10 @@ reproduce-windows: $(READY) $(CT_DATA) ## noise and signs of the conflict agains
 
 .PHONY: reproduce-table1 reproduce-table5
 reproduce-table1: $(READY) ## GCond's zones, drawn and tabulated from the resolver itself (seconds; trains nothing)
-	@$(BIN)/python scripts/zones.py --out $(call quoted,$(OUT)/table1) && $(call report,table1)
+	@$(BIN)/python -m gcond.study.zones --out $(call quoted,$(OUT)/table1) && $(call report,table1)
 
 reproduce-table5: $(READY) ## the hyper-parameters as composed, differences to the paper's marked (seconds; trains nothing)
-	@$(BIN)/python scripts/paper_settings.py --out $(call quoted,$(OUT)/paper_settings) && $(call report,table5)
+	@$(BIN)/python -m gcond.study.settings --out $(call quoted,$(OUT)/paper_settings) && $(call report,table5)
 
 sweep: $(READY) $(CT_DATA) ## run EXPERIMENT=o2 (or another of conf/experiment) without making a table
 	@$(call sweep,$(EXPERIMENT))

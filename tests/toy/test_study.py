@@ -6,8 +6,9 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from gcond.report import toy, toy_figures, toy_tables
+from gcond.report import toy_figures
 from gcond.strategy import Linear
+from gcond.study import pages, toy_page
 from gcond.toy import descents, noise_study, tradeoff
 from gcond.toy.descents import descend, end_point, record
 from gcond.toy.lineup import lineup
@@ -118,46 +119,34 @@ def test_gradops_follows_alpha():
     assert max(abs(a - b) for a, b in zip(shares[-3.0], shares[3.0], strict=True)) > 0.05
 
 
-def test_the_report_is_made_from_the_recorded_files_alone(short, tmp_path, in_this_process, capsys, monkeypatch):
-    parts, out = tmp_path / "parts", tmp_path / "out"
+def test_the_page_needs_the_recorded_files_alone(short, tmp_path, in_this_process):
+    parts, out = tmp_path / "parts", tmp_path / "toy"
     descend(short, parts, 1)
     record(short, ["baseline", "pcgrad"], parts, out)
-    descents.write_csv(out / "noise.csv", noise_study.COLUMNS, noise_study.measure(20, (2, 8)))
+    descents.write_csv(out / "noise.csv", noise_study.COLUMNS, noise_study.measure(20, (8, 24, 64)))
     shares = [["regressions", a, 0, 1, t, 0.3] for a in (-1.0, 0.0) for t in tradeoff.TASKS]
-    values = (("f1", -1), ("f2", -9))
-    plane = [["two-dimensional", a, s, 1, f, v] for a in (-1.0, 0.0) for s in (0, 1) for f, v in values]
-    descents.write_csv(out / "tradeoff.csv", tradeoff.COLUMNS, [*plane, *shares])
-    assert toy.main(["--results", str(out)]) == 0
-    written = {path.name for path in out.rglob("*.*") if path.suffix != ".csv"}
-    assert written == {"toy.md", "endpoints.md", "trajectories.png", "noise.png", "tradeoff.png"}
+    descents.write_csv(out / "tradeoff.csv", tradeoff.COLUMNS, shares)
+    pages.make("toy", tmp_path)
+    assert "| PCGrad" in (out / "toy.md").read_text()
 
-    for draw in ("draw_trajectories", "draw_noise", "draw_tradeoff"):
-        monkeypatch.setattr(toy_figures, draw, lambda *_: None)
     rows = read(out / "endpoints.csv")
     descents.write_csv(out / "endpoints.csv", descents.COLUMNS, [row.values() for row in rows[:-1]])
-    assert toy.main(["--results", str(out)]) == 1
-    assert "pcgrad has no end point from start 4" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="pcgrad"):
+        pages.make("toy", tmp_path)
     (out / "noise.csv").unlink()
-    assert toy.main(["--results", str(out)]) == 2
+    with pytest.raises(ValueError, match=r"noise\.csv"):
+        pages.make("toy", tmp_path)
 
 
-def ends(method, places):
-    rows = [(method, start, *STARTS[start], x1, x2, to_front, "") for start, (x1, x2, to_front) in enumerate(places)]
-    return pd.DataFrame(rows, columns=["method", "start", "start_x1", "start_x2", "x1", "x2", "to_front", "stopped"])
-
-
-def test_verdicts():
-    """PCGrad's references: on the front but from (9, 9)."""
-    good = [(-4.379, -8.387, 0.0), (-3.349, -8.374, 0.0), (6.3, 0.1, 8.0), (-3.817, -8.38, 0.0), (5.038, -8.398, 0.0)]
-    assert toy_tables.verdict("pcgrad", ends("pcgrad", good)).startswith("agrees")
-    bad = [(-4.309, -8.387, 0.0), good[1], (5.0, -8.4, 0.0), *good[3:]]
-    words = toy_tables.verdict("pcgrad", ends("pcgrad", bad))
-    assert words == "(-8.5, 7.5): 0.07 away; (9, 9): on the front, unlike the reference"
-    assert toy_tables.verdict("uw", ends("uw", good)) == "no reference"
-    halted = ends("uw", good)
-    halted.loc[1, "stopped"] = "step 7: no weights"
-    words = "no reference; stopped at step 7: its solver found no weights there (endpoints.csv)"
-    assert toy_tables.verdict("uw", halted) == words
+def test_end_points_against_references():
+    """PCGrad's references lie on the front but from (9, 9); the descent from (-8.5, 7.5) ends .07 away."""
+    places = [(-4.309, -8.387, 0), (-3.349, -8.374, 0), (5.0, -8.4, 0), (-3.817, -8.38, 0), (5.038, -8.398, 0)]
+    ends = pd.DataFrame([("pcgrad", start, *place) for start, place in enumerate(places)],
+                        columns=["method", "start", "x1", "x2", "to_front"])  # fmt: skip
+    found = toy_page.against_references(ends)
+    assert found.distance.tolist() == pytest.approx([0.07, 0, float("nan"), 0, 0], nan_ok=True)
+    assert found.alike.tolist() == [True, True, False, True, True]
+    assert toy_page.against_references(ends.assign(method="uw")).alike.isna().all()
 
 
 def test_every_kind_of_the_noise_study_has_a_look():

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter, ScalarFormatter
 
 from gcond.files import write_atomically
-from gcond.report.toy_tables import ON_FRONT
+from gcond.study.toy_page import ON_FRONT
 from gcond.toy.problem import F1_SCALE, evaluate, front
 
 STARTS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00")

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gcond.report import table1
 from gcond.report.claims.conflict import frequencies
 from gcond.report.claims.evidence import METRICS, Arm, Evidence, per_run
 from gcond.report.claims.factorial import CHANGES, changes, share
@@ -241,7 +240,7 @@ def winner_cannot_matter(results: Path, evidence: Sequence[Evidence]) -> list[Fi
     path = results / "table1" / "zones.csv"
     if not path.exists():
         return []
-    zones = read_table(path, table1.TEXT, table1.COLUMNS)
+    zones = read_table(path, ("logic", "zone"), ("logic", "zone", "s_w", "s_l"))
     mild = zones[(zones.logic == "smooth") & (zones.zone == "weak")]
     largest = float((mild.s_w - mild.s_l).abs().max())
     about = f"largest difference of the winner's and the loser's share in the mild zone, {len(mild)} cosines sampled"

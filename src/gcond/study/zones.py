@@ -1,6 +1,6 @@
 """GCond's zones (Table 1 of arXiv 2509.07252), sampled from the resolver: zones.csv and thresholds.csv.
 
-    python scripts/zones.py [--out reproduced/table1]      # then: python -m gcond.report table1
+    python -m gcond.study.zones [--out reproduced/table1]
 
 Two unit gradients with cosine c meet in `GCond.resolve`, without history, for one iteration. With C its coefficients, w
 the winner and l the loser, equations 5 and 6 say C_wl = -s_w c and C_lw = -s_l c: both factors are read off the answer.
@@ -10,16 +10,16 @@ Settings: those of experiment=table1. Nothing here knows an equation of Table 1.
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from omegaconf import OmegaConf
 
 from gcond.build import build
-from gcond.files import OWN, write_atomically
+from gcond.files import OWN, write_text
 from gcond.strategy import GCond
 from gcond.strategy.conflict import Conflict
 from gcond.sweep.plan import plan
@@ -29,9 +29,6 @@ HIGHEST = 0.2  # cosine; above the weak threshold nothing happens
 BESIDE = 1e-6  # distance from a threshold at which its two sides are sampled; above the resolver's conflict margin
 
 SETTINGS = ("logic", "remap_power", "critical", "main", "weak")
-SAMPLE = ("cosine", "zone", "angle", "s_w", "s_l", "winner_kept", "loser_kept", "cosine_after", "cosine_after_all")
-COLUMNS = (*SETTINGS, *SAMPLE)
-THRESHOLD_COLUMNS = (*SETTINGS, "threshold", "side", *SAMPLE)
 
 
 def resolvers(overrides: Iterable[str] = ()) -> list[dict[str, Any]]:
@@ -109,22 +106,17 @@ def sides() -> list[dict[str, object]]:
     ]
 
 
-def write(path: Path, columns: tuple[str, ...], rows: list[dict[str, object]]) -> None:
-    def save(temporary: Path) -> None:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-
-    write_atomically(path, save)
+def write(folder: Path) -> None:
+    """zones.csv and thresholds.csv in `folder`."""
+    for name, rows in (("zones", curves()), ("thresholds", sides())):
+        write_text(folder / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=OWN / "table1", help=f"default: {OWN}/table1")
     folder = parser.parse_args(arguments).out
-    write(folder / "zones.csv", COLUMNS, curves())
-    write(folder / "thresholds.csv", THRESHOLD_COLUMNS, sides())
+    write(folder)
     print(f"written: {folder}/{{zones,thresholds}}.csv")
 
 

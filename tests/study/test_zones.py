@@ -4,10 +4,10 @@ import csv
 import math
 from pathlib import Path
 
+import pandas as pd
 import pytest
-import script_files
 
-from gcond.report.__main__ import main
+from gcond.study import pages, zones
 
 ROOT = Path(__file__).parents[2]
 CRITICAL, MAIN, WEAK = -0.8, -0.5, 0.0
@@ -42,7 +42,7 @@ def read(path):
 @pytest.fixture(scope="module")
 def sampled(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results") / "table1"
-    script_files.load("zones").main(["--out", str(folder)])
+    zones.write(folder)
     return folder
 
 
@@ -89,50 +89,22 @@ def test_the_cosine_afterwards_is_the_plane_geometry_s(sampled):
         assert float(row["cosine_after"]) == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_page_tabulates_ends_and_jumps(sampled, capsys):
-    assert main(["table1", "--results", str(sampled.parent)]) == 0
-    page = (sampled / "table1.md").read_text()
-    assert page in capsys.readouterr().out
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"]
-    by_hand = [
-        ["critical", "c <= -0.8", "180 deg", "0", "1", "winner unchanged, loser projected fully", "none to 0"],
-        ["critical", "c <= -0.8", "none", "0", "none: it vanishes", "winner unchanged, loser becomes zero", "none"],
-        ["smooth", "-0.5", "90, continuous", "1, continuous", "1, continuous", "1, continuous", "winner 0, loser 0"],
-        # a loser of length 1 becomes zero, or what is left beside -0.8 of its partner: sqrt(1 - 0.64) long
-        ["step", "-0.8", "none", "0, continuous", "none / none / 1", "0 / 0 / 1, jump 1", "winner 0, loser 0.6"],
-        # a winner is left alone, or projected fully: half of its partner is the difference
-        ["step", "-0.5", "none", "0 / 1 / 1, jump 1", "1, continuous", "1, continuous", "winner 0.5, loser 0"],
-    ]
-    for row in by_hand:
-        assert row in cells
-    assert [row for row in cells if row[0] == "smooth" and "jump" in "".join(row)] == []
-    for name in ("zones.png", "zones.pdf", "zones.md"):
-        assert (sampled / "figures" / name).stat().st_size > 200
+def test_the_smooth_logic_has_no_jump(sampled):
+    """The step logic jumps by 1 where winner or loser change their part; by hand, from its definition."""
+    table = pd.read_csv(sampled / "thresholds.csv").fillna({"remap_power": 2})
+    ends = table[table.remap_power == 2].pivot(index=["logic", "threshold"], columns="side")
+    jumps = {name: (ends[name].above - ends[name].below).round(4) for name in ("s_w", "s_l", "loser_kept")}
+    assert all((jump.loc["smooth"] == 0).all() for jump in jumps.values())
+    assert jumps["s_w"].loc["step"].tolist() == [0, 1, -1]
+    assert jumps["loser_kept"].loc["step"].tolist() == [1, 0, 0]
 
 
-def test_a_jump_of_the_smooth_logic_would_be_seen(sampled, tmp_path):
-    """A resolver whose winner jumped at the main threshold is no longer called continuous."""
-    folder = tmp_path / "table1"
-    folder.mkdir()
-    (folder / "zones.csv").write_text((sampled / "zones.csv").read_text())
-    lines = (sampled / "thresholds.csv").read_text().splitlines()
-    index = next(i for i, line in enumerate(lines) if line.startswith("smooth,2.0") and ",-0.5,above," in line)
-    cells = lines[index].split(",")
-    cells[lines[0].split(",").index("s_w")] = "0.75"
-    (folder / "thresholds.csv").write_text("\n".join([*lines[:index], ",".join(cells), *lines[index + 1 :]]) + "\n")
-    assert main(["table1", "--results", str(tmp_path)]) == 0
-    assert "1 / 1 / 0.75, jump -0.25" in (folder / "table1.md").read_text()
-    assert "1 jumps at the thresholds" in (folder / "figures" / "zones.md").read_text()
-
-
-def test_the_committed_samples_and_pages_are_the_codes(sampled):
-    assert main(["table1", "--results", str(sampled.parent)]) == 0
-    for name in ("zones.csv", "thresholds.csv", "table1.md", "table1.csv", "figures/zones.md"):
+def test_the_committed_samples_and_page_are_the_codes(sampled):
+    pages.make("table1", sampled.parent)
+    for name in ("zones.csv", "thresholds.csv", "table1.md"):
         assert (sampled / name).read_text() == (ROOT / "results" / "table1" / name).read_text(), f"make {name} again"
 
 
-def test_without_samples_the_command_is_named(tmp_path, capsys):
-    assert main(["table1", "--results", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert "`make reproduce-table1` makes it" in error
-    assert error.count("\n") == 1
+def test_without_samples_the_command_is_named(tmp_path):
+    with pytest.raises(ValueError, match="make reproduce-table1"):
+        pages.make("table1", tmp_path)

@@ -1,26 +1,25 @@
 """The settings of Table 5 of arXiv 2509.07252 as this project composes them: composed.csv.
 
-    python scripts/paper_settings.py [--out reproduced/paper_settings] [HYDRA_OVERRIDES]
-    python -m gcond.report table5
+    python -m gcond.study.settings [--out reproduced/paper_settings] [HYDRA_OVERRIDES]
 
-Composes experiment=table5 at scale=paper, as gcond-train would, and writes one row per setting and strategy. "-": the
-strategy has no such setting. Nothing here knows a number of the paper's.
+Composes experiment=table5 at scale=paper, as gcond-train would: a row for each setting and strategy. "-": the strategy
+has no such setting. The paper's values are in study/paper.yaml.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from gcond.files import OWN, write_atomically
+from gcond.data.intensity import IMAGENET_MEAN, IMAGENET_STD
+from gcond.files import OWN, write_text
 from gcond.sweep.plan import plan
 
-COLUMNS = ("strategy", "label", "setting", "value")
 NONE = "-"
 GCOND = (
     "smooth",
@@ -35,7 +34,7 @@ GCOND = (
 
 
 def settings(cfg: DictConfig) -> dict[str, object]:
-    """Setting -> value of one composed run; names as in gcond.report.paper_settings."""
+    """Setting -> value of one composed run; names as in study/paper.yaml."""
     conductor = OmegaConf.to_container(cfg.strategy.conductor, resolve=True)
     outer = OmegaConf.to_container(cfg.optimizer.build, resolve=True)
     assert isinstance(conductor, dict)
@@ -74,7 +73,29 @@ def settings(cfg: DictConfig) -> dict[str, object]:
         "clip_norm": conductor["clip_norm"],
         "warmup_epochs": cfg.scale.warmup_epochs,
         "final_lr": cfg.scale.final_lr,
+        "workers": cfg.scale.workers,
+        "precision": cfg.precision,
+        "imagenet_statistics": (*IMAGENET_MEAN, *IMAGENET_STD),
     }
+
+
+def of_the_study(overrides: Sequence[str]) -> dict[str, object]:
+    """Settings that no strategy decides: of the runs of Table 2 on CT."""
+    runs = plan(["experiment=table2", "scale=paper", "dataset=ct", "strategy=baseline", *overrides])
+    return {"ct_statistics": f"of the {runs[0].cfg.dataset.statistics}", "seeds": [run.cfg.seed for run in runs]}
+
+
+def compose(overrides: Sequence[str]) -> pd.DataFrame:
+    runs = plan(["experiment=table5", "scale=paper", *overrides])
+    common = of_the_study([each for each in overrides if not each.startswith("strategy=")])
+    return pd.DataFrame(
+        [
+            (run.cfg.strategy.name, run.cfg.strategy.label, setting, _text(value))
+            for run in runs
+            for setting, value in (settings(run.cfg) | common).items()
+        ],
+        columns=["strategy", "label", "setting", "value"],
+    )
 
 
 def _kind(target: dict[str, Any]) -> str:
@@ -96,18 +117,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=OWN / "paper_settings", help=f"default: {OWN}/paper_settings")
     parser.add_argument("overrides", nargs="*", help="as for gcond-train, e.g. optimizer.lr=1e-3")
     options = parser.parse_args(arguments)
-    rows = [
-        (run.cfg.strategy.name, run.cfg.strategy.label, setting, _text(value))
-        for run in plan(["experiment=table5", "scale=paper", *options.overrides])
-        for setting, value in settings(run.cfg).items()
-    ]
-
-    def save(temporary: Path) -> None:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerows([COLUMNS, *rows])
-
-    write_atomically(options.out / "composed.csv", save)
+    write_text(options.out / "composed.csv", compose(options.overrides).to_csv(index=False, lineterminator="\n"))
     print(f"written: {options.out}/composed.csv")
 
 
