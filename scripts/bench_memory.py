@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gcond.build import build
+from gcond.config import CONFIG, build, compose
 from gcond.engine.device import commit
 from gcond.engine.memory import Plan, Planner, bytes_of
 from gcond.engine.passes import GRAPHS, Loss, Passes
@@ -34,12 +34,11 @@ from gcond.engine.settings import Settings
 from gcond.files import write_text
 from gcond.loss import TASKS
 from gcond.model.patches import patchify, select
-from gcond.rehearsal import channels_of, composed
 from gcond.report.memory import COLUMNS, FORMS, KEY, PER_TASK, STEPS, page
 from gcond.report.records import frame, read_csv, write_csv
 from gcond.strategy import GradientConductor, Joint, Sequential
+from gcond.synthetic_run import channels_of
 from gcond.timing import versions
-from gcond.train import CONFIG
 
 STRATEGIES = sorted(path.stem for path in (CONFIG / "strategy").glob("*.yaml"))
 PER_TASK_CHOICE = "strategy.conductor.estimator.forward=per_task"
@@ -134,7 +133,7 @@ def cases(strategies: list[str], budget: str) -> Iterator[Case]:
 
 
 def conductor_of(strategy: str) -> GradientConductor:
-    cfg = composed(Case("", "mobilenetv3_small", "ct", 256, "fp32", strategy, "").overrides)
+    cfg = compose(Case("", "mobilenetv3_small", "ct", 256, "fp32", strategy, "").overrides)
     return Settings(cfg).conductor({name: [torch.nn.Parameter(torch.zeros(1))] for name in ("head", "body")}, seed=0)
 
 
@@ -149,7 +148,7 @@ def keeps(conductor: GradientConductor) -> bool:
 
 
 def passes_of(case: Case) -> tuple[Passes, torch.nn.Module]:
-    cfg = composed(case.overrides)
+    cfg = compose(case.overrides)
     with torch.device("meta"):
         model = build(cfg.model, channels=channels_of(cfg))
     passes = Passes(cfg, model, CUDA, lines=True)
@@ -170,7 +169,7 @@ def with_third(loss: Loss, side: int) -> Loss:
 
 
 def planned(case: Case, passes: Passes, model: torch.nn.Module) -> dict[str, object]:
-    cfg = composed(case.overrides)
+    cfg = compose(case.overrides)
     tasks = {str(name): float(value) for name, value in cfg.loss.tasks.items()} | (THIRD if case.tasks == 3 else {})
     planner = Planner(cfg, model, CUDA, passes, tasks, case.graph)  # type: ignore[arg-type]
     plan: Plan | None = planner.plan(case.micro_batch, case.accumulation_steps)

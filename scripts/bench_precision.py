@@ -23,15 +23,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gcond.build import build
-from gcond.engine.batches import MicroBatches
+from gcond.config import build, compose
+from gcond.engine.batches import MicroBatches, seeded, subseed
 from gcond.engine.device import commit, describe
-from gcond.engine.loop import Objective
-from gcond.engine.optimizer import optimizer_of
-from gcond.engine.seeding import seeded, subseed
 from gcond.engine.settings import Settings
+from gcond.engine.trainer import Objective, optimizer_of
 from gcond.files import write_text
-from gcond.rehearsal import composed
 from gcond.report.precision import COLUMNS, KEY, page
 from gcond.report.records import frame, read_csv, write_csv
 from gcond.strategy import GradientConductor, Stochastic
@@ -59,14 +56,14 @@ class Lockstep:
     """
 
     def __init__(self, overrides: list[str], steps: int) -> None:
-        cfg = composed(overrides)
+        cfg = compose(overrides)
         settings, device = Settings(cfg), torch.device("cpu")
         data = build(cfg.dataset)
         loss = build(cfg.loss.reconstruction)(patch_size=cfg.scale.patch_size, intensity=data.intensity)
         with seeded(cfg.seed, "weights"):
             self.model = build(cfg.model, channels=data.intensity.channels)
         self.conductors = {
-            name: Settings(composed([*overrides, *extra])).conductor(
+            name: Settings(compose([*overrides, *extra])).conductor(
                 self.model.parameter_groups(), seed=subseed(cfg.seed, "resolver")
             )
             for name, extra in FORMS.items()

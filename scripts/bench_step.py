@@ -23,14 +23,14 @@ import numpy as np
 import pandas as pd
 import torch
 
+from gcond.config import CONFIG, compose
 from gcond.engine.device import commit, describe
 from gcond.files import write_text
-from gcond.rehearsal import Rehearsal, composed
 from gcond.report.records import add_rows, frame
 from gcond.report.step import COLUMNS, KEY, page
 from gcond.strategy import Joint, Sequential, Stochastic
+from gcond.synthetic_run import SyntheticRun
 from gcond.timing import Ratio, interleaved, versions
-from gcond.train import CONFIG
 
 STRATEGIES = sorted(path.stem for path in (CONFIG / "strategy").glob("*.yaml"))
 PER_TASK = "strategy.conductor.estimator.forward=per_task"
@@ -43,7 +43,7 @@ PACKAGES = ("torch", "timm", "torchjd")
 class Plain:
     """The window of a rehearsal as anybody would write it, without a conductor."""
 
-    def __init__(self, rehearsal: Rehearsal) -> None:
+    def __init__(self, rehearsal: SyntheticRun) -> None:
         self._run = rehearsal
         self._k = rehearsal.conductor.estimator.accumulation_steps
 
@@ -62,7 +62,7 @@ class Plain:
         return sum(weight * values[name] for name, weight in tasks.items())
 
 
-def passes(rehearsal: Rehearsal) -> tuple[int, int]:
+def passes(rehearsal: SyntheticRun) -> tuple[int, int]:
     """Forward and backward passes of a micro-batch."""
     estimator, m = rehearsal.conductor.estimator, len(rehearsal.conductor.tasks)
     if isinstance(estimator, (Joint, Stochastic)):
@@ -80,19 +80,19 @@ def measure(strategies: list[str], overrides: list[str], rounds: int, device: to
     runs = {}
     for name, (strategy, extra) in forms.items():
         before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-        runs[name] = Rehearsal(composed([*SHAPES, *overrides, f"strategy={strategy}", *extra]), device)
+        runs[name] = SyntheticRun(compose([*SHAPES, *overrides, f"strategy={strategy}", *extra]), device)
         if device.type == "cuda":
             runs[name].step()
             torch.cuda.reset_peak_memory_stats(device)
             runs[name].step()
             peaks[name] = (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    plain = Plain(Rehearsal(composed([*SHAPES, *overrides, "strategy=baseline"]), device))
+    plain = Plain(SyntheticRun(compose([*SHAPES, *overrides, "strategy=baseline"]), device))
     works: dict[str, Callable[[], object]] = {name: run.step for name, run in runs.items()}
     works |= {"forward": plain.forward, "forward and backward": plain.forward_and_backward}
     times = interleaved(works, rounds, device)
     baseline = times["baseline"]
     r = float(np.median((times["forward and backward"] - times["forward"]) / times["forward"]))
-    cfg = composed([*SHAPES, *overrides])
+    cfg = compose([*SHAPES, *overrides])
     scale = cfg.scale
     images = scale.micro_batch * scale.accumulation_steps
     found = []

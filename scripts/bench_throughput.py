@@ -4,7 +4,7 @@
         [HYDRA_OVERRIDES, e.g. dataset=ct strategy=baseline,pcgrad precision=bf16 scale.micro_batch=4]
 
 Data sets and strategies are those of conf/experiment/table3.yaml and table4.yaml, at scale=paper. All methods take
-turns in one process (`gcond.timing`), in real optimizer steps on made images (`gcond.rehearsal`). Besides: a plain
+turns in one process (`gcond.timing`), in real optimizer steps on made images (`gcond.synthetic_run`). Besides: a plain
 PyTorch loop, and GCond sequential with one forward pass per task, as published.
 
 CUDA: the paper's units, precision fp32 and bf16. Peak memory of each method is measured in a process of its own that

@@ -21,11 +21,11 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from gcond.build import build
-from gcond.engine.labels import planned_classes
+from gcond.config import build, compose
+from gcond.engine.batches import planned_classes
 from gcond.engine.memory import Plan, Planner, bytes_of
 from gcond.engine.out_of_memory import process_bytes
-from gcond.rehearsal import Rehearsal, channels_of, composed
+from gcond.synthetic_run import SyntheticRun, channels_of
 
 MODELS = ("mobilenetv3_small", "convnext_tiny")
 STRATEGIES = ("baseline", "gcond_sequential")
@@ -79,14 +79,16 @@ def measure(overrides: list[str]) -> tuple[int, int]:
     """Planned peak of the run's tensors on the CPU, and what the resident memory of this process grows by in steps."""
     torch.set_num_threads(1)
     overrides = [*overrides, "device=cpu", "scale.diagnose_every=1"]  # the costliest steps
-    cfg = composed(overrides)
+    cfg = compose(overrides)
     planned = planner(cfg).plan(cfg.scale.micro_batch, cfg.scale.accumulation_steps).peak
     cpu = torch.device("cpu")
-    Rehearsal(composed([*overrides, "scale.micro_batch=1"]), cpu, diagnose_every=1).step()  # what libraries build once
+    SyntheticRun(
+        compose([*overrides, "scale.micro_batch=1"]), cpu, diagnose_every=1
+    ).step()  # what libraries build once
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = process_bytes()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    run = Rehearsal(cfg, cpu, diagnose_every=1)
+    run = SyntheticRun(cfg, cpu, diagnose_every=1)
     for _ in range(3):
         run.step()
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
@@ -101,7 +103,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="e.g. model=convnext_tiny batch=96")
     arguments = parser.parse_args()
     if not arguments.measure:
-        print(report(composed(overrides_of(arguments.overrides, "paper")), arguments.budget))
+        print(report(compose(overrides_of(arguments.overrides, "paper")), arguments.budget))
         return
     print(f"{'model':20} {'strategy':18} micro-batch  planned MB  measured MB  planned / measured")
     for model in MODELS:

@@ -24,16 +24,15 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from gcond.build import build
-from gcond.command import CONFIG
+from gcond.config import CONFIG, build
 from gcond.engine.device import commit
-from gcond.engine.folder import resolved
 from gcond.engine.memory import Planner
 from gcond.engine.passes import Passes
+from gcond.engine.run_folder import resolved
 from gcond.engine.settings import Settings
 from gcond.files import write_atomically
-from gcond.rehearsal import Rehearsal, channels_of
 from gcond.sweep.plan import plan
+from gcond.synthetic_run import SyntheticRun, channels_of
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIG / "experiment").glob("*.yaml"))
 COLUMNS = ["case", "commit", "experiments", "runs", "model", "dataset", "micro_batch", "planned_gb", "seconds", "error"]
@@ -102,7 +101,7 @@ def first_step(cfg: DictConfig, micro_batch: int) -> float:
     cut = cfg.copy()
     cut.scale.micro_batch = min(micro_batch, cfg.scale.micro_batch)
     start = time.perf_counter()
-    record = Rehearsal(cut, torch.device("cpu"), diagnose_every=1).step()
+    record = SyntheticRun(cut, torch.device("cpu"), diagnose_every=1).step()
     broken = [name for name, value in record.items() if name.startswith("loss/") and not math.isfinite(value)]
     if broken:
         raise ValueError(f"expected finite losses, found {', '.join(broken)}")

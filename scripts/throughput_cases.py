@@ -9,11 +9,11 @@ from itertools import product
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from gcond.config import CONFIG, compose
 from gcond.engine.device import describe
-from gcond.rehearsal import Rehearsal, composed
 from gcond.report import paper_throughput as paper
 from gcond.report.throughput import METHODS, OWN_BATCHES
-from gcond.train import CONFIG
+from gcond.synthetic_run import SyntheticRun
 
 CPU_SHAPES = {  # so that one Baseline step of K = 24 micro-batches takes one thread seconds, not hours
     "table3": {"scale.micro_batch": "1"},  # at the paper's 256 px: 1 to 2 s
@@ -48,10 +48,10 @@ class Case:
     own: bool
 
     def config(self, method: str, *more: str) -> DictConfig:
-        return composed([*self.shared, *CHOICES.get(method, [f"strategy={method}"]), *more])
+        return compose([*self.shared, *CHOICES.get(method, [f"strategy={method}"]), *more])
 
     def paper_config(self, method: str) -> DictConfig:
-        return composed([*self.paper, *CHOICES.get(method, [f"strategy={method}"])])
+        return compose([*self.paper, *CHOICES.get(method, [f"strategy={method}"])])
 
     def setting(self, device: torch.device) -> dict[str, object]:
         """What names the case among recorded rows (`gcond.report.throughput.SETTING`)."""
@@ -123,7 +123,7 @@ class PlainLoop:
     """
 
     def __init__(self, cfg: DictConfig, device: torch.device) -> None:
-        self._run = Rehearsal(cfg, device)
+        self._run = SyntheticRun(cfg, device)
         self.model = self._run.model
         self._lambdas, self._micro_batches = dict(cfg.loss.tasks), cfg.scale.accumulation_steps
         self._clip_norm = cfg.strategy.conductor.clip_norm
@@ -142,4 +142,4 @@ class PlainLoop:
 def work_of(case: Case, method: str, device: torch.device, *more: str) -> Callable[[], object]:
     """One optimizer step of `method`, ready to be taken again and again."""
     cfg = case.config(method, *more)
-    return PlainLoop(cfg, device).step if method == "plain" else Rehearsal(cfg, device).step
+    return PlainLoop(cfg, device).step if method == "plain" else SyntheticRun(cfg, device).step

@@ -11,10 +11,10 @@ from multiprocessing import get_context
 import torch
 from throughput_cases import Case, work_of
 
-from gcond.build import build
+from gcond.config import build
 from gcond.engine.memory import Planner, bytes_of
 from gcond.engine.out_of_memory import is_out_of_memory
-from gcond.rehearsal import channels_of
+from gcond.synthetic_run import channels_of
 
 MIB = 2**20
 TRIAL_STEPS = 2  # the second has history, momentum and optimizer state

@@ -33,9 +33,10 @@ from tqdm import tqdm
 import gcond.data.ct
 import gcond.data.imagenet256
 import gcond.data.photos  # noqa: F401
+from gcond.config import CONFIG
 from gcond.engine.checkpoint import checkpoints
-from gcond.engine.folder import RunFolder
-from gcond.train import CONFIG, train
+from gcond.engine.run_folder import RunFolder
+from gcond.train import train
 
 STRATEGIES = tuple(sorted(path.stem for path in (CONFIG / "strategy").glob("*.yaml")))
 SMALL = (

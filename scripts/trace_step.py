@@ -33,20 +33,20 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.data import DataLoader
 
-from gcond.build import build
+from gcond.config import build, compose
 from gcond.data.images import TensorImages
-from gcond.engine import prefetch
+from gcond.engine import batches
 from gcond.engine.batches import MicroBatches
 from gcond.engine.device import commit, describe
-from gcond.engine.folder import RunFolder
-from gcond.engine.loop import Objective, Trainer
+from gcond.engine.run_folder import RunFolder
 from gcond.engine.settings import Settings
+from gcond.engine.trainer import Objective, Trainer
 from gcond.files import write_text
-from gcond.rehearsal import Rehearsal, composed
 from gcond.report.records import add_rows, frame
 from gcond.report.trace import COLUMNS, KEY, PARTS, page
 from gcond.strategy import GradientConductor
 from gcond.strategy.estimate import Window
+from gcond.synthetic_run import SyntheticRun
 from gcond.timing import versions
 from gcond.train import train
 
@@ -120,8 +120,8 @@ def watching(watch: Stopwatch, after_lap: Callable[[int], object] = lambda laps:
 
     parts = [
         (MicroBatches, "__next__", "windowing"),
-        (prefetch.SideStream, "start", "transfer"),
-        (prefetch.SideStream, "finish", "transfer"),
+        (batches.SideStream, "start", "transfer"),
+        (batches.SideStream, "finish", "transfer"),
         (Objective, "__call__", "passes"),
         (Window, "backward", "passes"),
         (GradientConductor, "step", "arbitration"),
@@ -139,7 +139,7 @@ def run(words: Sequence[str], steps: int, after_lap: Callable[[int], object] = l
     """Seconds of the parts of `steps` real training steps, one row a step, after those of the warm-up."""
     watch = Stopwatch()
     with tempfile.TemporaryDirectory() as runs, watching(watch, after_lap):
-        cfg = composed([*words, *RUN, f"scale.steps_per_epoch={WARM_UP + steps}", f"runs={runs}"])
+        cfg = compose([*words, *RUN, f"scale.steps_per_epoch={WARM_UP + steps}", f"runs={runs}"])
         train(cfg, RunFolder(cfg))
     return pd.DataFrame(watch.laps[WARM_UP:])
 
@@ -202,9 +202,9 @@ def length(intervals: Iterable[tuple[float, float]]) -> float:
 
 def alone(words: Sequence[str], store: bool, device: torch.device, rounds: int) -> tuple[np.ndarray, np.ndarray]:
     """Images a second of the data alone and of the step alone [rounds], taken in turns."""
-    cfg = composed([*words, *ALONE])
+    cfg = compose([*words, *ALONE])
     scale, settings = cfg.scale, Settings(cfg)
-    data, rehearsal = build(cfg.dataset), Rehearsal(cfg, device)
+    data, rehearsal = build(cfg.dataset), SyntheticRun(cfg, device)
     if store == isinstance(data.train, TensorImages):
         raise ValueError(f"--cases: expected {'memory' if store else 'store'}, as {cfg.dataset.name} is kept here")
     batches = MicroBatches(
@@ -263,7 +263,7 @@ def measure(
         loader, step = alone(words, kept == "store", device, rounds)
     wall = laps.sum(axis=1)
     shares = laps.div(wall, axis=0)
-    cfg = composed(words)
+    cfg = compose(words)
     return {
         "device": describe(device),
         "precision": cfg.precision,

@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from gcond.data.splits import Splits
 from gcond.engine import device as devices
-from gcond.engine.window_noise import FEWEST, SIZES, Estimates, WindowProbe
+from gcond.engine.probes import FEWEST, SIZES, Estimates, WindowProbe
 from gcond.files import OWN
-from gcond.finished import STATES, TRUST, FinishedRun
+from gcond.load_run import STATES, TRUST, LoadedRun
 from gcond.report.folders import read_folders
 from gcond.report.records import KEY, WINDOW_COLUMNS, WINDOW_KEY, add_rows, frame, read_csv
 
@@ -46,13 +46,13 @@ def finished(folder: Path, options: argparse.Namespace) -> list[Path]:
     return [run.path for run in sorted(runs, key=lambda run: (str(run.row["started"]), run.folder))]
 
 
-def beginning(run: FinishedRun) -> str:
+def beginning(run: LoadedRun) -> str:
     """The settings that initial weights and the gradients there depend on."""
     return OmegaConf.to_yaml({name: run.cfg[name] for name in OF_THE_BEGINNING})
 
 
 def measure(
-    run: FinishedRun, data: Splits, state: str, mode: str, n: int, device: torch.device
+    run: LoadedRun, data: Splits, state: str, mode: str, n: int, device: torch.device
 ) -> tuple[int, dict[str, Estimates]]:
     """The step that the weights are of, and per parameter group what `window_noise.statistics` says."""
     model, step = run.model(state, data)
@@ -76,7 +76,7 @@ def measure(
     return step, probe.measure()
 
 
-def rows_of(run: FinishedRun, state: str, step: int, mode: str, n: int, found: dict[str, Estimates]) -> list[dict]:
+def rows_of(run: LoadedRun, state: str, step: int, mode: str, n: int, found: dict[str, Estimates]) -> list[dict]:
     common = {name: run.report[name] for name in KEY} | {"state": state, "step": step, "mode": mode}
     common |= {"micro_batches": n, "batch_size": run.cfg.scale.micro_batch}
     return [
@@ -107,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     n = options.micro_batches
     with tqdm(total=len(paths) * len(options.states) * len(options.modes), unit="measurement", mininterval=2) as bar:
         for path in paths:
-            run = FinishedRun(path, {"ct": options.ct, "imagenet256": options.imagenet}, options.trust)
+            run = LoadedRun(path, {"ct": options.ct, "imagenet256": options.imagenet}, options.trust)
             left = [
                 (state, mode)
                 for state in options.states

@@ -12,9 +12,10 @@ import pytest
 import torch
 from script_files import SCRIPTS, load
 
-from gcond.rehearsal import Rehearsal, composed
+from gcond.config import compose
 from gcond.report.records import read_csv
 from gcond.report.throughput import COLUMNS, KEY, METHODS, OWN_BATCHES
+from gcond.synthetic_run import SyntheticRun
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 TINY = ["model=mobilenetv3_small_050", "model.width=32", "model.depth=1", "scale.image_size=64"]
@@ -93,8 +94,8 @@ def test_choices_that_make_no_table_are_refused(scripts, typed, message):
 
 def test_the_control_moves_the_weights_as_baseline_does(scripts):
     """So what it leaves out is the conductor, and nothing of the training. SGD, which forgives no factor."""
-    cfg = composed(["scale=paper", "dataset=ct", "strategy=baseline", "scale.warmup_epochs=0", "optimizer=sgd", *TINY])
-    rehearsal, plain = Rehearsal(cfg, CPU), scripts("throughput_cases").PlainLoop(cfg, CPU)
+    cfg = compose(["scale=paper", "dataset=ct", "strategy=baseline", "scale.warmup_epochs=0", "optimizer=sgd", *TINY])
+    rehearsal, plain = SyntheticRun(cfg, CPU), scripts("throughput_cases").PlainLoop(cfg, CPU)
     start = [parameter.detach().clone() for parameter in plain.model.parameters()]
     for _ in range(3):
         rehearsal.step()

@@ -12,8 +12,8 @@ import torch
 from engine.runs import run, tiny_config
 from omegaconf import OmegaConf
 
-from gcond.build import build
-from gcond.finished import FinishedRun
+from gcond.config import build
+from gcond.load_run import LoadedRun
 from gcond.strategy import EMA, PCGrad
 
 NUMBER = {"_target_": "gcond.strategy.EMA", "beta": 0.5}
@@ -54,7 +54,7 @@ def no_escape(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.import_module", lambda name: pytest.fail(f"{name} was imported"))
 
 
-def altered(folder: Path, to: Path, **changes: Any) -> FinishedRun:
+def altered(folder: Path, to: Path, **changes: Any) -> LoadedRun:
     """The run in `folder`, its config changed by keys."""
     cfg = OmegaConf.load(folder / "config.yaml")
     for key, value in changes.items():
@@ -63,13 +63,13 @@ def altered(folder: Path, to: Path, **changes: Any) -> FinishedRun:
     (to / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
     for name in ("report.json", "DONE"):
         (to / name).write_text((folder / name).read_text())
-    return FinishedRun(to, {}, ["engine"])
+    return LoadedRun(to, {}, ["engine"])
 
 
 @pytest.mark.parametrize("target", ESCAPES)
 def test_a_recorded_config_builds_nothing_else(target: str, recorded: Path, tmp_path: Path) -> None:
     """Whichever part names it, at any depth, as it is or in part."""
-    sound = FinishedRun(recorded, {}, ["engine"])
+    sound = LoadedRun(recorded, {}, ["engine"])
     data = sound.data()
     attempts = [
         ("dataset", lambda altered: altered.data()),

@@ -11,8 +11,8 @@ from engine.runs import tiny_config
 
 import gcond.train
 from gcond.command import main
-from gcond.engine.folder import RunFolder
-from gcond.engine.selection import objective
+from gcond.engine.run_folder import RunFolder
+from gcond.engine.run_state import objective
 from gcond.report.collect import collect
 
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from torch import zeros
 from torch.nn import Parameter
 
-from gcond.engine.folder import config_hash
+from gcond.engine.run_folder import config_hash
 from gcond.engine.settings import Settings
 
 GROUPS = ("dataset", "loss", "model", "optimizer", "strategy")  # beside scale and experiment

@@ -23,13 +23,13 @@ from torch import Tensor, nn
 
 import gcond.engine.checkpoint
 import gcond.train
+from gcond.command import main
 from gcond.engine.checkpoint import Checkpoint, State, checkpoints
-from gcond.engine.folder import RunFolder
-from gcond.engine.interrupt import Interrupted
-from gcond.engine.logbook import read
-from gcond.engine.loop import Trainer
-from gcond.engine.record import Record
-from gcond.train import main
+from gcond.engine.metrics_log import read
+from gcond.engine.process import Interrupted
+from gcond.engine.run_folder import RunFolder
+from gcond.engine.run_report import RunReport
+from gcond.engine.trainer import Trainer
 
 TERM, INT, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
 STRATEGY = "strategy=gcond_stochastic"
@@ -99,7 +99,7 @@ def test_a_second_signal_does_not_wait_for_the_step(which: signal.Signals, statu
     attempt.send(which)
     while "checkpoint after this step" not in attempt.said:
         time.sleep(0.01)
-    time.sleep(1.1 if which == TERM else 0)  # see gcond.engine.interrupt.ECHO
+    time.sleep(1.1 if which == TERM else 0)  # see gcond.engine.process.ECHO
     attempt.send(which)
     assert attempt.status() == status
     assert saved_steps(folder) == [2]
@@ -248,7 +248,7 @@ def test_a_run_that_is_killed_while_it_finishes_is_finished_by_the_next_start(
 
     targets = {
         "_keep_only": (gcond.engine.checkpoint, "_keep_only"),
-        "report": (Record, "_write"),
+        "report": (RunReport, "_write"),
         "finish": (RunFolder, "finish"),
     }
     with monkeypatch.context() as patch:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from engine.runs import config
 
-from gcond.engine.folder import RunFolder
+from gcond.engine.run_folder import RunFolder
 from gcond.sweep import launch
 from gcond.sweep.launch import Stopped, members
 from gcond.sweep.plan import Planned
@@ -20,7 +20,7 @@ from gcond.sweep.plan import Planned
 PARENT = """
 import os, signal, sys, time
 from pathlib import Path
-from gcond.engine.lock import locked
+from gcond.engine.run_folder import locked
 folder = Path(sys.argv[1])
 print("said", flush=True)
 if os.fork() == 0:
@@ -108,7 +108,7 @@ def test_a_closed_terminal_is_one_signal_however_often_it_comes(
     program = """
 import os, signal, sys, time
 from pathlib import Path
-from gcond.engine.lock import locked
+from gcond.engine.run_folder import locked
 folder = Path(sys.argv[1])
 asked = []
 signal.signal(signal.SIGTERM, lambda *_: asked.append(1))

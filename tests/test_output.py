@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from engine.runs import tiny_config
 
-from gcond.engine import sweeper
-from gcond.engine.folder import RunFolder
+from gcond.command import main
+from gcond.engine import process
+from gcond.engine.run_folder import RunFolder
 from gcond.output import output_may_be_lost
-from gcond.train import main
 
 
 @pytest.fixture
@@ -92,13 +92,13 @@ def test_no_run_is_begun_for_a_sweep_that_has_ended(
 ) -> None:
     cfg = tiny_config(tmp_path, "strategy=baseline")
     with subprocess.Popen(["sleep", "60"]) as ended:
-        name = sweeper.name_of(ended.pid)
+        name = process.process_name(ended.pid)
         ended.kill()
-    monkeypatch.setenv(sweeper.VARIABLE, str(name))
+    monkeypatch.setenv(process.SWEEP, str(name))
     main(cfg)
     assert "not begun, since the sweep that it belongs to has ended" in capsys.readouterr().out
     assert not RunFolder(cfg).path.exists()
-    monkeypatch.setenv(sweeper.VARIABLE, f"{os.getpid()} 1")  # its number, given to another process
-    assert sweeper.has_ended()
-    monkeypatch.setenv(sweeper.VARIABLE, str(sweeper.name_of(os.getpid())))
-    assert not sweeper.has_ended()
+    monkeypatch.setenv(process.SWEEP, f"{os.getpid()} 1")  # its number, given to another process
+    assert process.sweep_has_ended()
+    monkeypatch.setenv(process.SWEEP, str(process.process_name(os.getpid())))
+    assert not process.sweep_has_ended()

@@ -9,8 +9,7 @@ import pytest
 from engine.runs import tiny_config
 from omegaconf import OmegaConf
 
-from gcond.engine.folder import RunFolder, resolved
-from gcond.run_files import read_config, read_report
+from gcond.engine.run_folder import RunFolder, read_config, read_report, resolved
 
 REPORT = {"schema": 1, "status": "done", "hash": "0" * 10, "seed": 1, "steps": 4, "seconds": 1.5, "more": {"any": None}}
 REPORT["error"] = "half of a pair: \ud83d"

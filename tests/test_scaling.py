@@ -131,8 +131,8 @@ def test_the_table_of_one_s_own_machine(capsys):
 
 @pytest.mark.slow
 def test_networks_have_as_many_parameters_as_the_page_says():
-    from gcond.build import build
-    from gcond.rehearsal import composed
+    from gcond.config import build
+    from gcond.synthetic_run import composed
 
     for network in scaling.NETWORKS:
         cfg = composed([f"model={network.name}", "scale=paper", "dataset=ct"])

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from gcond.data.intensity import Intensity
+from gcond.engine.evaluate import by_group, means, per_image
 from gcond.loss import ReconstructionLoss
 from gcond.model.masking import fixed_hidden
 from gcond.model.patches import patchify, select
-from gcond.scores import by_group, means, per_image
 
 CT = Intensity.of_hu_window(-800, 2000, mean=0.3, std=0.2)
 LOSS = ReconstructionLoss(2, CT, ssim_window=1)

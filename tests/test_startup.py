@@ -14,18 +14,18 @@ import pytest
 from engine.runs import config
 
 from gcond.data.checksums import of_photographs
-from gcond.engine.folder import RunFolder
+from gcond.engine.run_folder import RunFolder
 
 PROGRAM = r"""
 import os, sys
 from gcond.command import main
-from gcond.engine.logbook import Logbook
+from gcond.engine.metrics_log import MetricsLog
 
 def leave(*_):
     print("\nIMPORTED", *sys.modules, flush=True)
     os._exit(0)
 
-Logbook.write = leave  # what is written first is the record of the first optimizer step
+MetricsLog.write = leave  # what is written first is the record of the first optimizer step
 try:
     main()
 finally:
@@ -70,5 +70,5 @@ def test_a_finished_run_is_recognised_without_pytorch(tmp_path: Path) -> None:
 @pytest.mark.parametrize("strategy", ["gcond_stochastic", pytest.param("baseline", marks=pytest.mark.slow)])
 def test_the_first_step_is_taken_without_what_it_does_not_need(tmp_path: Path, strategy: str) -> None:
     modules, said = imported(*SMOKE, f"runs={tmp_path}", f"strategy={strategy}")
-    assert {"torch", "timm", "gcond.engine.loop"} <= modules, said
+    assert {"torch", "timm", "gcond.engine.trainer"} <= modules, said
     assert not modules & {*NEVER, "datasets", "pandas"}

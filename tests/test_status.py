@@ -15,10 +15,9 @@ from pathlib import Path
 import pytest
 from engine.runs import run, tiny_config
 
-from gcond.engine.folder import RunFolder
-from gcond.engine.lock import running
-from gcond.sweep.state import BLOCK, steps_logged
-from gcond.sweep.status import Status, print_statuses, status, statuses
+from gcond.engine.run_folder import RunFolder, running
+from gcond.engine.run_state import BLOCK, RunState, state_of, states_of, steps_logged
+from gcond.sweep.status import print_statuses
 
 NOW = 1_000_000.0  # seconds; every time below is set by hand
 STEP = '{"kind": "step", "step": %d, "loss/l1": 0.5}\n'
@@ -56,8 +55,8 @@ class Folder:
         return file
 
     @property
-    def status(self) -> Status:
-        return status(self.path, NOW)
+    def status(self) -> RunState:
+        return state_of(self.path, NOW)
 
 
 @pytest.fixture
@@ -85,9 +84,9 @@ def test_a_run_is_running_while_its_lock_is_held_and_looking_disturbs_neither(fo
 def test_a_run_is_running_while_the_engine_itself_works_on_it(tmp_path: Path) -> None:
     cfg = tiny_config(tmp_path)
     with suppress(KeyboardInterrupt), RunFolder(cfg).open(cfg):
-        assert status(RunFolder(cfg).path, time.time()).state == "running"
+        assert state_of(RunFolder(cfg).path, time.time()).state == "running"
         raise KeyboardInterrupt
-    assert status(RunFolder(cfg).path, time.time()).state == "interrupted"
+    assert state_of(RunFolder(cfg).path, time.time()).state == "interrupted"
 
 
 def test_steps_are_counted_by_the_last_complete_line(folder: Folder) -> None:
@@ -173,7 +172,7 @@ def test_an_interrupted_run_says_where_it_goes_on(folder: Folder) -> None:
 def test_a_real_run_is_done(tmp_path: Path) -> None:
     folder = run(tiny_config(tmp_path))
     report = json.loads(folder.report.read_text())
-    found = status(folder.path, time.time())
+    found = state_of(folder.path, time.time())
     assert (found.state, found.steps, found.total) == ("done", 4, 4)
     assert found.detail == f"took {report['seconds']:.0f} s"
     assert steps_logged(folder.metrics) == 4
@@ -184,7 +183,7 @@ def test_a_broken_folder_hides_no_other(folder: Folder, capsys: pytest.CaptureFi
     folder.metrics("not JSON\n")
     (folder.path.parent / "trivial-ct.json").touch()  # what the engine keeps beside runs
     (folder.path.parent / "sweeps").mkdir()
-    print_statuses(statuses([folder.path.parent], NOW))
+    print_statuses(states_of([folder.path.parent], NOW))
     assert capsys.readouterr().out.splitlines() == [
         "2 runs: 1 interrupted, 1 unreadable",
         "interrupted         0/96  mini/other  starts again",
@@ -212,7 +211,7 @@ def test_a_thousand_runs_are_listed_within_two_seconds(tmp_path: Path) -> None:
         folder.metrics((STEP % 3) * 100)
         (folder.path / ".lock").touch()
     began = time.process_time()
-    assert len(statuses([tmp_path / "mini"], NOW)) == 1000
+    assert len(states_of([tmp_path / "mini"], NOW)) == 1000
     assert time.process_time() - began < 2
 
 
@@ -226,7 +225,7 @@ def test_damage_is_told_and_hides_no_other(folder: Folder) -> None:
     cut.metrics(STEP % 0 + STEP % 1 + "\0" * 2 * BLOCK)
     nulls = Folder(folder.path.with_name("nulls"))
     nulls.metrics(STEP % 0 + "\0" * 100 + "\n")
-    found = {status.folder: status for status in statuses([folder.path.parent], NOW)}
+    found = {status.folder: status for status in states_of([folder.path.parent], NOW)}
     assert len(found) == 5
     assert {path.name: status.state for path, status in found.items()} == {
         "run": "unreadable", "locked": "unreadable", "nulls": "unreadable", "whole": "interrupted", "cut": "interrupted"

@@ -20,19 +20,20 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig
 
 import gcond.train
-from gcond.engine.folder import RunFolder
-from gcond.engine.lock import locked
+from gcond.command import main as train_command
+from gcond.config import CONFIG
+from gcond.engine.run_folder import RunFolder, locked
+from gcond.engine.run_state import steps_logged
+from gcond.output import duration
 from gcond.report.collect import collect
 from gcond.sweep.__main__ import main as sweep_command
 from gcond.sweep.__main__ import print_summary
 from gcond.sweep.disk import disk_needed, size_of
 from gcond.sweep.plan import Estimate, Planned, estimate, plan, print_disk, print_plan, with_paths_quoted
-from gcond.sweep.state import steps_logged
 from gcond.sweep.study import main as study_command
 from gcond.sweep.study import parts, print_study
-from gcond.sweep.words import duration
 
-ROOT = gcond.train.CONFIG.parent
+ROOT = CONFIG.parent
 STRATEGIES = {"baseline", "cagrad", "gradnorm", "pcgrad", "gcond_sequential", "gcond_stochastic", "gcond_pure"}
 DECAY = "optimizer.build.weight_decay=0.05"
 STRATEGIES |= {"gcond_lion", "graddrop", "baseline_integrated"}  # the paper's nine, and the control
@@ -187,7 +188,7 @@ def test_the_plan_is_what_hydras_multirun_starts(
     started: list[DictConfig] = []
     monkeypatch.setattr(gcond.train, "train", lambda cfg, folder: started.append(cfg))
     monkeypatch.setattr(sys, "argv", ["gcond-train", "hydra/hydra_logging=disabled", *overrides])
-    gcond.train.main()  # without --multirun: an experiment is a sweep
+    train_command()  # without --multirun: an experiment is a sweep
     planned = plan(overrides)
     assert len(started) == count
     assert [run.cfg for run in planned] == started
@@ -246,7 +247,7 @@ def test_what_is_recorded_is_not_repeated_where_that_is_asked_for(
 
     argv = ["gcond-train", "--multirun", "hydra/hydra_logging=disabled", f"recorded={results}", *overrides]
     monkeypatch.setattr(sys, "argv", argv)
-    gcond.train.main()
+    train_command()
     shown = capsys.readouterr().out
     assert shown.count(f"recorded in {results}/smoke/runs.csv, not repeated") == 2
     assert sorted(path.parent.name for path in tmp_path.glob("here/smoke/*/DONE")) == sorted(

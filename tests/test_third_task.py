@@ -14,18 +14,15 @@ from engine.attempts import same
 from engine.runs import config, parts, run, tiny_config
 from torch import nn
 
-from gcond.build import build
 from gcond.classification import ClassifyingLoss
-from gcond.engine.batches import MicroBatches
-from gcond.engine.evaluate import EvaluationSet, evaluate
-from gcond.engine.folder import RunFolder
-from gcond.engine.labels import Given, Turned, Turns, labelling_of
-from gcond.engine.loop import Trainer
+from gcond.config import build
+from gcond.engine.batches import Given, MicroBatches, Turned, Turns, labelling_of, seeded
+from gcond.engine.evaluate import EvaluationSet, evaluate, means
 from gcond.engine.memory import Planner
-from gcond.engine.seeding import seeded
+from gcond.engine.run_folder import RunFolder
 from gcond.engine.settings import Settings
-from gcond.finished import FinishedRun
-from gcond.scores import means
+from gcond.engine.trainer import Trainer
+from gcond.load_run import LoadedRun
 
 CPU = torch.device("cpu")
 CLASSES = ("loss=l1_ssim_class", "scale.accumulation_steps=3")
@@ -226,7 +223,7 @@ def test_other_strategies_train_a_classifier(strategy: str, tmp_path: Path) -> N
 
 def test_a_run_with_a_classifier_is_read_back(tmp_path: Path) -> None:
     folder = run(tiny_config(tmp_path, *CLASSES))
-    back = FinishedRun(folder.path, {}, ["engine"])
+    back = LoadedRun(folder.path, {}, ["engine"])
     model, step = back.model("last", back.data())
     assert step == back.report["steps"]
     assert same(dict(model.state_dict()), parts(folder)["model"])

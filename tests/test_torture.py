@@ -12,7 +12,7 @@ from engine.runs import TINY, run, tiny_config
 from script_files import load
 
 from gcond.engine.checkpoint import checkpoints
-from gcond.engine.folder import RunFolder
+from gcond.engine.run_folder import RunFolder
 from gcond.files import sha256
 
 

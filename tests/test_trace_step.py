@@ -11,7 +11,7 @@ from engine.runs import TINY
 from script_files import load
 
 from gcond.data.images import TensorImages
-from gcond.engine.loop import Trainer
+from gcond.engine.trainer import Trainer
 from gcond.report import trace
 from gcond.report.records import read_csv
 from gcond.strategy import GCond
@@ -93,6 +93,6 @@ def test_bad_cases_are_refused(script, case, monkeypatch):
 
 
 def test_photographs_are_in_memory_always(script, monkeypatch):
-    monkeypatch.setattr(script, "Rehearsal", lambda *_: None)
+    monkeypatch.setattr(script, "SyntheticRun", lambda *_: None)
     with pytest.raises(ValueError, match="expected memory, as photos is kept here"):
         script.alone([*TINY, "strategy=baseline"], True, None, 1)

@@ -23,13 +23,14 @@ from hydra.errors import ConfigCompositionException
 from torch import Tensor
 
 import gcond.train
-from gcond.engine import final
+from gcond.command import main
+from gcond.config import CONFIG
+from gcond.engine import evaluate as final
 from gcond.engine.checkpoint import Checkpoint, State, Stateful
-from gcond.engine.folder import RunFolder
-from gcond.engine.loop import Trainer
-from gcond.finished import FinishedRun
+from gcond.engine.run_folder import RunFolder
+from gcond.engine.trainer import Trainer
+from gcond.load_run import LoadedRun
 from gcond.model import MaskedAutoencoder
-from gcond.train import CONFIG, main
 
 ROOT = CONFIG.parent
 STRATEGIES = sorted(path.stem for path in (CONFIG / "strategy").glob("*.yaml"))
@@ -427,5 +428,5 @@ def test_a_finished_run_keeps_the_weights_of_its_last_checkpoint_alone(tmp_path:
     assert left.name.startswith("00000004-")
     assert parts(slim).keys() == {"model"}
     assert same(parts(slim)["model"], parts(whole)["model"])
-    back = FinishedRun(slim.path, {}, ["engine"])
+    back = LoadedRun(slim.path, {}, ["engine"])
     assert back.model("last", back.data())[1] == 4

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import Tensor
 
-import gcond.trivial
+import gcond.engine.baselines
 from gcond.data.intensity import Intensity
+from gcond.engine.baselines import score_trivial
 from gcond.loss import ReconstructionLoss
 from gcond.model.masking import fixed_hidden
-from gcond.trivial import score_trivial
 
 CT = Intensity.of_hu_window(-800, 2000, mean=0.3, std=0.2)
 PHOTOS = Intensity.of_photographs()
@@ -41,7 +41,7 @@ def images(count: int, intensity: Intensity, seed: int) -> Images:
 
 @pytest.mark.parametrize("intensity", [CT, PHOTOS], ids=["ct", "photos"])
 def test_scores_are_those_of_the_four_predictors(intensity: Intensity, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gcond.trivial, "BATCH", 2)  # 5 images: batches of 2, 2 and 1
+    monkeypatch.setattr(gcond.engine.baselines, "BATCH", 2)  # 5 images: batches of 2, 2 and 1
     train, evaluate = images(7, intensity, seed=1), images(5, intensity, seed=2)
     hidden = fixed_hidden(range(5), 4, 0.5, seed=0)
     loss = ReconstructionLoss(16, intensity)

@@ -17,7 +17,7 @@ from engine.runs import CONFIG, run, tiny_config
 from script_files import load
 
 from gcond.engine import wandb_mirror
-from gcond.engine.logbook import read
+from gcond.engine.metrics_log import read
 
 SCRIPT = CONFIG.parent / "scripts" / "wandb_dashboard.py"
 DEFINITION = yaml.safe_load(SCRIPT.with_suffix(".yaml").read_text(encoding="utf-8"))

@@ -6,20 +6,15 @@ that hands out a sweep do without.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import hydra
 from omegaconf import DictConfig
 
-from gcond.engine import sweeper
-from gcond.engine.folder import FinishedMeanwhile, RunFolder
-from gcond.engine.rank import processes, rank
-from gcond.engine.selection import objective, recorded_objective
-from gcond.engine.standing import Standing, standing
+from gcond.config import CONFIG
+from gcond.engine.process import processes, rank, sweep_has_ended
+from gcond.engine.run_folder import FinishedMeanwhile, RunFolder
+from gcond.engine.run_state import Standing, objective, recorded_objective, standing
 from gcond.output import output_may_be_lost
 from gcond.schema import check
-
-CONFIG = Path(__file__).resolve().parents[2] / "conf"
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="train")
@@ -36,7 +31,7 @@ def main(cfg: DictConfig) -> float | None:
 def _run(cfg: DictConfig) -> float | None:
     check(cfg)
     folder = RunFolder(cfg)
-    if sweeper.has_ended():
+    if sweep_has_ended():
         print(f"{folder.name}: not begun, since the sweep that it belongs to has ended")
         return None
     folder.check(cfg)

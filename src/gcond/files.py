@@ -6,12 +6,15 @@ What is read is whole too, or a ValueError names file and line.
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
 import os
+import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +111,37 @@ def damaged(path: Path, line: int, expected: str, found: str) -> ValueError:
     return ValueError(
         f"{path}, line {line}: expected {expected}, found {found}; mend the file, or move it away and record again"
     )
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class DiskFull(OSError):
+    """What was being written is not there; what was written before is."""
+
+
+@contextmanager
+def explaining_a_full_disk(folder: Path) -> Iterator[None]:
+    """Raises DiskFull in place of whatever a full disk caused while something was written in `folder`."""
+    try:
+        yield
+    except Exception as error:
+        cause = next((each for each in _chain(error) if isinstance(each, OSError) and each.errno in FULL), None)
+        if cause is None or isinstance(error, DiskFull):
+            raise
+        free = shutil.disk_usage(folder).free / 2**20
+        raise DiskFull(
+            cause.errno,
+            f"{cause.strerror}, {free:.0f} MB are free. What was written before is intact: free some space, then the "
+            "same command goes on from the last checkpoint",
+            str(folder),
+        ) from error
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    current: BaseException | None = error
+    seen: list[BaseException] = []
+    while current is not None and current not in seen:  # an error raised again by name can be its own context
+        yield current
+        seen.append(current)
+        current = current.__cause__ or current.__context__

@@ -35,7 +35,7 @@ class Section(BaseModel):
 
 
 class Part(Section):
-    """What is built by its `_target_`, whose own signature says what else may stand here (gcond.build)."""
+    """What is built by its `_target_`, whose own signature says what else may stand here (gcond.config)."""
 
     model_config = ConfigDict(extra="allow")
     target: Dotted = Field(alias="_target_")
@@ -56,7 +56,7 @@ class Model(Part):
 class Loss(Section):
     tasks: dict[str, Lambda]
     reconstruction: Part
-    labels: Any = None  # of gcond.engine.labels.SOURCES, where the loss has a task that needs them
+    labels: Any = None  # of gcond.engine.batches.SOURCES, where the loss has a task that needs them
 
 
 class Scale(Section):

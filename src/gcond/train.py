@@ -9,39 +9,28 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from gcond.build import build
-from gcond.command import CONFIG, main
+from gcond.config import build
 from gcond.data.images import bars
-from gcond.engine.activations import Activations
-from gcond.engine.batches import MicroBatches
+from gcond.engine.baselines import trivial_scores
+from gcond.engine.batches import MicroBatches, labelling_of, seeded, subseed
 from gcond.engine.checkpoint import Checkpoint, State, thinned
-from gcond.engine.evaluate import EvaluationSet, evaluate
-from gcond.engine.final import Best, final_records
-from gcond.engine.folder import RunFolder, resolved
-from gcond.engine.full_disk import explaining_a_full_disk
-from gcond.engine.gradient_probe import GradientProbe
-from gcond.engine.interrupt import Interrupt
-from gcond.engine.labels import labelling_of
-from gcond.engine.logbook import Logbook
-from gcond.engine.loop import Objective, Trainer, fit
+from gcond.engine.distributed import gathered
+from gcond.engine.evaluate import Best, EvaluationSet, Scores, evaluate, final_records, means
+from gcond.engine.metrics_log import MetricsLog
 from gcond.engine.mirror import mirror_of
-from gcond.engine.optimizer import optimizer_of
 from gcond.engine.out_of_memory import explaining_out_of_memory
-from gcond.engine.pause import Pause
-from gcond.engine.progress import Progress
-from gcond.engine.rank import rank
-from gcond.engine.reconstruct import Reconstructions
-from gcond.engine.record import Record
-from gcond.engine.seeding import seeded, subseed
-from gcond.engine.selection import selection_weights
+from gcond.engine.probes import Activations, GradientProbe
+from gcond.engine.process import Interrupt, StopOrCheckpoint, rank
+from gcond.engine.reconstructions import Reconstructions
+from gcond.engine.run_folder import RunFolder, resolved
+from gcond.engine.run_report import RunReport
+from gcond.engine.run_state import selection_weights
 from gcond.engine.settings import Settings
-from gcond.engine.team import gathered
-from gcond.engine.trivial import trivial_scores
+from gcond.engine.trainer import Objective, Trainer, fit, optimizer_of
+from gcond.files import explaining_a_full_disk
 from gcond.model import MaskedAutoencoder
+from gcond.output import Progress
 from gcond.schema import check
-from gcond.scores import Scores, means
-
-__all__ = ["CONFIG", "main", "train"]
 
 
 def train(cfg: DictConfig, folder: RunFolder) -> None:
@@ -60,7 +49,7 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
         thinned("model" if cfg.finished_keeps == "weights" and rank() == 0 else None, folder.checkpoints),
         mirror_of(cfg.logger, folder.path, main=rank() == 0) as mirror,
         explaining_a_full_disk(folder.path),
-        Record(cfg, folder) as record,
+        RunReport(cfg, folder) as record,
         explaining_a_full_disk(folder.path),  # once more: the report, too, is to say what there is to do
         gathered(cfg.arbitration, cfg.device, cfg.threads) as team,
     ):
@@ -97,7 +86,7 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
         state = checkpoint.load(schedule.total_steps)
         team.compare(checkpoint={"step": state.step, "position": state.position})
         record.resumed(state)
-        logbook = Logbook(folder.metrics if team.main else None, state.logbook_size)
+        logbook = MetricsLog(folder.metrics if team.main else None, state.logbook_size)
         mirror.start()
         batches = MicroBatches(
             data.train,
@@ -181,7 +170,7 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
             Progress(folder.name, kind, state.step, schedule.total_steps) as progress,
             explaining_out_of_memory(cfg, model, device),
         ):
-            pause = Pause(interrupt, cfg.checkpoint_minutes, team)
+            pause = StopOrCheckpoint(interrupt, cfg.checkpoint_minutes, team)
             fit(
                 trainer,
                 state.step,
@@ -204,4 +193,6 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
 
 
 if __name__ == "__main__":
+    from gcond.command import main
+
     main()

@@ -16,10 +16,10 @@ from engine.runs import tiny_config
 from hydra.errors import InstantiationException
 from write_store import finish, write_shard
 
+from gcond.command import main
 from gcond.data import ct, images, store, windows
-from gcond.engine.folder import RunFolder
-from gcond.engine.loop import Trainer
-from gcond.train import main
+from gcond.engine.run_folder import RunFolder
+from gcond.engine.trainer import Trainer
 
 FIRST, SECOND = "shards/00000.arrow", "shards/00001.arrow"
 SLICES = 4  # of each shard

@@ -18,12 +18,13 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 import gcond.train
+from gcond.config import CONFIG
 from gcond.engine.checkpoint import checkpoints
-from gcond.engine.folder import RunFolder
-from gcond.engine.loop import Trainer
+from gcond.engine.run_folder import RunFolder
+from gcond.engine.trainer import Trainer
 from gcond.loss import ReconstructionLoss
 
-ROOT = gcond.train.CONFIG.parent
+ROOT = CONFIG.parent
 PATIENCE = 120  # seconds
 PROCESSES = multiprocessing.get_context("fork")  # a forked process need not import PyTorch again
 TAKE_STEP = Trainer.step

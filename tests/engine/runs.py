@@ -9,9 +9,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from gcond.config import CONFIG
 from gcond.engine.checkpoint import checkpoints
-from gcond.engine.folder import RunFolder
-from gcond.train import CONFIG, train
+from gcond.engine.run_folder import RunFolder
+from gcond.train import train
 
 # Two epochs of two optimizer steps of two micro-batches of two images.
 TINY = (

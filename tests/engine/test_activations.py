@@ -10,9 +10,9 @@ from engine import tiny
 from engine.runs import run, tiny_config
 from torch import Tensor
 
-from gcond.engine.activations import IMAGES, QUANTILES, Activations, describe
 from gcond.engine.evaluate import EvaluationSet
-from gcond.engine.logbook import Logbook, read
+from gcond.engine.metrics_log import MetricsLog, read
+from gcond.engine.probes import IMAGES, QUANTILES, Activations, spread
 from gcond.model import MaskedAutoencoder
 from gcond.model.patches import blank, hidden_mask
 
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 def test_by_hand() -> None:
-    found = describe(torch.tensor([0.0, 4.0, 0.0, -2.0, 8.0]))
+    found = spread(torch.tensor([0.0, 4.0, 0.0, -2.0, 8.0]))
     assert (found["mean"], found["zero_share"]) == (2.0, 0.4)
     assert found["std"] == pytest.approx(math.sqrt((4 + 4 + 4 + 16 + 36) / 5))
     quantiles = found["quantiles"]
@@ -31,8 +31,8 @@ def test_by_hand() -> None:
 
 def test_what_is_not_finite_becomes_null(tmp_path: Path) -> None:
     for wrong in (math.nan, math.inf):
-        with Logbook(tmp_path / "metrics.jsonl") as book:
-            book.write({"kind": "activations", **describe(torch.tensor([1.0, wrong]))})
+        with MetricsLog(tmp_path / "metrics.jsonl") as book:
+            book.write({"kind": "activations", **spread(torch.tensor([1.0, wrong]))})
         (record,) = read(tmp_path / "metrics.jsonl")
         assert record["mean"] is record["std"] is record["quantiles"]["1"] is None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gcond.engine.arithmetic import fingerprint
+from gcond.engine.device import fingerprint
 
 CPU = torch.device("cpu")
 

@@ -9,12 +9,11 @@ from strategy.far_device import CudaDevice, FarDevice
 from torch import Tensor, nn
 
 from gcond.engine import evaluate as module
-from gcond.engine.evaluate import MASK_SEED, EvaluationSet, evaluate
-from gcond.engine.team import Team
+from gcond.engine.distributed import World
+from gcond.engine.evaluate import MASK_SEED, EvaluationSet, evaluate, means
 from gcond.loss import ReconstructionLoss
 from gcond.model.masking import fixed_hidden
 from gcond.model.patches import patchify, select
-from gcond.scores import means
 from gcond.strategy.processes import SingleProcess
 
 CPU = torch.device("cpu")
@@ -105,7 +104,7 @@ def pairs(data: EvaluationSet) -> list[tuple[Tensor, Tensor]]:
 def test_a_team_s_score_is_the_mean_over_all_images(size: int) -> None:
     """Members one after the other: each adds its own sums to those of the ones before."""
 
-    class Member(Team):
+    class Member(World):
         def __init__(self, rank: int) -> None:
             super().__init__(SingleProcess(), CPU)
             self.rank, self.size = rank, size

@@ -10,9 +10,7 @@ import torch
 from engine import tiny
 from torch import Tensor, nn
 
-from gcond.engine.evaluate import EvaluationSet
-from gcond.engine.final import Best, final_records
-from gcond.scores import Scores
+from gcond.engine.evaluate import Best, EvaluationSet, Scores, final_records
 
 DATA = replace(
     tiny.load(64, val=7),

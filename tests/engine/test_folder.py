@@ -9,9 +9,8 @@ import pytest
 from engine.runs import config
 from omegaconf import OmegaConf
 
-from gcond.engine.folder import MODELS, FinishedMeanwhile, RunFolder, config_hash
-from gcond.engine.full_disk import DiskFull
-from gcond.engine.lock import running
+from gcond.engine.run_folder import MODELS, FinishedMeanwhile, RunFolder, config_hash, running
+from gcond.files import DiskFull
 
 BASE = ("dataset=ct", "scale=smoke", "strategy=baseline")
 
@@ -219,7 +218,7 @@ def test_an_error_is_not_hidden_by_a_disk_that_cannot_take_it(
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     def fail() -> None:
-        monkeypatch.setattr("gcond.engine.folder.write_text", full)
+        monkeypatch.setattr("gcond.engine.run_folder.write_text", full)
         raise ValueError("the error itself")
 
     with pytest.raises(ValueError, match="the error itself"), folder.open(cfg):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gcond.engine.full_disk import DiskFull, explaining_a_full_disk
+from gcond.files import DiskFull, explaining_a_full_disk
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])

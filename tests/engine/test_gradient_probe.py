@@ -16,12 +16,11 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from gcond.engine.gradient_noise import describe
-from gcond.engine.gradient_probe import GradientProbe, GradientSums, buffers_put_back, rows_held
-from gcond.engine.live_bytes import LiveBytes
-from gcond.engine.logbook import read
-from gcond.engine.loop import Objective
 from gcond.engine.memory import Planner
-from gcond.engine.passes import state_of
+from gcond.engine.metrics_log import read
+from gcond.engine.passes import LiveBytes, state_of
+from gcond.engine.probes import GradientProbe, GradientSums, buffers_put_back, rows_held
+from gcond.engine.trainer import Objective
 from gcond.model import MaskedAutoencoder
 from gcond.strategy.flat import FlatParameters
 

@@ -11,7 +11,7 @@ from types import FrameType
 import pytest
 from engine.attempts import PROCESSES
 
-from gcond.engine.interrupt import Interrupt, Interrupted, leave_to_the_parent
+from gcond.engine.process import Interrupt, Interrupted, leave_to_the_parent
 
 EACH = pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 
@@ -102,7 +102,7 @@ def test_the_user_is_told_what_comes_next_even_without_a_terminal(
     assert "SIGINT: checkpoint after this step, then the end" in capfd.readouterr().err
     reader, writer = os.pipe()
     os.close(reader)  # nobody reads any more
-    monkeypatch.setattr("gcond.engine.interrupt.STDERR", writer)
+    monkeypatch.setattr("gcond.engine.process.STDERR", writer)
     with Interrupt() as interrupt:
         signal.raise_signal(signal.SIGINT)
     os.close(writer)

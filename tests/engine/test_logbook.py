@@ -3,16 +3,16 @@ from pathlib import Path
 
 import pytest
 
-from gcond.engine.logbook import Logbook, read
+from gcond.engine.metrics_log import MetricsLog, read
 
 
 def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    with Logbook(path) as book:
+    with MetricsLog(path) as book:
         book.write({"step": 0})
         remembered = book.size
         book.write({"step": 1, "of": "the attempt that died"})
-    with Logbook(path, remembered) as book:
+    with MetricsLog(path, remembered) as book:
         assert book.size == remembered
         book.write({"step": 1})
         assert read(path) == [{"step": 0}, {"step": 1}]  # on disk at once, not only when closed
@@ -22,12 +22,12 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path: Path) -> N
 def test_a_run_that_starts_anew_starts_an_empty_file(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 0}\n')
-    with Logbook(path):
+    with MetricsLog(path):
         assert path.read_text() == ""
 
 
 def test_an_undefined_number_is_null_and_an_infinite_one_is_refused(tmp_path: Path) -> None:
-    with Logbook(tmp_path / "metrics.jsonl") as book:
+    with MetricsLog(tmp_path / "metrics.jsonl") as book:
         book.write({"cosine": math.nan, "loss": 0.5, "name": "nan"})
         with pytest.raises(ValueError, match="JSON"):
             book.write({"loss": math.inf})
@@ -38,7 +38,7 @@ def test_a_file_shorter_than_the_checkpoint_remembers_is_refused_and_kept(tmp_pa
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 0}\n')
     with pytest.raises(ValueError, match=r"at least the 13 bytes .* found 12"):
-        Logbook(path, 13)
+        MetricsLog(path, 13)
     assert path.read_text() == '{"step": 0}\n'
 
 
@@ -46,7 +46,7 @@ def test_a_file_shorter_than_the_checkpoint_remembers_is_refused_and_kept(tmp_pa
 def test_what_a_power_cut_left_behind_the_checkpoint_is_dropped(tail: bytes, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 0}\n{"step": 1}\n' + tail)
-    with Logbook(path, 24) as book:
+    with MetricsLog(path, 24) as book:
         book.write({"step": 2})
     assert read(path) == [{"step": 0}, {"step": 1}, {"step": 2}]
 
@@ -67,14 +67,14 @@ def test_damage_in_what_the_checkpoint_remembers_is_told_with_its_line(
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"metrics.jsonl, {found}"):
-        Logbook(path, len(content))
+        MetricsLog(path, len(content))
     assert path.read_bytes() == content
 
 
 @pytest.mark.parametrize("done", ["moved", "replaced", "written", "cut"])
 def test_a_log_that_is_no_longer_this_process_s_alone_is_told_before_a_checkpoint(done: str, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    with Logbook(path) as book:
+    with MetricsLog(path) as book:
         book.write({"step": 0})
         book.to_disk()
         if done == "moved":

@@ -15,20 +15,19 @@ from script_files import load
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from gcond.config import compose
 from gcond.data.intensity import Intensity
 from gcond.engine.batches import Batch
 from gcond.engine.evaluate import EvaluationSet, evaluate
-from gcond.engine.live_bytes import LiveBytes
 from gcond.engine.memory import Planner, bytes_of
-from gcond.engine.optimizer import optimizer_of
-from gcond.engine.passes import GRAPHS, CudaCasts, Passes, copy_to, state_of
-from gcond.engine.probe import StepProbe
+from gcond.engine.passes import GRAPHS, CudaCasts, LiveBytes, Passes, copy_to, state_of
 from gcond.engine.settings import Settings
+from gcond.engine.trainer import StepProbe, optimizer_of
 from gcond.loss import TASKS
 from gcond.model import MaskedAutoencoder
 from gcond.model.masking import draw_hidden
-from gcond.rehearsal import Rehearsal, channels_of, composed
 from gcond.strategy import Joint
+from gcond.synthetic_run import SyntheticRun, channels_of
 
 CHANNELS, SIZE, HIDDEN = 3, 64, 12
 SMALL = (
@@ -383,12 +382,12 @@ def test_the_planned_peak_is_that_of_a_gpu(strategy: str) -> None:
     device = torch.device("cuda")
     words = ["scale=paper", "model=mobilenetv3_small", "dataset=ct", "scale.steps_per_epoch=1000"]
     words += [f"strategy={strategy}", "scale.accumulation_steps=2"]
-    Rehearsal(composed([*words, "scale.micro_batch=2"]), device).step()  # what libraries allocate once
+    SyntheticRun(compose([*words, "scale.micro_batch=2"]), device).step()  # what libraries allocate once
     gc.collect()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(device)
-    cfg = composed([*words, "scale.micro_batch=128"])
-    run = Rehearsal(cfg, device)
+    cfg = compose([*words, "scale.micro_batch=128"])
+    run = SyntheticRun(cfg, device)
     run.step()  # history, momentum and moments are there from now on
     torch.cuda.reset_peak_memory_stats(device)
     for _ in range(2):

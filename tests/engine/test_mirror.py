@@ -11,7 +11,7 @@ import pytest
 from engine.runs import run, tiny_config
 
 from gcond.engine import mirror
-from gcond.engine.logbook import read
+from gcond.engine.metrics_log import read
 from gcond.engine.mirror import Guarded
 
 

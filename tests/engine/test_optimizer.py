@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from engine.runs import config
 
-from gcond.engine.optimizer import optimizer_of
+from gcond.engine.trainer import optimizer_of
 from gcond.model import MaskedAutoencoder
 
 

@@ -5,13 +5,12 @@ import signal
 import pytest
 import torch
 
-from gcond.engine.interrupt import Interrupt
-from gcond.engine.pause import Pause
-from gcond.engine.team import Team
+from gcond.engine.distributed import World
+from gcond.engine.process import Interrupt, StopOrCheckpoint
 from gcond.strategy.processes import SingleProcess
 
 
-class Others(Team):
+class Others(World):
     """A team in which another process has found `theirs`."""
 
     def __init__(self, theirs: list[int]) -> None:
@@ -29,8 +28,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def pause(minutes: float, theirs: tuple[int, int] = (0, 0), interrupt: Interrupt | None = None) -> Pause:
-    return Pause(interrupt or Interrupt(), minutes, Others(list(theirs)))
+def pause(minutes: float, theirs: tuple[int, int] = (0, 0), interrupt: Interrupt | None = None) -> StopOrCheckpoint:
+    return StopOrCheckpoint(interrupt or Interrupt(), minutes, Others(list(theirs)))
 
 
 def test_a_checkpoint_is_due_so_many_minutes_after_the_last_one(clock: list[float]) -> None:

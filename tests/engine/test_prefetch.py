@@ -15,8 +15,7 @@ from torch import Tensor
 from gcond.data.images import TensorImages
 from gcond.data.intensity import Intensity
 from gcond.engine import batches
-from gcond.engine.batches import MicroBatches
-from gcond.engine.prefetch import Ahead, SideStream, Tensors, transfer_to
+from gcond.engine.batches import Ahead, MicroBatches, SideStream, Tensors, transfer_to
 
 
 class Recorded:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gcond.engine.probe import StepProbe
+from gcond.engine.trainer import StepProbe
 from gcond.strategy import GradientConductor, Joint, Linear, Raw
 
 RATE = 0.5

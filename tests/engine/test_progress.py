@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from gcond.engine.progress import Progress
+from gcond.output import Progress
 
 SCORES = {"val_l1": 0.5, "val_ssim": 0.25}
 
@@ -19,7 +19,7 @@ def test_lines_say_what_a_person_wants_to_know_once_a_minute_at_most(
     kind: str, epochs: list[int], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([1000.0, 1059.0, 1060.0, 1061.0])  # the ends of the epochs; the last is always told
-    monkeypatch.setattr("gcond.engine.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("gcond.output.time.monotonic", lambda: next(clock))
     say(kind)
     ends = [f"a-run: epoch {e}, step {e}: validation L1 0.5000, 1-SSIM 0.2500" for e in epochs]
     assert capsys.readouterr().err.splitlines() == ["a-run: 4 steps, from the start", *ends]

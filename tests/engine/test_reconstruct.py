@@ -17,7 +17,7 @@ from gcond.data.images import TensorImages
 from gcond.data.intensity import Intensity
 from gcond.data.splits import Splits
 from gcond.engine.evaluate import EvaluationSet
-from gcond.engine.reconstruct import GAP, Reconstructions
+from gcond.engine.reconstructions import GAP, Reconstructions
 from gcond.model.patches import hidden_mask
 
 CPU = torch.device("cpu")

@@ -12,10 +12,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
 from gcond.engine.checkpoint import State
-from gcond.engine.folder import RunFolder
-from gcond.engine.logbook import Logbook
-from gcond.engine.record import Record, variant
-from gcond.engine.team import Team
+from gcond.engine.distributed import World
+from gcond.engine.metrics_log import MetricsLog
+from gcond.engine.run_folder import RunFolder
+from gcond.engine.run_report import RunReport, variant
 from gcond.strategy.processes import SingleProcess
 
 
@@ -61,7 +61,7 @@ def folder(tmp_path: Path) -> RunFolder:
     cfg = config("dataset=photos", "scale=smoke", "seed=7", f"runs={tmp_path}")
     folder = RunFolder(cfg)
     folder.path.mkdir(parents=True)
-    with Logbook(folder.metrics) as book:
+    with MetricsLog(folder.metrics) as book:
         for step in range(20):
             book.write({"kind": "step", "step": step, "loss/l1": float(step), "loss/ssim": -float(step), "lr": 0.1})
             if step % 10 == 9:
@@ -72,8 +72,10 @@ def folder(tmp_path: Path) -> RunFolder:
     return folder
 
 
-def record(folder: RunFolder) -> Record:
-    return Record(config("dataset=photos", "scale=smoke", "seed=7"), folder, Team(SingleProcess(), torch.device("cpu")))
+def record(folder: RunFolder) -> RunReport:
+    return RunReport(
+        config("dataset=photos", "scale=smoke", "seed=7"), folder, World(SingleProcess(), torch.device("cpu"))
+    )
 
 
 def test_a_finished_run_by_hand(folder: RunFolder) -> None:
@@ -142,7 +144,7 @@ def test_an_interrupted_run_is_neither(folder: RunFolder) -> None:
 
 def logged(folder: RunFolder, records: list[dict]) -> None:
     folder.metrics.unlink()
-    with Logbook(folder.metrics) as book:
+    with MetricsLog(folder.metrics) as book:
         for number, values in enumerate(records):
             book.write({"kind": "step", "step": number, **values})
 
@@ -167,7 +169,7 @@ def test_a_run_of_which_every_step_was_left_out_has_a_report(folder: RunFolder) 
     assert not [key for key in report if key.startswith("train_")]
 
 
-class Two(Team):
+class Two(World):
     """One of two processes."""
 
     def __init__(self, rank: int) -> None:
@@ -177,11 +179,11 @@ class Two(Team):
 
 def test_several_processes_report_once_with_what_a_window_cost(folder: RunFolder) -> None:
     cfg = config("dataset=photos", "scale=smoke", "seed=7", "arbitration=per_rank")
-    with Record(cfg, folder, Two(1)):
+    with RunReport(cfg, folder, Two(1)):
         pass
     assert not folder.report.exists()
     team = Two(0)
-    with Record(cfg, folder, team) as open_record:
+    with RunReport(cfg, folder, team) as open_record:
         team.processes.counts.update({"all_reduce/calls": 30, "all_reduce/numbers": 1000})
         open_record.windows = 20
     report = json.loads(folder.report.read_text())
@@ -191,13 +193,13 @@ def test_several_processes_report_once_with_what_a_window_cost(folder: RunFolder
 
 def test_several_processes_that_had_nothing_left_to_do_report_too(folder: RunFolder) -> None:
     """Ended by a signal in the last step: the next attempt takes none."""
-    with Record(config("dataset=photos", "scale=smoke", "seed=7"), folder, Two(0)):
+    with RunReport(config("dataset=photos", "scale=smoke", "seed=7"), folder, Two(0)):
         pass
     assert json.loads(folder.report.read_text())["collectives_per_window"] == {}
 
 
 def test_an_arbitration_between_processes_is_once_for_one(folder: RunFolder) -> None:
-    one = Team(SingleProcess(), torch.device("cpu"))
-    with Record(config("dataset=photos", "scale=smoke", "seed=7", "arbitration=per_rank"), folder, one):
+    one = World(SingleProcess(), torch.device("cpu"))
+    with RunReport(config("dataset=photos", "scale=smoke", "seed=7", "arbitration=per_rank"), folder, one):
         pass
     assert json.loads(folder.report.read_text())["arbitration"] == "once"

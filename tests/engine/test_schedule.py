@@ -1,6 +1,6 @@
 import pytest
 
-from gcond.engine.schedule import WarmupCosine
+from gcond.engine.trainer import WarmupCosine
 
 
 def test_warm_up_and_cosine_by_hand() -> None:

@@ -1,6 +1,6 @@
 import torch
 
-from gcond.engine.seeding import generator, seeded, subseed
+from gcond.engine.batches import generator, seeded, subseed
 
 
 def test_a_subseed_is_the_same_on_every_machine() -> None:

@@ -11,13 +11,13 @@ from engine.attempts import contents
 from engine.runs import config
 from omegaconf import DictConfig
 
+from gcond.command import main
 from gcond.data.checksums import checksum_of, of_photographs
-from gcond.engine.folder import RunFolder
-from gcond.engine.standing import recorded_by_data, standing
+from gcond.engine.run_folder import RunFolder
+from gcond.engine.run_state import recorded_by_data, standing
 from gcond.report.collect import collect
 from gcond.sweep.__main__ import print_summary
 from gcond.sweep.plan import estimate, looked_at_again, plan, print_plan
-from gcond.train import main
 
 SMALL = (
     "scale=smoke", "dataset=imagenet256", "model=mobilenetv3_small_050", "model.width=32",

@@ -9,8 +9,8 @@ import pytest
 import torch
 from strategy.far_device import CudaDevice, FarDevice
 
-from gcond import rehearsal
-from gcond.build import build
+from gcond import synthetic_run
+from gcond.config import build, compose
 
 
 @pytest.mark.parametrize("device", [FarDevice, pytest.param(CudaDevice, marks=pytest.mark.cuda)])
@@ -18,15 +18,15 @@ def test_an_optimizer_step_waits_once(device: Any, monkeypatch: pytest.MonkeyPat
     if device is CudaDevice and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     device = device()
-    cfg = rehearsal.composed(["strategy=gcond_stochastic", "scale=smoke", "dataset=photos"])
+    cfg = compose(["strategy=gcond_stochastic", "scale=smoke", "dataset=photos"])
     if isinstance(device, FarDevice):
         model = build(cfg.model, channels=3)  # timm looks at models on "meta" while it builds one
         monkeypatch.setattr(
-            rehearsal, "build", lambda part, **late: model if part == cfg.model else build(part, **late)
+            synthetic_run, "build", lambda part, **late: model if part == cfg.model else build(part, **late)
         )
         monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # knows no "meta"
     with device:
-        steps = rehearsal.Rehearsal(cfg, device.device)
+        steps = synthetic_run.SyntheticRun(cfg, device.device)
         steps.step()
         for _ in range(2):
             device.clear()

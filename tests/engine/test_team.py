@@ -21,16 +21,15 @@ from omegaconf import DictConfig
 from torch import nn
 
 import gcond.train
-from gcond.engine import team
-from gcond.engine.evaluate import EvaluationSet, evaluate
-from gcond.engine.folder import RunFolder
-from gcond.engine.logbook import read
-from gcond.engine.loop import Trainer
-from gcond.engine.rank import rank
-from gcond.engine.team import EveryState, Team, gathered
+from gcond.engine import distributed
+from gcond.engine.distributed import EveryState, World, gathered
+from gcond.engine.evaluate import EvaluationSet, evaluate, means
+from gcond.engine.metrics_log import read
+from gcond.engine.process import rank
+from gcond.engine.run_folder import RunFolder
+from gcond.engine.trainer import Trainer
 from gcond.loss import ReconstructionLoss
 from gcond.model import MaskedAutoencoder
-from gcond.scores import means
 from gcond.strategy.processes import SingleProcess
 
 CPU = torch.device("cpu")
@@ -45,7 +44,7 @@ def forked(size: int, work: Callable[[], Any], folder: Path, started: int | None
 
     def one(number: int) -> None:
         os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(size)}
-        team._rendezvous = lambda: dist.FileStore(str(folder / "rendezvous"), size)
+        distributed._rendezvous = lambda: dist.FileStore(str(folder / "rendezvous"), size)
         torch.save(work(), folder / f"{number}.pt")
 
     members = [PROCESSES.Process(target=one, args=(number,)) for number in range(started or size)]
@@ -70,7 +69,7 @@ class Counting:
         self.number = state["number"]
 
 
-def score(team: Team | None = None) -> dict[str, float]:
+def score(team: World | None = None) -> dict[str, float]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         model = tiny_model()
@@ -88,7 +87,7 @@ def member(folder: Path) -> dict[str, Any]:
         return {"rank": rank(), **answers(team, folder)}
 
 
-def answers(team: Team, folder: Path) -> dict[str, Any]:
+def answers(team: World, folder: Path) -> dict[str, Any]:
     def first() -> bool:
         found = (folder / "left by the first").exists()
         (folder / "left by the first").touch()
@@ -147,7 +146,7 @@ def test_an_arbitration_that_is_not_known_is_refused() -> None:
 
 def test_a_state_per_process_is_for_as_many_processes() -> None:
     part = Counting(1)
-    every = EveryState(part, Team(SingleProcess(), CPU))
+    every = EveryState(part, World(SingleProcess(), CPU))
     with pytest.raises(ValueError, match=r"`arbitration`.*expected the 2 processes that the run began with, found 1"):
         every.load_state_dict({"processes": [{"number": 5}, {"number": 6}]})
     assert part.number == 1
@@ -219,7 +218,7 @@ def test_a_process_with_a_folder_of_its_own_is_told(tmp_path: Path, monkeypatch:
 
 
 def test_a_process_that_does_not_come_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(team, "COMING", timedelta(seconds=1))
+    monkeypatch.setattr(distributed, "COMING", timedelta(seconds=1))
     cfg = tiny_config(tmp_path / "runs")
     (told,) = forked(3, lambda: message_of(cfg), tmp_path, started=1)
     assert told.startswith("process 0: waited 0:00:01 (beginning) for process 1 and 2 of 3; if it has ended, its own")
@@ -228,8 +227,8 @@ def test_a_process_that_does_not_come_is_named(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("ends", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_process_that_stops_in_training_is_named(ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(team, "WORKING", timedelta(seconds=10))
-    monkeypatch.setattr(team, "ROLL_CALL", timedelta(seconds=1))
+    monkeypatch.setattr(distributed, "WORKING", timedelta(seconds=10))
+    monkeypatch.setattr(distributed, "ROLL_CALL", timedelta(seconds=1))
     cfg = tiny_config(tmp_path / "runs", *CONFLICTS)
     step = Trainer.step
 

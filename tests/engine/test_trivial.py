@@ -7,9 +7,9 @@ import torch
 from engine import tiny
 from engine.runs import tiny_config
 
-from gcond.engine import trivial as module
+from gcond.engine import baselines as module
+from gcond.engine.baselines import trivial_scores
 from gcond.engine.evaluate import EvaluationSet
-from gcond.engine.trivial import trivial_scores
 from gcond.loss import ReconstructionLoss
 
 

@@ -20,9 +20,9 @@ from engine.runs import TINY, run, tiny_config
 from omegaconf import OmegaConf
 
 from gcond.engine import wandb_upload
-from gcond.engine.folder import RunFolder
-from gcond.engine.logbook import read
-from gcond.engine.loop import Trainer
+from gcond.engine.metrics_log import read
+from gcond.engine.run_folder import RunFolder
+from gcond.engine.trainer import Trainer
 from gcond.engine.wandb_mirror import WandbMirror
 
 TESTS = Path(__file__).parents[1]
@@ -185,7 +185,7 @@ KILL = """
 import os, signal
 from pathlib import Path
 import gcond.engine.wandb_mirror as mirror
-from gcond.train import main
+from gcond.command import main
 
 def children(name):
     for status in Path("/proc").glob("[0-9]*/status"):

@@ -16,9 +16,10 @@ from engine.test_gradient_probe import Probed
 from script_files import load
 from torch import Tensor, nn
 
-from gcond.engine import window_noise
-from gcond.engine.window_noise import GradientRows, WindowProbe, estimates, statistics
-from gcond.finished import FinishedRun
+from gcond.engine import probes
+from gcond.engine.gradient_noise import estimates, statistics
+from gcond.engine.probes import GradientRows, WindowProbe
+from gcond.load_run import LoadedRun
 from gcond.report.records import WINDOW_COLUMNS, WINDOW_KEY, read_csv
 from gcond.strategy.flat import FlatParameters
 
@@ -119,7 +120,7 @@ def test_rows_are_the_gradients_in_groups() -> None:
     layers = nn.ModuleList([nn.Conv2d(8, 9, 3).to(memory_format=torch.channels_last), nn.Linear(40, 1000)])
     groups = {"encoder": list(layers[0].parameters()), "head": list(layers[1].parameters())}
     flat = FlatParameters(groups)
-    assert flat.size > window_noise.CHUNK
+    assert flat.size > probes.CHUNK
     rows, random = GradientRows(flat, 2, 6), torch.Generator().manual_seed(0)
     vectors = np.zeros((6, 2, flat.size))
     for number in range(6):
@@ -223,7 +224,7 @@ def one(runs: Path, strategy: str) -> Path:
 def test_a_run_is_read_back_as_it_began_and_ended(runs: Path, tmp_path: Path) -> None:
     path = one(runs, "baseline")
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
-    back = FinishedRun(path, {}, ["engine"])
+    back = LoadedRun(path, {}, ["engine"])
     data = back.data()
     last, step = back.model("last", data)
     folder = run(tiny_config(tmp_path, "strategy=baseline"))  # again: the same to the bit
@@ -241,10 +242,10 @@ def test_a_run_is_read_back_as_it_began_and_ended(runs: Path, tmp_path: Path) ->
 
 def test_a_run_that_cannot_be_read_back_is_refused(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="expected a finished run"):
-        FinishedRun(tmp_path, {})
-    back = FinishedRun(one(runs, "baseline"), {}, ["engine"])
+        LoadedRun(tmp_path, {})
+    back = LoadedRun(one(runs, "baseline"), {}, ["engine"])
     with pytest.raises(ValueError, match=r"expected the folder of its data \(photos DIR\), found none"):
-        FinishedRun(back.path, {"photos": None})
+        LoadedRun(back.path, {"photos": None})
     with pytest.raises(ValueError, match="`state`: expected one of initial, last, found 'best'"):
         back.model("best", back.data())
     data = back.data()

@@ -13,8 +13,8 @@ import torch
 from engine import tiny
 from engine.runs import run, tiny_config
 
-from gcond.build import build
-from gcond.engine.seeding import seeded
+from gcond.config import build
+from gcond.engine.batches import seeded
 from gcond.linear_probe.__main__ import main, spaced
 from gcond.linear_probe.ridge import probe
 from gcond.linear_probe.tasks import rotation

@@ -15,7 +15,7 @@ import yaml
 from report import fake_controls
 from scipy import stats
 
-from gcond.engine import labels
+from gcond.engine import batches
 from gcond.report.__main__ import main
 from gcond.report.claims import CLAIMS, QUESTIONS, classes
 from gcond.report.claims.evidence import MODE, Arm, overrides, read, tune, variant
@@ -801,4 +801,4 @@ def test_b1_is_judged_on_accuracy_and_reconstruction_and_a_stand_in_cannot_confi
 
 
 def test_chance_is_that_of_the_turns():
-    assert classes.TURNS == labels.TURNS
+    assert classes.TURNS == batches.TURNS

@@ -7,11 +7,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from report import fake_controls
 
+from gcond.config import CONFIG
 from gcond.report.__main__ import main
 from gcond.report.claims.evidence import Arm, read
 from gcond.report.claims.frozen import LAMBDAS, averages, differs, frozen, kept, lambdas_of, static, sweeps
 from gcond.report.pages import page as page_module
-from gcond.sweep.plan import CONFIG, plan
+from gcond.sweep.plan import plan
 
 SEEDS = (11, 42)
 CAGRAD = Arm("cagrad")

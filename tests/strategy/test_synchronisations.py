@@ -14,7 +14,7 @@ from strategy.far_device import CudaDevice, FarDevice
 from strategy.problems import ConvNet, image_batches, opposed_losses
 from strategy.test_configs import NAMES
 
-from gcond.rehearsal import composed
+from gcond.config import compose
 from gcond.strategy import GCond, GradientConductor, PCGrad, Raw, Sequential
 from gcond.strategy.processes import Replicated, ReplicatedPerRank
 from gcond.strategy.resolve.famo import FAMO
@@ -32,7 +32,7 @@ def on(device: Any) -> Any:
 
 @cache
 def config_of(name: str) -> DictConfig:
-    return composed([f"strategy={name}", f"scale.accumulation_steps={K}"])
+    return compose([f"strategy={name}", f"scale.accumulation_steps={K}"])
 
 
 def conductor_of(name: str, model: ConvNet) -> GradientConductor:

@@ -146,9 +146,9 @@ def test_the_studys_own_queue_asks_for_different_runs_whose_rates_can_be_known()
 
 def test_the_queue_for_a_gpu_asks_for_valid_runs(tmp_path):
     from gcond.engine.settings import Settings
-    from gcond.rehearsal import composed
     from gcond.study import table
     from gcond.study.__main__ import QUEUE
+    from gcond.synthetic_run import composed
 
     queue = Queue(read(QUEUE.with_name("gpu.yaml")), lambda overrides: [("", "")] * len(overrides))
     asked = [item.overrides for block in queue.blocks(table.read(tmp_path)) for item in block.items]

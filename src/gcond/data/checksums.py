@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from gcond.build import build
+from gcond.config import build
 from gcond.data import folders
 
 PHOTOGRAPHS: dict[str, tuple[str, ...]] = {

@@ -1,24 +1,25 @@
-"""The stream of micro-batches: common random numbers for all strategies of one seed.
+"""The stream of micro-batches: common random numbers for all strategies of one seed, transfer to a GPU, and labels.
 
-B micro-batch, C channels, S image size, N patches, H hidden patches.
+B micro-batch, C channels, S image size, N patches, H hidden patches, n images.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from gcond.data.intensity import Intensity
 from gcond.data.splits import ImageSet
-from gcond.engine.interrupt import leave_to_the_parent, signals_held_back
-from gcond.engine.labels import Labelling
-from gcond.engine.prefetch import Ahead, transfer_to
-from gcond.engine.seeding import generator
+from gcond.engine.process import leave_to_the_parent, signals_held_back
 from gcond.model.masking import draw_hidden
 
 
@@ -124,3 +125,209 @@ class Order:
             self._epoch = epoch
             self._permutation = torch.randperm(self._images, generator=generator(self._seed, "order", epoch)).tolist()
         return self._permutation[place]
+
+
+Tensors = tuple[Tensor, ...]
+
+
+class Transfer(Protocol):
+    def start(self, tensors: Tensors) -> Tensors:
+        """Queue copies to the device and return them; the host does not wait."""
+
+    def finish(self, copies: Tensors) -> None:
+        """Nothing that is queued from now on reads `copies` before they are complete."""
+
+
+class SideStream:
+    """Copies on a CUDA stream of their own, out of pinned memory: beside what computes, not in its queue."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._stream = device, torch.cuda.Stream(device)
+
+    def start(self, tensors: Tensors) -> Tensors:
+        with torch.cuda.stream(self._stream):
+            return tuple(_pinned(tensor).to(self._device, non_blocking=True) for tensor in tensors)
+
+    def finish(self, copies: Tensors) -> None:
+        computing = torch.cuda.current_stream(self._device)
+        computing.wait_stream(self._stream)
+        for copy in copies:
+            copy.record_stream(computing)  # else its memory could be written anew as soon as Python lets go of it
+
+
+class Queue:
+    """Copies in the one queue of a device that is neither a CPU nor CUDA."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def start(self, tensors: Tensors) -> Tensors:
+        return tuple(tensor.to(self._device, non_blocking=True) for tensor in tensors)
+
+    def finish(self, copies: Tensors) -> None:
+        pass
+
+
+def transfer_to(device: torch.device) -> Transfer | None:
+    """None for the CPU, where there is nothing to transfer."""
+    if device.type == "cpu":
+        return None
+    return SideStream(device) if device.type == "cuda" else Queue(device)
+
+
+class Ahead:
+    """The items of `source`, each on the device, in their order; the transfer of one is under way ahead of its turn.
+
+    Without a transfer the items are given as they are, and none is taken before its turn.
+    """
+
+    def __init__(self, source: Iterator[Tensors], transfer: Transfer | None) -> None:
+        self._source, self._transfer = source, transfer
+        self._under_way: Tensors | None = None
+
+    def __iter__(self) -> Iterator[Tensors]:
+        return self
+
+    def __next__(self) -> Tensors:
+        if self._transfer is None:
+            return next(self._source)
+        given = self._under_way or self._transfer.start(next(self._source))
+        self._transfer.finish(given)  # before the next copy, which this one's readers need not wait for
+        following = next(self._source, None)
+        self._under_way = None if following is None else self._transfer.start(following)
+        return given
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_pinned() else tensor.pin_memory()
+
+
+SOURCES = ("rotation", "dataset")
+TURNS = 4  # by 0, 90, 180 and 270 degrees
+CLASSES = {"imagenet256": 1000, "imagenet84": 100}
+"""Of data sets that have labels, where a plan is made without reading them."""
+EVALUATION_SEED = 0  # of every run's validation and test turns, whatever its own seed
+
+
+class Labelling(Protocol):
+    classes: int
+
+    def drawn(self, raw: Tensor, indices: Sequence[int], draw: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Training images [B, C, S, S] with their indices -> the images to show, and their labels, long [B]."""
+
+    def fixed(self, images: ImageSet, split: str, indices: Sequence[int]) -> tuple[ImageSet, Tensor]:
+        """The evaluation images to show, and the labels of those at `indices`, long [n]: the same in every run."""
+
+
+class Turns:
+    """Rotation prediction (Gidaris et al. 2018, arXiv:1803.07728): an image turned by k x 90 degrees has label k.
+
+    Its stand-in for a class where a data set has none. All tasks see the turned image.
+    """
+
+    classes = TURNS
+
+    def drawn(self, raw: Tensor, indices: Sequence[int], draw: torch.Generator) -> tuple[Tensor, Tensor]:
+        labels = torch.randint(TURNS, (len(raw),), generator=draw)
+        return torch.stack([turned(image, k) for image, k in zip(raw, labels.tolist(), strict=True)]), labels
+
+    def fixed(self, images: ImageSet, split: str, indices: Sequence[int]) -> tuple[ImageSet, Tensor]:
+        return Turned(images), torch.tensor([turns_of(index) for index in indices], dtype=torch.long)
+
+
+class Turned:
+    """Every image turned by as much as its index says."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return turned(self._images[index], turns_of(index))
+
+
+class Given:
+    """The data set's own classes by name, split -> n names; numbered in the order of the names of training images.
+
+    Raises ValueError for a class that no training image has.
+    """
+
+    def __init__(self, names: Mapping[str, Sequence[str]]) -> None:
+        number = {name: place for place, name in enumerate(sorted(set(names["train"])))}
+        if unknown := sorted({name for own in names.values() for name in own} - set(number)):
+            raise ValueError(f"`loss.labels`: expected classes of training images, found also {', '.join(unknown[:5])}")
+        self.classes = len(number)
+        self._labels = {split: torch.tensor([number[name] for name in own]) for split, own in names.items()}
+
+    def drawn(self, raw: Tensor, indices: Sequence[int], draw: torch.Generator) -> tuple[Tensor, Tensor]:
+        return raw, self._labels["train"][list(indices)]
+
+    def fixed(self, images: ImageSet, split: str, indices: Sequence[int]) -> tuple[ImageSet, Tensor]:
+        return images, self._labels[split][list(indices)]
+
+
+def turned(image: Tensor, k: int) -> Tensor:
+    """[C, S, S], by k x 90 degrees, counter-clockwise."""
+    return torch.rot90(image, k, (1, 2)).contiguous()
+
+
+def turns_of(index: int) -> int:
+    return int(torch.randint(TURNS, (), generator=generator(EVALUATION_SEED, "turn", index)))
+
+
+def kind_of(loss: DictConfig) -> str | None:
+    """The config's choice, None where no task needs labels. Raises ValueError for an unknown one."""
+    kind = loss.get("labels")
+    if kind is not None and kind not in SOURCES:
+        raise ValueError(f"`loss.labels`: expected one of {', '.join(SOURCES)}, found {kind!r}")
+    return kind
+
+
+def labelling_of(cfg: DictConfig) -> Labelling | None:
+    """None where no task needs labels. Raises ValueError where the data set has none and is asked for them."""
+    kind = kind_of(cfg.loss)
+    if kind != "dataset":
+        return Turns() if kind else None
+    from gcond.data import imagenet256  # here, since pyarrow takes a while to import
+
+    names = imagenet256.labels(cfg.dataset.root) if cfg.dataset.name in CLASSES else None
+    if names is None:
+        raise without_labels(cfg.dataset.name)
+    return Given(names)
+
+
+def planned_classes(cfg: DictConfig) -> int | None:
+    """Of the model that a run of `cfg` trains, before its data are read. Raises ValueError where that is not known."""
+    kind = kind_of(cfg.loss)
+    if kind != "dataset":
+        return TURNS if kind else None
+    if cfg.dataset.name not in CLASSES:
+        raise without_labels(cfg.dataset.name)
+    return CLASSES[cfg.dataset.name]
+
+
+def without_labels(dataset: str) -> ValueError:
+    return ValueError(
+        f"`loss.labels`: expected rotation, since {dataset} has no labels, found dataset (ImageNet-256 has them: a "
+        "`label` column of its Parquet files, or a folder per class)"
+    )
+
+
+def subseed(seed: int, *names: str | int) -> int:
+    """A seed for the component `names`, the same on every machine and unrelated between components."""
+    text = "/".join(str(part) for part in (seed, *names))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator(seed: int, *names: str | int) -> torch.Generator:
+    return torch.Generator().manual_seed(subseed(seed, *names))
+
+
+@contextmanager
+def seeded(seed: int, *names: str | int) -> Iterator[None]:
+    """Seed PyTorch's global generator inside, for code that draws from it (weight initialisation); restore it after."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(subseed(seed, *names))
+        yield

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from gcond.engine.folder import telling_what_could_not_be_written
+from gcond.engine.run_folder import telling_what_could_not_be_written
 from gcond.files import sha256, write_atomically
 
 VERSION = 3

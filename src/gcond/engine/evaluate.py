@@ -1,12 +1,15 @@
-"""Validation and test losses, with one fixed mask per image.
+"""Validation and test losses of single images under one fixed mask each, their means, and the best epoch.
 
-n images, H hidden patches.
+B batch, n images, C channels, S image size, H hidden patches, p patch size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +17,13 @@ from torch.utils.data import DataLoader, Subset
 
 from gcond.data.intensity import Intensity
 from gcond.data.splits import Splits
-from gcond.engine.interrupt import leave_to_the_parent, signals_held_back
-from gcond.engine.labels import Labelling
-from gcond.engine.prefetch import Ahead, transfer_to
-from gcond.engine.team import Team
+from gcond.engine.batches import Ahead, Labelling, transfer_to
+from gcond.engine.distributed import World
+from gcond.engine.process import leave_to_the_parent, signals_held_back
+from gcond.engine.run_state import weighted_loss
 from gcond.loss import ReconstructionLoss
 from gcond.model.masking import fixed_hidden
-from gcond.scores import BODY, Scores, per_image
+from gcond.model.patches import patchify, select
 from gcond.strategy.processes import SingleProcess
 
 MASK_SEED = 0  # of every run's validation and test masks, whatever its own seed
@@ -91,14 +94,14 @@ def evaluate(
     tasks: Sequence[str],
     device: torch.device,
     workers: int = 0,
-    team: Team | None = None,
+    team: World | None = None,
 ) -> Scores:
     """The losses of each image, the model in eval mode (running BatchNorm statistics) and in float32.
 
-    With a loss that classifies also "top1", for CT also "body_l1" (`gcond.scores`). Every process of the team takes its
-    part of the images, and gets the scores of all.
+    With a loss that classifies also "top1", for CT also "body_l1". Every process of the team takes its part of the
+    images, and gets the scores of all.
     """
-    team = team or Team(SingleProcess(), device)
+    team = team or World(SingleProcess(), device)
     part = data.part(team.rank, team.size)
     model.eval()
     names = [
@@ -133,3 +136,137 @@ def evaluate(
         own[start : start + len(raw)] = torch.stack([values[name] for name in names], dim=1)
         start += len(raw)
     return dict(zip(names, team.sum(table).cpu().unbind(1), strict=True))
+
+
+BODY = "body_l1"
+"""Mean absolute error in z-space over the pixels of hidden patches that show the body: air is easily guessed.
+
+An image without such a pixel has none; "body_images" counts those that have one.
+"""
+
+Scores = dict[str, Tensor]  # measure -> its value for each image, float64 [n]
+
+
+def per_image(
+    loss: ReconstructionLoss,
+    predictions: Tensor,
+    images: Tensor,
+    hidden: Tensor,
+    tasks: Sequence[str],
+    body: Tensor | None = None,
+    **more: Tensor,
+) -> Scores:
+    """The losses of each image by itself, [B]; arguments as those of `loss`.
+
+    With `logits` and `labels` also "top1": 1 where the largest logit is that of the label. With `body`, bool
+    [B, C, S, S], also "body_l1" (0 where it is undefined) and "body_images" (1 where it is defined).
+    """
+
+    def alone(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        return loss(**{name: part.unsqueeze(0) for name, part in parts.items()}, tasks=tasks)
+
+    values: dict[str, Tensor] = torch.vmap(alone)(
+        {"predictions": predictions, "images": images, "hidden": hidden, **more}
+    )
+    if more:
+        values["top1"] = more["logits"].argmax(1) == more["labels"]
+    if body is not None:
+        targets, inside = (select(patchify(pixels, loss.patch_size), hidden) for pixels in (images, body))
+        errors = torch.where(inside, (predictions - targets).abs(), 0).flatten(1).sum(1)
+        pixels = inside.flatten(1).sum(1)
+        values |= {BODY: errors / pixels.clamp(min=1), "body_images": pixels > 0}
+    return {name: value.double() for name, value in values.items()}
+
+
+def means(scores: Scores) -> dict[str, float]:
+    """Of all images, each counting alike; "body_l1" is that of the images which have one, nan where none has.
+
+    "body_images" is their number.
+    """
+    found = {name: float(values.mean()) for name, values in scores.items()}
+    if BODY in scores:
+        count = float(scores["body_images"].sum())
+        found |= {BODY: float(scores[BODY].sum()) / count if count else float("nan"), "body_images": int(count)}
+    return found
+
+
+def by_group(scores: Scores, groups: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Group (a patient, a class) -> its number of "images" and their means; `groups` [n] names that of each image."""
+    places: dict[str, list[int]] = {}
+    for place, group in enumerate(groups):
+        places.setdefault(group, []).append(place)
+    return {
+        group: {"images": len(own)} | means({name: values[own] for name, values in scores.items()})
+        for group, own in places.items()
+    }
+
+
+class Best:
+    """The weights after the best epoch so far, kept on the CPU; part of a checkpoint.
+
+    Args:
+        weights: of the validation losses that choose it (`gcond.engine.run_state`).
+    """
+
+    def __init__(self, model: nn.Module, weights: Mapping[str, float]) -> None:
+        self._model, self._weights = model, weights
+        self.epoch, self.step = 0, 0
+        self._loss = math.inf
+        self._kept: dict[str, Any] = {}
+
+    def consider(self, epoch: int, step: int, scores: Mapping[str, float]) -> None:
+        """Keep the model's weights if it is better than all before; a loss that is not a number is the worst."""
+        loss = weighted_loss(scores, self._weights)
+        if not self._kept or loss < self._loss:
+            self.epoch, self.step = epoch, step
+            self._loss = math.inf if math.isnan(loss) else loss
+            self._kept = _copied(self._model)
+
+    @contextmanager
+    def in_the_model(self) -> Iterator[None]:
+        """Inside, the model has the best weights; afterwards its own again."""
+        own = _copied(self._model)
+        self._model.load_state_dict(self._kept)
+        try:
+            yield
+        finally:
+            self._model.load_state_dict(own)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "step": self.step, "loss": self._loss, "model": self._kept}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epoch, self.step, self._loss, self._kept = (state[key] for key in ("epoch", "step", "loss", "model"))
+
+
+def final_records(
+    best: Best, epoch: int, step: int, sets: Mapping[str, EvaluationSet], measure: Callable[[EvaluationSet], Scores]
+) -> Iterator[dict[str, Any]]:
+    """Records of kind "final", one for `at` = "best" and "last" each, and of kind "groups" for each of the `sets`.
+
+    `epoch` and `step` are those of the last epoch, whose weights the model has. A "final" record has the means over all
+    images ("val_l1", "test_l1", …, "val_images"), a "groups" record those of each patient or class; there is none
+    where a set does not know them.
+    """
+    last = {split: measure(images) for split, images in sets.items()}
+    chosen = last
+    if best.step != step:
+        with best.in_the_model():
+            chosen = {split: measure(images) for split, images in sets.items()}
+    for at, when, found in (
+        ("best", {"epoch": best.epoch, "step": best.step}, chosen),
+        ("last", {"epoch": epoch, "step": step}, last),
+    ):
+        record: dict[str, Any] = {"kind": "final", "at": at, **when}
+        for split, scores in found.items():
+            record[f"{split}_images"] = len(sets[split].images)
+            record |= {f"{split}_{name}": value for name, value in means(scores).items()}
+        yield record
+        for split, scores in found.items():
+            groups = sets[split].groups
+            if groups is not None:
+                yield {"kind": "groups", "at": at, **when, "split": split, "groups": by_group(scores, groups)}
+
+
+def _copied(model: nn.Module) -> dict[str, Any]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}

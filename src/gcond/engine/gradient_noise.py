@@ -13,6 +13,9 @@ from torch import Tensor
 
 from gcond.strategy.diagnose import minimum_cosine
 
+Estimates = dict[str, tuple[float, float]]
+"""Name -> value, standard error."""
+
 
 def window_sizes(n: int) -> list[int]:
     """K = 1, 2, 4, … that divide n and leave more than one window."""
@@ -81,3 +84,57 @@ def _disjoint_cosine(halves: Tensor) -> float:
     across = _cosines(halves)[:m, m:]
     pairs = ((across + across.T) / 2)[torch.triu_indices(m, m, offset=1).unbind()]
     return min((value for value in pairs.tolist() if not math.isnan(value)), default=math.nan)
+
+
+def estimates(tasks: Sequence[str], gram: Tensor, sizes: Sequence[int]) -> Estimates:
+    """`statistics` of gram [n, m, n, m], with jackknife errors: each window of the longest size left out in turn."""
+    n, longest = len(gram), sizes[-1]
+    found = statistics(tasks, gram, sizes)
+    without: list[Mapping[str, float]] = []
+    for start in range(0, n, longest):
+        kept = [place for place in range(n) if not start <= place < start + longest]
+        without.append(statistics(tasks, gram[kept][:, :, kept], sizes))
+    return {name: (value, _jackknife([each[name] for each in without])) for name, value in found.items()}
+
+
+def _jackknife(values: Sequence[float]) -> float:
+    """Standard error, from what the statistic is without each of g groups."""
+    g = len(values)
+    mean = sum(values) / g
+    return math.sqrt((g - 1) / g * sum((value - mean) ** 2 for value in values))
+
+
+def statistics(tasks: Sequence[str], gram: Tensor, sizes: Sequence[int]) -> dict[str, float]:
+    """What there is to say of one parameter group; nan where a gradient vanishes or is not finite.
+
+    cosine, cosine_disjoint, self_cosine/TASK, norm/TASK, noise/TASK/K and sign_agreement/K are those of
+    `gradient_noise.describe`.
+
+    scaled_noise/TASK/K: K times noise at K over noise at 1; 1 where micro-batches are independent.
+    sign_agreement_disjoint/K: share of ordered pairs of different windows in which the cosine of the first task on one
+        with the second on the other has the sign of cosine_disjoint.
+    """
+    n, m = gram.shape[:2]
+    windows = {size: _windows(gram, size) for size in sizes}
+    own = {size: each.diagonal(dim1=0, dim2=2).permute(2, 0, 1) for size, each in windows.items()}
+    said = describe(tasks, n, {"all": _windows(gram, n // 2).reshape(2 * m, 2 * m)}, own)
+    found = {name.removesuffix("/all"): value for name, value in said.items()}
+    for task in tasks:
+        first = found[f"noise/{task}/{sizes[0]}"]
+        for size in sizes[1:]:
+            ratio = found[f"noise/{task}/{size}"] / first if first else math.nan
+            found[f"scaled_noise/{task}/{size}"] = size / sizes[0] * ratio
+    if m > 1:
+        for size, each in windows.items():
+            across = each[:, 0, :, 1]
+            others = across[~torch.eye(len(across), dtype=torch.bool)]
+            known = math.isfinite(found["cosine_disjoint"]) and bool(torch.isfinite(others).all())
+            right = torch.sign(others) == math.copysign(1, found["cosine_disjoint"])
+            found[f"sign_agreement_disjoint/{size}"] = float(right.double().mean()) if known else math.nan
+    return found
+
+
+def _windows(gram: Tensor, size: int) -> Tensor:
+    """[n, m, n, m] of micro-batches -> [n / K, m, n / K, m] of sums over K of them, one after the other."""
+    n, m = gram.shape[:2]
+    return gram.view(n // size, size, m, n // size, size, m).sum((1, 4))

@@ -23,11 +23,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from gcond.engine import evaluate
-from gcond.engine.gradient_probe import rows_held
-from gcond.engine.live_bytes import LiveBytes
-from gcond.engine.optimizer import optimizer_of
-from gcond.engine.passes import Passes, copy_to, state_of
+from gcond.engine.passes import LiveBytes, Passes, copy_to, state_of
+from gcond.engine.probes import rows_held
 from gcond.engine.settings import Settings
+from gcond.engine.trainer import optimizer_of
 from gcond.model import MaskedAutoencoder
 from gcond.strategy import EMA, Sequential, Stochastic
 from gcond.strategy.products import CHUNK_ELEMENTS

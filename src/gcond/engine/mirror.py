@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from gcond.build import build
-from gcond.run_files import read_report
+from gcond.config import build
+from gcond.engine.run_folder import read_report
 
 NO_EXPERIMENT = "none"
 

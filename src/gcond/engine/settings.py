@@ -11,10 +11,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from gcond.build import build, check_settings
-from gcond.engine.labels import SOURCES, kind_of
-from gcond.engine.optimizer import optimizer_of
-from gcond.engine.schedule import WarmupCosine
+from gcond.config import build, check_settings
+from gcond.engine.batches import SOURCES, kind_of
+from gcond.engine.trainer import WarmupCosine, optimizer_of
 from gcond.model.masking import hidden_count
 from gcond.schema import check
 from gcond.strategy import GradientConductor

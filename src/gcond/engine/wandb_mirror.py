@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
-from gcond.engine.logbook import read
-from gcond.engine.reconstruct import COLUMNS
+from gcond.engine.metrics_log import read
+from gcond.engine.reconstructions import COLUMNS
 
 MODES = ("offline", "online")
 FINISH_SECONDS = 300.0  # to wait for the network at a run's end; what is missing then can be sent later

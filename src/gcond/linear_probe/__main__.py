@@ -22,10 +22,10 @@ from tqdm import tqdm
 from gcond.data.splits import Splits
 from gcond.engine import device as devices
 from gcond.files import OWN
-from gcond.finished import TRUST, FinishedRun
 from gcond.linear_probe import features as seen
 from gcond.linear_probe.ridge import Array, Probed, probe
 from gcond.linear_probe.tasks import Task, tasks
+from gcond.load_run import TRUST, LoadedRun
 from gcond.output import output_may_be_lost
 from gcond.report.claims.evidence import as_table2, table2_model
 from gcond.report.folders import Run, read_folders
@@ -46,7 +46,7 @@ class Prober:
 
     def rows(self, run: Run) -> Iterator[dict[str, object]]:
         """One for every task. Raises ValueError for a run that cannot be probed."""
-        finished = FinishedRun(run.path, self._roots, self._trusted)
+        finished = LoadedRun(run.path, self._roots, self._trusted)
         data, places, asked = self._read(finished)
         own = self._probe(seen.encoder(finished.model("last", data)[0].to(self._device)), data, places, asked)
         about = finished.cfg.dataset
@@ -66,7 +66,7 @@ class Prober:
                 "pixels_val": pixels[task.name].val, "pixels_test": pixels[task.name].test, "chance": task.chance,
             }  # fmt: skip
 
-    def _read(self, run: FinishedRun) -> tuple[Splits, dict[str, list[int]], list[Task]]:
+    def _read(self, run: LoadedRun) -> tuple[Splits, dict[str, list[int]], list[Task]]:
         if self._data is None or self._data[0] != run.cfg.dataset:
             data = run.data()
             counts = {"train": len(data.train), "val": len(data.val), "test": len(data.test)}

@@ -15,7 +15,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from gcond.data.intensity import Intensity
 from gcond.data.splits import ImageSet
-from gcond.engine.labels import TURNS
+from gcond.engine.batches import TURNS
 from gcond.model import MaskedAutoencoder
 
 BATCH = 64

@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from scipy.stats import spearmanr
 
 from gcond.data import ct, imagenet256
-from gcond.engine.labels import TURNS
+from gcond.engine.batches import TURNS
 from gcond.linear_probe.ridge import Array
 
 SPLITS = ("train", "val", "test")

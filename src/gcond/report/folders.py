@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gcond.engine.selection import selection_weights, weighted_loss
+from gcond.engine.run_folder import read_report
+from gcond.engine.run_state import selection_weights, weighted_loss
 from gcond.report.records import BODY_METRICS, COLUMNS, KEY, MORE_METRICS
-from gcond.run_files import read_report
 
 MEASURES = [name for name in COLUMNS if name.startswith("train_")]
 METRICS = ("val_l1", "val_ssim", "test_l1", "test_ssim")  # "ssim" is 1 - SSIM throughout

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from gcond.engine import logbook
+from gcond.engine import metrics_log
 
 Record = dict[str, Any]
 """Its "kind" is one of KINDS; a number that is not defined is None."""
@@ -21,7 +21,7 @@ def read(folder: Path) -> list[Record]:
     path = folder / "metrics.jsonl"
     if not path.exists():
         return []
-    records = logbook.read(path)
+    records = metrics_log.read(path)
     if not records:
         raise ValueError(f"{path}: expected the records of a run, found none; {AGAIN}")
     for line, record in enumerate(records, 1):

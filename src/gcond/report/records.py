@@ -80,7 +80,7 @@ PROBE_COLUMNS = {  # one row per number of a probe, named as the run's log names
 }
 PROBE_KEY = [*KEY, "epoch", "name"]
 
-WINDOW_COLUMNS = {  # one row per number that gcond.engine.window_noise says of a parameter group at frozen weights
+WINDOW_COLUMNS = {  # one row per number that gcond.engine.probes says of a parameter group at frozen weights
     **_NAME,
     "state": _TEXT,  # initial or last: which weights
     "step": _WHOLE,

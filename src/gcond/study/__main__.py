@@ -15,14 +15,13 @@ from datetime import datetime
 from pathlib import Path
 
 from gcond.data.checksums import checksum_of
-from gcond.engine.lock import running
-from gcond.output import output_may_be_lost
+from gcond.engine.run_folder import running
+from gcond.engine.run_state import steps_logged
+from gcond.output import duration, output_may_be_lost
 from gcond.study import table
 from gcond.study.queue import Block, Item, Queue, read
 from gcond.study.workers import Workers
 from gcond.sweep.plan import Planned, planned
-from gcond.sweep.state import steps_logged
-from gcond.sweep.words import duration
 
 ROOT = Path(__file__).resolve().parents[3]
 QUEUE, RESULTS = ROOT / "study" / "queue.yaml", ROOT / "results" / "study"
@@ -164,7 +163,7 @@ def here() -> str:
     """The fingerprint of this machine's arithmetic, with one thread as the runs have."""
     import torch
 
-    from gcond.engine.arithmetic import fingerprint
+    from gcond.engine.device import fingerprint
 
     torch.set_num_threads(1)
     return fingerprint(torch.device("cpu"))

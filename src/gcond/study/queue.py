@@ -1,7 +1,7 @@
 """The queue of the study's runs: which there are, in what order, and which are left.
 
 Comparisons are paired within a machine, since machines differ as seeds do. So a group of runs counts as recorded where
-all of it was made on one kind of machine (one fingerprint of gcond.engine.arithmetic).
+all of it was made on one kind of machine (one fingerprint of gcond.engine.device).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from gcond.engine.selection import PAPER_WEIGHTS
+from gcond.engine.run_state import PAPER_WEIGHTS
 
 SHORT = {"lr": "optimizer.lr"}  # keys of queue.yaml that are shorter than Hydra's
 ABOUT = ("name", "question", "group", "arms")  # keys of a block that are no settings

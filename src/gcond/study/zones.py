@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from omegaconf import OmegaConf
 
-from gcond.build import build
+from gcond.config import build
 from gcond.files import OWN, write_text
 from gcond.strategy import GCond
 from gcond.strategy.conflict import Conflict

@@ -67,7 +67,7 @@ def _computed(cfg: DictConfig) -> Room:
     """By the model's parameters and what this optimizer and this strategy keep for each of them."""
     import torch  # here, since it takes seconds and is needed for the first sweep with a model only
 
-    from gcond.build import build
+    from gcond.config import build
     from gcond.engine.checkpoint import KEPT
 
     with torch.device("meta"):  # shapes without numbers

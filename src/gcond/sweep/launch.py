@@ -15,11 +15,10 @@ from types import FrameType
 
 from tqdm import tqdm
 
-from gcond.engine import sweeper
-from gcond.engine.interrupt import ECHO
-from gcond.engine.lock import running
+from gcond.engine.process import ECHO, SWEEP, process_name
+from gcond.engine.run_folder import running
+from gcond.engine.run_state import steps_logged
 from gcond.sweep.plan import Planned
-from gcond.sweep.state import steps_logged
 
 LAUNCHERS = ("basic", "joblib", "local", "slurm")  # Hydra's, and two of conf/hydra/launcher
 POLL_SECONDS = 1.0
@@ -46,7 +45,7 @@ def launch(overrides: Sequence[str], launcher: str, jobs: int, runs: Sequence[Pl
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     environment["PYTHONWARNINGS"] = "ignore:resource_tracker:UserWarning"  # joblib's, when it is told to end
     if launcher in ("basic", "joblib"):
-        environment[sweeper.VARIABLE] = str(sweeper.name_of(os.getpid()))
+        environment[SWEEP] = str(process_name(os.getpid()))
     left = [run for run in runs if run.left]
     interval = POLL_SECONDS if sys.stderr.isatty() else LOG_SECONDS
     with (

@@ -25,14 +25,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
+from gcond.config import CONFIG
 from gcond.data.checksums import checksum_of
-from gcond.engine.folder import RunFolder, resolved
-from gcond.engine.standing import TO_DO, Standing, standing
+from gcond.engine.run_folder import RunFolder, resolved
+from gcond.engine.run_state import TO_DO, Standing, standing
 from gcond.files import read_rows
+from gcond.output import duration, size
 from gcond.schema import check
-from gcond.sweep import words
 
-CONFIG = Path(__file__).resolve().parents[3] / "conf"
 PATHS = re.compile(r"\+?(paths\.\w+|dataset\.root|runs|recorded)")  # keys
 NOT_LITERAL = re.compile(r"['\"$]|choice\(")
 Cost = tuple[str, str, str, str]  # scale, dataset, model, strategy: what runs of about the same cost share
@@ -340,13 +340,13 @@ def print_plan(runs: Sequence[Planned], jobs: int, expected: Estimate) -> None:
     if not left:
         return
     unknown = "unknown until runs of this kind have been recorded"
-    hours = unknown if expected.seconds is None else words.duration(expected.seconds / jobs)
+    hours = unknown if expected.seconds is None else duration(expected.seconds / jobs)
     print(f"      {jobs} side by side, estimated time {hours} (from recorded runs; other machines differ)")
     memory = unknown
     if expected.memory_mb is not None:
         one = expected.memory_mb * 2**20
-        memory = f"{words.size(one)} a run, {words.size(jobs * one)} side by side, as recorded on {expected.device}"
-        memory += f"; this machine has {words.size(machine_memory())}"
+        memory = f"{size(one)} a run, {size(jobs * one)} side by side, as recorded on {expected.device}"
+        memory += f"; this machine has {size(machine_memory())}"
     print(f"      memory {memory}", flush=True)
 
 
@@ -365,11 +365,11 @@ def print_disk(folder: Path, lasting: float, passing: float) -> None:
     """What runs will add below `folder`, and for a while, against what is free there."""
     place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(place).free
-    while_running = f" and {words.size(passing)} while they run" if passing else ""
-    print(f"      disk {words.size(lasting)} more in {folder}{while_running}, {words.size(free)} free", flush=True)
+    while_running = f" and {size(passing)} while they run" if passing else ""
+    print(f"      disk {size(lasting)} more in {folder}{while_running}, {size(free)} free", flush=True)
     if lasting + passing > free:
         print(
-            f"      NOT ENOUGH: expected {words.size(lasting + passing)} free; set runs= to a folder on a larger disk",
+            f"      NOT ENOUGH: expected {size(lasting + passing)} free; set runs= to a folder on a larger disk",
             flush=True,
         )
 

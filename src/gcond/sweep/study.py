@@ -15,8 +15,7 @@ from pathlib import Path
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from gcond.output import output_may_be_lost
-from gcond.sweep import words
+from gcond.output import duration, output_may_be_lost
 from gcond.sweep.disk import disk_needed
 from gcond.sweep.plan import Planned, estimate, plan, print_disk, print_remarks, prove, with_paths_quoted
 
@@ -69,7 +68,7 @@ def print_study(study: Sequence[Part], jobs: int, results: Path) -> None:
 
 def _hours(runs: Sequence[Planned], jobs: int, results: Path) -> str:
     seconds = estimate(runs, results).seconds
-    return "unknown until runs of this kind have been recorded" if seconds is None else words.duration(seconds / jobs)
+    return "unknown until runs of this kind have been recorded" if seconds is None else duration(seconds / jobs)
 
 
 @output_may_be_lost()

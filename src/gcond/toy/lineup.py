@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from gcond.build import build
+from gcond.config import build
 from gcond.strategy.conflict import Resolver
 from gcond.toy.trajectories import Descent
 

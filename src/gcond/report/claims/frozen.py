@@ -16,7 +16,7 @@ from itertools import product
 
 import pandas as pd
 
-from gcond.engine.selection import PAPER_WEIGHTS as LAMBDAS
+from gcond.engine.run_state import PAPER_WEIGHTS as LAMBDAS
 from gcond.report.claims.controls import MINUTES, listed
 from gcond.report.claims.evidence import BLOCKS, METRICS, Arm, Evidence, overrides, per_run
 from gcond.report.claims.judge import Answer, Claim, Finding, answer, compare

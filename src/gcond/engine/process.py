@@ -1,4 +1,4 @@
-"""SIGTERM, Ctrl-C and a closed terminal: finish the optimizer step, write a checkpoint, leave."""
+"""This process: its rank, the sweep it works for, and the signals that stop it. PyTorch is not needed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,42 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gcond.engine.distributed import World
+
+
+def rank() -> int:
+    """Of this process among those that torchrun started; 0 without it."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def processes() -> int:
+    """How many torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+SWEEP = "GCOND_SWEEP"
+
+
+def process_name(pid: int) -> str | None:
+    """Of the process `pid`, and of no later one with its number; None where there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    state, *fields = stat.rpartition(")")[2].split()
+    return None if state in "ZX" else f"{pid} {fields[18]}"  # the number, and when it was started
+
+
+def sweep_has_ended() -> bool:
+    """False where no sweep has started this process."""
+    name = os.environ.get(SWEEP)
+    return name is not None and process_name(int(name.split()[0])) != name
+
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 STDERR = 2
@@ -92,3 +126,22 @@ def _end_when_told_by(parent: int) -> None:
     while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
         pass
     os._exit(0)
+
+
+class StopOrCheckpoint:
+    """Asked after every step, it answers the same in every process: (checkpoint is due, number of the signal to stop).
+
+    A checkpoint is due `minutes` after the last one.
+    """
+
+    def __init__(self, interrupt: Interrupt, minutes: float, team: World) -> None:
+        self._interrupt, self._seconds, self._team = interrupt, 60 * minutes, team
+        self.saved()
+
+    def saved(self) -> None:
+        self._last = time.monotonic()
+
+    def __call__(self) -> tuple[bool, int]:
+        late = time.monotonic() - self._last >= self._seconds
+        due, signal = self._team.most([int(late), self._interrupt.number])
+        return bool(due), signal

@@ -1,27 +1,28 @@
-"""The training loop: the same for every strategy, which enters as a conductor and an optimizer."""
+"""Optimizer steps and their learning rate: the same for every strategy, which enters as a conductor."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gcond.config import build
 from gcond.data.intensity import Intensity
 from gcond.engine.batches import Batch, MicroBatches
-from gcond.engine.final import Best
-from gcond.engine.interrupt import Interrupted
-from gcond.engine.logbook import Logbook
+from gcond.engine.device import autocast
+from gcond.engine.evaluate import Best
+from gcond.engine.metrics_log import MetricsLog
 from gcond.engine.mirror import Mirror
-from gcond.engine.precision import autocast
-from gcond.engine.probe import StepProbe
-from gcond.engine.progress import Progress
-from gcond.engine.schedule import WarmupCosine
+from gcond.engine.process import Interrupted
 from gcond.loss import ReconstructionLoss, outside_unit_share
+from gcond.output import Progress
 from gcond.strategy import GradientConductor
 from gcond.strategy.batchnorm import merged_batchnorm
 
@@ -129,7 +130,7 @@ def fit(
     start: int,
     schedule: WarmupCosine,
     steps_per_epoch: int,
-    logbook: Logbook,
+    logbook: MetricsLog,
     mirror: Mirror,
     progress: Progress,
     score: Callable[[], dict[str, float]],
@@ -180,3 +181,67 @@ def fit(
             save(step + 1)
         if signal:
             raise Interrupted(signal)
+
+
+class StepProbe:
+    """Construct before `optimizer.step()`, `measure` after it."""
+
+    def __init__(self, conductor: GradientConductor) -> None:
+        self._conductor = conductor
+        self._before = conductor.gradients.flatten()
+
+    def measure(self, learning_rate: float) -> dict[str, float]:
+        """Root mean square of the step over the learning rate; cosine of the descent step with `resolved_gradient`."""
+        gradients = self._conductor.gradients
+        step: Tensor = self._before - gradients.flatten()
+        resolved = self._conductor.resolved_gradient
+        assert resolved is not None
+        square = float(gradients.dot(step, step))
+        lengths = (square * float(gradients.dot(resolved, resolved))) ** 0.5
+        cosine = float(gradients.dot(step, resolved)) / lengths if lengths > 0 else float("nan")
+        return {"step_rms_over_lr": (square / gradients.size) ** 0.5 / learning_rate, "cosine_step_resolved": cosine}
+
+
+@dataclass(frozen=True)
+class WarmupCosine:
+    """Linear warm-up to `peak`, then a cosine to `final` at the last step (the paper: 2 of 15 epochs, to 1e-6)."""
+
+    peak: float
+    final: float
+    warmup_steps: int
+    total_steps: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.final <= self.peak:
+            raise ValueError(
+                f"`scale.final_lr`: expected 0 <= final_lr <= learning rate {self.peak:g}, found {self.final:g}"
+            )
+        if not 0 <= self.warmup_steps < self.total_steps:
+            raise ValueError(
+                f"`scale.warmup_epochs`: expected fewer warm-up steps than the run's {self.total_steps}, "
+                f"found {self.warmup_steps}"
+            )
+
+    def __call__(self, step: int) -> float:
+        """The rate of step 0, 1, …, total_steps - 1."""
+        if step < self.warmup_steps:
+            return self.peak * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps + 1) / (self.total_steps - self.warmup_steps)
+        return self.final + (self.peak - self.final) * (1 + math.cos(math.pi * progress)) / 2
+
+
+FUSED = ("cpu", "cuda")
+
+
+def optimizer_of(config: DictConfig, parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
+    """AdamW steps in one fused kernel where there is one, unless the config says otherwise
+    (`+optimizer.build.fused=false`).
+
+    It takes a third of the time of PyTorch's loop over parameters, and differs from it by rounding: after one step of
+    the default model by 1.2e-7 at most.
+    """
+    held = list(parameters)
+    supported = all(parameter.device.type in FUSED for parameter in held)
+    fused = {"fused": True} if supported and config._target_ == "torch.optim.AdamW" and "fused" not in config else {}
+    optimizer: torch.optim.Optimizer = build(config)(held, lr=lr, **fused)
+    return optimizer

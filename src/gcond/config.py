@@ -1,4 +1,4 @@
-"""Building what a config names by `_target_`: the one place where text from a file decides which code runs.
+"""Configs: composed from conf/, and built by `_target_`, the one place where text from a file decides which code runs.
 
 A config that a person composes may name any class or function that Python can import, so that a resolver, an optimizer
 or a data set of one's own needs no registry. A config that was recorded, in a run's folder that may come from anywhere,
@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
@@ -22,6 +23,8 @@ from pydantic.errors import PydanticUserError
 from pydantic_core import SchemaError
 
 from gcond.schema import Dotted, validate
+
+CONFIG = Path(__file__).resolve().parents[2] / "conf"
 
 KEYWORDS: dict[str, TypeAdapter[Any]] = {
     "_target_": TypeAdapter(Dotted),
@@ -32,6 +35,14 @@ HOMES = ("gcond.classification", "gcond.data", "gcond.loss", "gcond.model", "gco
 LARGEST = 1e6  # of a number that a constructor is given; a larger one means nothing, or overflows in training
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
+
+
+def compose(overrides: Sequence[str]) -> DictConfig:
+    """The config of `gcond-train OVERRIDES`."""
+    import hydra
+
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG)):
+        return hydra.compose("train", list(overrides))
 
 
 def build(config: Any, trusted: Sequence[str] | None = None, **late: Any) -> Any:

@@ -18,8 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gcond.engine import device as devices
-from gcond.engine.rank import processes as started
-from gcond.engine.rank import rank
+from gcond.engine.process import processes as started
+from gcond.engine.process import rank
 from gcond.strategy import GradientConductor
 from gcond.strategy.processes import Processes, Replicated, ReplicatedPerRank, SingleProcess, require_same
 
@@ -40,7 +40,7 @@ class Lost(RuntimeError):
     """Another process did not come, or has failed."""
 
 
-class Team:
+class World:
     """`main` is the one process that writes; `processes` is what the conductor needs to know.
 
     `per_rank`: each process has a state of its own, even where there is one only. `store` is where processes leave
@@ -105,7 +105,7 @@ class Team:
 class EveryState:
     """The state of `part` in every process, where processes differ: one checkpoint holds all of them."""
 
-    def __init__(self, part: Any, team: Team) -> None:
+    def __init__(self, part: Any, team: World) -> None:
         self._part, self._team = part, team
 
     def state_dict(self) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class EveryState:
 
 
 @contextmanager
-def gathered(arbitration: str, device: str, threads: int) -> Iterator[Team]:
+def gathered(arbitration: str, device: str, threads: int) -> Iterator[World]:
     """The team that torchrun started, until the end of the block; a team of one where it did not.
 
     Raises ValueError for another `arbitration` than once and per_rank, and for a `device` that is not there; Lost where
@@ -135,7 +135,7 @@ def gathered(arbitration: str, device: str, threads: int) -> Iterator[Team]:
         raise ValueError(f"`arbitration`: expected once or per_rank, found {arbitration!r}")
     picked = devices.pick(device, threads)
     if started() == 1:
-        yield Team(SingleProcess(), picked, arbitration == "per_rank")
+        yield World(SingleProcess(), picked, arbitration == "per_rank")
         return
     if picked.type == "cuda":
         picked = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -144,7 +144,7 @@ def gathered(arbitration: str, device: str, threads: int) -> Iterator[Team]:
     _meet(store, "beginning", rank(), started(), "", COMING)
     backend = "nccl" if picked.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank(), world_size=started(), timeout=WORKING)
-    team = Team(ARBITRATION[arbitration](), picked, arbitration == "per_rank", store)
+    team = World(ARBITRATION[arbitration](), picked, arbitration == "per_rank", store)
     try:
         with _naming_the_lost(store):
             yield team

@@ -7,29 +7,27 @@ from pathlib import Path
 
 import torch
 
-from gcond.build import build
+from gcond.config import build
 from gcond.data.checksums import short
 from gcond.data.splits import Splits
+from gcond.engine.batches import labelling_of, seeded
 from gcond.engine.checkpoint import Checkpoint, checkpoints
-from gcond.engine.folder import finished_report
-from gcond.engine.labels import labelling_of
-from gcond.engine.loop import Objective
-from gcond.engine.seeding import seeded
+from gcond.engine.run_folder import finished_report, read_config, read_report
+from gcond.engine.trainer import Objective
 from gcond.model import MaskedAutoencoder
-from gcond.run_files import read_config, read_report
 
 STATES = ("initial", "last")
 TRUST = "a package of your own, whose classes and data sets a run's config may name; its code is run"
 NAMED_BY = {"ct": "--ct", "imagenet256": "--imagenet"}  # data set -> the option of a command that names its folder
 
 
-class FinishedRun:
+class LoadedRun:
     """What a folder below runs/ holds.
 
     Args:
         path: the run's folder, which holds DONE.
         roots: data set -> where its data are, which a run's config does not keep.
-        trusted: packages that its config may name classes and data sets of, beside this one (`gcond.build`).
+        trusted: packages that its config may name classes and data sets of, beside this one (`gcond.config`).
 
     Raises:
         ValueError: the run is not finished, its data set's folder is not among `roots`, or its report or config is

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 
-class Logbook:
+class MetricsLog:
     """Appends records to `path`; `size` is what a checkpoint remembers, so that a resumed run drops what came after.
 
     Without a path (in all but one of several processes) nothing is written.
@@ -59,7 +59,7 @@ class Logbook:
                 "machine at work on it?"
             )
 
-    def __enter__(self) -> Logbook:
+    def __enter__(self) -> MetricsLog:
         return self
 
     def __exit__(

@@ -1,33 +1,35 @@
-"""The task gradients at the current weights, whatever strategy trains: how strong the conflict is, and the noise.
+"""Probes of a model at frozen weights, whatever strategy trains: task gradients (conflict and noise) and activations.
 
-Letters: n micro-batches of B images, m tasks, P parameters, K micro-batches of a window, H hidden patches.
+n micro-batches of B images, m tasks, P parameters, K micro-batches of a window, H hidden patches.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from gcond.data.intensity import Intensity
 from gcond.data.splits import ImageSet
-from gcond.engine.batches import Batch
-from gcond.engine.gradient_noise import describe, window_sizes
-from gcond.engine.interrupt import leave_to_the_parent, signals_held_back
-from gcond.engine.labels import Labelling
-from gcond.engine.seeding import generator
+from gcond.engine.batches import Batch, Labelling, generator
+from gcond.engine.evaluate import BATCH, EvaluationSet
+from gcond.engine.gradient_noise import Estimates, describe, estimates, window_sizes
+from gcond.engine.process import leave_to_the_parent, signals_held_back
 from gcond.model import MaskedAutoencoder
 from gcond.model.masking import draw_hidden
+from gcond.model.patches import hidden_mask
 from gcond.strategy.estimate import Losses
 from gcond.strategy.flat import FlatParameters
 from gcond.strategy.products import by_chunks
 
 
-class TaskGradients:
+class ProbeGradients:
     """Gradients of each task on micro-batches of training images that a subclass chooses.
 
     A forward pass serves all tasks; lambdas are applied, and a task whose lambda is 0 has no gradient and is left out.
@@ -116,7 +118,7 @@ class GradientTaker(Protocol):
         """Take the next micro-batch: for each task its gradient (None: a parameter not reached), times `factor`."""
 
 
-class GradientProbe(TaskGradients):
+class GradientProbe(ProbeGradients):
     """Of n micro-batches of training images, drawn by seed and epoch alone: so all strategies of a seed are probed on
     the same images and masks, whatever their estimator.
 
@@ -220,3 +222,121 @@ def buffers_put_back(model: nn.Module) -> Iterator[None]:
     finally:
         for buffer, value in before:
             buffer.copy_(value)
+
+
+SIZES = (1, 2, 4, 8, 24)  # K; 24 is the paper's
+FEWEST = 3  # of the longest windows: leaving out one leaves two, which still have a variance
+CHUNK = 1 << 15  # numbers of a row whose products are summed in float32; rounding is 1e-6 of the norms (a test)
+
+
+class WindowProbe(ProbeGradients):
+    """Of n micro-batches that are drawn independently of each other: B different images, any of which may come again.
+
+    So that micro-batches are as independent as those of a data set too large to be seen twice, which the paper's are.
+    The draw depends on the seed alone.
+
+    Raises:
+        ValueError: n is not a multiple of the longest window, or less than `FEWEST` of them.
+    """
+
+    sizes: Sequence[int] = SIZES
+
+    def _check(self) -> None:
+        longest = self.sizes[-1]
+        if self._count % longest or self._count < FEWEST * longest:
+            raise ValueError(
+                f"`micro_batches`: expected a multiple of {longest}, at least {FEWEST * longest}, so that there are "
+                f"{FEWEST} windows of {longest}, found {self._count}"
+            )
+        if self._size > len(self._images):
+            raise ValueError(
+                f"`micro_batch`: expected at most the {len(self._images)} training images, found {self._size}"
+            )
+
+    def measure(self) -> dict[str, Estimates]:
+        """Parameter group, "all" first -> what `statistics` says, with errors. Leaves the model in any mode."""
+        flat = FlatParameters(self._model.parameter_groups())
+        rows = GradientRows(flat, len(self._tasks), self._count)
+        draw = generator(self._seed, "windows")
+        chosen: list[int] = []
+        for _ in range(self._count):
+            chosen += torch.randperm(len(self._images), generator=draw)[: self._size].tolist()
+        self._take(rows, flat.parameters, chosen, draw)
+        return {group: estimates(list(self._tasks), gram, self.sizes) for group, gram in rows.grams().items()}
+
+
+class GradientRows:
+    """The gradients themselves, n m rows of P float32 numbers on the CPU."""
+
+    def __init__(self, flat: FlatParameters, tasks: int, n: int) -> None:
+        self._flat, self._taken = flat, 0
+        self._rows = torch.zeros(n, tasks, flat.size)
+
+    def add(self, gradients: Iterable[Sequence[Tensor | None]], factor: float = 1.0) -> None:
+        """Take the next micro-batch: for each task its gradient (None: a parameter not reached), times `factor`."""
+        for row, parts in zip(self._rows[self._taken], gradients, strict=True):
+            for view, part in zip(self._flat.views(row), parts, strict=True):
+                if part is not None:
+                    view.copy_(part).mul_(factor)
+        self._taken += 1
+
+    def grams(self) -> dict[str, Tensor]:
+        """ "all", then each parameter group -> [n, m, n, m] float64."""
+        bounds, groups = self._flat.bounds, self._flat.groups
+        found = {}
+        for group in dict.fromkeys(groups):  # each is one range of the rows
+            start, stop = groups.index(group), len(groups) - groups[::-1].index(group)
+            found[group] = _gram_of_all(self._rows[..., bounds[start] : bounds[stop]])
+        return {"all": torch.stack(list(found.values())).sum(0), **found}
+
+
+def _gram_of_all(rows: Tensor) -> Tensor:
+    """[n, m, P] -> [n, m, n, m]."""
+    n, m, _ = rows.shape
+    total = torch.zeros(n * m, n * m, dtype=torch.float64)
+    for part in rows.flatten(0, 1).split(CHUNK, dim=1):
+        total += part @ part.T
+    return total.view(n, m, n, m)
+
+
+IMAGES = 64
+QUANTILES = ("0", "0.001", "0.01", "0.05", "0.25", "0.5", "0.75", "0.95", "0.99", "0.999", "1")
+
+
+class Activations:
+    """Measures on the first images of a split, at most `IMAGES`, under their fixed masks; patients' too: no picture."""
+
+    def __init__(self, split: EvaluationSet, intensity: Intensity, device: torch.device) -> None:
+        self._split, self._intensity, self._device = split, intensity, device
+
+    @torch.no_grad()
+    def measure(self, model: MaskedAutoencoder) -> dict[str, Any]:
+        """Of all values of the map together; the model is left in eval mode."""
+        model.eval()
+        maps = []
+        count = min(IMAGES, len(self._split.images))
+        for start in range(0, count, BATCH):
+            places = range(start, min(start + BATCH, count))
+            raw = torch.stack([self._split.images[place] for place in places])
+            images = self._intensity.normalise(raw.to(self._device))
+            hidden = self._split.hidden[start : start + len(raw)].to(self._device)
+            maps.append(model.encode(images, hidden_mask(hidden, model.patches)).flatten().cpu())
+        return spread(torch.cat(maps))
+
+
+def spread(values: Tensor) -> dict[str, Any]:
+    """Mean, standard deviation, share of exact zeros and quantiles (interpolated); nan where one is not finite."""
+    numbers = values.double().numpy()
+    with np.errstate(invalid="ignore"):
+        quantiles = np.quantile(numbers, [float(share) for share in QUANTILES])
+        mean, std = float(numbers.mean()), float(numbers.std())
+    return {
+        "mean": _finite(mean),
+        "std": _finite(std),
+        "zero_share": float((numbers == 0).mean()),
+        "quantiles": {share: _finite(value) for share, value in zip(QUANTILES, quantiles.tolist(), strict=True)},
+    }
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else math.nan

@@ -1,4 +1,4 @@
-"""A run's folder: its name, what it holds, and whether it is finished.
+"""A run's folder: its name, its lock, and its config and report as everybody reads them.
 
 runs/<scale>/<dataset>-<model>-<strategy>-seed<seed>-<hash>/     or runs/<scale>/<name>/
     config.yaml  metrics.jsonl  checkpoints/  reconstructions/  final_reconstructions.npz  wandb/  report.json
@@ -7,21 +7,25 @@ runs/<scale>/<dataset>-<model>-<strategy>-seed<seed>-<hash>/     or runs/<scale>
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import functools
 import hashlib
 import json
+import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from gcond.engine.full_disk import explaining_a_full_disk
-from gcond.engine.lock import locked
-from gcond.files import write_text
-from gcond.run_files import read_yaml
+from gcond.files import explaining_a_full_disk, read_object, write_text
+from gcond.schema import REPORT, check, validate
 
 MODELS = Path(__file__).resolve().parents[3] / "conf" / "model"
 SCHEMA = 1  # of report.json
@@ -197,3 +201,112 @@ def _flat(content: Any, prefix: str = "") -> dict[str, str]:
     if not isinstance(content, dict):
         return {prefix.removesuffix("."): json.dumps(content)}
     return {key: value for name, part in content.items() for key, value in _flat(part, f"{prefix}{name}.").items()}
+
+
+LOCK = ".lock"
+TRIES, PAUSE = 10, 0.05  # `make status` holds a run's lock for a moment to see whether it is free
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+_held: list[TextIO] = []  # by this process
+
+
+def _let_go() -> None:
+    """A DataLoader's worker outlives a training process that was killed by seconds; it must not keep the run locked."""
+    for lock in _held:
+        lock.close()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of the run in `folder`.
+
+    Raises RuntimeError where another process holds it, ValueError where the file system has no locks.
+    """
+    with _opened(folder, "w") as lock:
+        for _ in range(TRIES):
+            if _take(lock, folder, fcntl.LOCK_EX):
+                break
+            time.sleep(PAUSE)
+        else:
+            raise RuntimeError(f"another process is at work on {folder}; wait for it or end it")
+        _held.append(lock)
+        try:
+            yield
+        finally:
+            _held.remove(lock)
+
+
+def running(folder: Path) -> bool:
+    """Whether a process holds the run's lock, here or, where the file system shares locks, on another machine."""
+    try:
+        lock = _opened(folder, "r")
+    except FileNotFoundError:
+        return False
+    with lock:
+        return not _take(lock, folder, fcntl.LOCK_SH)
+
+
+def _opened(folder: Path, mode: str) -> TextIO:
+    try:
+        return (folder / LOCK).open(mode)  # type: ignore[return-value]
+    except IsADirectoryError:
+        raise ValueError(f"{folder / LOCK}: expected a file, found a folder; remove it") from None
+
+
+def _take(lock: TextIO, folder: Path, kind: int) -> bool:
+    """False where another process holds it."""
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        raise ValueError(
+            f"{folder}: its file system has no locks ({error.strerror}), so two processes could work on one run; "
+            "set `runs` to a folder on a local disk, or have the file system mounted with locks"
+        ) from error
+    return True
+
+
+def read_report(folder: Path, *needed: str) -> dict[str, Any]:
+    """report.json of the run in `folder`, which has the fields `needed`."""
+    path = folder / "report.json"
+    try:
+        report = read_object(path)
+    except (OSError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+    try:
+        validate(REPORT, report)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if missing := [name for name in needed if report.get(name) is None]:
+        raise ValueError(f"{path}: expected the fields {', '.join(needed)}, found no {', '.join(missing)}")
+    return report
+
+
+def read_config(folder: Path) -> DictConfig:
+    """config.yaml of the run in `folder`, whose settings are those of the schema and are all filled in."""
+    cfg = read_yaml(folder / "config.yaml")
+    try:
+        check(cfg)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.yaml'}: {error}") from None
+    return cfg
+
+
+def read_yaml(path: Path) -> DictConfig:
+    """A recorded config: a mapping without interpolations, which could ask for the reader's environment."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        cfg = OmegaConf.create(text)  # by a safe loader
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+    except (yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError) as error:  # of UTF-8, too
+        raise ValueError(f"{path}: expected YAML, found something else: {' '.join(str(error).split())}") from None
+    if not isinstance(cfg, DictConfig) or "${" in text:
+        raise ValueError(f"{path}: expected settings by name, all filled in, found a list or an interpolation")
+    return cfg

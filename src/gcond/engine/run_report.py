@@ -21,13 +21,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gcond.data.splits import Splits
 from gcond.engine import device as devices
-from gcond.engine.arithmetic import fingerprint
 from gcond.engine.checkpoint import State
-from gcond.engine.folder import SCHEMA, RunFolder, config_hash, telling_what_could_not_be_written
-from gcond.engine.logbook import read
+from gcond.engine.device import fingerprint
+from gcond.engine.distributed import World
+from gcond.engine.metrics_log import read
 from gcond.engine.mirror import experiment
-from gcond.engine.rank import rank
-from gcond.engine.team import Team
+from gcond.engine.process import rank
+from gcond.engine.run_folder import SCHEMA, RunFolder, config_hash, telling_what_could_not_be_written
 from gcond.files import write_json
 from gcond.loss import TASKS
 from gcond.strategy.processes import SingleProcess
@@ -59,15 +59,15 @@ NAMED = (
 EDGE = 0.1  # share of the steps that "first" and "tail" average over
 
 
-class Record:
+class RunReport:
     """Writes report.json when the run ends, with status "done" or, on an exception, "failed".
 
     Of several processes the main one writes. `team` may be told later than the run begins.
     """
 
-    def __init__(self, cfg: DictConfig, folder: RunFolder, team: Team | None = None) -> None:
+    def __init__(self, cfg: DictConfig, folder: RunFolder, team: World | None = None) -> None:
         self._cfg, self._folder = cfg, folder
-        self.team = team or Team(SingleProcess(), torch.device("cpu"))
+        self.team = team or World(SingleProcess(), torch.device("cpu"))
         self._content: dict[str, Any] = {
             "schema": SCHEMA,
             "name": folder.name,
@@ -87,7 +87,7 @@ class Record:
         self._seconds = self._cpu_seconds = 0.0  # of earlier attempts
         self.windows = 0  # of this attempt, when it has ended
 
-    def __enter__(self) -> Record:
+    def __enter__(self) -> RunReport:
         commit, dirty = devices.commit()
         self._content |= {
             "commit": commit,

@@ -5,27 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import Tensor
 
-from gcond.build import build
+from gcond.config import build
 from gcond.data.intensity import Intensity
-from gcond.engine.batches import Batch
-from gcond.engine.labels import planned_classes
-from gcond.engine.loop import Objective, Trainer
-from gcond.engine.optimizer import optimizer_of
+from gcond.engine.batches import Batch, planned_classes
 from gcond.engine.settings import Settings
+from gcond.engine.trainer import Objective, Trainer, optimizer_of
 from gcond.model.masking import draw_hidden
-from gcond.train import CONFIG
 
 CHANNELS = {"ct": 1, "headneck": 1, "photos": 3, "imagenet256": 3, "imagenet84": 3}
-
-
-def composed(overrides: list[str]) -> DictConfig:
-    """The config of `gcond-train OVERRIDES`."""
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG)):
-        return compose("train", overrides)
 
 
 def channels_of(cfg: DictConfig) -> int:
@@ -33,12 +23,12 @@ def channels_of(cfg: DictConfig) -> int:
     if cfg.dataset.name not in CHANNELS:
         raise ValueError(
             f"`dataset`: expected one of {', '.join(CHANNELS)}, whose channels are known here, found "
-            f"{cfg.dataset.name}; add it to gcond.rehearsal.CHANNELS"
+            f"{cfg.dataset.name}; add it to gcond.synthetic_run.CHANNELS"
         )
     return CHANNELS[cfg.dataset.name]
 
 
-class Rehearsal:
+class SyntheticRun:
     """The config's model, strategy and optimizer, in real optimizer steps on one made micro-batch, shown again and
     again.
 

@@ -1,23 +1,28 @@
-"""Scores of predictors that look at nothing or at almost nothing: what a model must beat before its numbers mean much.
+"""Constant predictors: what a model must beat before its numbers mean much. Scored once per data set and scale.
 
 B batch, C channels, S image size, N patches, H hidden patches, n images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from gcond.data.intensity import Intensity
+from gcond.data.splits import ImageSet, Splits
+from gcond.engine.batches import Labelling
+from gcond.engine.evaluate import EvaluationSet, Scores, means, per_image
+from gcond.files import write_json
 from gcond.loss import ReconstructionLoss
 from gcond.model.patches import hidden_mask, patchify, select
-from gcond.scores import Scores, means, per_image
-
-if TYPE_CHECKING:
-    from gcond.data.intensity import Intensity
-    from gcond.data.splits import ImageSet
 
 BATCH = 64
 
@@ -39,8 +44,8 @@ def score_trivial(
 
     `hidden` [n, H] are the hidden patches of the n images of `evaluate`, the same for a model to be compared; the
     scores are computed on its device, for tasks that need predictions alone. "ssim" is 1 - SSIM. With `body_above`, the
-    raw value above which a pixel shows the body, also "body_l1" and "body_images" (`gcond.scores`). ValueError when n
-    or the training set does not fit.
+    raw value above which a pixel shows the body, also "body_l1" and
+    "body_images". ValueError when n or the training set does not fit.
     """
     if len(hidden) != len(evaluate):
         raise ValueError(f"`hidden` must have one row per image, found {len(hidden)} rows and {len(evaluate)} images")
@@ -100,3 +105,59 @@ def _evenly_spaced(length: int, at_most: int) -> list[int]:
 
 def _stack(images: ImageSet, indices: Sequence[int]) -> Tensor:
     return torch.stack([images[i] for i in indices])
+
+
+Baselines = dict[str, dict[str, float]]
+VERSION = 2  # of what is measured
+
+
+def trivial_scores(
+    cfg: DictConfig,
+    data: Splits,
+    sets: Mapping[str, EvaluationSet],
+    loss: ReconstructionLoss,
+    labelling: Labelling | None = None,
+) -> Baselines:
+    """predictor -> {"val_l1", …, "test_l1", …}, for all tasks of `loss`; classes are guessed, each equally likely.
+
+    Of CT also "val_body_l1" and "test_body_l1".
+    """
+    key = [VERSION, *(OmegaConf.to_container(cfg[part], resolve=True) for part in ("dataset", "loss", "scale"))]
+    digest = hashlib.sha256(json.dumps([*key, data.facts["checksum"]], sort_keys=True).encode()).hexdigest()[:10]
+    path = Path(cfg.runs) / cfg.scale.name / f"trivial-{cfg.dataset.name}-{digest}.json"
+    tasks = [*loss.pixel_tasks, *(("class", "top1") if labelling else ())]
+    if path.exists():
+        if kept := _kept(path, {f"{split}_{task}" for split in sets for task in tasks}):
+            return kept
+        print(f"{path}: damaged, so it is computed again", file=sys.stderr)
+    scores: Baselines = {}
+    for split, evaluation in sets.items():
+        for name, values in score_trivial(
+            data.train,
+            evaluation.images,  # type: ignore[arg-type]
+            evaluation.hidden,
+            loss,
+            data.intensity,
+            body_above=evaluation.body_above,
+        ).items():
+            values.pop("body_images", None)
+            scores.setdefault(name, {}).update({f"{split}_{task}": value for task, value in values.items()})
+    if labelling is not None:  # by chance
+        for own in scores.values():
+            for split in sets:
+                own |= {f"{split}_class": math.log(labelling.classes), f"{split}_top1": 1 / labelling.classes}
+    write_json(path, scores)
+    return scores
+
+
+def _kept(path: Path, needed: set[str]) -> Baselines | None:
+    """The scores in `path`; None unless every predictor has finite numbers, those that are `needed` among them."""
+    try:
+        scores = json.loads(path.read_bytes())
+        sound = scores and all(
+            needed <= own.keys() and all(type(value) is float and math.isfinite(value) for value in own.values())
+            for own in scores.values()
+        )
+    except (ValueError, AttributeError):  # neither JSON nor tables of numbers
+        return None
+    return scores if sound else None

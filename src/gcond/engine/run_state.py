@@ -1,0 +1,270 @@
+"""How a run stands: by its folder alone (`state_of`), or before it is started (`standing`), and its best epoch.
+
+A run's config does not say what its data hold. So a finished run counts only where the checksum of its data is today's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from omegaconf import DictConfig
+
+from gcond.data.checksums import checksum_of, short
+from gcond.engine.run_folder import RunFolder, finished_report, running
+from gcond.files import read_rows
+from gcond.output import duration
+
+
+@dataclass(frozen=True)
+class Standing:
+    """`said`: where it is finished, why it is refused, or why what is recorded does not count. `unchecked`: why its
+    data were not compared with today's, "" where they were. `row`: of runs.csv, where it is recorded."""
+
+    state: Literal["to do", "finished", "recorded", "refused"]
+    said: str = ""
+    unchecked: str = ""
+    row: Mapping[str, str] = field(default_factory=dict)
+
+
+TO_DO = Standing("to do")
+NO_REPORT = Standing("to do", "marked DONE without the report of a finished run, so it is made again")
+
+
+def standing(folder: RunFolder, cfg: DictConfig, checksum: Callable[[DictConfig], Any] = checksum_of) -> Standing:
+    """Of the run that `cfg` describes. `checksum` is that of a data set, and raises ValueError where it has no data."""
+    try:
+        report = folder.finished()
+        if cfg.name is not None:  # else the folder's name tells configs apart
+            folder.check(cfg)
+    except (OSError, ValueError) as error:
+        return Standing("refused", str(error))
+    recorded = {} if cfg.recorded is None else recorded_by_data(Path(cfg.recorded), cfg.scale.name, folder.hash)
+    if report is None and not recorded:
+        return NO_REPORT if folder.done else TO_DO
+    try:
+        today, unchecked = checksum(cfg.dataset), ""
+    except (OSError, ValueError) as error:
+        today, unchecked = None, str(error)
+    if report is not None:
+        if today not in (None, report["data_checksum"]):
+            return Standing("refused", _made_with_other_data(folder, report["data_checksum"], today))
+        return Standing("finished", f"finished earlier, see {folder.path}", unchecked)
+    where = f"recorded in {Path(cfg.recorded) / cfg.scale.name / 'runs.csv'}"
+    if str(today) in recorded:
+        return Standing("recorded", f"{where}, not repeated", row=recorded[str(today)])
+    if unchecked:
+        return Standing("recorded", f"{where}, not repeated", unchecked, next(iter(recorded.values())))
+    if set(recorded) == {""}:
+        return Standing("to do", f"{where} without the checksum of its data, so it is repeated")
+    return Standing("to do", f"{where} for other data, so it is repeated")
+
+
+def recorded_by_data(results: Path, scale: str, config: str) -> dict[str, dict[str, str]]:
+    """The runs of `scale` with the hash `config` that are recorded as done below `results`: checksum of their data, ""
+    unknown -> row of runs.csv. Raises ValueError where that file is damaged."""
+    found = recorded_rows(results / scale / "runs.csv")
+    return {row.get("data_checksum", ""): row for row in found if row.get("hash") == config}
+
+
+def recorded_rows(path: Path) -> list[dict[str, str]]:
+    """Of the finished runs in a runs.csv; none where there is no such file. Raises ValueError where it is damaged."""
+    if not path.exists():
+        return []
+    header, rows = read_rows(path)
+    found = (dict(zip(header, cells, strict=True)) for _, cells in rows)
+    return [row for row in found if row.get("status", "done") == "done"]  # the queue's table has finished runs alone
+
+
+def _made_with_other_data(folder: RunFolder, then: Any, today: Any) -> str:
+    return (
+        f"{folder.path}: finished with data of the checksum {short(then)}, expected today's {short(today)}; choose "
+        f"another `runs` or `name`, or move the folder out of {folder.path.parent}"
+    )
+
+
+BLOCK = 8192  # bytes; a record of a step takes 1 to 3 thousand
+
+
+def steps_logged(metrics: Path) -> int:
+    """Optimizer steps in metrics.jsonl by its last complete line; 0 where there is none.
+
+    Raises ValueError where that is no record.
+    """
+    line = _last_line(metrics)
+    if line is None:
+        return 0
+    try:
+        record = json.loads(line)
+        return int(record["step"]) + (record["kind"] == "step")
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{metrics}: expected a record in its last line, found {line[:40]!r}") from None
+
+
+def _last_line(path: Path) -> bytes | None:
+    """The last line that ends in a newline; a process may be writing the one after it."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return None
+    with file:
+        start = file.seek(0, 2)
+        tail = b""
+        while start > 0:
+            size = min(BLOCK, start)
+            start -= size
+            file.seek(start)
+            tail = file.read(size) + tail
+            lines = tail.split(b"\n")
+            if len(lines) > 2 or (len(lines) == 2 and start == 0):
+                return lines[-2]
+        return None
+
+
+def steps_saved(folder: Path) -> list[tuple[int, float]]:
+    """(optimizer step, time of writing) of each checkpoint, the oldest first."""
+    saved = []
+    for path in (folder / "checkpoints").glob("[0-9]*-*.pt"):
+        try:
+            saved.append((int(path.name.partition("-")[0]), path.stat().st_mtime))
+        except FileNotFoundError:  # the run has just replaced it by a newer one
+            continue
+    return sorted(saved)
+
+
+def last_line_of_error(folder: Path) -> str | None:
+    """Of FAILED: "Type: message", of a message of several lines its last one; None where the run has not failed."""
+    try:
+        lines = [
+            line.strip()
+            for line in (folder / "FAILED").read_text(encoding="utf-8", errors="replace").splitlines()
+            if line.strip()
+        ]
+    except FileNotFoundError:
+        return None
+    return lines[-1] if lines else "unknown error"
+
+
+MARKS = ("config.yaml", ".lock", "DONE", "FAILED")  # one of them makes a folder a run's
+STATES = ("running", "failed", "interrupted", "unreadable", "done")  # in the order in which they are listed
+
+
+@dataclass(frozen=True)
+class RunState:
+    """`steps` and `total` are optimizer steps; `eta` is the seconds that a running one still takes, None if unknown."""
+
+    folder: Path
+    state: str
+    steps: int
+    total: int | None
+    detail: str
+    eta: float | None = None
+
+
+def states_of(scales: Sequence[Path], now: float) -> list[RunState]:
+    """Of every run below `scales` (runs/<scale>), the ones that need a look first."""
+    folders = [path for scale in scales for path in sorted(scale.iterdir()) if path.is_dir()]
+    found = [state_of(path, now) for path in folders if any((path / mark).exists() for mark in MARKS)]
+    found = [status for status in found if status.folder.exists()]  # the others have been deleted meanwhile
+    return sorted(found, key=lambda status: STATES.index(status.state))
+
+
+def state_of(folder: Path, now: float) -> RunState:
+    try:
+        return _state_of(folder, now)
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        return RunState(folder, "unreadable", 0, None, f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _state_of(folder: Path, now: float) -> RunState:
+    if (report := finished_report(folder)) is not None:
+        return RunState(folder, "done", report["steps"], report["steps"], f"took {duration(report['seconds'])}")
+    logged = steps_logged(folder / "metrics.jsonl")
+    total = _total_steps(folder)
+    if running(folder):
+        eta = _eta(folder, logged, total)
+        left = "not known yet" if eta is None else duration(eta)
+        return RunState(folder, "running", logged, total, f"time left {left}{_silence(folder, now)}", eta)
+    error = last_line_of_error(folder)
+    if error is not None:
+        return RunState(folder, "failed", logged, total, error)
+    if (folder / "DONE").exists():
+        raise ValueError("DONE without the report of a finished run; the next sweep makes it again")
+    saved = steps_saved(folder)
+    step = saved[-1][0] if saved else 0
+    return RunState(folder, "interrupted", step, total, f"goes on from step {step}" if step else "starts again")
+
+
+def _total_steps(folder: Path) -> int | None:
+    """By config.yaml; where an epoch is one pass over data that only the run has counted, by its first validation."""
+    try:
+        scale = yaml.load((folder / "config.yaml").read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["scale"]
+    except FileNotFoundError:
+        return None
+    per_epoch = scale["steps_per_epoch"] or _steps_to_first_validation(folder / "metrics.jsonl")
+    return None if per_epoch is None else int(per_epoch) * int(scale["epochs"])
+
+
+def _steps_to_first_validation(metrics: Path) -> int | None:
+    if not metrics.exists():
+        return None
+    with metrics.open() as file:
+        line = next((line for line in file if '"kind": "validation"' in line and line.endswith("\n")), None)
+    return None if line is None else int(json.loads(line)["step"])
+
+
+def _eta(folder: Path, logged: int, total: int | None) -> float | None:
+    """At the rate since the oldest checkpoint of this attempt, or since the attempt began."""
+    metrics = folder / "metrics.jsonl"
+    if total is None or not metrics.exists():
+        return None
+    began = (folder / ".lock").stat().st_mtime  # opened for writing by each attempt
+    step, since = 0, began
+    for saved, written in steps_saved(folder):
+        step, since = saved, max(written, began)
+        if written >= began:
+            break
+    seconds = metrics.stat().st_mtime - since
+    return (total - logged) * seconds / (logged - step) if logged > step and seconds > 0 else None
+
+
+def _silence(folder: Path, now: float) -> str:
+    """Said where a step takes long, or hangs."""
+    metrics = folder / "metrics.jsonl"
+    quiet = now - (metrics if metrics.exists() else folder / ".lock").stat().st_mtime
+    return f", last step {duration(quiet)} ago" if quiet >= 60 else ""
+
+
+PAPER_WEIGHTS = {"l1": 0.85, "ssim": 0.15}
+
+
+def selection_weights(tasks: Mapping[str, float]) -> Mapping[str, float]:
+    """The paper's weights whatever a run's own are, so that all choose alike; its own where it has other tasks."""
+    return tasks if set(tasks) - set(PAPER_WEIGHTS) else PAPER_WEIGHTS
+
+
+def weighted_loss(scores: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """Of validation scores, "val_<task>"."""
+    return sum(weight * scores[f"val_{task}"] for task, weight in weights.items())
+
+
+def objective(report: Mapping[str, Any]) -> float:
+    """The weighted validation loss at the best epoch of a finished run, by its report.json: what a sweeper minimises.
+
+    nan where the run has no such number.
+    """
+    weights = selection_weights(report.get("tasks") or {})
+    scores = [report["final"]["best"]] if report.get("final") else report["validation"]
+    measured = [each for each in scores if all(each[f"val_{task}"] is not None for task in weights)]
+    return min((weighted_loss(each, weights) for each in measured), default=math.nan)
+
+
+def recorded_objective(row: Mapping[str, str], tasks: Mapping[str, float]) -> float:
+    """The same by a run's row of runs.csv, whose own tasks are `tasks`."""
+    weights = selection_weights(tasks)
+    return weighted_loss({f"val_{task}": float(row[f"best_val_{task}"]) for task in weights}, weights)
