@@ -22,41 +22,35 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from archive import dry_run, header, labels, listing, merge, rejected, report, shard, split
-from archive.run import Pass
-from archive.shard import Job, building
+from archive import header, identity, labels, listing, merge, report
+from archive.run import HEADERS, PIXELS, Job, Stage, building, run_stage
 from tqdm import tqdm
 
 from gcond.data import store
-from gcond.data.store import STORED_SIZE
+from gcond.data.store import STORED_BYTES
 from gcond.files import write_atomically, write_json
 from gcond.output import output_may_be_lost
 
-SLICE_BYTES = 2 * STORED_SIZE**2
 GO_ON = "run the same command again: it goes on where it stopped"
 
 
 def prepare(out: Path, jobs: list[Job], workers: int, whole: bool) -> None:
     """Headers, then pixels, of those shards that are not done yet; `whole` says that there are no other shards."""
-
-    # Headers.
     todo = [job for job in jobs if not job.headers.exists()]
-    print(f"headers: {len(jobs) - len(todo)} of {len(jobs)} shards are done")
-    sizes = listing.shard_sizes(todo[0].listing) if todo else []
-    files = sum(sizes[job.shard] for job in todo)
-    with tqdm(total=files, desc="headers", unit="file", mininterval=1, disable=not todo) as bar:
-        Pass("headers", shard.read_headers, shard.try_header, workers).over(todo, bar.update)
-
+    sizes = listing.shard_sizes(jobs[0].listing) if todo else []
+    _pass(HEADERS, todo, len(jobs), workers, sum(sizes[job.shard] for job in todo), "file")
     if whole:
         check_labels(out, jobs)
-
-    # Pixels.
     todo = merge.missing(jobs)
-    print(f"pixels: {len(jobs) - len(todo)} of {len(jobs)} shards are done")
     images = sum(count_images(job) for job in todo)
-    check_space(out, images * SLICE_BYTES)
-    with tqdm(total=images, desc="pixels", unit="slice", mininterval=1, disable=not todo) as bar:
-        Pass("pictures", shard.read_pictures, shard.try_picture, workers).over(todo, bar.update)
+    check_space(out, images * STORED_BYTES)
+    _pass(PIXELS, todo, len(jobs), workers, images, "slice")
+
+
+def _pass(stage: Stage, todo: list[Job], shards: int, workers: int, files: int, unit: str) -> None:
+    print(f"{stage.name}: {shards - len(todo)} of {shards} shards are done")
+    with tqdm(total=files, desc=stage.name, unit=unit, mininterval=1, disable=not todo) as bar:
+        run_stage(stage, todo, workers, bar.update)
 
 
 def plan(out: Path, roots: dict[str, Path], shard_files: int, reuse: bool) -> list[Job]:
@@ -113,12 +107,12 @@ def check_labels(out: Path, jobs: Sequence[Job]) -> None:
 
 def join(out: Path, jobs: Sequence[Job], choices: merge.Choices) -> int:
     try:
-        facts = merge.merge(out, jobs, choices)
+        lines = report.of_store(merge.merge(out, jobs, choices))
     except merge.Unusable as unusable:
-        print("\n".join([*report.files(unusable.facts), *report.reasons(unusable.facts), *rejected.examples(out)]))
+        print("\n".join([*report.of_files(unusable.facts), *report.rejected_examples(out)]))
         print(f"error: {unusable}", file=sys.stderr)
         return 1
-    print("\n".join([*report.lines(facts), *rejected.examples(out)]))
+    print("\n".join([*lines, *report.rejected_examples(out)]))
     return 0
 
 
@@ -129,7 +123,7 @@ def already(out: Path, facts: dict, choices: merge.Choices) -> int:
             f"`--out`: {out} was made with {made}, this call asks for {asked}; other splits need a new folder"
         )
     shutil.rmtree(building(out), ignore_errors=True)  # left where the last call was killed in its last moment
-    print("\n".join([*report.lines(facts), *rejected.examples(out)]))
+    print("\n".join([*report.of_store(facts), *report.rejected_examples(out)]))
     print(f"{out} is complete: nothing was done. `python data_prep/ct.py verify {out}` checks it.")
     return 0
 
@@ -152,7 +146,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0], epilog="also: merge DIR, verify DIR, preview DIR"
     )
-    for source, words in merge.TITLES.items():
+    for source, words in report.TITLES.items():
         made.add_argument(f"--{source}", type=Path, metavar="DIR", help=f"{words}, unpacked or (RADCURE) zipped")
     made.add_argument("--out", type=Path, required=True, help="the store's folder")
     made.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
@@ -172,7 +166,7 @@ def add_choices(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--shares",
         type=lambda text: tuple(float(part) for part in text.split(",")),
-        default=split.DEFAULT_SHARES,
+        default=identity.DEFAULT_SHARES,
         help="of training, validation and test (default: .84,.08,.08)",
     )
     made.add_argument(
@@ -228,7 +222,7 @@ def _prepare(options: argparse.Namespace) -> int:
     choices = _choices(options)
     _check(options, roots)
     if options.dry_run:
-        print("\n".join(dry_run.describe(roots, options.workers)))
+        print("\n".join(report.estimate(roots, options.workers)))
         return 0
     if (options.out / "facts.json").exists():
         facts = store.read_facts(options.out)
@@ -268,13 +262,13 @@ def _check(options: argparse.Namespace, roots: dict[str, Path]) -> None:
     if (
         found
         and "facts.json" not in found
-        and not found <= {".building", "shards", "index.parquet", "manifest.parquet", rejected.NAME}
+        and not found <= {".building", "shards", "index.parquet", "manifest.parquet", report.REJECTED_CSV}
     ):
         raise ValueError(f"`--out`: {options.out} is not empty ({', '.join(sorted(found)[:3])}); expected a new folder")
 
 
 def _choices(options: argparse.Namespace) -> merge.Choices:
-    split.check_shares(options.shares)
+    identity.check_shares(options.shares)
     return merge.Choices(options.seed, options.shares, options.max_bad_share)
 
 

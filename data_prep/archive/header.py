@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
+from archive import reasons
+from archive.listing import Entry, is_of_the_file, open_entry
 from dicom_hu import LONGEST_VALUE, PIXEL_DATA, SYNTAXES, UNDEFINED_LENGTH, Unusable, read_dataset
 from pydicom.dataset import FileDataset
 from pydicom.uid import MediaStorageDirectoryStorage
-
-from archive import reasons
-from archive.listing import Entry, is_of_the_file, open_entry
 
 SCHEMA = pa.schema(
     [

@@ -1,12 +1,18 @@
-"""Which files are copies and which patients are one: by their pixels; by an identifier only where it can be trusted."""
+"""Which files are copies, which patients are one, and on which side of the split each is.
 
-from collections.abc import Sequence
+Copies go by their pixels; an identifier counts only where it can be trusted.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import pandas as pd
 
-from archive import split
+from gcond.data.store import SPLITS
 
+DEFAULT_SHARES = (0.84, 0.08, 0.08)
 COPY, RENAMED, MOVED = "copy", "copy under another SOPInstanceUID", "copy at another position"
 SHARED_SOP, SOP_OF_ANOTHER = "shared SOP UID", "SOP instance of another patient"
 CONSTANT = "nearly constant"
@@ -27,6 +33,9 @@ class Shared(NamedTuple):
     owners: int  # patients, or, of a patient, studies
     slices: int
     row: int
+
+
+# Copies
 
 
 def mark_copies(files: pd.DataFrame) -> None:
@@ -56,9 +65,11 @@ def mark_pictures_of_many(files: pd.DataFrame) -> None:
     """Reject the pictures that too many patients have for it to be chance or a second name."""
     stored = files[(files.status == "stored") & ~has_flag(files, CONSTANT)]
     owners = stored.groupby("fingerprint").patient.nunique()
-    most = most_owners(stored.patient.nunique())
-    bad = stored.index[stored.fingerprint.isin(owners.index[owners > most])]
+    bad = stored.index[stored.fingerprint.isin(owners.index[owners > most_owners(stored.patient.nunique())])]
     files.loc[bad, ["status", "reason"]] = ["rejected", "picture of many patients"]
+
+
+# Identifiers
 
 
 def most_owners(patients: int) -> float:
@@ -78,24 +89,16 @@ def constants(kept: pd.DataFrame) -> list[Shared]:
     found = []
     for _, own in kept.groupby("source"):
         most = most_owners(own.patient.nunique())
-        most_studies = max(MOST_STUDIES, MOST_STUDIES_SHARE * own.study.nunique())
         for tag, column, owner, limit in (
             ("StudyInstanceUID", "study", "patient", most),
             ("SeriesInstanceUID", "series", "patient", most),
-            ("PatientID", "patient", "study", most_studies),
+            ("PatientID", "patient", "study", max(MOST_STUDIES, MOST_STUDIES_SHARE * own.study.nunique())),
         ):
             owners = own.groupby(column)[owner].nunique()
             for name, count in owners[owners > limit].items():
                 of_it = own.index[own[column] == name]
                 found.append(Shared(tag, name, int(count), len(of_it), int(of_it[0])))
     return found
-
-
-def linked_patients(kept: pd.DataFrame, untrusted: Sequence[str]) -> dict[str, str]:
-    """Patient -> the first of those that share a picture or a study with it; no study of `untrusted` links."""
-    pictures = kept.fingerprint.where(~has_flag(kept, CONSTANT), "")
-    studies = kept.study.fillna("").where(~kept.study.isin(untrusted), "")
-    return split.components([*split.links(pictures, kept.patient), *split.links(studies, kept.patient)])
 
 
 def has_flag(files: pd.DataFrame, flag: str) -> pd.Series:
@@ -105,3 +108,62 @@ def has_flag(files: pd.DataFrame, flag: str) -> pd.Series:
 def add_flag(files: pd.DataFrame, rows: pd.Series, flag: str) -> None:
     """Set a flag of the rows that the mask `rows` names, in the order of their names."""
     files.loc[rows, "flags"] = [",".join(sorted({*old.split(","), flag} - {""})) for old in files.loc[rows, "flags"]]
+
+
+# Splits
+
+
+def linked_patients(kept: pd.DataFrame, untrusted: Sequence[str]) -> dict[str, str]:
+    """Patient -> the first of those that share a picture or a study with it; no study of `untrusted` links."""
+    pictures = kept.fingerprint.where(~has_flag(kept, CONSTANT), "")
+    studies = kept.study.fillna("").where(~kept.study.isin(untrusted), "")
+    return components([*links(pictures, kept.patient), *links(studies, kept.patient)])
+
+
+def links(keys: Iterable[str], patients: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of patients that share a key (a picture's fingerprint, a study); empty keys link nobody."""
+    owners: dict[str, set[str]] = defaultdict(set)
+    for key, patient in zip(keys, patients, strict=True):
+        if key:
+            owners[key].add(patient)
+    return sorted({(min(shared), other) for shared in owners.values() for other in shared - {min(shared)}})
+
+
+def components(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Patient -> the first, by name, of all patients that are linked with it; those without a link are left out."""
+    parent: dict[str, str] = {}
+
+    def root(patient: str) -> str:
+        while parent.setdefault(patient, patient) != patient:
+            parent[patient] = parent[parent[patient]]
+            patient = parent[patient]
+        return patient
+
+    for one, other in pairs:
+        first, second = sorted((root(one), root(other)))
+        parent[second] = first
+    return {patient: root(patient) for patient in parent}
+
+
+def check_shares(shares: tuple[float, ...]) -> None:
+    if len(shares) != len(SPLITS) or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-9:
+        raise ValueError(f"`--shares`: expected {len(SPLITS)} positive numbers that sum to 1, found {shares}")
+
+
+def draw(seed: int, patient: str, shares: tuple[float, ...] = DEFAULT_SHARES) -> str:
+    """The split of a patient alone: a hash, so that no other patient and no missing file can move it."""
+    place = int.from_bytes(hashlib.sha256(f"{seed}:{patient}".encode()).digest()[:8]) / 2**64
+    for split, share in zip(SPLITS, shares, strict=True):
+        if place < share:
+            return split
+        place -= share
+    return SPLITS[-1]
+
+
+def assign(
+    patients: Iterable[str], linked: Mapping[str, str], seed: int, shares: tuple[float, ...]
+) -> tuple[dict[str, str], list[str]]:
+    """Patient -> split, and the patients that a link has moved from the side that their own hash gives."""
+    names = sorted(set(patients))
+    splits = {patient: draw(seed, linked.get(patient, patient), shares) for patient in names}
+    return splits, [patient for patient in names if splits[patient] != draw(seed, patient, shares)]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
-
 from archive.header import pseudonym
 from archive.listing import Entry, open_entry
+
 from gcond.data.store import LABELS
 
 COLUMNS = ("ID", "Label")
@@ -28,30 +28,29 @@ def read_labels(root: Path, entries: Iterable[Entry], say: Callable[[str], objec
     every other. The metadata `counts` holds the numbers of rows that repeat another and of labels with two values.
     Raises ValueError, naming file and row, where a table of labels holds one that is neither 0 nor 1.
     """
-    tables = []
+    tables = [pd.DataFrame({"sop": [], "label": [], "value": []})]
     for entry in entries:
-        name = entry.member or entry.path
-        if not name.lower().endswith(".csv") or name.rsplit("/", 1)[-1].startswith("._") or entry.problem:
+        name = (entry.member or entry.path).rsplit("/", 1)[-1].lower()
+        if not name.endswith(".csv") or name.startswith("._") or entry.problem:
             continue
+        where = f"{entry.path}!{entry.member}" if entry.member else entry.path
         try:
-            tables.append(_read(root, entry))
+            with open_entry(root, entry) as file:
+                tables.append(_read(where, file.read()))
         except PassedOver as reason:
-            say(f"{_named(entry)} holds no labels: {reason}")
-    rows = pd.concat(tables) if tables else pd.DataFrame({"sop": [], "label": [], "value": []})
+            say(f"{where} holds no labels: {reason}")
+    rows = pd.concat(tables[1:] or tables)
     different = rows.drop_duplicates()
     contradicted = different.duplicated(["sop", "label"], keep=False)
     wide = different[~contradicted].pivot(index="sop", columns="label", values="value")
-    names = different.sop.unique()
-    values = wide.reindex(index=names, columns=LABELS).astype("Int8")
-    columns = {"sop": [pseudonym("ich", "sop", name) for name in names]} | {label: values[label] for label in LABELS}
+    values = wide.reindex(index=different.sop.unique(), columns=LABELS).astype("Int8")
+    columns = {"sop": [pseudonym("ich", "sop", name) for name in values.index]}
+    columns |= {label: pa.array(values[label], from_pandas=True) for label in LABELS}
     counts = {
         "repeated_rows": len(rows) - len(different),
         "contradicted": len(different[contradicted].drop_duplicates(["sop", "label"])),
     }
-    return pa.table(
-        {name: pa.array(column, from_pandas=True) for name, column in columns.items()},
-        schema=SCHEMA.with_metadata({"counts": json.dumps(counts)}),
-    )
+    return pa.table(columns, schema=SCHEMA.with_metadata({"counts": json.dumps(counts)}))
 
 
 def check_fit(labels: pa.Table, sops: Iterable[str]) -> None:
@@ -66,14 +65,8 @@ def check_fit(labels: pa.Table, sops: Iterable[str]) -> None:
         )
 
 
-def _named(entry: Entry) -> str:
-    return f"{entry.path}!{entry.member}" if entry.member else entry.path
-
-
-def _read(root: Path, entry: Entry) -> pd.DataFrame:
+def _read(where: str, content: bytes) -> pd.DataFrame:
     """The columns sop, label and value, a row each for every row of the file."""
-    with open_entry(root, entry) as file:
-        content = file.read()
     encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
         head = content[:4096].decode(encoding, "ignore").splitlines()
@@ -85,39 +78,24 @@ def _read(root: Path, entry: Entry) -> pd.DataFrame:
     columns = [name.strip() for name in next(csv.reader(head[:1], delimiter=delimiter))]
     if not set(COLUMNS) <= set(columns):
         raise PassedOver(f"its columns are {', '.join(columns[:8])}; expected {' and '.join(COLUMNS)}")
+    text = {"dtype": str, "keep_default_na": False, "skipinitialspace": True, "encoding": encoding}
     try:
-        table = pd.read_csv(
-            io.BytesIO(content),
-            sep=delimiter,
-            encoding=encoding,
-            header=0,
-            names=columns,
-            usecols=COLUMNS,
-            dtype=str,
-            keep_default_na=False,
-            skipinitialspace=True,
-        )
+        table = pd.read_csv(io.BytesIO(content), sep=delimiter, header=0, names=columns, usecols=COLUMNS, **text)
     except ValueError as error:
-        raise ValueError(
-            f"{_named(entry)}: a table of labels that cannot be read ({error}); mend or remove it"
-        ) from None
+        raise ValueError(f"{where}: a table of labels that cannot be read ({error}); mend or remove it") from None
+    if table.empty:
+        raise PassedOver("it has no rows")
     values = pd.to_numeric(table.Label, errors="coerce")
     good = values.isin([0, 1])
     if not good.any():
-        raise PassedOver(
-            f"no label is 0 or 1, the first is {table.Label.iloc[0]!r}" if len(table) else "it has no rows"
-        )
+        raise PassedOver(f"no label is 0 or 1, the first is {table.Label.iloc[0]!r}")
     parts = table.ID.str.strip().str.rpartition("_")
-    if not (known := parts[2].isin(LABELS)).all():
-        row = int((~known).to_numpy().argmax())
-        raise ValueError(
-            f"{_named(entry)}, row {row + 2}: expected an ID that ends in one of {', '.join(LABELS)}, "
-            f"found {table.ID.iloc[row]!r}; mend or remove the file"
-        )
-    if not good.all():
-        row = int((~good).to_numpy().argmax())
-        raise ValueError(
-            f"{_named(entry)}, row {row + 2}: expected the label 0 or 1, found {table.Label.iloc[row]!r}; mend or "
-            "remove the file"
-        )
+    for rows, column, expected in (
+        (parts[2].isin(LABELS), "ID", f"an ID that ends in one of {', '.join(LABELS)}"),
+        (good, "Label", "the label 0 or 1"),
+    ):
+        if not rows.all():
+            row = int((~rows).to_numpy().argmax())
+            found = f"{where}, row {row + 2}: expected {expected}, found {table[column].iloc[row]!r}"
+            raise ValueError(f"{found}; mend or remove the file")
     return pd.DataFrame({"sop": parts[0], "label": parts[2], "value": values})

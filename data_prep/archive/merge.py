@@ -1,4 +1,4 @@
-"""All shards -> index, manifest, facts: duplicates, splits, the place of a slice in its series, labels, statistics."""
+"""All shards -> index, manifest, facts: copies, splits, the place of a slice in its series, labels, statistics."""
 
 import json
 import shutil
@@ -12,20 +12,17 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from write_store import finish
-
-from archive import identity, labels, rejected, split
+from archive import identity, labels
 from archive.header import SCHEMA
 from archive.listing import SOURCES
-from archive.shard import Job, building
+from archive.report import EXPECTED, REJECTED_CSV, TITLES, write_rejected
+from archive.run import Job, building
+from write_store import finish
+
 from gcond.data import store, windows
 from gcond.data.store import STORED_SIZE
 from gcond.files import write_atomically
 
-TITLES = {"ich": "RSNA ICH", "cspine": "RSNA cervical spine", "radcure": "RADCURE"}
-EXPECTED = {"ich": 874_035, "cspine": 711_601, "radcure": 613_808}
-"""Images of the whole collections: ICH from its authors; the others add up to the paper's count (docs/data.md)."""
-PAPER_FILES = 2_199_444
 TERMS = {
     "ich": "RSNA, non-commercial research and education (Kaggle's competition rules)",
     "cspine": "RSNA, non-commercial research and education (Kaggle's competition rules)",
@@ -54,7 +51,7 @@ class Choices(NamedTuple):
     """What decides about splits and about when to give up; recorded in the facts."""
 
     seed: int = 0
-    shares: tuple[float, ...] = split.DEFAULT_SHARES
+    shares: tuple[float, ...] = identity.DEFAULT_SHARES
     max_bad_share: float = 0.001
 
 
@@ -82,7 +79,7 @@ def merge(out: Path, jobs: Sequence[Job], choices: Choices, say: Callable[[str],
     strangers = shared[shared.strangers]
     identity.add_flag(kept, kept.index.isin(shared.index), identity.SHARED_SOP)
     files.loc[strangers.index, "reason"] = identity.SOP_OF_ANOTHER
-    rejected.write(out, files)
+    write_rejected(out, files)
     for line in _warnings(jobs, files, untrusted, shared):
         say(line)
 
@@ -91,7 +88,7 @@ def merge(out: Path, jobs: Sequence[Job], choices: Choices, say: Callable[[str],
     for group, size in Counter(linked.values()).items():
         if size > identity.most_owners(kept.patient.nunique()):
             say(f"warning: {size} patients are one by the pictures and studies that they share; the first is {group}")
-    splits, moved = split.assign(kept.patient, linked, choices.seed, choices.shares)
+    splits, moved = identity.assign(kept.patient, linked, choices.seed, choices.shares)
     kept["split"] = kept.patient.map(splits)
 
     # What a row of the index says beyond what its file does.
@@ -124,20 +121,17 @@ def _refuse(out: Path, about: dict, kept: pd.DataFrame, choices: Choices, shared
         of_several = f"; SOPInstanceUID {shared_uid} names pictures of several patients" if shared_uid else ""
         raise Unusable(
             f"{share:.2%} of the images are bad, more than {choices.max_bad_share:.2%}{of_several}. No store was made: "
-            f"{out / rejected.NAME} names file, cause and remedy; mend the archive and start anew, or accept them with "
+            f"{out / REJECTED_CSV} names file, cause and remedy; mend the archive and start anew, or accept them with "
             f"--max-bad-share {min(1.0, share * 1.01):.4f} (nothing is decoded again)",
             about,
         )
     if empty := [name for name in store.SPLITS if not about["by_split"][name]]:
         patients, studies = kept.patient.nunique(), kept.study.nunique()
+        anonymised = patients < len(store.SPLITS) <= studies
+        constant = "; is PatientID (0010,0020) an anonymiser's constant?" if anonymised else ""
         raise Unusable(
             f"no patient falls to {' and '.join(empty)} among {patients} (of {studies} studies); expected at least "
-            "one: choose other `--shares` or another `--seed` (nothing is decoded again)"
-            + (
-                "; is PatientID (0010,0020) an anonymiser's constant?"
-                if patients < len(store.SPLITS) <= studies
-                else ""
-            ),
+            f"one: choose other `--shares` or another `--seed` (nothing is decoded again){constant}",
             about,
         )
 
@@ -279,58 +273,43 @@ def _attach_labels(kept: pd.DataFrame, path: Path, unsure: pd.Index) -> dict:
 
 def _statistics(train: pd.DataFrame) -> dict[str, tuple[float, float]]:
     pixels = len(train) * STORED_SIZE**2
-    if not pixels:
-        return {}
     totals = {name: [int(train[f"{kind}_{name}"].sum()) for kind in ("sum", "squares")] for name in windows.PRESETS}
     return {name: windows.statistics_of_sums(name, pixels, *sums) for name, sums in totals.items()}
 
 
 def _about(files: pd.DataFrame, kept: pd.DataFrame, choices: Choices) -> dict:
-    sources = [source for source in SOURCES if (files.source == source).any()]
-    bad = int((files.status == "rejected").sum() + (files.reason == identity.SOP_OF_ANOTHER).sum())
-    images = int(files.status.isin(["stored", "duplicate", "rejected"]).sum())
+    """What the facts say of files, patients and choices."""
+    sources = {source: files[files.source == source] for source in SOURCES if (files.source == source).any()}
+    images = {status: (files.status == status).sum() for status in ("stored", "duplicate", "rejected")}
+    bad = int(images["rejected"] + (files.reason == identity.SOP_OF_ANOTHER).sum())
+    reasons = files[files.reason != ""].groupby(["source", "status", "reason"]).size()
+    flags = kept["flags"][kept["flags"] != ""].str.split(",").explode().value_counts().sort_index()
     return {
         "title": f"CT ({', '.join(TITLES[source] for source in sources)}; {kept.patient.nunique()} patients)",
         "terms": {source: TERMS[source] for source in sources},
         "missing_packages": [],
         "seed": choices.seed,
         "shares": list(choices.shares),
-        "sources": {source: _of_source(files[files.source == source], source) for source in sources},
-        "by_split": _by_split(kept),
-        "reasons": _reasons(files),
-        "bad_share": bad / images if images else 0.0,
-        "flags": _flags(kept),
+        "sources": {source: _of_source(own, source) for source, own in sources.items()},
+        "by_split": {
+            name: {
+                source: {"slices": len(own), "patients": int(own.patient.nunique())}
+                for source, own in kept[kept.split == name].groupby("source")
+            }
+            for name in store.SPLITS
+        },
+        "reasons": [
+            {"source": source, "status": status, "reason": reason, "files": int(count)}
+            for (source, status, reason), count in reasons.items()
+        ],
+        "bad_share": bad / max(1, int(sum(images.values()))),
+        "flags": {flag: int(count) for flag, count in flags.items()},
         "pixels_that_mends_place_differently": int(kept.ambiguous_pixels.fillna(0).sum()),
         "made_with": {name: version(name) for name in ("pydicom", "python-gdcm", "pillow", "numpy", "pyarrow")},
     }
 
 
 def _of_source(own: pd.DataFrame, source: str) -> dict:
-    counts = own.status.value_counts()
-    statuses = {status: int(counts.get(status, 0)) for status in ("stored", "duplicate", "rejected", "other")}
+    counts = {status: int((own.status == status).sum()) for status in ("stored", "duplicate", "rejected", "other")}
     patients = int(own[own.status == "stored"].patient.nunique())
-    return {"files": len(own), **statuses, "patients": patients, "images_of_the_whole": EXPECTED[source]}
-
-
-def _by_split(kept: pd.DataFrame) -> dict:
-    return {
-        name: {
-            source: {"slices": len(own), "patients": int(own.patient.nunique())}
-            for source, own in kept[kept.split == name].groupby("source")
-        }
-        for name in store.SPLITS
-    }
-
-
-def _reasons(files: pd.DataFrame) -> list[dict]:
-    unusual = files[files.reason != ""]
-    counted = unusual.groupby(["source", "status", "reason"]).size()
-    return [
-        {"source": source, "status": status, "reason": reason, "files": int(count)}
-        for (source, status, reason), count in counted.items()
-    ]
-
-
-def _flags(kept: pd.DataFrame) -> Mapping[str, int]:
-    each = kept["flags"][kept["flags"] != ""].str.split(",").explode()
-    return {flag: int(count) for flag, count in each.value_counts().sort_index().items()}
+    return {"files": len(own), **counts, "patients": patients, "images_of_the_whole": EXPECTED[source]}

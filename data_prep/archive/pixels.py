@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from archive import header as header_pass
+from archive.listing import Entry, is_of_the_file, open_entry
 from dicom_hu import (
     SCALE_FLAGS,
     SYNTAXES,
@@ -20,8 +22,6 @@ from dicom_hu import (
 )
 from slices import to_stored
 
-from archive import header as header_pass
-from archive.listing import Entry, is_of_the_file, open_entry
 from gcond.data.store import STORED_SIZE
 from gcond.data.windows import HU_MAX, HU_MIN
 

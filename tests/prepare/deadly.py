@@ -1,17 +1,15 @@
 """Work on a shard that dies of some files: what a decoder does that is not robust. Imported by processes of a pool."""
 
-import json
 import os
 import signal
 
 from archive.listing import Entry, read_shard
-from archive.shard import Job
+from archive.run import Job, Stage
 
 
 def work(job: Job) -> int:
     """Write the names of a shard's files, less those in quarantine, to where the headers belong."""
-    quarantine = job.quarantine("deadly")
-    killers = {path for path, _ in json.loads(quarantine.read_text())} if quarantine.exists() else set()
+    killers = {path for path, _ in job.killers("deadly")}
     entries = read_shard(job.listing, job.shard)
     for entry in entries:
         if entry.path not in killers:
@@ -39,3 +37,8 @@ def survive(job: Job, entry: Entry) -> None:
 
 def refuse(job: Job) -> int:
     raise OSError(28, "No space left on device")
+
+
+DEADLY = Stage("deadly", work, attempt)
+TOGETHER = Stage("deadly", die_together, survive)
+REFUSING = Stage("deadly", refuse, survive)

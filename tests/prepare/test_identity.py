@@ -7,9 +7,9 @@ import ct
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from fake import Head, write_slice
-from fake.coding import UNSIGNED_12
-from prepare.conftest import InThisProcess
+from archive import identity
+from prepare.conftest import run_here
+from prepare.synthetic import coded, head, slice_bytes
 
 from gcond.data import store
 
@@ -19,27 +19,26 @@ SHARES = ("--shares", ".4,.3,.3", "--shard-files", "25")
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch):
-    monkeypatch.setattr(ct, "Pass", InThisProcess)
+    monkeypatch.setattr(ct, "run_stage", run_here)
+
+
+def write(root, p, name, hu, source="radcure", **tags):
+    """A file of patient `p`; the tags replace those of its only series."""
+    stored, own = coded(hu)
+    patient = {"radcure": f"RADCURE-{p:04}", "ich": f"ID_{p:08x}", "cspine": f"{p}"}[source]
+    own |= {"PatientID": patient, "StudyInstanceUID": f"1.2.{p}", "SeriesInstanceUID": f"1.2.{p}.1"}
+    path = root / f"{p:02}" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(slice_bytes(stored, **own | {"PixelSpacing": [4, 4]} | tags))
 
 
 def write_patients(root, source="radcure", **tags):
     """Three slices of each of twelve patients; a tag is a value, or made from patient and slice."""
-    for p in range(PATIENTS):
-        head = Head(np.random.default_rng(p), (64, 64), SLICES)
-        for z in range(SLICES):
-            own = {
-                "PatientID": {"radcure": f"RADCURE-{p:04}", "ich": f"ID_{p:08x}", "cspine": f"{p}"}[source],
-                "StudyInstanceUID": f"1.2.{p}",
-                "SeriesInstanceUID": f"1.2.{p}.1",
-                "SOPInstanceUID": f"1.2.{p}.1.{z}" if source != "ich" else f"ID_{p:04x}{z:05x}",
-                "ImagePositionPatient": [0, 0, 2 * z],
-                "PixelSpacing": [4, 4],
-                **{tag: value(p, z) if callable(value) else value for tag, value in tags.items()},
-                **UNSIGNED_12.tags(),
-            }
-            folder = root / f"{p:02}"
-            folder.mkdir(parents=True, exist_ok=True)
-            write_slice(folder / f"{z}.dcm", UNSIGNED_12.stored(head.hu(z)), **own)
+    for p, z in np.ndindex(PATIENTS, SLICES):
+        own = {"SOPInstanceUID": f"1.2.{p}.1.{z}" if source != "ich" else f"ID_{p:04x}{z:05x}"}
+        own |= {"ImagePositionPatient": [0, 0, 2 * z]}
+        own |= {tag: value(p, z) if callable(value) else value for tag, value in tags.items()}
+        write(root, p, f"{z}.dcm", head(p, z), source, **own)
 
 
 def prepare(tmp_path, capsys, *more, source="radcure"):
@@ -95,11 +94,8 @@ def test_copies_go_by_their_pixels(tmp_path, capsys):
     root = tmp_path / "in"
     write_patients(root)
     (root / "00" / "9.dcm").write_bytes((root / "00" / "0.dcm").read_bytes())
-    again = Head(np.random.default_rng(1), (64, 64), SLICES).hu(1)
-    tags = {"PatientID": "RADCURE-0001", "StudyInstanceUID": "1.2.1", "SeriesInstanceUID": "1.2.1.2"}
     for name, height in (("8", 7), ("9", 2)):
-        tags |= {"SOPInstanceUID": f"9.{name}", "ImagePositionPatient": [0, 0, height]}
-        write_slice(root / "01" / f"{name}.dcm", UNSIGNED_12.stored(again), **tags, **UNSIGNED_12.tags())
+        write(root, 1, f"{name}.dcm", head(1, 1), SOPInstanceUID=f"9.{name}", ImagePositionPatient=[0, 0, height])
     status, told, _ = prepare(tmp_path, capsys)
     assert status == 0
     manifest = manifest_of(tmp_path)
@@ -115,12 +111,9 @@ def test_copies_go_by_their_pixels(tmp_path, capsys):
 def test_an_export_that_repeats_one_picture_is_said(tmp_path, capsys):
     root = tmp_path / "in"
     write_patients(root)
-    for p in range(PATIENTS):
-        tags = {"PatientID": f"RADCURE-{p:04}", "StudyInstanceUID": f"1.2.{p}", "SeriesInstanceUID": f"1.2.{p}.1"}
-        stored = UNSIGNED_12.stored(Head(np.random.default_rng(p), (64, 64), SLICES).hu(0))
-        for z in (1, 2):
-            tags |= {"SOPInstanceUID": f"1.2.{p}.1.{z}", "ImagePositionPatient": [0, 0, 2 * z]}
-            write_slice(root / f"{p:02}" / f"{z}.dcm", stored, **tags, **UNSIGNED_12.tags())
+    for p, z in np.ndindex(PATIENTS, SLICES):
+        tags = {"SOPInstanceUID": f"1.2.{p}.1.{z}", "ImagePositionPatient": [0, 0, 2 * z]}
+        write(root, p, f"{z}.dcm", head(p, 0), **tags)
     status, told, _ = prepare(tmp_path, capsys)
     assert status == 0
     assert "warning: 24 of 36 pictures of radcure are equal to one of the same patient at another position" in told
@@ -129,12 +122,11 @@ def test_an_export_that_repeats_one_picture_is_said(tmp_path, capsys):
 def test_nearly_constant_pictures_are_copies_only_under_one_sop_uid_and_link_nobody(tmp_path, capsys):
     root = tmp_path / "in"
     write_patients(root)
-    air = np.full((64, 64), 24, np.uint16)
+    air = np.full((64, 64), -1000)
     for p in range(PATIENTS):
-        tags = {"PatientID": f"RADCURE-{p:04}", "StudyInstanceUID": f"1.2.{p}", "SeriesInstanceUID": f"1.2.{p}.2"}
         for name, sop in (("a", 1), ("b", 2), ("c", 2), ("d", None)):
-            sop = sop and f"1.2.{p}.2.{sop}"
-            write_slice(root / f"{p:02}" / f"{name}.dcm", air, SOPInstanceUID=sop, **tags, **UNSIGNED_12.tags())
+            tags = {"SOPInstanceUID": sop and f"1.2.{p}.2.{sop}", "SeriesInstanceUID": f"1.2.{p}.2"}
+            write(root, p, f"{name}.dcm", air, **tags)
     status, told, _ = prepare(tmp_path, capsys)
     assert status == 0
     manifest = manifest_of(tmp_path)
@@ -184,10 +176,8 @@ def test_a_patient_id_of_all_is_named(tmp_path, capsys):
 def test_a_picture_of_many_patients_is_rejected(tmp_path, capsys):
     root = tmp_path / "in"
     write_patients(root)
-    pattern = UNSIGNED_12.stored(Head(np.random.default_rng(99), (64, 64), 1).hu(0))
     for p in range(5):
-        tags = {"PatientID": f"RADCURE-{p:04}", "StudyInstanceUID": f"1.2.{p}", "SOPInstanceUID": f"1.2.{p}.7"}
-        write_slice(root / f"{p:02}" / "pattern.dcm", pattern, **tags, **UNSIGNED_12.tags())
+        write(root, p, "pattern.dcm", head(99), SOPInstanceUID=f"1.2.{p}.7", SeriesInstanceUID=None)
     status, told, (error,) = prepare(tmp_path, capsys)
     assert status == 1
     assert "12.20% of the images are bad" in error
@@ -245,19 +235,8 @@ def test_geometry_of_a_series_is_flagged(tmp_path, capsys):
         PixelSpacing=lambda p, z: [4, 4] if p != 3 or z else [3, 3],
     )
     for z, height in ((3, 6), (4, 12), (5, 14)):  # of patient 1: nothing at 8 and 10
-        tags = {"PatientID": "RADCURE-0001", "StudyInstanceUID": "1.2.1", "SeriesInstanceUID": "1.2.1.1"}
-        stored = UNSIGNED_12.stored(Head(np.random.default_rng(50 + z), (64, 64), 1).hu(0))
-        write_slice(
-            tmp_path / "in" / "01" / f"{z}.dcm",
-            stored,
-            **{
-                **tags,
-                "SOPInstanceUID": f"1.2.1.1.{z}",
-                "ImagePositionPatient": [0, 0, height],
-                "PixelSpacing": [4, 4],
-            },
-            **UNSIGNED_12.tags(),
-        )
+        place = {"SOPInstanceUID": f"1.2.1.1.{z}", "ImagePositionPatient": [0, 0, height]}
+        write(tmp_path / "in", 1, f"{z}.dcm", head(50 + z), **place)
     status, told, _ = prepare(tmp_path, capsys)
     assert status == 0
     own = manifest_of(tmp_path)["flags"].str.replace("upsampled", "").str.strip(",")
@@ -315,3 +294,58 @@ def test_a_store_that_was_begun_by_other_rules_is_refused(tmp_path, capsys, monk
     status, _, (error,) = prepare(tmp_path, capsys, "--max-bad-share", "1")
     assert status == 1
     assert "was begun with" in error
+
+
+# Splits
+
+NAMES = [f"ich-{i:05}" for i in range(20_000)]
+
+
+def test_shares_are_what_was_asked_for():
+    drawn = [identity.draw(0, patient) for patient in NAMES]
+    for name, share in zip(("train", "validation", "test"), identity.DEFAULT_SHARES, strict=True):
+        standard_error = (share * (1 - share) / len(NAMES)) ** 0.5
+        assert drawn.count(name) / len(NAMES) == pytest.approx(share, abs=4 * standard_error)
+
+
+def test_a_patient_stays_where_it_is_whoever_else_comes():
+    few, _ = identity.assign(NAMES[:10], {}, 0, identity.DEFAULT_SHARES)
+    all_of_them, _ = identity.assign(NAMES, {}, 0, identity.DEFAULT_SHARES)
+    assert few == {patient: all_of_them[patient] for patient in few}
+    assert identity.assign(NAMES, {}, 1, identity.DEFAULT_SHARES)[0] != all_of_them
+
+
+def test_a_larger_share_keeps_who_is_in_it():
+    small = {p for p in NAMES if identity.draw(0, p, (0.5, 0.25, 0.25)) == "train"}
+    large = {p for p in NAMES if identity.draw(0, p, (0.9, 0.05, 0.05)) == "train"}
+    assert small < large
+
+
+def test_links_join_patients_by_what_they_share_and_empty_keys_join_nobody():
+    keys, patients = ["x", "x", "y", "y", "", "", "z"], ["b", "a", "b", "c", "d", "e", "f"]
+    assert identity.links(keys, patients) == [("a", "b"), ("b", "c")]
+    assert identity.components([("b", "c"), ("a", "b"), ("x", "y")]) == {
+        "a": "a",
+        "b": "a",
+        "c": "a",
+        "x": "x",
+        "y": "x",
+    }
+
+
+def test_linked_patients_go_to_one_side_and_those_who_moved_are_named():
+    alone = {patient: identity.draw(0, patient) for patient in NAMES}
+    first = next(p for p in NAMES if alone[p] == "test")
+    later = [p for p in NAMES if p > first]
+    stays, moves = next(p for p in later if alone[p] == "test"), next(p for p in later if alone[p] == "train")
+    linked = identity.components([(moves, stays), (first, stays)])
+    splits, moved = identity.assign(NAMES, linked, 0, identity.DEFAULT_SHARES)
+    assert {splits[p] for p in (first, stays, moves)} == {"test"}
+    assert moved == [moves]
+    assert {p: s for p, s in splits.items() if p != moves} == {p: s for p, s in alone.items() if p != moves}
+
+
+@pytest.mark.parametrize("shares", [(0.8, 0.1), (0.9, 0.2, -0.1), (0.5, 0.25, 0.2)])
+def test_shares_that_cannot_be_meant(shares):
+    with pytest.raises(ValueError, match="`--shares`: expected 3 positive numbers that sum to 1"):
+        identity.check_shares(shares)

@@ -38,7 +38,7 @@ def texts(figure):
 
 @pytest.fixture(scope="module")
 def drawn(root):
-    return sheet.draw(sheet.samples(root, store.read_facts(root)), (0.1, 0.2))
+    return sheet.draw(sheet.samples(root, store.read_facts(root)), {"mean": 0.1, "std": 0.2})
 
 
 def test_each_source_is_shown_with_slices_of_all_its_patients(root):

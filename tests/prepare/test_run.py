@@ -4,8 +4,7 @@ import json
 
 import pytest
 from archive import listing
-from archive.run import Pass
-from archive.shard import Job
+from archive.run import Job, run_stage
 from prepare import deadly
 
 
@@ -23,7 +22,7 @@ def jobs(tmp_path):
 
 def test_files_that_kill_are_quarantined_and_all_others_done(jobs, capsys):
     done = []
-    Pass("deadly", deadly.work, deadly.attempt, workers=2).over(jobs, done.append)
+    run_stage(deadly.DEADLY, jobs, 2, done.append)
     assert sum(done) == 20
     written = [name for job in jobs for name in job.headers.read_text().split()]
     assert sorted(written) == [f"{i:02}" for i in range(18)]
@@ -34,9 +33,9 @@ def test_files_that_kill_are_quarantined_and_all_others_done(jobs, capsys):
 
 def test_a_shard_that_dies_without_a_culprit_is_an_error(jobs):
     with pytest.raises(RuntimeError, match=r"none of its files kills one alone.*fewer --workers"):
-        Pass("deadly", deadly.die_together, deadly.survive, workers=2).over(jobs[:1], lambda files: None)
+        run_stage(deadly.TOGETHER, jobs[:1], 2, lambda files: None)
 
 
 def test_an_error_of_the_work_itself_is_passed_on(jobs):
     with pytest.raises(OSError, match="No space left"):
-        Pass("deadly", deadly.refuse, deadly.survive, workers=2).over(jobs, lambda files: None)
+        run_stage(deadly.REFUSING, jobs, 2, lambda files: None)

@@ -1,0 +1,390 @@
+"""Synthetic CT archives in the layouts of RSNA ICH, RSNA cervical spine and RADCURE; no patient is in them.
+
+    python tests/prepare/synthetic.py OUT     12 patients of each collection, to rehearse data_prep/ct.py
+
+A head is a few ellipses in noise. Everything follows from names and seeds, so that an archive is the same bytes again.
+"""
+
+import csv
+import io
+import itertools
+import math
+import os
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import gdcm
+import nibabel
+import numpy as np
+import pydicom
+from pydicom import config, uid
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+
+SOURCES = ("ich", "cspine", "radcure")
+SYNTAXES = {
+    "implicit": uid.ImplicitVRLittleEndian,
+    "explicit": uid.ExplicitVRLittleEndian,
+    "big endian": uid.ExplicitVRBigEndian,
+    "deflated": uid.DeflatedExplicitVRLittleEndian,
+    "jpeg lossless 57": uid.JPEGLossless,
+    "jpeg lossless 70": uid.JPEGLosslessSV1,
+    "jpeg-ls": uid.JPEGLSLossless,
+    "jpeg 2000": uid.JPEG2000Lossless,
+    "rle": uid.RLELossless,
+}
+DEFAULTS = {
+    "Modality": "CT",
+    "PatientID": "ID_00000001",
+    "StudyInstanceUID": "1.2.3",
+    "SeriesInstanceUID": "1.2.3.4",
+    "SOPInstanceUID": "1.2.3.4.5",
+    "ImagePositionPatient": [0, 0, 0],
+    "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+    "PixelSpacing": [0.5, 0.5],
+    "SamplesPerPixel": 1,
+    "PhotometricInterpretation": "MONOCHROME2",
+    "BitsAllocated": 16,
+    "RescaleSlope": 1,
+    "RescaleIntercept": -1024,
+}
+PADDING = ("PixelPaddingValue", "PixelPaddingRangeLimit")  # of the sign that the number has
+LABELS = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
+
+# One slice
+
+
+def head(patient: int, z: int = 0, slices: int = 10, shape: tuple[int, int] = (64, 64)) -> np.ndarray:
+    """HU [R, C] int16 of slice `z` of `slices`, the skull's base first: scalp, skull, brain and air, with noise."""
+    of_patient, of_slice = np.random.default_rng([patient]), np.random.default_rng([patient, z])
+    y, x = np.ogrid[: shape[0], : shape[1]]
+    radii = of_patient.uniform((0.38, 0.30), (0.43, 0.35)) * min(shape) * math.sqrt(1 - (0.97 * z / slices) ** 2)
+    away = np.hypot((y - shape[0] / 2) / radii[0], (x - shape[1] / 2) / radii[1])
+    skull, brain = of_patient.integers(900, 1450), of_patient.integers(20, 41)
+    hu = np.select([away < 0.87, away < 1, away < 1.05], [brain, skull, -20], -1000)
+    return (hu + np.rint(of_slice.normal(0, 7, shape))).astype(np.int16)
+
+
+def coded(
+    hu: np.ndarray, bits=12, signed=False, intercept=-1024, padding=None, wrapped=False
+) -> tuple[np.ndarray, dict]:
+    """Stored values and their tags; `padding` stands outside the circle of the scan. `wrapped`: modulo 4096, as in the
+    group of RSNA ICH whose intercept is wrong."""
+    tags = {"BitsStored": bits, "RescaleIntercept": intercept}
+    if wrapped:
+        return (hu & 4095).astype(np.uint16), tags
+    low = -(1 << bits - 1) if signed else 0
+    stored = np.clip(hu.astype(int) - intercept, low, low + (1 << bits) - 1)
+    if padding is not None:
+        y, x = (np.arange(side) - (side - 1) / 2 for side in hu.shape)
+        stored[np.hypot(y[:, None], x) > max(hu.shape) / 2] = padding
+    return stored.astype(np.int16 if signed else np.uint16), tags
+
+
+CODINGS = (  # of ICH, dealt in turn
+    {},
+    {"bits": 16, "signed": True, "padding": -2000},
+    {"wrapped": True, "intercept": 0},
+    {"signed": True, "intercept": 0},
+    {"wrapped": True, "intercept": 1},
+    {"intercept": -1000},
+)
+
+
+def slice_bytes(stored: np.ndarray, syntax: str = "explicit", **tags) -> bytes:
+    """A DICOM file of `stored` [R, C] uint16 or int16. A tag replaces that of DEFAULTS; None removes it."""
+    bits = tags.get("BitsStored") or 16
+    header = DEFAULTS | {"Rows": stored.shape[0], "Columns": stored.shape[1], "BitsStored": bits, "HighBit": bits - 1}
+    header |= {"PixelRepresentation": int(stored.dtype.kind == "i")} | tags
+    if "PixelData" not in tags:
+        if SYNTAXES[syntax].is_encapsulated:
+            header["PixelData"] = encapsulate([encode(stored, bits, SYNTAXES[syntax])])
+        else:
+            order = "<" if SYNTAXES[syntax].is_little_endian else ">"
+            header["PixelData"] = stored.astype(stored.dtype.newbyteorder(order)).tobytes()
+    return dataset_bytes(header, syntax)
+
+
+def dataset_bytes(header: dict, syntax: str = "explicit", sop_class: str = uid.CTImageStorage) -> bytes:
+    """A DICOM file of the tags that are not None. Nothing is validated: real archives hold UIDs that are none."""
+    file, meta = io.BytesIO(), FileMetaDataset()
+    with config.disable_value_validation():
+        meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = SYNTAXES[syntax], sop_class
+        meta.MediaStorageSOPInstanceUID = "1.2.3"
+        dataset = FileDataset("", {}, preamble=bytes(128), file_meta=meta)
+        for keyword, value in header.items():
+            if keyword == "PixelData" and value is not None:
+                dataset.add_new(keyword, "OW", value)
+                dataset[keyword].is_undefined_length = SYNTAXES[syntax].is_encapsulated
+            elif keyword in PADDING and value is not None:
+                dataset.add_new(keyword, "SS" if value < 0 else "US", value)
+            elif value is not None:
+                setattr(dataset, keyword, value)
+        pydicom.dcmwrite(file, dataset, enforce_file_format=True)
+    return file.getvalue()
+
+
+def encode(stored: np.ndarray, bits: int, syntax: uid.UID) -> bytes:
+    """The compressed stream of one frame, by GDCM."""
+    writer = gdcm.ImageWriter()  # owns the image
+    image = writer.GetImage()
+    image.SetNumberOfDimensions(2)
+    image.SetDimensions((stored.shape[1], stored.shape[0], 1))
+    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
+    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.ImplicitVRLittleEndian))
+    image.SetPixelFormat(gdcm.PixelFormat(1, 16, bits, bits - 1, int(stored.dtype.kind == "i")))
+    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    element.SetByteStringValue(stored.astype(stored.dtype.newbyteorder("<")).tobytes())
+    image.SetDataElement(element)
+    change = gdcm.ImageChangeTransferSyntax()
+    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(str(syntax))))
+    change.SetInput(image)
+    assert change.Change()
+    fragments = change.GetOutput().GetDataElement().GetSequenceOfFragments()
+    return fragments.GetFragment(0).GetByteValue().GetBuffer().encode("utf-8", "surrogateescape")
+
+
+# Whole archives
+
+
+def write_archives(out: Path, patients: int = 5, slices: int = 4, size: int = 64, twins: int = 0) -> None:
+    """The folders `ich`, `cspine` and `radcure` of `out`; `twins` slices of ICH are two patients' alike."""
+    for source, files in zip(SOURCES, (_ich(patients, slices, size, twins), _cspine, _radcure), strict=True):
+        for name, content in files if source == "ich" else files(patients, slices, size):
+            _write(out / source, name, content)
+
+
+def _write(root: Path, name: str, content: bytes) -> None:
+    """`a.zip!b` is the entry b of a.zip."""
+    path, _, member = name.partition("!")
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    if member:
+        with zipfile.ZipFile(root / path, "a", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(zipfile.ZipInfo(member), content)
+    else:
+        (root / path).write_bytes(content)
+
+
+def _csv(*rows: tuple) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
+
+
+def _digits(count: int, *parts) -> str:
+    return f"{zlib.crc32(repr(parts).encode()):0{count}x}"
+
+
+Files = Iterator[tuple[str, bytes]]
+
+
+def _ich(patients: int, slices: int, size: int, twins: int) -> Files:
+    """Flat folders, the patient in the header alone, and each way to store HU; every fifth patient has two scans."""
+    folder, rows = "rsna-intracranial-hemorrhage-detection/" * 2, []
+    scans = [(p, scan) for p in range(patients) for scan in range(2 if p % 5 == 4 else 1)]
+    for p, scan in scans:
+        tilt = 0.3 * (p % 3 == 0)
+        for z in range(slices):
+            name, of = f"ID_{_digits(9, p, scan, z)}", 0 if p == 1 and z < twins else p
+            shape = (size * 638 // 512, size * 490 // 512) if of == 3 else (size, size)
+            stored, tags = coded(head(100 * scan + of, z, slices, shape), **CODINGS[of % len(CODINGS)])
+            if of % len(CODINGS) == 3 and z % 2:
+                stored &= 0x0FFF  # the bits above the 12 are the writer's to fill: here zeros, elsewhere the sign
+            tags |= {"PatientID": f"ID_{_digits(8, p)}", "SOPInstanceUID": name, "PixelSpacing": [245 / size] * 2}
+            tags |= {"StudyInstanceUID": f"ID_s{p}{scan}", "SeriesInstanceUID": f"ID_r{p}{scan}"}
+            tags |= {"ImageOrientationPatient": [1, 0, 0, 0, math.cos(tilt), -math.sin(tilt)]}
+            part = "test" if p % 7 == 1 else "train"
+            yield f"{folder}stage_2_{part}/{name}.dcm", slice_bytes(stored, ImagePositionPatient=[0, 0, 5 * z], **tags)
+            found = [(p + z) % 7 == place for place in range(5)]
+            rows += [
+                (f"{name}_{k}", int(v)) for k, v in zip(LABELS, [*found, any(found)], strict=True) if part == "train"
+            ]
+    yield f"{folder}stage_2_train.csv", _csv(("ID", "Label"), *rows, *rows[:24])  # Kaggle's repeats four slices
+    yield f"{folder}stage_2_sample_submission.csv", _csv(("ID", "Label"), ("ID_1_any", 0.5))
+
+
+def _cspine(patients: int, slices: int, size: int) -> Files:
+    """A folder per study, files named by number from the head down, every other study JPEG lossless."""
+    studies = [f"1.2.826.0.1.3680043.{10001 + 13 * p}" for p in range(patients)]
+    for p, study in enumerate(studies):
+        for z in range(slices):
+            signed = {"bits": 16, "signed": True} if p // 2 % 2 else {}
+            stored, tags = coded(head(1000 + p, z, slices, (size, size)), **signed)
+            tags |= {"PatientID": None if p % 4 == 2 else study[-5:], "SOPInstanceUID": f"{study}.1.{z + 1}"}
+            tags |= {"StudyInstanceUID": study, "SeriesInstanceUID": f"{study}.1", "PixelSpacing": [200 / size] * 2}
+            tags |= {"ImagePositionPatient": [0, 0, -z]}
+            content = slice_bytes(stored, "jpeg lossless 70" if p % 2 else "explicit", **tags)
+            yield f"train_images/{study}/{z + 1}.dcm", content
+    volume = nibabel.Nifti1Image(np.zeros((slices, 16, 16), np.uint8), np.eye(4))
+    yield f"segmentations/{studies[0]}.nii", volume.to_bytes()
+    yield "train.csv", _csv(("StudyInstanceUID", "patient_overall"), *((study, 0) for study in studies))
+
+
+def _radcure(patients: int, slices: int, size: int) -> Files:
+    """The layouts of NBIA's and of TCIA's retriever, and a zip per patient, in turn; a CT and an RTSTRUCT each, every
+    fourth a localizer."""
+    for p in range(patients):
+        patient = f"RADCURE-{p + 1:04}"
+        layout = ("manifest/RADCURE/{0}/{1}", "{1}", "{0}.zip!{1}")[p % 3]
+        known = {"PatientID": patient, "StudyInstanceUID": f"1.3.6.{p}", "PatientName": "Made^Up"}
+        coding = {"bits": 16, "signed": True, "padding": -2000} if p // 3 % 2 else {}
+        for z in range(slices):
+            stored, tags = coded(head(2000 + p, z, slices, (size, size)), **coding)
+            tags |= known | {"SeriesInstanceUID": f"1.3.6.{p}.1", "SOPInstanceUID": f"1.3.6.{p}.1.{z}"}
+            tags |= {"ImagePositionPatient": [0, 0, 2 * z], "PixelPaddingValue": coding.get("padding")}
+            yield (
+                layout.format(patient, f"ct/1-{p}-{z:03}.dcm"),
+                slice_bytes(stored, PixelSpacing=[500 / size] * 2, **tags),
+            )
+        if p % 4 == 1:
+            tags |= {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "SOPInstanceUID": f"1.3.6.{p}.3"}
+            yield layout.format(patient, f"scout/{p}.dcm"), slice_bytes(stored, **tags)
+        plan = known | {"Modality": "RTSTRUCT", "SeriesInstanceUID": f"1.3.6.{p}.2", "SOPInstanceUID": f"1.3.6.{p}.2.1"}
+        yield layout.format(patient, f"plan/1-{p}.dcm"), dataset_bytes(plan, sop_class=uid.RTStructureSetStorage)
+    yield "metadata.csv", _csv(("Series UID", "Collection"))
+    yield "LICENSE", b"Synthetic pictures. No patient is behind them.\n"
+
+
+# One file for each way to be unlike the rest
+
+
+def write_defects(root: Path, source: str, size: int = 64) -> dict[str, str]:
+    """Write the files flat into `root`; returns {path, or zip!entry: "stored", "other: ..." or "rejected: ..."}."""
+    root.mkdir(parents=True)
+    places, series = itertools.count(), {"StudyInstanceUID": "1.9.1", "SeriesInstanceUID": "1.9.1.1"}
+    patients = {"ich": ("ID_0badf11e", "ID_0badf11f"), "cspine": ("99999", "99998")}
+    series["PatientID"], twin = patients.get(source, ("RADCURE-9999", "RADCURE-9998"))
+
+    def make(
+        syntax: str = "explicit",
+        shape: tuple[int, int] = (size, size),
+        change=lambda stored: stored,
+        coding=None,
+        **tags,
+    ):
+        place = next(places)
+        stored, own = coded(head(3000 + SOURCES.index(source), place % 64, 64, shape), **(coding or {}))
+        own |= series | {"SOPInstanceUID": f"1.9.1.1.{place}", "ImagePositionPatient": [0, 0, place]}
+        return slice_bytes(change(stored), syntax, **own | tags)
+
+    fates = {}
+    for name, content, fate in _defects(make, source, twin, size):
+        (root / name).write_bytes(content)
+        fates[name] = fate
+    (root / "no_permission.dcm").chmod(0)
+    if not os.access(root / "no_permission.dcm", os.R_OK):
+        fates["no_permission.dcm"] = "rejected: unreadable"
+    (root / "loop").symlink_to(".", target_is_directory=True)
+    return fates | {"loop": "rejected: symlink loop"} | _faulty_zips(root, make)
+
+
+def _defects(make: Callable[..., bytes], source: str, twin: str, size: int) -> Iterator[tuple[str, bytes, str]]:
+    copy, whole = make(), make()
+    pixels = pydicom.dcmread(io.BytesIO(make())).PixelData
+    stream = encode(coded(head(4000, 10, 64, (size, size)))[0], 12, uid.JPEGLosslessSV1)
+    middle = len(stream) // 2 & ~1
+    padded = {"coding": {"bits": 16, "padding": 63536}}  # -2000 without its sign
+    bare = pydicom.Dataset(pydicom.dcmread(io.BytesIO(make())))
+    pydicom.dcmwrite(without_preamble := io.BytesIO(), bare, implicit_vr=True, little_endian=True)
+
+    def jpeg(damage: bytes, end: int | None = None) -> bytes:
+        damaged = stream[:middle] + damage + stream[middle + len(damage) : end]
+        return make("jpeg lossless 70", PixelData=encapsulate([damaged]))
+
+    def plan() -> dict:
+        return {"Modality": "RTSTRUCT", "PatientID": twin, "StudyInstanceUID": "1.9.2", "SOPInstanceUID": "1.9.2.3"}
+
+    colour = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "PhotometricInterpretation": "RGB", "BitsAllocated": 8}
+    sound = {
+        "missing_slope.dcm": make(RescaleSlope=None),
+        "missing_intercept.dcm": make(coding={"signed": True, "intercept": 0}, RescaleIntercept=None),
+        "padded.dcm": make(**padded, PixelPaddingValue=63536),
+        "tilted.dcm": make(ImageOrientationPatient=[1, 0, 0, 0, 0.766, -0.643], SeriesInstanceUID="1.9.1.2"),
+        "derived.dcm": make(ImageType=["DERIVED", "SECONDARY", "AXIAL"]),
+        "non_square.dcm": make(shape=(size * 638 // 512, size * 490 // 512)),
+        "monochrome1.dcm": make(PhotometricInterpretation="MONOCHROME1"),
+        "no_extension": make(),
+        "no_preamble.dcm": without_preamble.getvalue(),
+        "no_permission.dcm": make(),
+        "duplicate_a.dcm": copy,
+        "duplicate_b.dcm": copy,
+        "twin_a.dcm": make(PixelData=pixels),
+        "twin_b.dcm": make(PixelData=pixels, PatientID=twin, StudyInstanceUID="1.9.2", SeriesInstanceUID="1.9.2.1"),
+    }
+    nobody = {"PatientID": None} | ({"StudyInstanceUID": None} if source == "cspine" else {})
+    rejected = {
+        "short.dcm": (make(shape=(512, 512), PixelData=bytes(153_710)), "short pixel data"),  # as ID_6431af929.dcm
+        "truncated.dcm": (whole[: len(whole) * 6 // 10], "truncated file"),
+        "cut_jpeg.dcm": (jpeg(b"", middle), "damaged stream"),
+        "noisy_jpeg.dcm": (jpeg(np.random.default_rng(0).bytes(min(2048, middle))), "damaged stream"),
+        # GDCM raises nothing for these two, and invents what follows
+        "quietly_damaged_jpeg.dcm": (jpeg(bytes(64)), "damaged stream"),
+        "early_end_jpeg.dcm": (jpeg(b"\xff\xd9"), "damaged stream"),
+        "frames.dcm": (make(NumberOfFrames=2, PixelData=2 * pixels), "multi-frame"),
+        "rgb.dcm": (make(BitsStored=8, PixelData=bytes(3 * size * size), **colour), "colour"),
+        "no_pixels.dcm": (make(PixelData=None), "no pixel data"),
+        "bits.dcm": (make(change=lambda stored: stored | 0x4000), "values outside the bits stored"),
+        "no_rescale.dcm": (make(RescaleSlope=None, RescaleIntercept=None), "not in HU"),
+        "optical_density.dcm": (make(RescaleType="OD"), "not in HU"),
+        "unnamed_padding.dcm": (make(**padded), "values beyond any tissue"),
+        "empty.dcm": (b"", "empty file"),
+        "text.dcm": (b"This is no picture.\n" * 20, "not DICOM"),
+        "nobody.dcm": (make(**nobody), "no patient"),
+    }
+    if source != "cspine":  # whose patients may have any name
+        rejected["stranger.dcm"] = (make(PatientID="Somebody-001"), "patient of another collection")
+    wrapped = make(coding={"wrapped": True, "intercept": 0})
+    if source == "ich":  # mended there alone
+        sound["wrapped.dcm"] = wrapped
+    else:
+        rejected["wrapped.dcm"] = (wrapped, "values beyond any tissue")
+    other = {
+        "localizer.dcm": (make(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "localizer"),
+        "rtstruct.dcm": (dataset_bytes(plan(), sop_class=uid.RTStructureSetStorage), "RTSTRUCT"),
+        "coronal.dcm": (make(ImageOrientationPatient=[1, 0, 0, 0, 0, -1]), "not axial"),
+        "mip.dcm": (make(ImageType=["DERIVED", "SECONDARY", "AXIAL", "MIP"]), "derived picture"),
+        "notes.txt": (b"This is no picture either.\n", "side file: text"),
+        "._1.dcm": (b"\x00\x05\x16\x07" + bytes(4092), "side file: system"),
+        "page.png": (b"\x89PNG\r\n\x1a\n" + bytes(200), "side file: picture"),
+        "more.tar": (bytes(10240), "side file: archive"),
+    }
+    yield from ((name, content, "stored") for name, content in sound.items())
+    for status, files in (("rejected", rejected), ("other", other)):
+        yield from ((name, content, f"{status}: {reason}") for name, (content, reason) in files.items())
+
+
+def _faulty_zips(root: Path, make: Callable[..., bytes]) -> dict[str, str]:
+    def pack(name: str, **entries: bytes) -> int:
+        with zipfile.ZipFile(root / name, "w") as archive:
+            for member, content in entries.items():
+                archive.writestr(member, content)
+            return archive.start_dir
+
+    pack("escape.zip", **{"inside.dcm": make(), "../evil.dcm": make()})
+    inner = (root / "escape.zip").read_bytes()
+    pack("nested.zip", **{"inner.zip": inner, "__MACOSX/._inner.zip": b"\x00\x05\x16\x07" + bytes(200)})
+    end = pack("damaged_entry.zip", **{"sound.dcm": make(), "damaged.dcm": make()})
+    content = bytearray((root / "damaged_entry.zip").read_bytes())
+    content[end - 100] ^= 0xFF  # of the last entry's pixels: only the checksum can tell
+    (root / "damaged_entry.zip").write_bytes(content)
+    (root / "damaged.zip").write_bytes(content[: len(content) // 2])
+    return {
+        "escape.zip!inside.dcm": "stored",
+        "escape.zip!../evil.dcm": "rejected: zip entry leaves its folder",
+        "nested.zip!inner.zip": "rejected: zip inside a zip",
+        "nested.zip!__MACOSX/._inner.zip": "other: side file: system",
+        "damaged_entry.zip!sound.dcm": "stored",
+        "damaged_entry.zip!damaged.dcm": "rejected: damaged zip",
+        "damaged.zip": "rejected: damaged zip",
+    }
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or Path(sys.argv[1]).exists():
+        sys.exit(f"{__doc__}\nexpected one folder that does not exist yet, found {sys.argv[1:]}")
+    write_archives(Path(sys.argv[1]), patients=12, slices=5)
+    roots = " ".join(f"--{source} {sys.argv[1]}/{source}" for source in SOURCES)
+    print(f"python data_prep/ct.py {roots} --out data/ct-synthetic")
