@@ -69,6 +69,7 @@ SYNTAXES: dict[str, Syntax] = {
 DEFLATED = str(uid.DeflatedExplicitVRLittleEndian).encode()
 
 SCALE_FLAGS = ("below air", "dense", "no air", "no tissue")
+PADDING_FLAGS = ("padding", "scattered padding")
 REASONS = (
     "truncated file",
     "short pixel data",
@@ -205,12 +206,24 @@ def padding(dataset: Dataset) -> tuple[int, int] | None:
     return min(values), max(values)
 
 
-def hounsfield(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
-    """float32, unclipped: stored * slope (0028,1053) + intercept (0028,1052). uint16 + -1024 would not fit uint16."""
-    hu = stored.astype(np.float32)
+def to_hu(
+    stored: np.ndarray,
+    slope: float,
+    intercept: float,
+    limits: tuple[int, int] | None,
+    mended: np.ndarray | None = None,
+) -> tuple[np.ndarray, set[str]]:
+    """HU [R, C] float32, unclipped: stored * slope (0028,1053) + intercept (0028,1052), with padding made air; and what
+    is unusual about them, of SCALE_FLAGS and PADDING_FLAGS.
+
+    `limits` are those of `padding`; `mended` values take the place of the stored ones. Raises Unusable where too much
+    of the slice lies beyond any tissue.
+    """
+    hu = (stored if mended is None else mended).astype(np.float32)  # uint16 + -1024 would not fit uint16
     hu *= np.float32(slope)
     hu += np.float32(intercept)
-    return hu
+    padded = fill_padding(hu, stored, limits)
+    return hu, check_scale(hu) | ({padded} - {""})
 
 
 def fill_padding(hu: np.ndarray, stored: np.ndarray, limits: tuple[int, int] | None) -> str:

@@ -1,11 +1,9 @@
-"""CT volumes from DICOM folders, NIfTI files, InVesalius projects and tables of open-kbp, all in one orientation.
+"""CT volumes from DICOM folders, NIfTI files and tables of open-kbp, all in one orientation.
 
 HU [slices, rows, columns]: slices from feet to head, rows from front to back, columns from the patient's right to left,
 as a radiologist sees an axial slice.
 """
 
-import plistlib
-import tarfile
 import zlib
 from collections import Counter
 from dataclasses import dataclass, field
@@ -15,11 +13,11 @@ import nibabel
 import numpy as np
 import pyarrow as pa
 import pydicom
-from dicom_hu import hounsfield, read_dataset, stored_values
+from dicom_hu import Unusable, padding, read_dataset, stored_values, to_hu
 from nibabel.filebasedimages import ImageFileError
 from pyarrow import csv
 from pydicom.errors import InvalidDicomError
-from slices import BODY_HU
+from write_store import BODY_HU
 
 AXIAL = (1, 0, 0, 0, 1, 0)
 
@@ -34,12 +32,14 @@ KBP_COMMONNESS = 4  # how strongly the crop prefers what is body in many slices,
 
 @dataclass(frozen=True)
 class Volume:
-    """`hu` [Z, R, C] float32, unclipped. `passed_over` counts the files of a folder that are no CT image, by kind."""
+    """`hu` [Z, R, C] float32, unclipped. `passed_over` counts the files of a folder that are no CT image, by kind,
+    `flags` the slices that are unusual (dicom_hu.to_hu)."""
 
     hu: np.ndarray
     spacing_z_mm: float
     spacing_xy_mm: float
     passed_over: Counter = field(default_factory=Counter)
+    flags: Counter = field(default_factory=Counter)
 
 
 def read_dicom_folder(folder: Path) -> Volume:
@@ -71,15 +71,16 @@ def read_dicom_folder(folder: Path) -> Volume:
     gaps_mm = np.diff(heights_mm)
     if (gaps_mm <= 0).any():
         raise ValueError(f"{folder}: two slices in one place")
-    hu = np.stack([read_dicom_slice(path) for path, _ in images])
-    return Volume(hu, float(np.median(gaps_mm)), float(images[0][1].PixelSpacing[0]), passed_over)
+    slices = [read_dicom_slice(path) for path, _ in images]
+    flags = Counter(flag for _, found in slices for flag in found)
+    hu = np.stack([hu for hu, _ in slices])
+    return Volume(hu, float(np.median(gaps_mm)), float(images[0][1].PixelSpacing[0]), passed_over, flags)
 
 
-def read_dicom_slice(path: Path) -> np.ndarray:
-    """HU [R, C] = stored value * slope (0028,1053) + intercept (0028,1052), in float32, unclipped.
+def read_dicom_slice(path: Path) -> tuple[np.ndarray, set[str]]:
+    """HU [R, C] and flags as dicom_hu.to_hu gives them, for samples as for archives.
 
-    Compressed pixels are decoded by GDCM only: the other plugins return a damaged stream without an error. Raises
-    ValueError without slope and intercept, for colour or several frames, and for pixels that dicom_hu refuses.
+    Raises ValueError without slope and intercept, for colour or several frames, and for pixels that dicom_hu refuses.
     """
     with open(path, "rb") as file:
         dataset, _ = read_dataset(file, with_pixels=True)
@@ -88,7 +89,10 @@ def read_dicom_slice(path: Path) -> np.ndarray:
         raise ValueError(f"{path}: no {' and no '.join(missing)}")
     if dataset.SamplesPerPixel != 1 or int(dataset.get("NumberOfFrames", 1)) != 1:
         raise ValueError(f"{path}: not one grey frame")
-    return hounsfield(stored_values(dataset), dataset.RescaleSlope, dataset.RescaleIntercept)
+    try:
+        return to_hu(stored_values(dataset), dataset.RescaleSlope, dataset.RescaleIntercept, padding(dataset))
+    except Unusable as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def read_nifti(path: Path) -> Volume:
@@ -103,18 +107,6 @@ def read_nifti(path: Path) -> Volume:
         raise ValueError(f"{path}: damaged NIfTI file: {error}") from error
     spacing_x_mm, _, spacing_z_mm = image.header.get_zooms()[:3]
     return Volume(hu, float(spacing_z_mm), float(spacing_x_mm))
-
-
-def read_inv3(path: Path) -> Volume:
-    """An InVesalius project: a tar with `main.plist` and the matrix of HU that it names, rows from back to front."""
-    with tarfile.open(path) as project:
-        member = {Path(name).name: name for name in project.getnames()}
-        facts = plistlib.load(project.extractfile(member["main.plist"]))
-        matrix = facts["matrix"]
-        raw = project.extractfile(member[matrix["filename"]]).read()
-    hu = np.frombuffer(raw, np.dtype(matrix["dtype"]).newbyteorder("<")).reshape(matrix["shape"])
-    spacing_x_mm, _, spacing_z_mm = facts["spacing"]
-    return Volume(hu[:, ::-1].astype(np.float32), spacing_z_mm, spacing_x_mm)
 
 
 def read_openkbp(folder: Path) -> Volume:
@@ -165,4 +157,4 @@ def _common_square(body: np.ndarray, side: int) -> tuple[slice, slice]:
     return places[0], places[1]
 
 
-READERS = {"dicom": read_dicom_folder, "nifti": read_nifti, "inv3": read_inv3, "openkbp": read_openkbp}
+READERS = {"dicom": read_dicom_folder, "nifti": read_nifti, "openkbp": read_openkbp}

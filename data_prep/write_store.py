@@ -1,21 +1,48 @@
-"""Write the CT store that gcond.data.store reads."""
+"""One CT slice in HU -> the stored picture, and pictures -> the store that gcond.data.store reads."""
 
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 from tqdm import tqdm
 
 from gcond.data import store, windows
-from gcond.data.store import STORED_SIZE
+from gcond.data.store import DTYPE, HU_OFFSET, STORED_SIZE
+from gcond.data.windows import HU_MAX, HU_MIN
 from gcond.files import write_atomically, write_json
 
 BATCH_ROWS = 100  # 12.5 MiB: what a reader that takes whole batches holds
+BODY_HU = -500
+BODY_SHARE = 0.05
+BODY_RULE = f"a slice is kept where at least {BODY_SHARE:.0%} of its stored picture lies above {BODY_HU} HU"
+
+
+def to_stored(hu: np.ndarray) -> np.ndarray:
+    """HU [R, C] float32 -> HU + 1024 [256, 256] uint16.
+
+    Clip to [-1024, 3071] HU first, so that padding (-2000 and the like) does not bleed into the body; then crop the
+    centre to the short side, resize antialiased in float32, round. Raises ValueError where a value is not finite.
+    """
+    if not np.isfinite(hu).all():
+        raise ValueError("a slice holds values that are not finite")
+    clipped = np.clip(hu, HU_MIN, HU_MAX).astype(np.float32)
+    side = min(clipped.shape)
+    top, left = (clipped.shape[0] - side) // 2, (clipped.shape[1] - side) // 2
+    square = np.ascontiguousarray(clipped[top : top + side, left : left + side])
+    resized = Image.fromarray(square).resize((STORED_SIZE, STORED_SIZE), Image.Resampling.BILINEAR)
+    return np.rint(np.asarray(resized) + HU_OFFSET).astype(DTYPE)
+
+
+def has_body(stored: np.ndarray) -> bool:
+    """BODY_RULE, on a stored picture."""
+    return bool((stored > BODY_HU + HU_OFFSET).mean() >= BODY_SHARE)
 
 
 def write_shard(path: Path, pixels: Iterable[bytes]) -> dict[str, object]:
@@ -25,14 +52,9 @@ def write_shard(path: Path, pixels: Iterable[bytes]) -> dict[str, object]:
     def write(temporary: Path) -> None:
         nonlocal slices
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, store.PIXELS) as writer:
-            batch: list[bytes] = []
-            for picture in pixels:
-                batch.append(picture)
-                slices += 1
-                if len(batch) == BATCH_ROWS:
-                    writer.write_batch(pa.record_batch([pa.array(batch, pa.binary())], schema=store.PIXELS))
-                    batch = []
-            if batch:
+            pictures = iter(pixels)
+            while batch := list(islice(pictures, BATCH_ROWS)):
+                slices += len(batch)
                 writer.write_batch(pa.record_batch([pa.array(batch, pa.binary())], schema=store.PIXELS))
 
     write_atomically(path, write)

@@ -10,12 +10,11 @@
 #   PARTS="tests=70 table3=110 table4=80 study"   what, in which order, and seconds for each; without, all that are left
 #   SECONDS_PER_PART=N   for every part, in the place of those
 #   DEVICE=cuda  JOBS=12 (training runs side by side)  PYTHON=python3  OUT=gpu_out (what is to come back)
-#   CARRIED=carried      a store packed by data_prep/carry.py, unpacked where data/headneck is absent
 #   WHEELS=wheels        Python packages that the machine lacks
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 OUT=${OUT:-gpu_out} DEVICE=${DEVICE:-cuda} JOBS=${JOBS:-12} PYTHON=${PYTHON:-python3}
-CARRIED=${CARRIED:-carried} WHEELS=${WHEELS:-wheels} PARTS=${PARTS:-tests=70 table3=110 table4=80 study}
+WHEELS=${WHEELS:-wheels} PARTS=${PARTS:-tests=70 table3=110 table4=80 study}
 RESERVE=30 # seconds for ending the last part and packing
 end=$((SECONDS + ${SECONDS_IN_ALL:-570} - RESERVE))
 export PYTHONPATH=$PWD/src OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1
@@ -74,7 +73,6 @@ if compgen -G "$WHEELS/*.whl" >/dev/null; then
 fi
 "$PYTHON" -c "from gcond.engine.device import describe, pick; print(describe(pick('$DEVICE', 1)))" | tee "$OUT/summary.txt" || exit
 
-[ -e data/headneck ] || [ ! -e "$CARRIED" ] || part store 120 "$PYTHON" data_prep/carry.py unpack "$CARRIED" data/headneck
 bench=("$PYTHON" scripts/bench_throughput.py --device "$DEVICE" --rounds $rounds --results "$root/results")
 for entry in $PARTS; do
   name=${entry%=*} seconds=${entry#"$name"}

@@ -9,26 +9,16 @@ from typing import NamedTuple
 import numpy as np
 from archive import header as header_pass
 from archive.listing import Entry, is_of_the_file, open_entry
-from dicom_hu import (
-    SCALE_FLAGS,
-    SYNTAXES,
-    Unusable,
-    check_scale,
-    fill_padding,
-    hounsfield,
-    padding,
-    read_dataset,
-    stored_values,
-)
-from slices import to_stored
+from dicom_hu import PADDING_FLAGS, SCALE_FLAGS, SYNTAXES, Unusable, padding, read_dataset, stored_values, to_hu
+from write_store import to_stored
 
 from gcond.data.store import STORED_SIZE
 from gcond.data.windows import HU_MAX, HU_MIN
 
 FLAGS = (
     *header_pass.FLAGS,
-    *("cropped", "lossy", "monochrome1", "nearly constant", "no intercept", "no slope", "padding", "scattered padding"),
-    *("upsampled", "wrapped 12 bit"),
+    *("cropped", "lossy", "monochrome1", "nearly constant", "no intercept", "no slope", "upsampled", "wrapped 12 bit"),
+    *PADDING_FLAGS,
     *SCALE_FLAGS,
 )
 
@@ -73,17 +63,14 @@ def read_picture(root: Path, entry: Entry, header: Mapping) -> Picture:
         and intercept is not None
         and intercept > WRAPPED_INTERCEPT_ABOVE
     )
-    ambiguous_pixels = 0
-    decoded = stored
+    ambiguous_pixels, mended = 0, None
     if wrapped:
         ambiguous_pixels = int(((stored >= WRAPPED_FROM) & (stored < OTHER_MEND_FROM)).sum())
-        stored = stored.astype(np.int16)
-        stored[stored >= WRAPPED_FROM] -= 1 << WRAPPED_BITS
+        mended = stored.astype(np.int16)
+        mended[mended >= WRAPPED_FROM] -= 1 << WRAPPED_BITS
         intercept = 0.0
-    hu = hounsfield(stored, 1.0 if slope is None else slope, 0.0 if intercept is None else intercept)
-    padded = fill_padding(hu, decoded, limits)
     try:
-        found = check_scale(hu)
+        hu, found = to_hu(stored, 1.0 if slope is None else slope, intercept or 0.0, limits, mended)
         picture = to_stored(hu)
     except Unusable as error:
         raise Rejected(error.reason) from None
@@ -91,7 +78,7 @@ def read_picture(root: Path, entry: Entry, header: Mapping) -> Picture:
         raise Rejected("values not finite") from None
     found |= set(header["flags"].split(",")) - {""}
     unsure = slope is None or intercept is None or header_pass.UNSPECIFIED in found
-    if unsure and ("no air" in found or padded):  # 0 may stand for air then, not for water
+    if unsure and found & {"no air", *PADDING_FLAGS}:  # 0 may stand for air then, not for water
         raise Rejected("not in HU")
     fingerprint, spread = _print(hu)
     flags = {
@@ -104,8 +91,8 @@ def read_picture(root: Path, entry: Entry, header: Mapping) -> Picture:
         "lossy": SYNTAXES[header["transfer_syntax"]].lossy,
         "nearly constant": spread < NEARLY_CONSTANT_HU,
     }
-    named = tuple(sorted((found | {padded} - {""}) | {flag for flag, is_set in flags.items() if is_set}))
-    return Picture(picture, named, ambiguous_pixels, fingerprint)
+    found |= {flag for flag, is_set in flags.items() if is_set}
+    return Picture(picture, tuple(sorted(found)), ambiguous_pixels, fingerprint)
 
 
 def _decode(root: Path, entry: Entry, header: Mapping) -> tuple[np.ndarray, tuple[int, int] | None]:

@@ -1,48 +1,12 @@
-"""Hand-made CT: DICOM slices written by pydicom, and a small store."""
+"""A small CT store."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from write_store import write
 
 from gcond.data.store import SPLITS
-
-
-def _write_slice(path: Path, stored: np.ndarray, slope=1, intercept=-1024, height_mm=0.0, **tags) -> Path:
-    """`stored` [R, C] uint16 or int16; `tags` replace or, where None, remove what a header has."""
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = CTImageStorage
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = "1.2.3.4.5"
-    dataset.Modality = "CT"
-    dataset.SeriesInstanceUID = "1.2.3.4"
-    dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-    dataset.ImagePositionPatient = [0, 0, height_mm]
-    dataset.PixelSpacing = [0.5, 0.5]
-    dataset.Rows, dataset.Columns = stored.shape
-    dataset.SamplesPerPixel = 1
-    dataset.PhotometricInterpretation = "MONOCHROME2"
-    dataset.BitsAllocated = dataset.BitsStored = 16
-    dataset.HighBit = 15
-    dataset.PixelRepresentation = int(stored.dtype.kind == "i")
-    dataset.RescaleSlope, dataset.RescaleIntercept = slope, intercept
-    dataset.PixelData = stored.astype(stored.dtype.newbyteorder("<")).tobytes()
-    for tag, value in tags.items():
-        if value is None:
-            delattr(dataset, tag)
-        else:
-            setattr(dataset, tag, value)
-    dataset.save_as(path, enforce_file_format=True)
-    return path
-
-
-@pytest.fixture(scope="session")
-def write_slice():
-    return _write_slice
 
 
 def small_rows(split_of_patient: dict[str, str]) -> dict[str, dict[str, list]]:

