@@ -39,7 +39,7 @@ def figures(definition: dict[str, Any], scale: str) -> list[dict[str, Any]]:
 
 
 def _tagged(**values: list[str]) -> str:
-    """Runs that have, for each name, one of the tags NAME:VALUE (gcond.engine.wandb_mirror tags them so)."""
+    """Runs that have, for each name, one of the tags NAME:VALUE (gcond.engine.loggers tags them so)."""
     return " and ".join(f"Tags in {[f'{name}:{value}' for value in options]}" for name, options in values.items())
 
 

@@ -16,7 +16,7 @@ import yaml
 from engine.runs import CONFIG, run, tiny_config
 from script_files import load
 
-from gcond.engine import wandb_mirror
+from gcond.engine import loggers
 from gcond.engine.metrics_log import read
 
 SCRIPT = CONFIG.parent / "scripts" / "wandb_dashboard.py"
@@ -46,10 +46,12 @@ def test_each_strategy_logs_what_its_figures_show(
         finish=lambda exit_code: None,
         settings=SimpleNamespace(sync_dir=""),
     )
-    monkeypatch.setattr(wandb_mirror.WandbMirror, "_open", lambda self: stand_in)
-    mirror = wandb_mirror.WandbMirror(folder.path, "none")
-    mirror.start()
-    mirror.finish(json.loads(folder.report.read_text()))
+    monkeypatch.setattr(loggers.WandbLogger, "_begun", lambda self: stand_in)
+    logger = loggers.WandbLogger(folder.path, "none")
+    logger.open()
+    for record in loggers.recorded(folder.path):
+        logger.log(record)
+    logger.summary(json.loads(folder.report.read_text()))
     sent = [record for record in read(folder.metrics) if record["kind"] in ("step", "validation")]
     assert {key for record in sent for key in record} - {"kind"} <= logged | undefined(folder.metrics)
     assert {"probe/cosine/all", "probe/noise/l1/1", "activations/std", "activations/quantiles/0.5"} <= logged

@@ -16,8 +16,8 @@ from gcond.engine.batches import MicroBatches, labelling_of, seeded, subseed
 from gcond.engine.checkpoint import Checkpoint, State, thinned
 from gcond.engine.distributed import gathered
 from gcond.engine.evaluate import Best, EvaluationSet, Scores, evaluate, final_records, means
+from gcond.engine.loggers import logger_of
 from gcond.engine.metrics_log import MetricsLog
-from gcond.engine.mirror import mirror_of
 from gcond.engine.out_of_memory import explaining_out_of_memory
 from gcond.engine.probes import Activations, GradientProbe
 from gcond.engine.process import Interrupt, StopOrCheckpoint, rank
@@ -47,7 +47,7 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
     with (
         folder.open(cfg, main=rank() == 0),
         thinned("model" if cfg.finished_keeps == "weights" and rank() == 0 else None, folder.checkpoints),
-        mirror_of(cfg.logger, folder.path, main=rank() == 0) as mirror,
+        logger_of(cfg.logger, folder.path, main=rank() == 0) as logger,
         explaining_a_full_disk(folder.path),
         RunReport(cfg, folder) as record,
         explaining_a_full_disk(folder.path),  # once more: the report, too, is to say what there is to do
@@ -87,7 +87,7 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
         team.compare(checkpoint={"step": state.step, "position": state.position})
         record.resumed(state)
         logbook = MetricsLog(folder.metrics if team.main else None, state.logbook_size)
-        mirror.start()
+        logger.open()
         batches = MicroBatches(
             data.train,
             data.intensity,
@@ -177,7 +177,7 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
                 schedule,
                 steps_per_epoch,
                 logbook,
-                mirror,
+                logger,
                 progress,
                 score,
                 best,

@@ -24,8 +24,8 @@ from gcond.engine import device as devices
 from gcond.engine.checkpoint import State
 from gcond.engine.device import fingerprint
 from gcond.engine.distributed import World
+from gcond.engine.loggers import experiment
 from gcond.engine.metrics_log import read
-from gcond.engine.mirror import experiment
 from gcond.engine.process import rank
 from gcond.engine.run_folder import SCHEMA, RunFolder, config_hash, telling_what_could_not_be_written
 from gcond.files import write_json

@@ -18,8 +18,8 @@ from gcond.data.intensity import Intensity
 from gcond.engine.batches import Batch, MicroBatches
 from gcond.engine.device import autocast
 from gcond.engine.evaluate import Best
+from gcond.engine.loggers import SafeLogger
 from gcond.engine.metrics_log import MetricsLog
-from gcond.engine.mirror import Mirror
 from gcond.engine.process import Interrupted
 from gcond.loss import ReconstructionLoss, outside_unit_share
 from gcond.output import Progress
@@ -131,7 +131,7 @@ def fit(
     schedule: WarmupCosine,
     steps_per_epoch: int,
     logbook: MetricsLog,
-    mirror: Mirror,
+    logger: SafeLogger,
     progress: Progress,
     score: Callable[[], dict[str, float]],
     best: Best,
@@ -154,7 +154,7 @@ def fit(
 
     def write(record: dict[str, Any]) -> None:
         logbook.write(record)
-        mirror.write(record)
+        logger.log(record)
 
     for step in range(start, schedule.total_steps):
         record = trainer.step(step)
@@ -169,7 +169,7 @@ def fit(
                 write({"kind": kind, "epoch": epoch, "step": step + 1, **record})
             picture = draw(step + 1, epoch)
             if picture is not None:
-                mirror.picture(step + 1, picture)
+                logger.picture(step + 1, picture)
             last = step + 1 == schedule.total_steps
             progress.epoch(scores, last)
             for record in finish(epoch, step + 1) if last else ():

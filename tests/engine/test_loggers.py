@@ -1,0 +1,193 @@
+"""Loggers hold what metrics.jsonl does, and cannot break a run."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from engine.runs import CONFIG, config, run, tiny_config
+
+from gcond.engine import loggers
+from gcond.engine.loggers import SafeLogger
+from gcond.engine.metrics_log import read
+from gcond.engine.settings import Settings
+from gcond.engine.trainer import Trainer
+
+
+class Recorder:
+    """Keeps what it is given, and raises in the method `breaks` at its call number `after`."""
+
+    def __init__(self, breaks: str = "", after: int = 0, error: BaseException | None = None) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        self._breaks, self._after, self._error = breaks, after, error or RuntimeError("the network is gone")
+
+    def open(self) -> None:
+        self._note("open", None)
+
+    def log(self, record: dict[str, Any]) -> None:
+        self._note("log", record)
+
+    def summary(self, report: dict[str, Any]) -> None:
+        self._note("summary", report)
+
+    def close(self, done: bool) -> None:
+        self._note("close", done)
+
+    def _note(self, name: str, content: Any) -> None:
+        self.calls.append((name, content))
+        if name == self._breaks and self.given(name)[self._after :]:
+            raise self._error
+
+    def given(self, name: str) -> list[Any]:
+        return [content for method, content in self.calls if method == name]
+
+
+@pytest.fixture
+def logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run the tiny run with this logger in place of none."""
+
+    def with_logger(recorder: Recorder, *overrides: str) -> Any:
+        monkeypatch.setattr(loggers, "NoLogger", lambda folder, experiment: recorder)
+        return run(tiny_config(tmp_path, *overrides))
+
+    return with_logger
+
+
+def test_a_logger_sees_every_record_in_order_the_pictures_and_the_report(logged: Any) -> None:
+    recorder = Recorder()
+    folder = logged(recorder)
+    kinds = [content["kind"] for content in recorder.given("log")]
+    epoch = ["step", "step", "validation", "probe", "activations", "reconstructions"]
+    assert kinds == [*epoch, *epoch, "final", "final"]
+    assert [name for name, _ in recorder.calls] == ["open", *["log"] * 14, "summary", "close"]
+    seen = [{k: None if v != v else v for k, v in each.items()} for each in recorder.given("log") if "path" not in each]
+    assert seen == read(folder.metrics)
+    assert [(each["step"], each["path"].is_file()) for each in recorder.given("log") if "path" in each] == [
+        (2, True),
+        (4, True),
+    ]
+    assert recorder.given("summary") == [json.loads(folder.report.read_text())]
+    assert recorder.given("close") == [True]
+
+
+def test_a_logger_that_fails_is_named_once_and_changes_nothing(
+    logged: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reference = run(tiny_config(tmp_path / "reference"))
+    for breaks, after in (("open", 0), ("log", 3), ("summary", 0), ("close", 0)):
+        capsys.readouterr()
+        recorder = Recorder(breaks, after)
+        folder = logged(recorder, f"name={breaks}")
+        assert folder.metrics.read_bytes() == reference.metrics.read_bytes()
+        assert json.loads(folder.report.read_text())["status"] == "done"
+        assert folder.done
+        assert recorder.calls[-1][0] == breaks  # left alone from then on
+        complaint = capsys.readouterr().err
+        assert complaint.count("the network is gone") == 1
+        assert f"failed in `{breaks}` (RuntimeError" in complaint
+
+
+def test_a_failing_run_ends_its_logger_and_keeps_its_own_error(logged: Any) -> None:
+    recorder = Recorder()
+    with pytest.raises(FloatingPointError):
+        logged(recorder, "strategy=baseline", "loss.reconstruction._target_=engine.tiny.BreakingLoss")
+    (report,) = recorder.given("summary")
+    assert report["status"] == "failed"
+    assert "ssim" in report["error"]
+    assert recorder.given("close") == [False]
+
+
+def test_an_interrupted_run_is_not_reported_with_an_older_attempts_report(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text('{"status": "failed"}')
+    recorder = Recorder()
+    logger = SafeLogger(recorder, tmp_path)
+    logger.open()
+    with pytest.raises(KeyboardInterrupt), logger:
+        raise KeyboardInterrupt
+    assert recorder.given("summary") == [{"status": "interrupted"}]
+
+
+def test_a_run_that_is_refused_before_it_begins_has_nothing_to_log(logged: Any) -> None:
+    recorder = Recorder()
+    with pytest.raises(ValueError, match=r"`scale\.epochs`"):
+        logged(recorder, "scale.epochs=0")
+    assert recorder.calls == []
+
+
+def test_ctrl_c_inside_a_logger_is_still_ctrl_c(tmp_path: Path) -> None:
+    """Only what the logger does wrong is caught, not what a person asks for."""
+    recorder = Recorder("log", 0, KeyboardInterrupt(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt), SafeLogger(recorder, tmp_path) as logger:
+        logger.log({})
+
+
+def test_csv_holds_what_metrics_jsonl_does_after_an_interruption_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted in the second epoch, so that what came after the checkpoint had been logged already."""
+    cfg, take = tiny_config(tmp_path, "logger=csv"), Trainer.step
+
+    def interrupted(self: Trainer, step: int) -> dict[str, Any]:
+        if step == 3:
+            raise KeyboardInterrupt
+        return take(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(cfg)
+    folder = run(cfg)
+    records = read(folder.metrics)
+    for kind, name in (("step", "loss/l1"), ("validation", "val_ssim"), ("probe", "cosine/all"), ("final", "test_l1")):
+        own = [record for record in records if record["kind"] == kind]
+        with (folder.path / "csv" / f"{kind}.csv").open(newline="") as file:
+            table = list(csv.DictReader(file))
+        assert [int(each["step"]) for each in table] == [each["step"] for each in own]
+        assert [float(each[name]) for each in table] == [each[name] for each in own]
+    assert [each["at"] for each in table] == ["best", "last"]
+
+
+def test_tensorboard_reads_every_number_of_metrics_jsonl_and_the_pictures(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = run(tiny_config(tmp_path, "logger=tensorboard", "strategy=pcgrad"))
+    events = EventAccumulator(str(folder.path / "tensorboard"), size_guidance={"scalars": 0, "images": 0})
+    events.Reload()
+    expected: dict[str, list[tuple[int, float]]] = {}
+    for record in read(folder.metrics):
+        for name, value in loggers.row(record).items():
+            if value is not None and name != "step":
+                expected.setdefault(name, []).append((record["step"], pytest.approx(value, rel=1e-6)))
+    assert {"loss/l1", "val_ssim", "probe/cosine/all", "activations/quantiles/0.5", "best/test_l1"} <= expected.keys()
+    found = {name: [(each.step, each.value) for each in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    assert found == expected
+    assert [image.step for image in events.Images("reconstructions")] == [2, 4]
+
+
+def test_the_example_of_a_wandb_sweep_is_a_sweep_of_settings_that_there_are() -> None:
+    """As wandb's agent would call it, for the first and the last value of each parameter."""
+    sweep = yaml.safe_load((CONFIG.parent / "docs" / "wandb_sweep.yaml").read_text(encoding="utf-8"))
+    assert sweep["command"][:2] == ["${env}", "gcond-train"]
+    assert sweep["command"][-1] == "${args_no_hyphens}"
+    for place in (0, -1):
+        swept = [f"{name}={choice['values'][place]}" for name, choice in sweep["parameters"].items()]
+        Settings(config(*sweep["command"][2:-1], *swept))
+    final = {"kind": "final", "at": "best", "epoch": 1, "step": 2, "val_l1": 0.5}
+    assert sweep["metric"] == {"name": "best/val_l1", "goal": "minimize"}
+    assert sweep["metric"]["name"] in loggers.row(final)
+
+
+def test_drawing_pictures_changes_no_number(tmp_path: Path) -> None:
+    drawn = run(tiny_config(tmp_path / "drawn"))
+    plain = run(tiny_config(tmp_path / "plain", "reconstructions.images=0"))
+    assert drawn.name == plain.name
+    assert sorted(path.name for path in drawn.reconstructions.iterdir()) == [
+        f"{step:08}.{suffix}" for step in (2, 4) for suffix in ("json", "png")
+    ]
+    assert not plain.reconstructions.exists()
+    assert drawn.metrics.read_bytes() == plain.metrics.read_bytes()
