@@ -118,20 +118,29 @@ class Progress:
     ) -> None:
         self._bar.close()
 
-    def step(self, record: dict[str, Any]) -> None:
+    def log(self, record: dict[str, Any]) -> None:
+        """Show a record of metrics.jsonl, where it is for people."""
+        if record["kind"] == "step":
+            self._step(record)
+        elif record["kind"] == "validation":
+            self._epoch(record)
+        elif (record["kind"], record.get("at")) == ("final", "best"):
+            self._best(record)
+
+    def _step(self, record: dict[str, Any]) -> None:
         losses = {key.removeprefix("loss/"): f"{value:.3f}" for key, value in record.items() if key.startswith("loss/")}
         self._bar.set_postfix(losses, refresh=False)
         self._bar.update()
 
-    def epoch(self, scores: dict[str, Any], last: bool) -> None:
+    def _epoch(self, scores: dict[str, Any]) -> None:
         now = time.monotonic()
         soon = now - self._said < SECONDS_BETWEEN_LINES and not sys.stderr.isatty()
-        if last or not (self._kind == "quiet" or soon):
+        if scores["step"] == self._bar.total or not (self._kind == "quiet" or soon):
             self._said = now
             said = _losses(scores, "val_")
             self._say(f"{self._name}: epoch {scores['epoch']}, step {scores['step']}: validation {said}")
 
-    def best(self, scores: dict[str, Any]) -> None:
+    def _best(self, scores: dict[str, Any]) -> None:
         """The whole of validation and test at the best epoch."""
         if self._kind != "quiet":
             said = f"validation {_losses(scores, 'val_')}; test {_losses(scores, 'test_')}"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -17,7 +16,7 @@ from gcond.engine.checkpoint import Checkpoint, State, thinned
 from gcond.engine.distributed import gathered
 from gcond.engine.evaluate import Best, EvaluationSet, Scores, evaluate, final_records, means
 from gcond.engine.loggers import logger_of
-from gcond.engine.metrics_log import MetricsLog
+from gcond.engine.metrics_log import PICTURE, MetricsLog
 from gcond.engine.out_of_memory import explaining_out_of_memory
 from gcond.engine.probes import Activations, GradientProbe
 from gcond.engine.process import Interrupt, StopOrCheckpoint, rank
@@ -26,7 +25,7 @@ from gcond.engine.run_folder import RunFolder, resolved
 from gcond.engine.run_report import RunReport
 from gcond.engine.run_state import selection_weights
 from gcond.engine.settings import Settings
-from gcond.engine.trainer import Objective, Trainer, fit, optimizer_of
+from gcond.engine.trainer import Objective, Record, Trainer, fit, optimizer_of
 from gcond.files import explaining_a_full_disk
 from gcond.model import MaskedAutoencoder
 from gcond.output import Progress
@@ -120,14 +119,13 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
         def measure(images: EvaluationSet) -> Scores:
             return evaluate(model, loss, data.intensity, images, loss.tasks, device, cfg.scale.workers, team)
 
-        def score() -> dict[str, float]:
+        def score(epoch: int, step: int, last: bool) -> Iterator[Record]:
             found = {split: means(measure(images)) for split, images in curve.items()}
-            return {
-                f"{split}_{name}": value
-                for split, scores in found.items()
-                for name, value in scores.items()
-                if not name.startswith("body")
-            }
+            record = {"kind": "validation", "epoch": epoch, "step": step}
+            for split, scores in found.items():
+                record |= {f"{split}_{name}": value for name, value in scores.items() if not name.startswith("body")}
+            best.consider(epoch, step, record)
+            yield record
 
         probe = GradientProbe(
             model,
@@ -148,19 +146,26 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
         )
         activations = Activations(curve["val"], data.intensity, device)
 
-        def examine(epoch: int) -> dict[str, dict[str, Any]]:
-            wanted = team.main and cfg.scale.probe_micro_batches > 0  # the others go on, and wait in the next step
-            return {"probe": probe.measure(epoch), "activations": activations.measure(model)} if wanted else {}
+        def examine(epoch: int, step: int, last: bool) -> Iterator[Record]:
+            if team.main and cfg.scale.probe_micro_batches > 0:  # the others go on, and wait in the next step
+                yield {"kind": "probe", "epoch": epoch, "step": step, **probe.measure(epoch)}
+                yield {"kind": "activations", "epoch": epoch, "step": step, **activations.measure(model)}
 
         pictures = Reconstructions(folder.reconstructions, data, curve["val"], **cfg.reconstructions)
 
-        def draw(step: int, epoch: int) -> Path | None:
-            return pictures.draw(model, device, step, epoch) if team.main else None
+        def draw(epoch: int, step: int, last: bool) -> Iterator[Record]:
+            if team.main and (path := pictures.draw(model, device, step, epoch)) is not None:
+                yield {"kind": PICTURE, "step": step, "path": path}
+
+        def judge(epoch: int, step: int, last: bool) -> Iterator[Record]:
+            """Before the last checkpoint, so that a run that stands there has these records."""
+            if last:
+                yield from final_records(best, epoch, step, sets, measure)
 
         def save(step: int) -> None:
             logbook.to_disk()
             checkpoint.save(State(step, batches.position, logbook.size, *record.spent()))
-            pause.saved()
+            stop.saved()
 
         kind = cfg.progress if team.main else "silent"
         with (
@@ -170,23 +175,14 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
             Progress(folder.name, kind, state.step, schedule.total_steps) as progress,
             explaining_out_of_memory(cfg, model, device),
         ):
-            pause = StopOrCheckpoint(interrupt, cfg.checkpoint_minutes, team)
-            fit(
-                trainer,
-                state.step,
-                schedule,
-                steps_per_epoch,
-                logbook,
-                logger,
-                progress,
-                score,
-                best,
-                examine,
-                draw,
-                lambda epoch, step: final_records(best, epoch, step, sets, measure),
-                save,
-                pause,
-            )
+            stop = StopOrCheckpoint(interrupt, cfg.checkpoint_minutes, team)
+
+            def log(record: Record) -> None:
+                for each in (logbook.write, logger.log, progress.log):
+                    each(record)
+
+            callbacks = (score, examine, draw, judge)
+            fit(trainer, state.step, schedule.total_steps, steps_per_epoch, log, callbacks, save, stop)
             if team.main:
                 pictures.keep(model, device, folder.final_reconstructions, cfg.scale.patch_size)
         record.windows = schedule.total_steps - state.step

@@ -10,8 +10,8 @@ SCORES = {"val_l1": 0.5, "val_ssim": 0.25}
 def say(kind: str, start: int = 0) -> None:
     with Progress("a-run", kind, start, total=4) as progress:
         for epoch in (1, 2, 3, 4):
-            progress.step({"loss/l1": 1.0, "lr": 0.1})
-            progress.epoch({"epoch": epoch, "step": epoch, **SCORES}, last=epoch == 4)
+            progress.log({"kind": "step", "loss/l1": 1.0, "lr": 0.1})
+            progress.log({"kind": "validation", "epoch": epoch, "step": epoch, **SCORES})
 
 
 @pytest.mark.parametrize(("kind", "epochs"), [("auto", [1, 3, 4]), ("lines", [1, 3, 4]), ("quiet", [4])])
@@ -28,7 +28,7 @@ def test_lines_say_what_a_person_wants_to_know_once_a_minute_at_most(
 def test_a_bar_in_a_file_is_not_drawn_at_every_step(capsys: pytest.CaptureFixture) -> None:
     with Progress("a-run", "bar", 0, total=1000) as progress:
         for _ in range(1000):
-            progress.step({"loss/l1": 1.0})
+            progress.log({"kind": "step", "loss/l1": 1.0})
             time.sleep(0.0003)  # three times the tenth of a second after which a terminal's bar is drawn again
     assert capsys.readouterr().err.count("%|") == 3  # at its start, below the first line, and at its end
 

@@ -19,13 +19,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from gcond.config import build
-from gcond.engine.metrics_log import read
+from gcond.engine.metrics_log import PICTURE, read
 from gcond.engine.reconstructions import COLUMNS
 from gcond.engine.run_folder import read_report
 from gcond.files import write_text
 
 NO_EXPERIMENT = "none"
-PICTURE = "reconstructions"  # kind of the record {"kind", "step", "path"} that names a PNG; not in metrics.jsonl
 MODES = ("offline", "online")
 FINISH_SECONDS = 300.0  # to wait for the network at a run's end; what is missing then can be sent later
 
@@ -269,9 +268,6 @@ class SafeLogger:
 
     def log(self, record: dict[str, Any]) -> None:
         self._try(self._logger.log, record)
-
-    def picture(self, step: int, path: Path) -> None:
-        self.log({"kind": PICTURE, "step": step, "path": path})
 
     def __enter__(self) -> SafeLogger:
         return self

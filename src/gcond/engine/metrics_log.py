@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+PICTURE = "reconstructions"  # kind of a record {"kind", "step", "path"} for loggers, which names a PNG
+
 
 class MetricsLog:
     """Appends records to `path`; `size` is what a checkpoint remembers, so that a resumed run drops what came after.
@@ -37,6 +39,8 @@ class MetricsLog:
         return self._file.tell()
 
     def write(self, record: dict[str, Any]) -> None:
+        if record.get("kind") == PICTURE:
+            return
         clean = {key: _json_number(value) for key, value in record.items()}
         self._file.write(json.dumps(clean, allow_nan=False) + "\n")
         self._file.flush()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,14 +16,13 @@ from gcond.config import build
 from gcond.data.intensity import Intensity
 from gcond.engine.batches import Batch, MicroBatches
 from gcond.engine.device import autocast
-from gcond.engine.evaluate import Best
-from gcond.engine.loggers import SafeLogger
-from gcond.engine.metrics_log import MetricsLog
-from gcond.engine.process import Interrupted
+from gcond.engine.process import Interrupted, StopOrCheckpoint
 from gcond.loss import ReconstructionLoss, outside_unit_share
-from gcond.output import Progress
 from gcond.strategy import GradientConductor
 from gcond.strategy.batchnorm import merged_batchnorm
+
+Record = dict[str, Any]  # of metrics.jsonl
+Callback = Callable[[int, int, bool], Iterable[Record]]  # after epoch, optimizer steps, the last: records to log
 
 
 class Objective:
@@ -128,55 +126,26 @@ class Trainer:
 def fit(
     trainer: Trainer,
     start: int,
-    schedule: WarmupCosine,
+    total: int,
     steps_per_epoch: int,
-    logbook: MetricsLog,
-    logger: SafeLogger,
-    progress: Progress,
-    score: Callable[[], dict[str, float]],
-    best: Best,
-    examine: Callable[[int], dict[str, dict[str, Any]]],
-    draw: Callable[[int, int], Path | None],
-    finish: Callable[[int, int], Iterator[dict[str, Any]]],
+    log: Callable[[Record], None],
+    callbacks: Sequence[Callback],
     save: Callable[[int], None],
-    pause: Callable[[], tuple[bool, int]],
+    stop: StopOrCheckpoint,
 ) -> None:
-    """Train from optimizer step `start` to the schedule's end; after each epoch score, examine, draw and save.
+    """Optimizer steps from `start` to `total`; after each epoch what the callbacks give is logged, then the run saved.
 
-    `best` keeps the weights of the epoch whose scores are best. `finish(epoch, step)` gives the records of the end,
-    before the last checkpoint: so a run that stands there has them.
-
-    `examine(epoch)` gives further records, by their kind; `draw(step, epoch)` is where a picture has been written.
-
-    `pause` says after each step whether a checkpoint is due, and which signal asks the run to stop (0 for none); the
-    run then saves and raises `Interrupted`.
+    `stop` says after each step whether a checkpoint is due, and which signal asks the run to stop (0 for none); the run
+    then saves and raises `Interrupted`.
     """
-
-    def write(record: dict[str, Any]) -> None:
-        logbook.write(record)
-        logger.log(record)
-
-    for step in range(start, schedule.total_steps):
-        record = trainer.step(step)
-        write({"kind": "step", **record})
-        progress.step(record)
+    for step in range(start, total):
+        log({"kind": "step", **trainer.step(step)})
         epoch, rest = divmod(step + 1, steps_per_epoch)
         if rest == 0:
-            scores = {"epoch": epoch, "step": step + 1, **score()}
-            write({"kind": "validation", **scores})
-            best.consider(epoch, step + 1, scores)
-            for kind, record in examine(epoch).items():
-                write({"kind": kind, "epoch": epoch, "step": step + 1, **record})
-            picture = draw(step + 1, epoch)
-            if picture is not None:
-                logger.picture(step + 1, picture)
-            last = step + 1 == schedule.total_steps
-            progress.epoch(scores, last)
-            for record in finish(epoch, step + 1) if last else ():
-                write(record)
-                if (record["kind"], record["at"]) == ("final", "best"):
-                    progress.best(record)
-        due, signal = pause()
+            for callback in callbacks:
+                for record in callback(epoch, step + 1, step + 1 == total):
+                    log(record)
+        due, signal = stop()
         if rest == 0 or due or signal:
             save(step + 1)
         if signal:
