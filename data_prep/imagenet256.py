@@ -22,13 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from imagenet.output import prepare
-from imagenet.report import print_converted
 
 from gcond.output import output_may_be_lost
 
 
 @output_may_be_lost()
-def main() -> int:
+def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -40,7 +39,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="which images (default 0); a larger N contains a smaller one")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: cores)")
     parser.add_argument("--allow-partial", action="store_true", help="accept other counts, and report them")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     for name in ("size", "subset", "subset_validation", "workers"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
@@ -62,7 +61,7 @@ def main() -> int:
 
 
 def converted(workers: int, allow_partial: bool, **options: Any) -> dict:
-    from imagenet.clone import convert  # takes seconds, since it imports timm
+    from imagenet.clone import convert, print_converted  # takes seconds, since it imports timm
 
     facts = convert(**options)
     print_converted(options["out"], facts)

@@ -21,13 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Features
 from datasets import Image as ImageFeature
+from imagenet import output
 from PIL import Image
 from timm.data import ImageNetInfo
 from tqdm import tqdm
 
 from gcond.data.images import naming, opened
 from gcond.files import sha256, write_json
-from imagenet import output
 
 FORMAT_VERSION = 1
 SUFFIXES = (".jpg", ".jpeg")
@@ -179,3 +179,11 @@ def _write(table: pa.Table, folder: Path, split: str) -> list[tuple[Path, int]]:
     for path, part in zip(paths, parts, strict=True):
         pq.write_table(part, path, row_group_size=GROUP_ROWS, compression="none")
     return [(path, len(part)) for path, part in zip(paths, parts, strict=True)]
+
+
+def print_converted(out: Path, facts: dict) -> None:
+    for split, count in facts["counts"].items():
+        print(f"{split}: {count:,} images")
+    print(", ".join(f"{count:,} {how}" for how, count in sorted(facts["made"].items())))
+    print(f"SHA-256 of the images: {facts['images_sha256']}")
+    output.print_hint(out, facts)

@@ -1,25 +1,149 @@
-"""The folder that is made: begun beside its place, gone on with, then renamed; or found there and compared."""
+"""The folder that is made: begun beside its place, gone on with, then renamed; or found there and compared.
+
+Each file goes its own way in a process of a pool: every image of it is checked, then it is linked or written anew.
+"""
 
 import fcntl
 import json
+import multiprocessing
 import os
 import platform
 import shutil
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+import worker
+from imagenet import source
+from imagenet.source import Finding
 from tqdm import tqdm
 
-from gcond.files import write_json
-from imagenet import report, source
-from imagenet.subset import keep_of_each_file
-from imagenet.work import Job, Outcome, matches, process_all
+from gcond.files import sha256, write_atomically, write_json
 
 FORMAT_VERSION = 1
+ROW_GROUP = 1000  # rows: a reader need not hold more at once
+
+
+class Job(NamedTuple):
+    """One file's way through a worker. `keep` [k]: rows of the file, ascending; None is all, linked.
+    `size`: the pixels of a side."""
+
+    source: Path
+    target: Path
+    record: Path
+    split: str
+    keep: np.ndarray | None
+    size: int
+
+
+class Outcome(NamedTuple):
+    """`made`: linked, copied, written, left out (no row of it is kept), or kept from an earlier call.
+
+    With findings, nothing has been made.
+    """
+
+    rows: int
+    bytes: int
+    sha256: str
+    made: str
+    findings: list[Finding]
+
+
+def process(job: Job) -> Outcome:
+    """Check every image of a file, and link or write it; a file that is finished and intact is left alone."""
+    stat = job.source.stat()
+    state = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    if job.record.is_file():
+        record = json.loads(job.record.read_text())
+        if record["source"] == state and (not record["rows"] or matches(job.target, record["sha256"])):
+            return Outcome(record["rows"], record["bytes"], record["sha256"], "kept", [])
+    job.record.unlink(missing_ok=True)
+
+    findings: list[Finding] = []
+    chosen: list[pa.RecordBatch] = []
+    row = 0
+    try:
+        for batch in source.batches(job.source):
+            for i, encoded in enumerate(batch.column("image").field("bytes")):
+                if fault := source.image_fault(encoded.as_py(), job.size):
+                    findings.append(Finding(job.split, fault, f"{job.source.name} row {row + i}"))
+            if job.keep is not None:
+                inside = job.keep[(row <= job.keep) & (job.keep < row + len(batch))] - row
+                chosen.append(batch.take(pa.array(inside)))
+            row += len(batch)
+    except source.Damaged:
+        findings.append(Finding(job.split, "file unreadable", job.source.name))
+    if findings:
+        return Outcome(0, 0, "", "", findings)
+
+    if job.keep is None:
+        rows, made = row, _link(job.source, job.target)
+    else:
+        rows, made = len(job.keep), "written" if len(job.keep) else "left out"  # `datasets` reads no empty file
+        if rows:
+            table = pa.Table.from_batches(chosen)
+            write_atomically(job.target, lambda path: _write(table, path))
+    size, digest = (job.target.stat().st_size, sha256(job.target)) if rows else (0, "")
+    outcome = Outcome(rows, size, digest, made, [])
+    write_json(job.record, {"source": state, "rows": outcome.rows, "bytes": outcome.bytes, "sha256": outcome.sha256})
+    return outcome
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    """JPEG is dense already: no compression of it, no dictionary, no statistics."""
+    pq.write_table(
+        table, path, row_group_size=ROW_GROUP, compression="none", use_dictionary=False, write_statistics=["label"]
+    )
+
+
+def _link(source: Path, target: Path) -> str:
+    """The hub's own cache holds symbolic links: link what they lead to."""
+    source = source.resolve()
+    made = "linked"
+
+    def link_or_copy(path: Path) -> None:
+        nonlocal made
+        try:
+            os.link(source, path)
+        except OSError:  # another file system, or one without hard links
+            made = "copied"
+            shutil.copyfile(source, path)
+
+    write_atomically(target, link_or_copy)
+    return made
+
+
+def matches(path: Path, expected: str) -> bool:
+    return path.is_file() and sha256(path) == expected
+
+
+def process_all(jobs: list[Job], rows: Mapping[Path, int], workers: int) -> dict[Path, Outcome]:
+    """Outcomes by source file. `rows` is for the progress bar, which moves file by file."""
+    outcomes = {}
+    with tqdm(total=sum(rows.values()), unit="image", smoothing=0, desc="checking") as bar:
+        if workers == 1:
+            for job in jobs:
+                outcomes[job.source] = process(job)
+                bar.update(rows[job.source])
+            return outcomes
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(min(workers, len(jobs)), context, worker.begin)
+        try:
+            futures = {pool.submit(process, job): job for job in jobs}
+            for future in as_completed(futures):
+                source = futures[future].source
+                outcomes[source] = future.result()
+                bar.update(rows[source])
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return outcomes
 
 
 def prepare(
@@ -46,7 +170,7 @@ def prepare(
         print("\n".join(differing))
         print("These counts are not those of the published copy; `--allow-partial` accepts them.")
     if findings or (differing and not allow_partial):
-        report.print_table(findings)
+        print_findings(findings)
         print("No image has been looked at yet, nothing was written.")
         return None
 
@@ -71,12 +195,12 @@ def prepare(
         data, done = tree / "data", work / "done"
         jobs = [
             Job(file.path, data / file.path.name, done / f"{file.path.name}.json", file.split, keep, size)
-            for file, keep in zip(files, keep_of_each_file(files, subset, subset_validation, seed), strict=True)
+            for file, keep in zip(files, source.kept_rows(files, subset, subset_validation, seed), strict=True)
         ]
         outcomes = process_all(jobs, {file.path: len(file.labels) for file in files}, workers)
         findings = [finding for job in jobs for finding in outcomes[job.source].findings]
         if findings:
-            report.print_table(findings)
+            print_findings(findings)
             print(f"{out} was not made; the files without a fault need not be checked again ({work}).")
             return None
         facts = _facts(settings, differing, [job for job in jobs if outcomes[job.source].rows], outcomes)
@@ -84,7 +208,7 @@ def prepare(
         _remove_strays(tree / "data", {job.target for job in jobs})
         os.rename(tree, out)
         shutil.rmtree(work)
-    report.print_made(out, facts, list(outcomes.values()))
+    _print_made(out, facts, list(outcomes.values()))
     return facts
 
 
@@ -154,3 +278,32 @@ def check_existing(out: Path, settings: dict) -> dict:
             raise ValueError(f"`--out`: {out / name} does not match the checksum in facts.json; remove {out}")
     print(f"{out} is there and its checksums match")
     return facts
+
+
+def print_findings(findings: list[Finding]) -> None:
+    grouped: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for finding in findings:
+        grouped[finding.split, finding.what].append(finding.place)
+    if grouped:
+        print(f"{'split':12}{'what is wrong':24}{'count':>9}  first")
+    for (split, what), places in sorted(grouped.items()):
+        print(f"{split:12}{what:24}{len(places):9,}  {places[0]}")
+
+
+def _print_made(out: Path, facts: dict, outcomes: list[Outcome]) -> None:
+    for line in facts["deviations"]:
+        print(line)
+    for split, count in facts["counts"].items():
+        print(f"{split}: {count:,} images of {facts['classes'][split] or 'unknown'} classes")
+    made = Counter(outcome.made for outcome in outcomes)
+    print("files: " + ", ".join(f"{count} {how}" for how, count in sorted(made.items())))
+    if made["linked"]:
+        print("A linked file is the source's own file under a second name: it takes no room; edit neither.")
+    if made["copied"]:
+        print("Copied, because the file system refused a hard link: these files take room twice.")
+    print_hint(out, facts)
+
+
+def print_hint(out: Path, facts: dict) -> None:
+    dataset = "imagenet84" if facts["size"] == 84 else "imagenet256"
+    print(f"train on it: gcond-train dataset={dataset} dataset.root={out}")

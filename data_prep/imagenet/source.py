@@ -1,18 +1,22 @@
-"""What a copy of ImageNet-256 holds, by its footers and labels alone, and how that differs from the published one."""
+"""What a copy of ImageNet-256 holds, how that differs from the published one, and which of it a subset keeps."""
 
 import hashlib
+import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 IMAGES = {"train": 1_281_167, "validation": 50_000, "test": 100_000}
 """What the published copy holds; its test split may be absent here."""
 CLASSES = 1000
 VALIDATION_PER_CLASS = 50
+BATCH = 250  # images looked at at a time
 NAME = re.compile(r"(train|validation|test)-(?:(\d+)-of-(\d+)|.+)\.parquet")
 
 
@@ -125,3 +129,69 @@ def listing_checksum(files: list[SourceFile]) -> str:
     """SHA-256 over the source's names and sizes: the checksum that a run on the source itself records."""
     lines = sorted(f"data/{file.path.name} {file.path.stat().st_size}" for file in files)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+class Damaged(Exception):
+    """A source file that Parquet cannot read."""
+
+
+def image_fault(encoded: bytes | None, size: int = 256) -> str:
+    """What is wrong with an image, or ""."""
+    if not encoded:
+        return "no bytes"
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            if image.format != "JPEG":
+                return "not JPEG"
+            if image.size != (size, size):  # before decoding: a bomb is only a wrong size
+                return f"not {size} x {size}"
+            if image.mode != "RGB":
+                return "not RGB"
+            image.load()
+    except Exception:  # Pillow raises whatever its plugins raise; MemoryError is one of them for a damaged header
+        return "unreadable"
+    return ""
+
+
+def batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Raises Damaged where the file cannot be read, so that a full disk elsewhere is not taken for that."""
+    try:
+        with pq.ParquetFile(path) as file:
+            yield from file.iter_batches(BATCH, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise Damaged from error
+
+
+def choose(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
+    """Rows of the `per_class` smallest SHA-256(seed, class, row) of each class, ascending.
+
+    `labels` [rows] are those of a whole split, so a row is its place in it. A larger `per_class` only adds rows.
+    """
+    drawn = np.array(
+        [
+            int.from_bytes(hashlib.sha256(f"{seed}:{label}:{row}".encode()).digest()[:8])
+            for row, label in enumerate(labels.tolist())
+        ],
+        dtype=np.uint64,
+    )
+    order = np.lexsort((drawn, labels))
+    grouped = labels[order]
+    rank = np.arange(len(order)) - np.searchsorted(grouped, grouped)
+    return np.sort(order[rank < per_class])
+
+
+def kept_rows(
+    files: list[SourceFile], subset: int | None, subset_validation: int | None, seed: int
+) -> list[np.ndarray | None]:
+    """For each file the rows to keep, or None for all of them."""
+    per_class = {"train": subset, "validation": None if subset is None else subset_validation}
+    keep: dict[Path, np.ndarray] = {}
+    for split, count in per_class.items():
+        if count is not None:
+            own = [file for file in files if file.split == split]
+            chosen = choose(np.concatenate([file.labels for file in own]), count, seed)
+            ends = np.cumsum([len(file.labels) for file in own])
+            for file, end in zip(own, ends, strict=True):
+                inside = (end - len(file.labels) <= chosen) & (chosen < end)
+                keep[file.path] = chosen[inside] - (end - len(file.labels))
+    return [keep.get(file.path) for file in files]

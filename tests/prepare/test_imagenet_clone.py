@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import sys
 from collections import Counter
 
 import imagenet256
@@ -130,14 +129,10 @@ def test_what_cannot_be_converted_is_named_and_nothing_is_made(folders, tmp_path
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 
-def test_the_command_converts_a_clone_and_checks_its_result(folders, tmp_path, monkeypatch, capsys):
+def test_the_command_converts_a_clone_and_checks_its_result(folders, tmp_path, capsys):
     out = tmp_path / "out"
     for source, target in ((folders, out), (out, tmp_path / "linked")):
-        monkeypatch.setattr(
-            sys, "argv", ["", "--from", str(source), "--out", str(target), "--size", "8", "--workers=1"]
-        )
-        assert imagenet256.main() == 0
+        assert imagenet256.main(["--from", str(source), "--out", str(target), "--size", "8", "--workers=1"]) == 0
         assert "12" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["", "--from", str(out), "--out", str(tmp_path / "new"), "--allow-partial"])
-    assert imagenet256.main() == 1
+    assert imagenet256.main(["--from", str(out), "--out", str(tmp_path / "new"), "--allow-partial"]) == 1
     assert "not 256 x 256" in capsys.readouterr().out

@@ -1,1 +1,0 @@
-"""ImageNet-256 on disk -> checked, and linked or thinned out."""
