@@ -18,7 +18,7 @@ from gcond.model import MaskedAutoencoder
 
 STATES = ("initial", "last")
 TRUST = "a package of your own, whose classes and data sets a run's config may name; its code is run"
-NAMED_BY = {"ct": "--ct", "imagenet256": "--imagenet"}  # data set -> the option of a command that names its folder
+NAMED_BY = {"imagenet256": "--imagenet"}  # data set -> the option of a command that names its folder
 
 
 class LoadedRun:
@@ -43,7 +43,7 @@ class LoadedRun:
         if cfg.dataset.name in roots:
             root = roots[cfg.dataset.name]
             if root is None:
-                option = NAMED_BY.get(cfg.dataset.name, cfg.dataset.name)
+                option = NAMED_BY.get(cfg.dataset.name, f"--{cfg.dataset.name}")
                 raise ValueError(f"{path}: expected the folder of its data ({option} DIR), found none")
             cfg.dataset.root = str(root)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from write_store import write
 
-from gcond.data import ct, images, store
+from gcond.data import ct, images, photos, store
 
 
 def edit_facts(root, **changes):
@@ -44,6 +44,8 @@ def test_round_trip(small_store):
     assert splits.facts["missing_packages"] == ["absent"]
     assert splits.title == "CT (made)"
     json.dumps(splits.facts)
+    assert splits.shows_patients
+    assert not photos.load(32).shows_patients
 
 
 def test_every_slice_has_its_patient_wherever_it_stands_in_the_index(small_store):

@@ -77,11 +77,12 @@ def test_a_store_gives_heights_in_the_order_of_its_images(tmp_path):
             "spacing_xy_mm": [0.5] * len(slices),
         }
     write(tmp_path / "ct", rows, {"title": "CT", "patients": {}, "missing_packages": []})
-    cfg = config("dataset=ct", f"dataset.root={tmp_path}/ct")
-    turn, tall = tasks(cfg.dataset, {"train": [1, 2, 5], "val": [0, 1, 2], "test": [0, 2]})
-    assert (turn.name, tall.name) == ("rotation", "height")
-    assert tall.targets[:, 0].tolist() == [2.0, 4.0, 10.0]
-    assert [name[0] for name in tall.groups] == ["a", "a", "b"]
+    for dataset in ("ct", "headneck"):
+        cfg = config(f"dataset={dataset}", f"dataset.root={tmp_path}/ct")
+        turn, tall = tasks(cfg.dataset, {"train": [1, 2, 5], "val": [0, 1, 2], "test": [0, 2]})
+        assert (turn.name, tall.name) == ("rotation", "height")
+        assert tall.targets[:, 0].tolist() == [2.0, 4.0, 10.0]
+        assert [name[0] for name in tall.groups] == ["a", "a", "b"]
 
 
 def test_labels_of_jpeg_folders_and_of_parquet_follow_the_images(tmp_path, write_photos):
@@ -89,6 +90,9 @@ def test_labels_of_jpeg_folders_and_of_parquet_follow_the_images(tmp_path, write
     found = imagenet256.labels(root)
     data = imagenet256.load(root, 8)
     assert data.groups == found
+    for dataset in ("imagenet256", "imagenet84"):
+        cfg = config(f"dataset={dataset}", f"dataset.root={root}")
+        assert [task.name for task in tasks(cfg.dataset, {split: [0] for split in found})] == ["rotation", "class"]
     bright = {"cat": 200, "dog": 50}
     for split, images in (("train", data.train), ("val", data.val), ("test", data.test)):
         levels = [float(images[place].float().mean()) for place in range(len(images))]

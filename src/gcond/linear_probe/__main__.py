@@ -145,7 +145,10 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    prober = Prober({"ct": options.ct, "imagenet256": options.imagenet}, device, options.images, options.trust)
+    roots = {"imagenet256": options.imagenet} | {
+        name: getattr(options, name) for name in ("ct", "headneck", "imagenet84")
+    }
+    prober = Prober(roots, device, options.images, options.trust)
     errors = [f"{name}: {error}" for name, error in found.unreadable.items()]
     for run in tqdm(left, desc="probe", unit="run", disable=None):
         try:
@@ -174,7 +177,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--all", action="store_true", help="runs of other models and with other settings than Table 2's as well"
     )
-    parser.add_argument("--ct", type=Path, default=Path("data/ct"), help="the CT store of the runs (default: data/ct)")
+    for name in ("ct", "headneck", "imagenet84"):
+        parser.add_argument(f"--{name}", type=Path, default=Path("data", name), help=f"default: data/{name}")
     parser.add_argument("--imagenet", type=Path, help="the ImageNet-256 of the runs")
     parser.add_argument("--images", type=int, default=IMAGES, help=f"of a split at most (default: {IMAGES})")
     parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help=TRUST)

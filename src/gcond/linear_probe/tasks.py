@@ -5,7 +5,7 @@ rotation  By which of 0, 90, 180, 270 degrees an image was turned (Gidaris et al
 height    CT. How far above its volume's middle a slice lies, in mm; scored within a volume, by rank correlation, since
           volumes begin and end in different places of the body (slice order as a label: Yan et al. 2018, arXiv
           1707.03891). A volume has its own intercept in the fit.
-class     imagenet256 with labels.
+class     Photographs with labels.
 
 The body part is no task: with ten patients, whose part, scanner and field of view go together, it names the patient.
 """
@@ -45,11 +45,11 @@ class Task:
 def tasks(dataset: DictConfig, places: Places) -> list[Task]:
     """Those that the data set of a run's config has."""
     found = [rotation({split: len(own) for split, own in places.items()})]
-    if dataset.name == "ct" and (slices := ct.heights(dataset.root)) is not None:
+    if dataset._target_ == "gcond.data.ct.load" and (slices := ct.heights(dataset.root)) is not None:
         found.append(
             height({split: [np.array(column)[own] for column in slices[split]] for split, own in places.items()})
         )
-    if dataset.name == "imagenet256" and (labels := imagenet256.labels(dataset.root)) is not None:
+    if dataset._target_ == "gcond.data.imagenet256.load" and (labels := imagenet256.labels(dataset.root)) is not None:
         found.append(classes("class", {split: np.array(labels[split])[own] for split, own in places.items()}))
     return found
 
