@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gcond.data import decoded, images
+from gcond.data import images
 from gcond.data.images import PhotoFiles, TensorImages
 
 SIZE = 8
@@ -17,7 +17,7 @@ SIZE = 8
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("GCOND_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(decoded, "FEWEST", 3)
+    monkeypatch.setattr(images, "FEWEST", 3)
     return tmp_path / "cache" / "decoded"
 
 
@@ -44,7 +44,7 @@ def photographs(root, size=SIZE):
 
 
 def pixels(root, size=SIZE):
-    held = decoded.held(photographs(root, size), "photographs train", root)
+    held = images.held_or_kept(photographs(root, size), "photographs train", root)
     assert isinstance(held, TensorImages)
     return held.images
 
@@ -61,7 +61,7 @@ def test_photographs_are_decoded_once_with_the_same_pixels(cache, root, decoding
 
 
 def test_few_photographs_leave_nothing_behind(cache, root, monkeypatch):
-    monkeypatch.setattr(decoded, "FEWEST", 4)
+    monkeypatch.setattr(images, "FEWEST", 4)
     pixels(root)
     assert not cache.exists()
 
@@ -112,7 +112,7 @@ def test_a_damaged_file_is_decoded_anew(cache, root, decodings, damage):
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, root, monkeypatch, capsys):
-    monkeypatch.setattr(decoded, "FEWEST", 3)
+    monkeypatch.setattr(images, "FEWEST", 3)
     (tmp_path / "file").touch()
     monkeypatch.setenv("GCOND_CACHE", str(tmp_path / "file"))
     assert len(pixels(root)) == 3

@@ -16,7 +16,7 @@ from engine.runs import run, tiny_config
 from gcond.config import build
 from gcond.engine.batches import seeded
 from gcond.linear_probe.__main__ import main, spaced
-from gcond.linear_probe.ridge import probe
+from gcond.linear_probe.probe import probe
 from gcond.linear_probe.tasks import rotation
 from gcond.report.records import LINEAR_PROBE_COLUMNS, LINEAR_PROBE_KEY, read_csv
 

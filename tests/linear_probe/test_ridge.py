@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gcond.linear_probe.ridge import STRENGTHS, probe, ridge
+from gcond.linear_probe.probe import STRENGTHS, probe, ridge
 
 RANDOM = np.random.default_rng(3)
 COUNTS = {"train": 40, "val": 12, "test": 9}

@@ -11,7 +11,7 @@ from write_store import write
 from gcond.data import imagenet256
 from gcond.data.images import TensorImages
 from gcond.data.intensity import Intensity
-from gcond.linear_probe.features import encoder, features, pixels
+from gcond.linear_probe.probe import encoder, features, pixels
 from gcond.linear_probe.tasks import classes, height, rotation, tasks
 from gcond.model import MaskedAutoencoder
 

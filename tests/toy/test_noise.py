@@ -9,8 +9,8 @@ import torch
 from gcond.strategy import Sequential, Stochastic
 from gcond.strategy.estimate import Window
 from gcond.strategy.gradients import TaskGradients
-from gcond.toy import noise_study
-from gcond.toy.noisy_quadratic import NoisyQuadratic, mean_noise
+from gcond.toy import noise
+from gcond.toy.noise import NoisyQuadratic, mean_noise
 
 
 def problem(**changes):
@@ -75,8 +75,8 @@ def test_more_micro_batches_settle_the_sign(estimator):
 
 
 def test_rows_of_the_study_agree_with_their_predictions():
-    rows = [dict(zip(noise_study.COLUMNS, row, strict=True)) for row in noise_study.measure(300, (2, 8))]
-    assert len(rows) == 3 * 2 * 2 * len(noise_study.COSINES)
+    rows = [dict(zip(noise.COLUMNS, row, strict=True)) for row in noise.measure(300, (2, 8))]
+    assert len(rows) == 3 * 2 * 2 * len(noise.COSINES)
     for row in rows:
         assert float(row["variance"]) == pytest.approx(float(row["variance_theory"]), rel=0.06)
         assert float(row["variance_low"]) < float(row["variance"]) < float(row["variance_high"])
@@ -85,9 +85,9 @@ def test_rows_of_the_study_agree_with_their_predictions():
 
 def test_wilson_interval():
     """By hand from the formula: 8 of 10 -> (0.490, 0.943), the value in most textbooks; it never leaves [0, 1]."""
-    assert noise_study.wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    assert noise_study.wilson(0, 50)[0] == 0
-    assert noise_study.wilson(0, 50)[1] == pytest.approx(0.0713, abs=1e-4)
+    assert noise.wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert noise.wilson(0, 50)[0] == 0
+    assert noise.wilson(0, 50)[1] == pytest.approx(0.0713, abs=1e-4)
 
 
 @pytest.mark.parametrize(

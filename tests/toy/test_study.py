@@ -9,11 +9,9 @@ import pytest
 from gcond.report import toy_figures
 from gcond.strategy import Linear
 from gcond.study import pages, toy_page
-from gcond.toy import descents, noise_study, tradeoff
-from gcond.toy.descents import descend, end_point, record
-from gcond.toy.lineup import lineup
+from gcond.toy import descents, noise, tradeoff
+from gcond.toy.descents import descend, end_point, follow, lineup, record
 from gcond.toy.problem import STARTS
-from gcond.toy.trajectories import follow
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +121,7 @@ def test_the_page_needs_the_recorded_files_alone(short, tmp_path, in_this_proces
     parts, out = tmp_path / "parts", tmp_path / "toy"
     descend(short, parts, 1)
     record(short, ["baseline", "pcgrad"], parts, out)
-    descents.write_csv(out / "noise.csv", noise_study.COLUMNS, noise_study.measure(20, (8, 24, 64)))
+    descents.write_csv(out / "noise.csv", noise.COLUMNS, noise.measure(20, (8, 24, 64)))
     shares = [["regressions", a, 0, 1, t, 0.3] for a in (-1.0, 0.0) for t in tradeoff.TASKS]
     descents.write_csv(out / "tradeoff.csv", tradeoff.COLUMNS, shares)
     pages.make("toy", tmp_path)
@@ -150,4 +148,4 @@ def test_end_points_against_references():
 
 
 def test_every_kind_of_the_noise_study_has_a_look():
-    assert set(toy_figures.KINDS) == set(noise_study.KINDS)
+    assert set(toy_figures.KINDS) == set(noise.KINDS)

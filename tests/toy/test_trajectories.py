@@ -12,9 +12,8 @@ from toy.authors import authors_losses
 from gcond.strategy import GradientConductor, Raw, Sequential
 from gcond.strategy.conflict import Conflict, Resolution, StatelessResolver
 from gcond.study.methods import STUDY
-from gcond.toy.lineup import CONFIG, LEFT_OUT, lineup
+from gcond.toy.descents import CONFIG, LEFT_OUT, TASKS, Adam, Descent, follow, lineup
 from gcond.toy.problem import STARTS, distance_to_front
-from gcond.toy.trajectories import TASKS, Adam, Descent, follow
 
 METHODS = lineup()
 REFERENCES = pd.read_csv(STUDY / "toy_references.csv").set_index(["method", "start"])

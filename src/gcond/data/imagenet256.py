@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from gcond.data import decoded, folders
+from gcond.data import folders
 from gcond.data.checksums import of_listing, parquet_files, photo_folder
-from gcond.data.images import IN_MEMORY_BYTES, PhotoFiles, check_size, naming, opened, square_rgb
+from gcond.data.images import IN_MEMORY_BYTES, PhotoFiles, check_size, held_or_kept, naming, opened, square_rgb
 from gcond.data.intensity import Intensity
 from gcond.data.splits import Splits
 from gcond.files import read_object, sha256
@@ -99,7 +99,7 @@ def load(root: str | Path | None, image_size: int) -> Splits:
         folder = folders.read(root)
         splits = {split: PhotoFiles(own, image_size) for split, own in folder.splits.items()}
         listing, groups, passed_over = folder.files, folder.classes, folder.passed_over
-    held = {split: decoded.held(images, f"{_name(root)} {split}", root) for split, images in splits.items()}
+    held = {split: held_or_kept(images, f"{_name(root)} {split}", root) for split, images in splits.items()}
     _say(root, splits, groups, passed_over)
     counts = {split: len(images) for split, images in splits.items()}
     total = sum(counts.values())

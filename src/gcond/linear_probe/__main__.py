@@ -22,8 +22,8 @@ from tqdm import tqdm
 from gcond.data.splits import Splits
 from gcond.engine import device as devices
 from gcond.files import OWN
-from gcond.linear_probe import features as seen
-from gcond.linear_probe.ridge import Array, Probed, probe
+from gcond.linear_probe import probe as seen
+from gcond.linear_probe.probe import Array, Probed, probe
 from gcond.linear_probe.tasks import Task, tasks
 from gcond.load_run import TRUST, LoadedRun
 from gcond.output import output_may_be_lost

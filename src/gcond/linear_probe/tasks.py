@@ -22,7 +22,7 @@ from scipy.stats import spearmanr
 
 from gcond.data import ct, imagenet256
 from gcond.engine.batches import TURNS
-from gcond.linear_probe.ridge import Array
+from gcond.linear_probe.probe import Array
 
 SPLITS = ("train", "val", "test")
 ACCURACY, RANKS = "accuracy", "rank correlation within a volume"

@@ -14,9 +14,8 @@ from pathlib import Path
 
 from gcond.files import OWN
 from gcond.output import output_may_be_lost
-from gcond.toy import noise_study, tradeoff
-from gcond.toy.descents import descend, end_point, record, write_csv
-from gcond.toy.lineup import SLOW, lineup
+from gcond.toy import noise, tradeoff
+from gcond.toy.descents import SLOW, descend, end_point, lineup, record, write_csv
 from gcond.toy.problem import STARTS
 
 
@@ -37,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     record(list(methods.values()), asked, options.parts, options.out)
 
     # Variance and conflict signs of accumulated gradients.
-    write_csv(options.out / "noise.csv", noise_study.COLUMNS, noise_study.measure())
+    write_csv(options.out / "noise.csv", noise.COLUMNS, noise.measure())
 
     # GradOPS over alpha.
     variants = tradeoff.variants(methods["gradops"])

@@ -1,28 +1,212 @@
-"""All strategies from all starts, in several processes; a descent that is finished is not repeated.
+"""Strategies on the two-dimensional problem: which ones with which settings, how they descend, and what is recorded.
 
-A descent's part is `parts`/METHOD-START-SETTINGS.csv, at full precision. What is recorded in `out` is put together from
-the parts: endpoints.csv and, thinned, trajectories/METHOD.csv. Recorded methods that are not asked for stay as they are
-if their settings are still the same.
+A descent is the library's own resolver and Adam on (x_1, x_2), all float64. A finished one is not repeated: its part is
+`parts`/METHOD-START-SETTINGS.csv, at full precision. What is recorded in `out` is put together from the parts:
+endpoints.csv and, thinned, trajectories/METHOD.csv. Recorded methods that are not asked for stay as they are if their
+settings are still the same.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import json
+import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from omegaconf import OmegaConf
 from tqdm import tqdm
 
+from gcond.config import build
 from gcond.files import write_text
-from gcond.toy.lineup import Method
-from gcond.toy.problem import F1_SCALE, STARTS, distance_to_front, evaluate
-from gcond.toy.trajectories import TASKS, Point, follow
+from gcond.strategy.conflict import Conflict, LossWeighting, Resolver
+from gcond.toy.problem import F1_SCALE, STARTS, Row, distance_to_front, evaluate
+
+Point = tuple[int, float, float]  # step, x_1, x_2
+TASKS = ("f1", "f2")
+LOWEST = torch.tensor(
+    [-2.1, -21.0], dtype=torch.float64
+)  # below both losses (FAMO's authors): loss weighting needs losses above 0
+ONES = torch.ones(2, dtype=torch.float64)
+
+
+class Descent:
+    """The update of a resolver from one step to the next, as `GradientConductor` makes it of exact gradients.
+
+    A resolver that weights losses is given f - LOWEST, so that what it divides by or takes the logarithm of is
+    positive.
+    """
+
+    def __init__(self, resolver: Resolver, clip_norm: float | None = None, seed: int = 0) -> None:
+        resolver.check(dict.fromkeys(TASKS, 1.0), ("all",))
+        self._resolver = resolver
+        self._clip_norm = clip_norm
+        self._generator = torch.Generator().manual_seed(seed)
+        self._previous = torch.zeros(2, 2, dtype=torch.float64)
+        self._step = 0
+
+    def direction(self, x1: float, x2: float) -> Row:
+        """What stands in the gradient's place."""
+        (f1, f2), (row1, row2) = evaluate(x1, x2)
+        values = torch.tensor([F1_SCALE * f1, f2], dtype=torch.float64)
+        rows = torch.tensor([[F1_SCALE * row1[0], F1_SCALE * row1[1]], row2], dtype=torch.float64)
+        if isinstance(self._resolver, LossWeighting):
+            update = self._resolver.weigh(values - LOWEST) @ rows
+            self._resolver.after_window(values - LOWEST)
+        else:
+            update = self._resolve(rows, values)
+        self._step += 1
+        return self._clipped(*update.tolist())
+
+    def _resolve(self, rows: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        gram = rows @ rows.T
+        resolution = self._resolver.resolve(
+            Conflict(
+                tasks=TASKS,
+                gram=gram,
+                cross=rows @ self._previous.T,
+                group_grams={"all": gram},
+                losses=values,
+                lambdas=ONES,
+                step=self._step,
+                generator=self._generator,
+            )
+        )
+        self._previous = rows
+        if resolution.blockwise is not None:
+            return resolution.blockwise(rows.clone(), 0)
+        return resolution.weights @ rows
+
+    def _clipped(self, first: float, second: float) -> Row:
+        norm = math.hypot(first, second)
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"step {self._step}: the update is ({first}, {second})")
+        factor = 1.0 if self._clip_norm is None else self._clip_norm / max(norm, self._clip_norm)
+        return first * factor, second * factor
+
+
+class Adam:
+    """Kingma and Ba 2015, on one number: torch's takes longer than the problem itself."""
+
+    def __init__(self, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
+        self._lr, self._betas, self._eps = lr, betas, eps
+        self._first = self._second = 0.0
+        self._steps = 0
+
+    def step(self, gradient: float) -> float:
+        """What to subtract from the parameter."""
+        self._steps += 1
+        one, two = self._betas
+        self._first = one * self._first + (1 - one) * gradient
+        self._second = two * self._second + (1 - two) * gradient**2
+        root = math.sqrt(self._second / (1 - two**self._steps))
+        return self._lr / (1 - one**self._steps) * self._first / (root + self._eps)
+
+
+def follow(descent: Descent, start: Row, steps: int, spacing: float = 0.1) -> Iterator[Point]:
+    """(step, x_1, x_2) wherever a coordinate is `spacing` away from where it was last given, and at both ends.
+
+    Where the resolver gives up (RuntimeError), the place where it did is given before the error is raised.
+    """
+    adam1, adam2 = Adam(), Adam()
+    last = (0, *start)
+    yield last
+    x1, x2 = start
+    for step in range(1, steps + 1):
+        try:
+            first, second = descent.direction(x1, x2)
+        except RuntimeError:
+            yield (step - 1, x1, x2)
+            raise
+        x1, x2 = x1 - adam1.step(first), x2 - adam2.step(second)
+        if step == steps or max(abs(x1 - last[1]), abs(x2 - last[2])) >= spacing:
+            last = (step, x1, x2)
+            yield last
+
+
+# Methods
+
+CONFIG = Path(__file__).resolve().parents[3] / "conf" / "strategy"
+STEPS = 35_000  # Nash-MTL's authors
+
+LEFT_OUT = {
+    "baseline_integrated": "resolves nothing, as baseline; its update is not what this problem shows",
+    "gcond_lion": "the resolver of gcond_pure",
+    "gcond_sequential": "the resolver of gcond_pure: these gradients have no noise",
+    "gcond_sequential_pure": "the resolver of gcond_pure: these gradients have no noise",
+    "gcond_stochastic": "the resolver of gcond_pure: these gradients have no noise",
+    "gradnorm": "divides by the first losses, which are not above 0 here",
+}
+ORDER = (
+    "baseline",
+    "pcgrad",
+    "gradops",
+    "cagrad",
+    "gcond_pure",
+    "gcond_accumulated",
+    "gcond_as_pcgrad",
+)  # first in figure and table
+SLOW = ("mgda", "nash_mtl")  # an hour of one core for both: TorchJD's solvers take 7 and 13 ms a step
+CHANGES: dict[str, dict[str, Any]] = {
+    "famo": {"steps": 50_000, "clip_norm": 1.0, "resolver": {"weight_decay": 0.0}},  # as in its authors' toy problem
+    "sam_gs": {"label": "SAM-GS (the code's psi)", "resolver": {"psi": "code"}},  # the paper's equalises no two tasks
+}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> the strategy it changes, and how
+    "gcond_accumulated": (
+        "gcond_pure",
+        {"label": "GCond (stability of the text)", "resolver": {"stability_reference": "accumulated"}},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A strategy's resolver with what else decides where it goes."""
+
+    name: str  # of its file in conf/strategy
+    label: str
+    resolver: dict[str, Any]  # what Hydra instantiates
+    steps: int = STEPS
+    clip_norm: float | None = None  # conf/strategy clips at 50, which the references do not
+    seed: int = 0
+
+    @property
+    def settings(self) -> str:
+        """A short hash of everything above but the label: results with another one are not this method's."""
+        content = {key: value for key, value in asdict(self).items() if key != "label"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+    def build(self) -> Resolver:
+        return build(self.resolver)
+
+    def descent(self) -> Descent:
+        return Descent(self.build(), self.clip_norm, self.seed)
+
+
+def lineup(folder: Path = CONFIG) -> dict[str, Method]:
+    """Every strategy in `folder` that is not left out, and VARIANTS: those of ORDER first, the rest by the alphabet."""
+    sources = {path.stem: (path.stem, CHANGES.get(path.stem, {})) for path in folder.glob("*.yaml")}
+    sources = {name: source for name, source in {**sources, **VARIANTS}.items() if name not in LEFT_OUT}
+    ordered = [name for name in ORDER if name in sources] + sorted(set(sources) - set(ORDER))
+    return {name: _read(name, folder / f"{sources[name][0]}.yaml", sources[name][1]) for name in ordered}
+
+
+def _read(name: str, path: Path, changes: dict[str, Any]) -> Method:
+    strategy = OmegaConf.load(path).strategy
+    resolver = OmegaConf.to_container(strategy.conductor.resolver, resolve=True)
+    method = {"name": name, "label": strategy.label, **changes}
+    return Method(**{**method, "resolver": {**resolver, **changes.get("resolver", {})}})
+
+
+# Descents and records
 
 COLUMNS = (
     "method",
@@ -79,7 +263,7 @@ def record(methods: Sequence[Method], asked: Iterable[str], parts: Path, out: Pa
     asked, rows = set(asked), []
     for method in methods:
         found = {
-            start: _read(_part(parts, method, start))
+            start: _read_part(_part(parts, method, start))
             for start in range(len(STARTS))
             if method.name in asked and _part(parts, method, start).exists()
         }
@@ -96,7 +280,7 @@ def end_point(method: Method, start: int, parts: Path) -> dict[str, float] | Non
     path = _part(parts, method, start)
     if not path.exists():
         return None
-    (f1, f2), _ = evaluate(*_read(path).points[-1][1:])
+    (f1, f2), _ = evaluate(*_read_part(path).points[-1][1:])
     return dict(zip(TASKS, (F1_SCALE * f1, f2), strict=True))
 
 
@@ -117,7 +301,7 @@ def _part(parts: Path, method: Method, start: int) -> Path:
     return parts / f"{method.name}-{start}-{method.settings}.csv"
 
 
-def _read(path: Path) -> Part:
+def _read_part(path: Path) -> Part:
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     return Part([(int(row["step"]), float(row["x1"]), float(row["x2"])) for row in rows], rows[-1]["stopped"])

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from gcond.strategy import GradientConductor, Raw, Sequential
 from gcond.strategy.resolve.gradops import GradOPS
-from gcond.toy.lineup import Method
+from gcond.toy.descents import Method
 
 ALPHAS = (-6.0, -3.0, -1.0, 0.0, 1.0, 3.0, 6.0)
 LENGTHS = (1.0, 0.7, 0.5)  # |w_t|: the first task dominates the plain sum
