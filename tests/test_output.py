@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from engine.runs import tiny_config
 from gcond.command import main
 from gcond.engine import process
 from gcond.engine.run_folder import RunFolder
-from gcond.output import output_may_be_lost
+from gcond.output import Progress, output_may_be_lost
 
 
 @pytest.fixture
@@ -102,3 +103,44 @@ def test_no_run_is_begun_for_a_sweep_that_has_ended(
     assert process.sweep_has_ended()
     monkeypatch.setenv(process.SWEEP, str(process.process_name(os.getpid())))
     assert not process.sweep_has_ended()
+
+
+SCORES = {"val_l1": 0.5, "val_ssim": 0.25}
+
+
+def say(kind: str, start: int = 0) -> None:
+    with Progress("a-run", kind, start, total=4) as progress:
+        for epoch in (1, 2, 3, 4):
+            progress.log({"kind": "step", "loss/l1": 1.0, "lr": 0.1})
+            progress.log({"kind": "validation", "epoch": epoch, "step": epoch, **SCORES})
+
+
+@pytest.mark.parametrize(("kind", "epochs"), [("auto", [1, 3, 4]), ("lines", [1, 3, 4]), ("quiet", [4])])
+def test_lines_say_what_a_person_wants_to_know_once_a_minute_at_most(
+    kind: str, epochs: list[int], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([1000.0, 1059.0, 1060.0, 1061.0])  # the ends of the epochs; the last is always told
+    monkeypatch.setattr("gcond.output.time.monotonic", lambda: next(clock))
+    say(kind)
+    ends = [f"a-run: epoch {e}, step {e}: validation L1 0.5000, 1-SSIM 0.2500" for e in epochs]
+    assert capsys.readouterr().err.splitlines() == ["a-run: 4 steps, from the start", *ends]
+
+
+def test_a_bar_in_a_file_is_not_drawn_at_every_step(capsys: pytest.CaptureFixture) -> None:
+    with Progress("a-run", "bar", 0, total=1000) as progress:
+        for _ in range(1000):
+            progress.log({"kind": "step", "loss/l1": 1.0})
+            time.sleep(0.0003)  # three times the tenth of a second after which a terminal's bar is drawn again
+    assert capsys.readouterr().err.count("%|") == 3  # at its start, below the first line, and at its end
+
+
+def test_a_resumed_run_says_so(capsys: pytest.CaptureFixture) -> None:
+    say("lines", start=2)
+    assert "a-run: 4 steps, from step 2" in capsys.readouterr().err
+
+
+def test_a_bar_counts_steps_and_shows_the_losses(capsys: pytest.CaptureFixture) -> None:
+    say("bar")
+    shown = capsys.readouterr().err
+    assert "4/4" in shown
+    assert "l1=1.000" in shown

@@ -1,3 +1,7 @@
+"""A machine's fingerprint: the same at each call, whatever was drawn before, and another where it rounds otherwise."""
+
+from __future__ import annotations
+
 import subprocess
 import sys
 from pathlib import Path
@@ -5,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gcond.engine.device import commit, cpu_seconds, describe, pick, processor, tf32
+from gcond.engine.device import commit, cpu_seconds, describe, fingerprint, pick, processor, tf32
 
 
 def test_cuda_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,3 +86,22 @@ def test_a_changed_or_new_source_file_makes_a_run_dirty(changed: str, checkout: 
 def test_the_repository_around_an_installed_package_is_not_its_own(checkout: Path, tmp_path: Path) -> None:
     (checkout / "lib").mkdir()
     assert commit(checkout / "lib") == ("unknown", False)
+
+
+CPU = torch.device("cpu")
+
+
+def test_it_is_the_same_each_time_and_draws_nothing():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    found = fingerprint(CPU)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert fingerprint(CPU) == found
+    assert len(found) == 8
+
+
+def test_it_is_another_where_convolutions_round_otherwise():
+    found = fingerprint(CPU)
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert fingerprint(CPU) != found

@@ -1,3 +1,8 @@
+"""Losses of single images, by hand and against the loss itself."""
+
+from __future__ import annotations
+
+import math
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -8,9 +13,20 @@ from engine import tiny
 from strategy.far_device import CudaDevice, FarDevice
 from torch import Tensor, nn
 
+from gcond.data.intensity import Intensity
 from gcond.engine import evaluate as module
 from gcond.engine.distributed import World
-from gcond.engine.evaluate import MASK_SEED, EvaluationSet, evaluate, means
+from gcond.engine.evaluate import (
+    MASK_SEED,
+    Best,
+    EvaluationSet,
+    Scores,
+    by_group,
+    evaluate,
+    final_records,
+    means,
+    per_image,
+)
 from gcond.loss import ReconstructionLoss
 from gcond.model.masking import fixed_hidden
 from gcond.model.patches import patchify, select
@@ -133,3 +149,172 @@ def test_the_body_of_a_ct_is_measured_by_itself() -> None:
     assert found["body_l1"] == pytest.approx(sum(expected) / 7, rel=1e-6)
     assert found["body_images"] == 7
     assert found["l1"] == pytest.approx(score(Normalised())["l1"], rel=1e-12)
+
+
+CT = Intensity.of_hu_window(-800, 2000, mean=0.3, std=0.2)
+SSIM_LOSS = ReconstructionLoss(2, CT, ssim_window=1)
+
+
+def test_l1_of_the_body_by_hand() -> None:
+    """Patches of 2 x 2 pixels in images of 4 x 4; the patches 1 (top right) and 2 (bottom left) are hidden."""
+    images = torch.zeros(3, 1, 4, 4)
+    images[0, 0, 0] = torch.tensor([9.0, 9.0, 1.0, 2.0])  # the last two are hidden
+    body = torch.zeros(3, 1, 4, 4, dtype=torch.bool)
+    body[0, 0, 0, 3] = True  # hidden, 2
+    body[0, 0, 3, 0] = True  # hidden, 0
+    body[0, 0, 0, 0] = True  # visible: does not count
+    body[1, 0, 3, 3] = True  # visible only: nothing to measure
+    body[2, 0, 2:, :2] = True
+    predictions = torch.full((3, 2, 1, 2, 2), 0.5)
+    found = per_image(SSIM_LOSS, predictions, images, torch.tensor([[1, 2]] * 3), ["l1"], body)
+    assert found["l1"].tolist() == [(0.5 + 1.5 + 6 * 0.5) / 8, 0.5, 0.5]
+    assert found["body_l1"].tolist() == [(1.5 + 0.5) / 2, 0.0, 0.5]
+    assert found["body_images"].tolist() == [1, 0, 1]
+    assert means(found)["body_l1"] == (1.0 + 0.5) / 2  # of the two images that have one
+    assert means(found)["body_images"] == 2
+
+    groups = by_group(found, ["b", "a", "b"])
+    assert groups["b"] == {"images": 2, "l1": (0.625 + 0.5) / 2, "body_l1": 0.75, "body_images": 2}
+    assert math.isnan(groups["a"]["body_l1"])
+    assert (groups["a"]["images"], groups["a"]["body_images"]) == (1, 0)
+
+
+def test_a_prediction_that_is_not_a_number_is_not_taken_for_air() -> None:
+    predictions = torch.full((1, 2, 1, 2, 2), math.nan)
+    body = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    found = means(per_image(SSIM_LOSS, predictions, torch.zeros(1, 1, 4, 4), torch.tensor([[0, 1]]), ["l1"], body))
+    assert math.isnan(found["l1"])
+    assert math.isnan(found["body_l1"])
+    assert found["body_images"] == 1
+
+
+def test_the_losses_of_images_are_those_of_batches_of_one_and_groups_add_up_to_the_whole() -> None:
+    draw = torch.Generator().manual_seed(1)
+    intensity = Intensity.of_photographs()
+    loss = ReconstructionLoss(16, intensity, flip_strength=0.7)
+    images, hidden = torch.randn(7, 3, 64, 64, generator=draw), fixed_hidden(range(7), 16, 0.75, seed=0)
+    predictions = torch.randn(7, 12, 3, 16, 16, generator=draw)
+    found = per_image(loss, predictions, images, hidden, loss.tasks)
+    for place in range(7):
+        one = slice(place, place + 1)
+        expected = loss(predictions[one], images[one], hidden[one], loss.tasks)
+        assert {task: float(values[place]) for task, values in found.items()} == pytest.approx(
+            {task: float(value) for task, value in expected.items()}, rel=1e-6
+        )
+    assert means(found)["l1"] == pytest.approx(
+        float((predictions - select(patchify(images, 16), hidden)).abs().double().mean()), rel=1e-6
+    )
+    groups = by_group(found, list("abcabca"))
+    assert [groups[name]["images"] for name in "abc"] == [3, 2, 2]
+    for task, whole in means(found).items():
+        weighted = sum(group["images"] * group[task] for group in groups.values()) / 7
+        assert weighted == pytest.approx(whole, rel=1e-12)
+
+
+SCORED = replace(
+    tiny.load(64, val=7),
+    groups={"train": ["t"] * 12, "val": list("aabbbac"), "test": list("ddeeff")},
+    body_above=127,
+)
+SETS = {split: EvaluationSet.of(SCORED, split, None, 16, 0.75) for split in ("val", "test")}
+
+
+class Level(nn.Module):
+    """One number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.level = nn.Parameter(torch.zeros(1))
+        self.norm = nn.BatchNorm1d(1)
+
+
+def at(model: Level, level: float) -> Level:
+    model.level.data.fill_(level)
+    model.norm.running_mean.fill_(level)  # type: ignore[union-attr]
+    return model
+
+
+def best_of(losses: list[float]) -> Best:
+    model = Level()
+    best = Best(model, {"l1": 0.5, "ssim": 2.0})
+    for epoch, loss in enumerate(losses, start=1):
+        at(model, epoch)
+        best.consider(epoch, 10 * epoch, {"val_l1": 0.0, "val_ssim": loss})
+    return best
+
+
+@pytest.mark.parametrize(
+    ("losses", "epoch"),
+    [([3, 2, 4], 2), ([2, 2, 2], 1), ([math.nan, 5, 4], 3), ([math.nan, math.nan], 1), ([1, math.nan], 1)],
+)
+def test_the_best_epoch_is_the_first_with_the_smallest_weighted_loss(losses: list[float], epoch: int) -> None:
+    best = best_of(losses)
+    assert (best.epoch, best.step) == (epoch, 10 * epoch)
+    model = best._model
+    with best.in_the_model():
+        assert model.level.item() == model.norm.running_mean.item() == epoch
+    assert model.level.item() == model.norm.running_mean.item() == len(losses)
+
+
+def test_another_task_than_the_weighted_ones_does_not_choose() -> None:
+    best = Best(Level(), {"l1": 1.0})
+    best.consider(1, 1, {"val_l1": 1.0, "val_ssim": 0.0})
+    best.consider(2, 2, {"val_l1": 0.5, "val_ssim": 9.0})
+    assert best.epoch == 2
+
+
+def test_all_images_are_scored_at_the_best_and_at_the_last_epoch_and_each_group_by_itself() -> None:
+    best = best_of([1, 2])
+    measured: list[float] = []
+
+    def measure(images: EvaluationSet) -> Scores:
+        """The level, and more for each image than for the one before."""
+        measured.append(best._model.level.item())
+        count = len(images.images)
+        return {"l1": best._model.level.item() + torch.arange(count, dtype=torch.float64)}
+
+    records = list(final_records(best, 2, 20, SETS, measure))
+    assert measured == [2, 2, 1, 1]
+    assert [(record["kind"], record["at"], record.get("split")) for record in records] == [
+        ("final", "best", None),
+        ("groups", "best", "val"),
+        ("groups", "best", "test"),
+        ("final", "last", None),
+        ("groups", "last", "val"),
+        ("groups", "last", "test"),
+    ]
+    first, last = records[0], records[3]
+    assert (first["epoch"], first["step"], last["epoch"], last["step"]) == (1, 10, 2, 20)
+    assert (first["val_l1"], last["val_l1"]) == (1 + 3, 2 + 3)  # mean of 0 … 6 is 3
+    assert (first["val_images"], first["test_images"]) == (7, 6)
+    assert records[1]["groups"] == {
+        "a": {"images": 3, "l1": 1 + (0 + 1 + 5) / 3},
+        "b": {"images": 3, "l1": 1 + (2 + 3 + 4) / 3},
+        "c": {"images": 1, "l1": 1 + 6},
+    }
+    assert best._model.level.item() == 2
+
+
+def test_nothing_is_measured_twice_where_the_last_epoch_is_the_best() -> None:
+    best = best_of([2, 1])
+    calls: list[EvaluationSet] = []
+
+    def measure(images: EvaluationSet) -> Scores:
+        calls.append(images)
+        return {"l1": torch.zeros(len(images.images), dtype=torch.float64)}
+
+    assert len(list(final_records(best, 2, 20, SETS, measure))) == 6
+    assert calls == list(SETS.values())
+
+
+def test_a_thinned_set_keeps_masks_and_groups() -> None:
+    whole, thin = SETS["val"], SETS["val"].thinned(3)
+    assert thin.groups == ["a", "b", "c"]
+    assert torch.equal(thin.hidden, whole.hidden[[0, 3, 6]])
+    assert torch.equal(image(thin, 1), image(whole, 3))
+    assert thin.body_above == 127
+    assert len(whole.thinned(None).images) == len(whole.thinned(100).images) == 7
+
+
+def image(data: EvaluationSet, place: int) -> Tensor:
+    return data.images[place]

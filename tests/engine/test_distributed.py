@@ -139,11 +139,6 @@ def test_without_others_a_process_is_a_team_of_one(
         assert not dist.is_initialized()
 
 
-def test_an_arbitration_that_is_not_known_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"`arbitration`: expected once or per_rank, found 'twice'"):
-        gathered("twice", "cpu", 1).__enter__()
-
-
 def test_a_state_per_process_is_for_as_many_processes() -> None:
     part = Counting(1)
     every = EveryState(part, World(SingleProcess(), CPU))

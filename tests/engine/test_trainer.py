@@ -1,0 +1,151 @@
+"""Learning rates, the fused optimizer, what a step did, and that a step waits for a GPU once."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from engine.runs import config
+from strategy.far_device import CudaDevice, FarDevice
+from torch import Tensor, nn
+
+from gcond import synthetic_run
+from gcond.config import build, compose
+from gcond.engine.trainer import StepProbe, WarmupCosine, optimizer_of
+from gcond.model import MaskedAutoencoder
+from gcond.strategy import GradientConductor, Joint, Linear, Raw
+
+
+def test_warm_up_and_cosine_by_hand() -> None:
+    rate = WarmupCosine(peak=1.0, final=0.1, warmup_steps=4, total_steps=12)
+    assert [rate(step) for step in range(4)] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert rate(5) == pytest.approx(0.1 + 0.9 * (1 + 0.5**0.5) / 2)  # a quarter of the way: cos(pi / 4)
+    assert rate(7) == pytest.approx(0.55)  # half the way
+    assert rate(11) == pytest.approx(0.1)
+    assert all(rate(step) > rate(step + 1) for step in range(3, 11))
+
+
+def test_without_warm_up_the_cosine_starts_at_once() -> None:
+    rate = WarmupCosine(peak=1.0, final=0.0, warmup_steps=0, total_steps=2)
+    assert [rate(0), rate(1)] == pytest.approx([0.5, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("changed", "key"),
+    [
+        ({"final": 2.0}, "scale.final_lr"),
+        ({"final": -0.1}, "scale.final_lr"),
+        ({"warmup_steps": 12}, "scale.warmup_epochs"),
+        ({"warmup_steps": -1}, "scale.warmup_epochs"),
+    ],
+)
+def test_what_cannot_be_scheduled_is_refused(changed: dict, key: str) -> None:
+    with pytest.raises(ValueError, match=f"`{key}`"):
+        WarmupCosine(**{"peak": 1.0, "final": 0.0, "warmup_steps": 2, "total_steps": 12} | changed)
+
+
+def stepped(*overrides: str) -> tuple[torch.optim.Optimizer, list[torch.Tensor]]:
+    """The weights of a model after three steps along gradients of many magnitudes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = MaskedAutoencoder("mobilenetv3_small_050", 64, 16, 3, width=32, depth=1)
+        optimizer = optimizer_of(config(*overrides).optimizer.build, model.parameters(), 1e-3)
+        for _ in range(3):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter) * torch.logspace(-6, 0, parameter.numel()).view_as(
+                    parameter
+                )
+            optimizer.step()
+    return optimizer, [parameter.detach() for parameter in model.parameters()]
+
+
+def test_the_fused_step_is_that_of_the_loop_but_for_rounding() -> None:
+    (fused, quick), (loop, slow) = (
+        stepped("strategy=baseline"),
+        stepped("strategy=baseline", "+optimizer.build.fused=false"),
+    )
+    assert (fused.defaults["fused"], loop.defaults["fused"]) == (True, False)
+    assert (fused.defaults["betas"], fused.defaults["weight_decay"], fused.defaults["lr"]) == ((0.9, 0.95), 0.05, 1e-3)
+    gap = max(float((a - b).abs().max()) for a, b in zip(quick, slow, strict=True))
+    assert 0 < gap < 5e-7  # weights are of the order of 1
+
+
+def test_where_there_is_no_fused_kernel_and_for_other_optimizers_nothing_is_asked_for() -> None:
+    weight = torch.nn.Parameter(torch.zeros(2, device="meta"))
+    assert not optimizer_of(config().optimizer.build, [weight], 1e-3).defaults["fused"]
+    plain = optimizer_of(config("strategy=gcond_lion").optimizer.build, [torch.nn.Parameter(torch.zeros(2))], 1e-3)
+    assert isinstance(plain, torch.optim.SGD)
+    assert not plain.defaults["fused"]
+
+
+RATE = 0.5
+
+
+@pytest.fixture
+def weight() -> nn.Parameter:
+    return nn.Parameter(torch.tensor([1.0, 2.0, 0.0, 0.0]))
+
+
+@pytest.fixture
+def conductor(weight: nn.Parameter) -> GradientConductor:
+    """After a step whose resolved gradient is (3, 4, 0, 0), of length 5."""
+
+    def losses(batch: object, tasks: list[str]) -> dict[str, Tensor]:
+        values = {"a": 3 * weight[0], "b": 4 * weight[1]}
+        return {task: values[task] for task in tasks}
+
+    conductor = GradientConductor([weight], {"a": 1.0, "b": 1.0}, Joint(1), Linear(), Raw())
+    conductor.step([None], losses, diagnose=True)
+    return conductor
+
+
+def test_plain_gradient_descent_steps_along_the_gradient(weight: nn.Parameter, conductor: GradientConductor) -> None:
+    probe = StepProbe(conductor)
+    torch.optim.SGD([weight], lr=RATE).step()
+    measured = probe.measure(RATE)
+    assert measured["step_rms_over_lr"] == pytest.approx(5 / math.sqrt(4))  # |g| / sqrt(P)
+    assert measured["cosine_step_resolved"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("descent", "rms", "cosine"),
+    [
+        ((4.0, -3.0, 0.0, 0.0), 2.5, 0.0),
+        ((-3.0, -4.0, 0.0, 0.0), 2.5, -1.0),
+        ((3.0, 0.0, 4.0, 0.0), 2.5, 9 / 25),
+        ((1.0, 1.0, 1.0, 1.0), 1.0, 7 / 10),
+        ((0.0, 0.0, 0.0, 0.0), 0.0, math.nan),
+    ],
+)
+def test_any_step_by_hand(weight: nn.Parameter, conductor: GradientConductor, descent, rms, cosine) -> None:
+    probe = StepProbe(conductor)
+    with torch.no_grad():
+        weight -= RATE * torch.tensor(descent)
+    assert probe.measure(RATE) == pytest.approx(
+        {"step_rms_over_lr": rms, "cosine_step_resolved": cosine}, nan_ok=True, abs=1e-7
+    )
+
+
+@pytest.mark.parametrize("device", [FarDevice, pytest.param(CudaDevice, marks=pytest.mark.cuda)])
+def test_an_optimizer_step_waits_once(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    if device is CudaDevice and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    device = device()
+    cfg = compose(["strategy=gcond_stochastic", "scale=smoke", "dataset=photos"])
+    if isinstance(device, FarDevice):
+        model = build(cfg.model, channels=3)  # timm looks at models on "meta" while it builds one
+        monkeypatch.setattr(
+            synthetic_run, "build", lambda part, **late: model if part == cfg.model else build(part, **late)
+        )
+        monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # knows no "meta"
+    with device:
+        steps = synthetic_run.SyntheticRun(cfg, device.device)
+        steps.step()
+        for _ in range(2):
+            device.clear()
+            record = steps.step()
+            assert (device.counts["synchronisations"], device.counts["transfers"]) == (1, 0), device.log
+    assert record["resolved_norm"] > 0
