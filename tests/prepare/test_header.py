@@ -197,14 +197,14 @@ def test_flags_of_spacing(archive, spacing, flags):
     assert archive.header(archive.write(PixelSpacing=spacing))["flags"] == flags
 
 
-def test_what_was_once_compressed_with_loss_is_flagged(archive):
-    assert archive.header(archive.write(LossyImageCompression="01"))["flags"] == "lossy"
-    assert archive.header(archive.write(LossyImageCompression="00"))["flags"] == ""
-
-
-def test_fewer_than_12_bits_are_flagged(archive):
-    for bits, flags in ((12, ""), (11, "few bits")):
-        assert archive.header(archive.write(BitsStored=bits, HighBit=bits - 1))["flags"] == flags
+def test_flags_of_loss_and_of_few_bits(archive):
+    for tags, flags in (
+        ({"LossyImageCompression": "01"}, "lossy"),
+        ({"LossyImageCompression": "00"}, ""),
+        ({"BitsStored": 12, "HighBit": 11}, ""),
+        ({"BitsStored": 11, "HighBit": 10}, "few bits"),
+    ):
+        assert archive.header(archive.write(**tags))["flags"] == flags, tags
 
 
 def test_flags_are_of_the_vocabulary(archive):

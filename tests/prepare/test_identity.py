@@ -277,15 +277,6 @@ def test_a_refused_store_names_the_files_and_what_to_do(tmp_path, capsys):
     ]
 
 
-def test_a_mac_leaves_nothing_bad_behind(tmp_path, capsys):
-    write_patients(tmp_path / "in")
-    for path in list((tmp_path / "in").rglob("*.dcm")):
-        (path.parent / f"._{path.name}").write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(4072))
-    status, told, _ = prepare(tmp_path, capsys)
-    assert status == 0
-    assert "other             36  side file: system" in told
-
-
 def test_a_store_that_was_begun_by_other_rules_is_refused(tmp_path, capsys, monkeypatch):
     write_patients(tmp_path / "in")
     (tmp_path / "in" / "a.dcm").write_bytes(b"x" * 400)
@@ -313,12 +304,6 @@ def test_a_patient_stays_where_it_is_whoever_else_comes():
     all_of_them, _ = identity.assign(NAMES, {}, 0, identity.DEFAULT_SHARES)
     assert few == {patient: all_of_them[patient] for patient in few}
     assert identity.assign(NAMES, {}, 1, identity.DEFAULT_SHARES)[0] != all_of_them
-
-
-def test_a_larger_share_keeps_who_is_in_it():
-    small = {p for p in NAMES if identity.draw(0, p, (0.5, 0.25, 0.25)) == "train"}
-    large = {p for p in NAMES if identity.draw(0, p, (0.9, 0.05, 0.05)) == "train"}
-    assert small < large
 
 
 def test_links_join_patients_by_what_they_share_and_empty_keys_join_nobody():

@@ -216,13 +216,6 @@ def test_subset_keeps_the_very_images(source, tmp_path, monkeypatch):
     assert metadata[0][b"huggingface"] == metadata[1][b"huggingface"]
 
 
-def test_written_row_groups_are_small(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(output, "ROW_GROUP", 2)
-    prepare(source, tmp_path / "out", subset=4)
-    written = pq.ParquetFile(tmp_path / "out" / "data" / "train-00000-of-00002.parquet").metadata
-    assert [written.row_group(i).num_rows for i in range(written.num_row_groups)] == [2, 2, 2, 1]
-
-
 def test_result_does_not_depend_on_the_workers(source, tmp_path):
     options = {"subset": 2, "seed": 3}
     assert prepare(source, tmp_path / "one", **options, workers=1)
@@ -327,15 +320,6 @@ def test_a_source_file_that_has_changed_is_checked_anew(interrupted, tmp_path, m
     seen = looked_at(monkeypatch)
     prepare(interrupted, tmp_path / "out", subset=3)
     assert sorted(seen) == [*range(10, 17), *range(50, 56)]
-
-
-def test_a_mended_source_goes_on(source, tmp_path):
-    name = "train-00001-of-00002.parquet"
-    sound = (source / "data" / name).read_bytes()
-    write(source, name, TRAIN_LABELS[7:], range(17, 22), {0: FAULTS["not RGB"]})
-    assert prepare(source, tmp_path / "out") is None
-    (source / "data" / name).write_bytes(sound)
-    assert prepare(source, tmp_path / "out")["counts"]["train"] == 12
 
 
 def test_two_calls_do_not_share_a_folder(source, tmp_path):
