@@ -121,7 +121,7 @@ class DiskFull(OSError):
 
 
 @contextmanager
-def explaining_a_full_disk(folder: Path) -> Iterator[None]:
+def disk_full_hint(folder: Path) -> Iterator[None]:
     """Raises DiskFull in place of whatever a full disk caused while something was written in `folder`."""
     try:
         yield

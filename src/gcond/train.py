@@ -10,14 +10,14 @@ from omegaconf import DictConfig
 
 from gcond.config import build
 from gcond.data.images import bars
-from gcond.engine.baselines import trivial_scores
+from gcond.engine.baselines import baseline_scores
 from gcond.engine.batches import MicroBatches, labelling_of, seeded, subseed
 from gcond.engine.checkpoint import Checkpoint, State, thinned
 from gcond.engine.distributed import gathered
 from gcond.engine.evaluate import Best, EvaluationSet, Scores, evaluate, final_records, means
 from gcond.engine.loggers import logger_of
 from gcond.engine.metrics_log import PICTURE, MetricsLog
-from gcond.engine.out_of_memory import explaining_out_of_memory
+from gcond.engine.out_of_memory import out_of_memory_hint
 from gcond.engine.probes import Activations, GradientProbe
 from gcond.engine.process import Interrupt, StopOrCheckpoint, rank
 from gcond.engine.reconstructions import Reconstructions
@@ -26,7 +26,7 @@ from gcond.engine.run_report import RunReport
 from gcond.engine.run_state import selection_weights
 from gcond.engine.settings import Settings
 from gcond.engine.trainer import Objective, Record, Trainer, fit, optimizer_of
-from gcond.files import explaining_a_full_disk
+from gcond.files import disk_full_hint
 from gcond.model import MaskedAutoencoder
 from gcond.output import Progress
 from gcond.schema import check
@@ -47,9 +47,9 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
         folder.open(cfg, main=rank() == 0),
         thinned("model" if cfg.finished_keeps == "weights" and rank() == 0 else None, folder.checkpoints),
         logger_of(cfg.logger, folder.path, main=rank() == 0) as logger,
-        explaining_a_full_disk(folder.path),
+        disk_full_hint(folder.path),
         RunReport(cfg, folder) as record,
-        explaining_a_full_disk(folder.path),  # once more: the report, too, is to say what there is to do
+        disk_full_hint(folder.path),  # once more: the report, too, is to say what there is to do
         gathered(cfg.arbitration, cfg.device, cfg.threads) as team,
     ):
         record.team = team
@@ -65,7 +65,7 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
         sets = {split: EvaluationSet.of(data, split, *shown) for split in ("val", "test")}
         curve = {split: images.thinned(cfg.scale.get("curve_images")) for split, images in sets.items()}
         loss = build(cfg.loss.reconstruction)(patch_size=cfg.scale.patch_size, intensity=data.intensity)
-        record.describe(data, team.main_first(lambda: trivial_scores(cfg, data, sets, loss, labelling)))
+        record.describe(data, team.main_first(lambda: baseline_scores(cfg, data, sets, loss, labelling)))
 
         # Build the model, and the strategy that trains it.
         with seeded(cfg.seed, "weights"):
@@ -173,7 +173,7 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
             closing(batches),
             logbook,
             Progress(folder.name, kind, state.step, schedule.total_steps) as progress,
-            explaining_out_of_memory(cfg, model, device),
+            out_of_memory_hint(cfg, model, device),
         ):
             stop = StopOrCheckpoint(interrupt, cfg.checkpoint_minutes, team)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 import gcond.engine.baselines
 from gcond.data.intensity import Intensity
 from gcond.engine import baselines as module
-from gcond.engine.baselines import score_trivial, trivial_scores
+from gcond.engine.baselines import baseline_scores, score_constants
 from gcond.engine.evaluate import EvaluationSet
 from gcond.loss import ReconstructionLoss
 from gcond.model.masking import fixed_hidden
@@ -55,7 +55,7 @@ def test_scores_are_those_of_the_four_predictors(intensity: Intensity, monkeypat
     train, evaluate = images(7, intensity, seed=1), images(5, intensity, seed=2)
     hidden = fixed_hidden(range(5), 4, 0.5, seed=0)
     loss = ReconstructionLoss(16, intensity)
-    scores = score_trivial(train, evaluate, hidden, loss, intensity)
+    scores = score_constants(train, evaluate, hidden, loss, intensity)
 
     z_train, z = (intensity.normalise(split.raw).double().numpy() for split in (train, evaluate))
     channels = z.shape[1]
@@ -84,7 +84,7 @@ def test_scores_are_those_of_the_four_predictors(intensity: Intensity, monkeypat
 def test_constant_images_are_predicted_exactly_by_what_knows_them() -> None:
     train = Images(torch.full((3, 1, 32, 32), 1024, dtype=torch.int16))
     evaluate = Images(torch.full((2, 1, 32, 32), 1500, dtype=torch.int16))
-    scores = score_trivial(train, evaluate, fixed_hidden(range(2), 4, 0.5, seed=0), ReconstructionLoss(16, CT), CT)
+    scores = score_constants(train, evaluate, fixed_hidden(range(2), 4, 0.5, seed=0), ReconstructionLoss(16, CT), CT)
     assert scores["visible_mean"] == pytest.approx({"l1": 0, "ssim": 0}, abs=1e-5)
     difference = 476 / 2800 / 0.2  # HU, window width, std
     assert scores["global_median"]["l1"] == pytest.approx(difference, abs=1e-5)
@@ -95,7 +95,7 @@ def test_constant_images_are_predicted_exactly_by_what_knows_them() -> None:
 def test_large_training_sets_are_sampled_evenly() -> None:
     train, evaluate = images(10, CT, seed=1), images(2, CT, seed=2)
     hidden = fixed_hidden(range(2), 4, 0.5, seed=0)
-    score_trivial(train, evaluate, hidden, ReconstructionLoss(16, CT), CT, max_train_images=4)
+    score_constants(train, evaluate, hidden, ReconstructionLoss(16, CT), CT, max_train_images=4)
     assert train.read == [0, 2, 5, 7]
     assert evaluate.read == [0, 1]
 
@@ -103,9 +103,9 @@ def test_large_training_sets_are_sampled_evenly() -> None:
 def test_sizes_that_do_not_fit_are_refused() -> None:
     train, evaluate, loss = images(3, CT, seed=1), images(2, CT, seed=2), ReconstructionLoss(16, CT)
     with pytest.raises(ValueError, match="`hidden` must have one row per image, found 3 rows and 2 images"):
-        score_trivial(train, evaluate, fixed_hidden(range(3), 4, 0.5, seed=0), loss, CT)
+        score_constants(train, evaluate, fixed_hidden(range(3), 4, 0.5, seed=0), loss, CT)
     with pytest.raises(ValueError, match="found 0 images"):
-        score_trivial(Images(train.raw[:0]), evaluate, fixed_hidden(range(2), 4, 0.5, seed=0), loss, CT)
+        score_constants(Images(train.raw[:0]), evaluate, fixed_hidden(range(2), 4, 0.5, seed=0), loss, CT)
 
 
 def test_scores_are_computed_once_per_data_set_and_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +113,7 @@ def test_scores_are_computed_once_per_data_set_and_scale(tmp_path: Path, monkeyp
     data = tiny.load(64)
     sets = {split: EvaluationSet.of(data, split, None, 16, 0.75) for split in ("val", "test")}
     loss = ReconstructionLoss(16, data.intensity)
-    scores = trivial_scores(cfg, data, sets, loss)
+    scores = baseline_scores(cfg, data, sets, loss)
 
     # By hand: the mean of the data set is 0 in z-space, so its L1 is the mean absolute value of the hidden pixels.
     rows = [
@@ -130,12 +130,12 @@ def test_scores_are_computed_once_per_data_set_and_scale(tmp_path: Path, monkeyp
     for damage in (b"", whole[:100], whole.replace(b"0.", b"x.", 1), b"\xff" + whole, b"[1]", b'{"a": 1}', b"{}",
                    whole.replace(b": 0.", b': Infinity, "x": 0.', 1), json.dumps(lacking).encode()):  # fmt: skip
         kept.write_bytes(damage)
-        assert trivial_scores(cfg, data, sets, loss) == scores, damage
+        assert baseline_scores(cfg, data, sets, loss) == scores, damage
         assert kept.read_bytes() == whole
 
-    monkeypatch.setattr(module, "score_trivial", lambda *_, **__: {"computed": {"l1": 1.0}})
-    assert trivial_scores(tiny_config(tmp_path, "strategy=baseline", "seed=1"), data, sets, loss) == scores
+    monkeypatch.setattr(module, "score_constants", lambda *_, **__: {"computed": {"l1": 1.0}})
+    assert baseline_scores(tiny_config(tmp_path, "strategy=baseline", "seed=1"), data, sets, loss) == scores
     changed = replace(data, facts=data.facts | {"checksum": "other"})
-    assert trivial_scores(cfg, changed, sets, loss) == {"computed": {"val_l1": 1.0, "test_l1": 1.0}}
+    assert baseline_scores(cfg, changed, sets, loss) == {"computed": {"val_l1": 1.0, "test_l1": 1.0}}
     thinner = tiny_config(tmp_path, "scale.eval_images=2")
-    assert trivial_scores(thinner, data, sets, loss) == {"computed": {"val_l1": 1.0, "test_l1": 1.0}}
+    assert baseline_scores(thinner, data, sets, loss) == {"computed": {"val_l1": 1.0, "test_l1": 1.0}}

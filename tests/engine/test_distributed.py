@@ -249,7 +249,7 @@ def test_the_others_do_not_wait_for_a_main_process_that_fails(tmp_path: Path, mo
     def scores(*_: Any) -> None:
         raise ValueError("no scores")
 
-    monkeypatch.setattr(gcond.train, "trivial_scores", scores)
+    monkeypatch.setattr(gcond.train, "baseline_scores", scores)
     cfg = tiny_config(tmp_path / "runs", *CONFLICTS)
     first, other = forked(2, lambda: message_of(cfg), tmp_path)
     assert first == "no scores"

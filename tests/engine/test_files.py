@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gcond.files import DiskFull, explaining_a_full_disk, write_atomically, write_json, write_text
+from gcond.files import DiskFull, disk_full_hint, write_atomically, write_json, write_text
 
 
 def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_json_is_made_with_its_folder_and_never_holds_nan(tmp_path: Path) -> Non
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_is_told_with_its_cause_the_folder_and_what_to_do(number: int, tmp_path: Path) -> None:
     advice = r"\d+ MB are free.*same command goes on from the last checkpoint"
-    with pytest.raises(DiskFull, match=advice) as told, explaining_a_full_disk(tmp_path):
+    with pytest.raises(DiskFull, match=advice) as told, disk_full_hint(tmp_path):
         raise OSError(number, os.strerror(number))
     assert told.value.errno == number
     assert os.strerror(number) in str(told.value)
@@ -51,7 +51,7 @@ def test_pytorch_that_cannot_write_is_understood(tmp_path: Path) -> None:
     """Whatever PyTorch raises: /dev/full fails every write with ENOSPC."""
     content = {"weights": torch.zeros(100_000)}
     full = partial(open, "/dev/full", "wb")
-    with pytest.raises(DiskFull, match="No space left"), explaining_a_full_disk(tmp_path), full() as file:
+    with pytest.raises(DiskFull, match="No space left"), disk_full_hint(tmp_path), full() as file:
         torch.save(content, file)
 
 
@@ -59,13 +59,13 @@ def test_pytorch_that_cannot_write_is_understood(tmp_path: Path) -> None:
     "other", [PermissionError(errno.EACCES, "no"), ValueError("`lr`: expected"), RuntimeError("unexpected pos")]
 )
 def test_other_errors_pass_as_they_are(other: Exception, tmp_path: Path) -> None:
-    with pytest.raises(type(other)) as passed, explaining_a_full_disk(tmp_path):
+    with pytest.raises(type(other)) as passed, disk_full_hint(tmp_path):
         raise other
     assert passed.value is other
 
 
 def test_it_is_told_once(tmp_path: Path) -> None:
-    with pytest.raises(DiskFull) as told, explaining_a_full_disk(tmp_path / ".."), explaining_a_full_disk(tmp_path):
+    with pytest.raises(DiskFull) as told, disk_full_hint(tmp_path / ".."), disk_full_hint(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert str(told.value).count("MB are free") == 1
 
@@ -73,12 +73,12 @@ def test_it_is_told_once(tmp_path: Path) -> None:
 def test_an_error_about_a_full_disk_that_was_dealt_with_is_not_the_cause(tmp_path: Path) -> None:
     with suppress(OSError):
         raise OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(ValueError, match="another"), explaining_a_full_disk(tmp_path):
+    with pytest.raises(ValueError, match="another"), disk_full_hint(tmp_path):
         raise ValueError("another")
 
 
 def test_an_error_that_is_its_own_context_passes(tmp_path: Path) -> None:
     first, second = ValueError("first"), RuntimeError("second")
     first.__context__, second.__cause__ = second, first
-    with pytest.raises(ValueError, match="first"), explaining_a_full_disk(tmp_path):
+    with pytest.raises(ValueError, match="first"), disk_full_hint(tmp_path):
         raise first

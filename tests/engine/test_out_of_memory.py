@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from gcond.engine import out_of_memory
 from gcond.engine.memory import Planner
-from gcond.engine.out_of_memory import OutOfMemory, advice, explaining_out_of_memory, is_out_of_memory, room
+from gcond.engine.out_of_memory import OutOfMemory, advice, is_out_of_memory, out_of_memory_hint, room
 from gcond.model import MaskedAutoencoder
 
 CPU = torch.device("cpu")
@@ -24,14 +24,14 @@ import resource, sys
 sys.path.insert(0, {tests!r})
 import torch
 from engine.runs import config
-from gcond.engine.out_of_memory import _fields, explaining_out_of_memory
+from gcond.engine.out_of_memory import _fields, out_of_memory_hint
 from gcond.model import MaskedAutoencoder
 
 cfg = config("dataset=photos", "scale=mini", "model=mobilenetv3_small_050", "scale.micro_batch=4096", "device=cpu")
 model = MaskedAutoencoder("mobilenetv3_small_050", 64, 16, 3, width=128)
 room = _fields("/proc/self/status")["VmSize"] * 1024 + 1_500_000_000
 resource.setrlimit(resource.RLIMIT_AS, (room, room))
-with explaining_out_of_memory(cfg, model, torch.device("cpu")):
+with out_of_memory_hint(cfg, model, torch.device("cpu")):
     torch.zeros(1_000_000_000)
 """
 
@@ -71,7 +71,7 @@ def test_the_cpu_allocator_really_says_so() -> None:
 
 def test_other_errors_pass() -> None:
     cfg, model = small()
-    with pytest.raises(FloatingPointError, match="nan"), explaining_out_of_memory(cfg, model, CPU):
+    with pytest.raises(FloatingPointError, match="nan"), out_of_memory_hint(cfg, model, CPU):
         raise FloatingPointError("nan")
 
 
@@ -80,7 +80,7 @@ def test_the_advice_is_the_largest_smaller_plan_that_fits(monkeypatch: pytest.Mo
     plans = Planner(cfg, model, CPU)
     available = int(1.5 * plans.plan(16, 8).peak)
     monkeypatch.setattr(out_of_memory, "room", lambda *_: available)
-    with pytest.raises(OutOfMemory) as caught, explaining_out_of_memory(cfg, model, CPU):
+    with pytest.raises(OutOfMemory) as caught, out_of_memory_hint(cfg, model, CPU):
         raise torch.OutOfMemoryError("CUDA out of memory.")
     text = str(caught.value)
     assert tried(text) == (16, 8)
@@ -138,7 +138,7 @@ def test_memory_of_the_failed_step_is_let_go_before_planning(monkeypatch: pytest
         return "advice"
 
     monkeypatch.setattr(out_of_memory, "advice", note)
-    with pytest.raises(OutOfMemory, match="advice"), explaining_out_of_memory(cfg, model, CPU):
+    with pytest.raises(OutOfMemory, match="advice"), out_of_memory_hint(cfg, model, CPU):
         step()
 
 

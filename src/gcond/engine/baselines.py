@@ -27,7 +27,7 @@ from gcond.model.patches import hidden_mask, patchify, select
 BATCH = 64
 
 
-def score_trivial(
+def score_constants(
     train: ImageSet,
     evaluate: ImageSet,
     hidden: Tensor,
@@ -111,7 +111,7 @@ Baselines = dict[str, dict[str, float]]
 VERSION = 2  # of what is measured
 
 
-def trivial_scores(
+def baseline_scores(
     cfg: DictConfig,
     data: Splits,
     sets: Mapping[str, EvaluationSet],
@@ -132,7 +132,7 @@ def trivial_scores(
         print(f"{path}: damaged, so it is computed again", file=sys.stderr)
     scores: Baselines = {}
     for split, evaluation in sets.items():
-        for name, values in score_trivial(
+        for name, values in score_constants(
             data.train,
             evaluation.images,  # type: ignore[arg-type]
             evaluation.hidden,

@@ -222,7 +222,7 @@ class Labelling(Protocol):
 class Turns:
     """Rotation prediction (Gidaris et al. 2018, arXiv:1803.07728): an image turned by k x 90 degrees has label k.
 
-    Its stand-in for a class where a data set has none. All tasks see the turned image.
+    Stands in for labels where a data set has none. All tasks see the turned image.
     """
 
     classes = TURNS

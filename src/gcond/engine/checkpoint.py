@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from gcond.engine.run_folder import telling_what_could_not_be_written
+from gcond.engine.run_folder import warn_if_unwritable
 from gcond.files import sha256, write_atomically
 
 VERSION = 3
@@ -39,8 +39,8 @@ class Checkpoint:
     """The state of `parts` (model, optimizer, conductor) and of the run itself, in `folder`.
 
     A file's name is its step and its SHA-256, so that a damaged one is known; the last KEPT are kept. `run_hash` and
-    `data_checksum` name what the state belongs to. Of several processes all save and load, and the one that `writes`
-    writes.
+    `data_checksum` name what the state belongs to. Of several processes all save and load, and only the one that
+    `writes` writes.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ def thinned(part: str | None, folder: Path) -> Iterator[None]:
     """
     yield
     if part is not None:
-        with telling_what_could_not_be_written():
+        with warn_if_unwritable():
             _keep_only(part, folder)
 
 

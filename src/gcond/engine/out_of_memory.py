@@ -32,7 +32,7 @@ class OutOfMemory(RuntimeError):
 
 
 @contextmanager
-def explaining_out_of_memory(cfg: DictConfig, model: MaskedAutoencoder, device: torch.device) -> Iterator[None]:
+def out_of_memory_hint(cfg: DictConfig, model: MaskedAutoencoder, device: torch.device) -> Iterator[None]:
     """Turn what the allocators raise inside into `OutOfMemory`; other errors pass."""
     before = process_bytes() - sum(tensor.nbytes for tensor in state_of(model)) if device.type == "cpu" else 0
     try:

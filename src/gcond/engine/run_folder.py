@@ -24,7 +24,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gcond.files import explaining_a_full_disk, read_object, write_text
+from gcond.files import disk_full_hint, read_object, write_text
 from gcond.schema import REPORT, check, validate
 
 MODELS = Path(__file__).resolve().parents[3] / "conf" / "model"
@@ -129,13 +129,13 @@ class RunFolder:
             for outcome in ("DONE", "FAILED", "report.json"):  # of an attempt before
                 (self.path / outcome).unlink(missing_ok=True)
             try:
-                with explaining_a_full_disk(self.path):
+                with disk_full_hint(self.path):
                     write_text(self.path / "config.yaml", _yaml(cfg))
                 yield
-                with explaining_a_full_disk(self.path):
+                with disk_full_hint(self.path):
                     self.finish()
             except Exception as error:
-                with telling_what_could_not_be_written():
+                with warn_if_unwritable():
                     write_text(self.path / "FAILED", f"{type(error).__name__}: {error}\n")
                 raise
 
@@ -182,7 +182,7 @@ def finished_report(path: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def telling_what_could_not_be_written() -> Iterator[None]:
+def warn_if_unwritable() -> Iterator[None]:
     """For what is written about an error: a disk that is full must not hide the error itself."""
     try:
         yield

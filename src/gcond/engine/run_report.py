@@ -27,12 +27,12 @@ from gcond.engine.distributed import World
 from gcond.engine.loggers import experiment
 from gcond.engine.metrics_log import read
 from gcond.engine.process import rank
-from gcond.engine.run_folder import SCHEMA, RunFolder, config_hash, telling_what_could_not_be_written
+from gcond.engine.run_folder import SCHEMA, RunFolder, config_hash, warn_if_unwritable
 from gcond.files import write_json
 from gcond.loss import TASKS
 from gcond.strategy.processes import SingleProcess
 
-# A run is known by these choices; every other override is its variant, hydra's own settings aside.
+# These choices identify a run; every other override is its variant, hydra's own settings aside.
 NAMED = (
     "dataset",
     "model",
@@ -62,7 +62,7 @@ EDGE = 0.1  # share of the steps that "first" and "tail" average over
 class RunReport:
     """Writes report.json when the run ends, with status "done" or, on an exception, "failed".
 
-    Of several processes the main one writes. `team` may be told later than the run begins.
+    Only rank 0 writes. `team` may be told later than the run begins.
     """
 
     def __init__(self, cfg: DictConfig, folder: RunFolder, team: World | None = None) -> None:
@@ -108,7 +108,7 @@ class RunReport:
         if error is None:
             self._write(status="done", error="", **self._results())
         elif isinstance(error, Exception):
-            with telling_what_could_not_be_written():
+            with warn_if_unwritable():
                 self._write(status="failed", error=f"{type(error).__name__}: {error}")
 
     def describe(self, data: Splits, trivial: dict[str, dict[str, float]]) -> None:
