@@ -15,10 +15,6 @@ MISSING  ?=
 MORE     ?=
 JOBS     ?= $(if $(filter cuda%,$(DEVICE)),1,$(shell nproc 2>/dev/null || echo 1))
 OUT      ?= reproduced
-CARD     := $(if $(filter auto,$(DEVICE)),$(if $(shell command -v nvidia-smi 2>/dev/null),cuda,cpu),$(DEVICE))
-TRACED   := ct:memory:8,ct:store:0,ct:store:4,ct:store:8,photos:memory:8
-TARGETED := gcond_stochastic,gcond_pure,gcond_lion,gcond_sequential
-PEERS    := $(TARGETED),baseline_integrated,pcgrad,cagrad,gradnorm,graddrop
 
 VENV     := .venv
 BIN      := $(VENV)/bin
@@ -52,7 +48,7 @@ RUNS_b1   := b1 b1_gradnorm
 RUNS_conflict := conflict conflict_strength
 TUNING    := $(if $(filter mini,$(SCALE)),o2_part,o2)
 STUDY     := o1 o6 o10 table2 $(DRAWN) ablations $(TUNING) o3 o4 o5 o8 conflict b1
-PAGES     := table2 table3 table4 $(DRAWN) ablations o1 o6 o7 o9 o10 conflict claims readme
+PAGES     := table2 $(DRAWN) ablations o1 o6 o7 o9 o10 conflict claims readme
 
 unique    = $(if $1,$(firstword $1) $(call unique,$(filter-out $(firstword $1),$1)))
 runs_of   = $(or $(RUNS_$1),$1)
@@ -67,7 +63,7 @@ sweeper   = $(BIN)/python -m gcond.sweep --jobs $(JOBS) $(if $(LAUNCHER),--launc
 sweep     = $(sweeper) $(call choices,$1)
 study     = status=0; $(foreach experiment,$1,echo "== $(experiment)"; $(call sweep,$(experiment)) || status=$$?;) $(call report,collect) || status=$$?
 # A page that only reads what is recorded; those of O2 to O5, O8 and B1 are rows of the claims.
-report    = $(BIN)/python -m gcond.report $(if $(filter o2 o3 o4 o5 o8 b1,$1),claims,$1) --results $(call quoted,$(OUT)) $(if $(filter table1 table3 table4 table5 readme,$1),,--scale $(SCALE)) \
+report    = $(BIN)/python -m gcond.report $(if $(filter o2 o3 o4 o5 o8 b1,$1),claims,$1) --results $(call quoted,$(OUT)) $(if $(filter table1 table5 readme,$1),,--scale $(SCALE)) \
             $(if $(filter table2,$1),--datasets $(call datasets,table2) --seeds $(SEEDS) $(patsubst optimizer.lr=%,--lr %,$(filter optimizer.lr=%,$(MORE)))) \
             $(if $(DATASETS),$(if $(filter o1 o6 o7 o9 o10 windows conflict ablations $(FIGURES),$1),--datasets $(DATASETS)))
 # What else stands between the runs and the page.
@@ -78,7 +74,7 @@ before_o9 = frozen=$$($(BIN)/python -m gcond.report frozen --results $(call quot
 paper_needs = $(if $(filter paper,$(SCALE)),$(if $(IMAGENET),,echo "SCALE=paper needs IMAGENET=DIR (and CT=DIR, a store of the CT archives)"; exit 1;))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data data-headneck data-ct reproduce-table2 plan reproduce-table3 reproduce-table4 sweep status plan-memory table2 methods mutants reproduce-toy dashboard bench bench-step bench-resolve bench-precision bench-memory bench-startup trace scaling torture test test-slow lint format
+.PHONY: help setup data data-headneck data-ct reproduce-table2 plan reproduce-table3 reproduce-table4 sweep status plan-memory table2 methods mutants reproduce-toy dashboard bench bench-memory torture test test-slow lint format
 
 help: ## this list
 	@echo "Targets:"
@@ -141,8 +137,8 @@ reproduce-all: $(READY) $(CT_DATA) reproduce-table1 reproduce-table5 ## the whol
 WINDOWED := baseline,gcond_stochastic
 reproduce-windows: $(READY) $(CT_DATA) ## noise and signs of the conflict against K = 1 … 24, at the weights of finished runs (a minute a run; trains what is not there)
 	@$(paper_needs) status=0; $(call sweep,table2) strategy=$(WINDOWED) || status=$$?; \
-	  OMP_NUM_THREADS=1 $(BIN)/python scripts/window_noise.py --scale $(SCALE) --strategies $(WINDOWED) --seeds $(SEEDS) --datasets $(call datasets,table2) \
-	    --device $(DEVICE) --ct $(call quoted,$(CT)) $(if $(IMAGENET),--imagenet $(call quoted,$(IMAGENET))) --results $(call quoted,$(OUT)) || status=$$?; \
+	  OMP_NUM_THREADS=1 $(BIN)/python -m gcond.study.window_noise --scale $(SCALE) --strategies $(WINDOWED) --seeds $(SEEDS) --datasets $(call datasets,table2) \
+	    --device $(DEVICE) --ct $(call quoted,$(CT)) --headneck $(call quoted,$(HEADNECK)) $(if $(IMAGENET),--imagenet $(call quoted,$(IMAGENET))) --results $(call quoted,$(OUT)) || status=$$?; \
 	  $(call report,collect) || status=$$?; $(call report,windows) || status=$$?; exit $$status
 
 .PHONY: reproduce-table1 reproduce-table5
@@ -163,7 +159,7 @@ study-queue: $(READY) ## make the study's runs in order of value, at idle priori
 	@$(BIN)/python -m gcond.study --jobs $(JOBS) $(if $(PLAN),--plan) $(if $(filter-out file,$(origin OUT)),--results $(call quoted,$(OUT)/study)) $(call path,paths.headneck,$(HEADNECK)) $(MORE)
 
 plan-memory: $(READY) ## what a step holds in memory: BUDGET=16GB CHOICES="model=convnext_tiny strategy=pcgrad dataset=ct batch=96"
-	@OMP_NUM_THREADS=1 $(BIN)/python scripts/plan_memory.py $(CHOICES) $(if $(BUDGET),--budget $(BUDGET))
+	@OMP_NUM_THREADS=1 $(BIN)/python -m gcond.engine.plan_memory $(CHOICES) $(if $(BUDGET),--budget $(BUDGET))
 
 plan: $(READY) ## say what reproduce-table2 (or EXPERIMENT) would run, for how long, and what memory and disk it needs
 	@$(call sweep,$(EXPERIMENT)) --plan-only
@@ -180,7 +176,7 @@ methods: $(READY) ## measure which method has which property, and write methods.
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/methods tests/strategy -q -m "oracle or measures" --methods-table $(call quoted,$(OUT)/methods.md)
 
 mutants: $(READY) ## show that the tests catch realistic mistakes in the strategy package (about 10 minutes)
-	@OMP_NUM_THREADS=1 $(BIN)/python scripts/mutants.py --jobs $(JOBS)
+	@OMP_NUM_THREADS=1 $(BIN)/python tools/mutants.py --jobs $(JOBS)
 
 reproduce-toy: $(READY) ## all methods on the two-dimensional conflict problem, the noisy quadratic, GradOPS's trade-off (15 minutes; ALL=1: 45)
 	@status=0; OMP_NUM_THREADS=1 $(BIN)/python -m gcond.toy --jobs $(JOBS) --out $(call quoted,$(OUT)/toy) $(if $(ALL),--all) || status=$$?; \
@@ -189,48 +185,24 @@ reproduce-toy: $(READY) ## all methods on the two-dimensional conflict problem, 
 dashboard: $(READY) ## one HTML page of all runs in runs/, or of those in results/ where there are none (runs/dashboard.html); no server
 	@$(BIN)/python -m gcond.report.dashboard --runs runs --out runs/dashboard.html --recorded results
 
-bench: bench-resolve bench-step bench-memory bench-precision bench-startup trace reproduce-table3 reproduce-table4 ## everything under OUT/bench that belongs to the cost of a step (hours on a CPU)
+MEASURE = OMP_NUM_THREADS=1 $(BIN)/python bench/$1.py $2 $(if $(filter memory,$1),,--device $(DEVICE)) --results $(call quoted,$(OUT))
+bench: $(READY) data ## what a step costs in time, memory and data: OUT/bench.csv and bench.md (hours on a CPU)
+	@$(call MEASURE,steps,step convnext_tiny convnextv2_base table3 table4 resolve processes $(if $(CAP),--cap $(CAP)))
+	@$(call MEASURE,memory,$(if $(BUDGET),--budget $(BUDGET)))
+	@$(call MEASURE,data,$(if $(CHROME),--chrome $(CHROME)))
 
-# Strategies that have a target take more rounds, so that the interval is narrower than the claim.
-STEP := OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_step.py --device $(CARD) --out $(call quoted,$(OUT)/bench/step.csv)
-bench-step: $(READY) ## one optimizer step of every strategy against Baseline, three encoders (1.5 hours on an idle CPU)
-	@$(STEP) $(if $(filter cuda,$(CARD)),scale.micro_batch=96)
-	@$(STEP) --strategies $(TARGETED) --rounds 30 $(if $(filter cuda,$(CARD)),scale.micro_batch=96)
-	@$(STEP) model=convnext_tiny --strategies $(PEERS) $(if $(filter cuda,$(CARD)),scale.micro_batch=32,--rounds 6 scale.image_size=128 scale.micro_batch=1)
-	@$(STEP) model=convnext_tiny --strategies $(TARGETED) --rounds 12 $(if $(filter cuda,$(CARD)),scale.micro_batch=32,scale.image_size=128 scale.micro_batch=1)
-	@$(STEP) model=convnextv2_base --strategies gcond_stochastic,gcond_sequential --rounds 7 $(if $(filter cuda,$(CARD)),scale.micro_batch=16,scale.image_size=64 scale.micro_batch=1)
+bench-memory: $(READY) ## the memory part of it: planned, 15 minutes on any machine (BUDGET=16GB)
+	@$(call MEASURE,memory,$(if $(BUDGET),--budget $(BUDGET)))
 
-bench-resolve: $(READY) ## the arbitration alone, in passes over the task gradients (15 minutes, 13 GB of memory)
-	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_resolve.py --device $(CARD) --out $(call quoted,$(OUT)/bench/resolve.csv)
-
-bench-memory: $(READY) ## what every strategy holds, and the largest micro-batches in 16 GB (planned; 15 minutes on any machine)
-	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_memory.py --out $(call quoted,$(OUT)/bench/memory.csv) $(if $(BUDGET),--budget $(BUDGET))
-
-bench-precision: $(READY) data ## low-precision buffers against float32 (40 minutes)
-	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_precision.py --out $(call quoted,$(OUT)/bench/precision.csv)
-
-bench-startup: $(READY) data ## how long `gcond-train --help` and the first step of a smoke run take (3 minutes)
-	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_startup.py --out $(call quoted,$(OUT)/bench/startup.csv)
-
-trace: $(READY) data ## what a training step waits for: data, transfer, passes, arbitration (4 minutes; CHROME=FILE: a timeline too)
-	@OMP_NUM_THREADS=1 $(BIN)/python scripts/trace_step.py --device $(CARD) --out $(call quoted,$(OUT)/bench/trace.csv) $(if $(CHROME),--chrome $(CHROME)) \
-	  $(if $(filter cuda,$(CARD)),--cases $(TRACED) scale=paper scale.micro_batch=96)
-
-reproduce-table3: $(READY) ## Table 3: time and memory of a step, MobileNetV3-Small, on this device (CPU: ratios only, 15 minutes; CAP=16GB)
-	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_throughput.py --table 3 --device $(DEVICE) $(if $(CAP),--cap $(CAP)) --results $(call quoted,$(OUT))
-
-reproduce-table4: $(READY) ## Table 4: the same for ConvNeXt-Tiny, and the largest micro-batch in CAP (CPU: 20 minutes)
-	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_throughput.py --table 4 --device $(DEVICE) $(if $(CAP),--cap $(CAP)) --results $(call quoted,$(OUT))
+reproduce-table3 reproduce-table4: reproduce-%: $(READY) ## Tables 3 and 4: time and memory of a step (CPU: ratios only, 15 and 20 minutes; CAP=16GB)
+	@$(call MEASURE,steps,$* $(if $(CAP),--cap $(CAP)))
 
 .PHONY: rehearse-paper
 rehearse-paper: $(READY) ## whether every experiment starts at SCALE=paper: settings, planned memory, a first step at micro-batch 2 (an hour on a core)
-	@OMP_NUM_THREADS=1 $(BIN)/python scripts/rehearse_paper.py --out runs/rehearsal.csv
-
-scaling: $(READY) ## the tables of docs/scaling.md: what a window costs on several GPUs (computed, seconds)
-	@$(BIN)/python scripts/scaling.py --write
+	@OMP_NUM_THREADS=1 $(BIN)/python tools/rehearse_paper.py --out runs/rehearsal.csv
 
 torture: $(READY) data ## kill N=100 runs at random moments, go on, and count which end as if nothing had happened
-	@OMP_NUM_THREADS=1 $(BIN)/python scripts/torture.py -n $(or $(N),100) --jobs $(JOBS)
+	@OMP_NUM_THREADS=1 $(BIN)/python tools/torture.py -n $(or $(N),100) --jobs $(JOBS)
 
 test: $(READY) ## the fast tests (5 to 12 minutes on two cores)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile

@@ -1,4 +1,4 @@
-"""The files of scripts/, which are no package, as modules."""
+"""The files of bench/ and tools/, which are no packages, as modules."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+ROOT = Path(__file__).parents[1]
 
 
 def load(name: str) -> ModuleType:
-    """scripts/<name>.py, run anew; also found by that name, as dataclasses and worker processes look for it."""
-    spec = importlib.util.spec_from_file_location(f"scripts_{name}", SCRIPTS / f"{name}.py")
+    """The file `name`, such as tools/torture, run anew; also found by that name, as dataclasses look for it."""
+    spec = importlib.util.spec_from_file_location(name.replace("/", "_"), ROOT / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)

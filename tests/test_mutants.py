@@ -12,7 +12,7 @@ import pytest
 from script_files import load
 
 ROOT = Path(__file__).parents[1]
-script = load("mutants")
+script = load("tools/mutants")
 MUTANTS = script.declared(script.DECLARATIONS)
 
 
@@ -64,7 +64,7 @@ def test_survivors_and_mutants_that_do_not_run_fail_the_check(tmp_path):
             for name, mutant in mutants.items()
         ]
         (tmp_path / "declared.toml").write_text("\n".join(tables))
-        command = [sys.executable, ROOT / "scripts" / "mutants.py", "--declarations", tmp_path]
+        command = [sys.executable, ROOT / "tools" / "mutants.py", "--declarations", tmp_path]
         done = subprocess.run(command, capture_output=True, text=True)
         rows = re.findall(r"^(\w+) .*  (\S*test_ema_by_hand|NOT \w+)", done.stdout, re.MULTILINE)
         return done.returncode, dict(rows)

@@ -1,4 +1,4 @@
-"""scripts/rehearse_paper.py: what it counts as one case, and that it finds what does not start."""
+"""tools/rehearse_paper.py: what it counts as one case, and that it finds what does not start."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from engine.runs import config
 from script_files import load
 
-script = load("rehearse_paper")
+script = load("tools/rehearse_paper")
 SMALL = ("scale=paper", "model=mobilenetv3_small_050", "scale.image_size=64", "scale.patch_size=16")
 SMALL += ("scale.accumulation_steps=2", "scale.micro_batch=4", "dataset=ct")
 

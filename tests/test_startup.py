@@ -1,6 +1,6 @@
 """What a process has imported when it has answered, or taken its first optimizer step: nothing that it does not need.
 
-Each in a process of its own, since this one has imported everything. How long that takes: scripts/bench_startup.py.
+Each in a process of its own, since this one has imported everything.
 """
 
 from __future__ import annotations

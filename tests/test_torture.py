@@ -1,4 +1,4 @@
-"""scripts/torture.py: what it counts as equal, what as different; and, slowly, three trials of it."""
+"""tools/torture.py: what it counts as equal, what as different; and, slowly, three trials of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gcond.files import sha256
 
 @pytest.fixture(scope="module")
 def script():
-    return load("torture")
+    return load("tools/torture")
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from script_files import load
 from gcond.engine import loggers
 from gcond.engine.metrics_log import read
 
-SCRIPT = CONFIG.parent / "scripts" / "wandb_dashboard.py"
+SCRIPT = CONFIG.parent / "tools" / "wandb_dashboard.py"
 DEFINITION = yaml.safe_load(SCRIPT.with_suffix(".yaml").read_text(encoding="utf-8"))
 FAST = ("gcond_stochastic", "pcgrad")
 LISTED = sorted({strategy for figure in DEFINITION["figures"] for strategy in figure["strategies"]})
@@ -92,7 +92,7 @@ def test_every_figure_of_the_paper_is_there(printed: list[dict[str, Any]]) -> No
 
 @functools.cache
 def script() -> ModuleType:
-    return load("wandb_dashboard")
+    return load("tools/wandb_dashboard")
 
 
 def test_what_is_saved_holds_every_panel_of_the_definition(

@@ -1,4 +1,4 @@
-"""How long things take: measured side by side in one process, told as ratios with intervals."""
+"""Works that take turns in one process, and ratios of their times with intervals."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from gcond.engine.device import describe
+from gcond.engine.device import commit
 
 DRAWS = 2000
 
@@ -30,9 +31,6 @@ class Ratio:
         """`times` and `base` [rounds], taken in the same rounds."""
         ratios = times / base
         return cls(float(np.median(ratios)), *interval(ratios))
-
-    def __str__(self) -> str:
-        return f"{self.median:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -78,11 +76,12 @@ def interleaved(
     return {name: np.array(values) for name, values in taken.items()}
 
 
-def machine(device: torch.device, packages: tuple[str, ...] = ("torch",)) -> str:
-    """Device and versions, for a table's heading."""
-    return f"{describe(device)}; {versions(packages)}"
-
-
-def versions(packages: tuple[str, ...] = ("torch",)) -> str:
-    found = ", ".join(f"{package} {version(package)}" for package in packages)
-    return f"Python {platform.python_version()}, {found}"
+def stamp(*packages: str) -> dict[str, object]:
+    """Versions (of PyTorch and timm unless others are named), commit and day of a measurement, for bench.csv."""
+    revision, dirty = commit()
+    found = [
+        f"Python {platform.python_version()}",
+        *(f"{package} {version(package)}" for package in packages or ("torch", "timm")),
+    ]
+    day = datetime.now(UTC).date().isoformat()
+    return {"versions": ", ".join(found), "commit": revision[:10] + " changed" * dirty, "started": day}

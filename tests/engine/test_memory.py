@@ -11,12 +11,12 @@ import torch
 from engine import tiny
 from engine.runs import config
 from hydra.utils import instantiate
-from script_files import load
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gcond.config import compose
 from gcond.data.intensity import Intensity
+from gcond.engine import plan_memory
 from gcond.engine.batches import Batch
 from gcond.engine.evaluate import EvaluationSet, evaluate
 from gcond.engine.memory import Planner, bytes_of
@@ -391,7 +391,7 @@ def test_live_bytes_by_hand() -> None:
 
 @pytest.fixture
 def script() -> Any:
-    return load("plan_memory")
+    return plan_memory
 
 
 def test_the_script_says_what_fits_without_data(script: Any) -> None:

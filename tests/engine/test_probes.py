@@ -15,7 +15,6 @@ from engine import tiny
 from engine.attempts import same
 from engine.runs import TINY, config, parts, run, tiny_config
 from hydra.utils import instantiate
-from script_files import load
 from torch import Tensor, nn
 
 from gcond.engine import probes
@@ -42,6 +41,7 @@ from gcond.model import MaskedAutoencoder
 from gcond.model.patches import blank, hidden_mask
 from gcond.report.records import WINDOW_COLUMNS, WINDOW_KEY, read_csv
 from gcond.strategy.flat import FlatParameters
+from gcond.study import window_noise
 
 CPU = torch.device("cpu")
 KEYS = {
@@ -501,7 +501,7 @@ def test_a_run_that_cannot_be_read_back_is_refused(runs: Path, tmp_path: Path, m
     with pytest.raises(ValueError, match="expected a finished run"):
         LoadedRun(tmp_path, {})
     back = LoadedRun(one(runs, "baseline"), {}, ["engine"])
-    with pytest.raises(ValueError, match=r"expected the folder of its data \(photos DIR\), found none"):
+    with pytest.raises(ValueError, match=r"expected the folder of its data \(--photos DIR\), found none"):
         LoadedRun(back.path, {"photos": None})
     with pytest.raises(ValueError, match="`state`: expected one of initial, last, found 'best'"):
         back.model("best", back.data())
@@ -516,7 +516,7 @@ def test_a_run_that_cannot_be_read_back_is_refused(runs: Path, tmp_path: Path, m
 
 def test_the_script_records_each_measurement_once(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two runs at two states in one mode; the common beginning is measured once, runs with overrides not at all."""
-    script = load("window_noise")
+    script = window_noise
     monkeypatch.setattr(WindowProbe, "sizes", (1, 2))
     measured = []
     plain = script.measure

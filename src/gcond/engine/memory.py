@@ -32,8 +32,8 @@ from gcond.strategy import EMA, Sequential, Stochastic
 from gcond.strategy.products import CHUNK_ELEMENTS
 
 MARGINS = {"cpu": 1.35, "cuda": 1.1}
-"""A plan fits where its peak times this does. CPU: what `scripts/plan_memory.py --measure` found glibc's allocator to
-keep besides; CUDA: a guess, not measured."""
+"""A plan fits where its peak times this does. CPU: what glibc's allocator was found to keep besides in
+real steps at scale=mini; CUDA: a guess, not measured."""
 RAW_BYTES = {"ct": 2, "headneck": 2}
 """Of a pixel as the data set gives it: int16 CT slices; all others are uint8."""
 NOT_IN_A_STEP = ("diagnos", "probe", "validation")

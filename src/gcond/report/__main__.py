@@ -1,4 +1,4 @@
-"""Command line of the report: `python -m gcond.report table2 --scale mini`, `table3`, `table4`; `collect` only records.
+"""Command line of the report: `python -m gcond.report table2 --scale mini`; `collect` only records.
 
 Exit code 0: complete; 1: a cell is missing or failed; 2: bad input.
 """
@@ -13,7 +13,7 @@ import pandas as pd
 
 from gcond.files import OWN, RECORDED, write_text
 from gcond.output import output_may_be_lost
-from gcond.report import curves, lineup, render, settings_pages, table2, throughput_page
+from gcond.report import curves, lineup, render, settings_pages, table2
 from gcond.report.claims import frozen
 from gcond.report.claims import page as claims_page
 from gcond.report.claims.evidence import read
@@ -46,8 +46,6 @@ def main(arguments: list[str] | None = None) -> int:
             return claims_page.report(options.results, options.scale)
         if options.table == "readme":
             return summary.report(options.results)
-        if options.table != "table2":
-            return report_throughput(options.table, options.results)
         return report_table2(
             options.scale,
             options.runs,
@@ -195,18 +193,6 @@ def _recorded_beside(folder: Path, asked: Asked, own: Built | None) -> list[str]
     return render.beside(folder, found.table, found.notes, differ)
 
 
-def report_throughput(table: str, results: Path) -> int:
-    """Write the page of table3 or table4 from its recorded rows; returns the exit code."""
-    base = results / "bench" / table
-    markdown, complete = throughput_page.page(table, base.with_suffix(".csv"))
-    render.write_page(base.with_suffix(".md"), markdown)
-    print(markdown)
-    print(f"written: {base}.md")
-    if not complete:
-        print("incomplete: of a data set above no section has all methods", file=sys.stderr)
-    return 0 if complete else 1
-
-
 def _draw_curves(folder: Path, own: Built, asked: Asked) -> None:
     path, name = folder / "curves.csv", f"{asked.name}_curves.png"
     if not path.exists():
@@ -239,9 +225,6 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--datasets", type=_name_list, help="comma-separated, in the order of the columns")
     table.add_argument("--model", help="needed only where Table 2 was run with several")
     table.add_argument("--lr", type=_rate, help="the runs with this optimizer.lr (default: those with the scale's)")
-    for name, model in (("table3", "MobileNetV3-Small"), ("table4", "ConvNeXt-Tiny")):
-        costs = tables.add_parser(name, help=f"Table {name[-1]} of the paper: what a step costs, {model}, as recorded")
-        costs.add_argument("--results", type=Path, default=OWN, help=RESULTS)
     static = tables.add_parser(
         "frozen", parents=[below], help="O9's static runs from recorded weights: overrides for gcond.sweep"
     )

@@ -16,7 +16,7 @@ import jinja2
 import pandas as pd
 
 from gcond.files import write_text
-from gcond.study import toy_page
+from gcond.study import bench_page, toy_page
 from gcond.study.methods import facts
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -145,4 +145,9 @@ def _write(path: Path, template: str, **content: Any) -> list[Path]:
     return [path]
 
 
-PAGES: dict[str, Callable[..., list[Path]]] = {"table1": _table1, "table5": _table5, "toy": _toy}
+def _bench(results: Path) -> list[Path]:
+    """Costs of steps, arbitration, memory and data, of the rows that bench/*.py record."""
+    return _write(results / "bench.md", "bench", **bench_page.tables(results))
+
+
+PAGES: dict[str, Callable[..., list[Path]]] = {"bench": _bench, "table1": _table1, "table5": _table5, "toy": _toy}

@@ -1,6 +1,6 @@
 """How noisy a window of K micro-batches is, at the frozen weights of finished runs, before training and after it.
 
-    python scripts/window_noise.py --scale sample [--strategies baseline,gcond_stochastic] [--seeds 11,42,2025]
+    python -m gcond.study.window_noise --scale sample [--strategies baseline,gcond_stochastic] [--seeds 11,42,2025]
     [--datasets ct] [--micro-batches 72] [--states initial last] [--modes train eval] [--runs DIR] [--results DIR]
 
 Reads finished runs without overrides below runs/<scale>, of which only the last checkpoints are left, and changes
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from gcond.report.folders import read_folders
 from gcond.report.records import KEY, WINDOW_COLUMNS, WINDOW_KEY, add_rows, frame, read_csv
 
 MODES = ("train", "eval")
+STORES = ("ct", "headneck", "imagenet84")  # data sets that stand below data/
 OF_THE_BEGINNING = ("seed", "precision", "dataset", "model", "loss", "scale")
 
 
@@ -86,8 +88,8 @@ def rows_of(run: LoadedRun, state: str, step: int, mode: str, n: int, found: dic
     ]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+def main(words: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(words)
     device = devices.pick(options.device, threads=1)
     paths = finished(options.runs / options.scale, options)
     if not paths:
@@ -105,9 +107,10 @@ def main(arguments: list[str] | None = None) -> int:
         done = set(table[names].drop_duplicates().itertuples(index=False, name=None))
     measured: dict[tuple[str, str], tuple[int, dict[str, Estimates]]] = {}
     n = options.micro_batches
+    roots = {name: getattr(options, name) for name in STORES} | {"imagenet256": options.imagenet}
     with tqdm(total=len(paths) * len(options.states) * len(options.modes), unit="measurement", mininterval=2) as bar:
         for path in paths:
-            run = LoadedRun(path, {"ct": options.ct, "imagenet256": options.imagenet}, options.trust)
+            run = LoadedRun(path, roots, options.trust)
             left = [
                 (state, mode)
                 for state in options.states
@@ -129,7 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--scale", default="mini", help="folder below --runs and --results (default: mini)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of local runs; only read")
     parser.add_argument("--results", type=Path, default=OWN, help=f"folder of records (default: {OWN})")
@@ -138,8 +141,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--micro-batches", type=int, default=FEWEST * SIZES[-1], help=f"a multiple of {SIZES[-1]}")
     for name, choices in (("states", STATES), ("modes", MODES)):
         parser.add_argument(f"--{name}", nargs="+", choices=choices, default=choices)
-    parser.add_argument("--ct", default="data/ct", help="the CT store that the runs read")
-    parser.add_argument("--imagenet", help="the ImageNet folder that the runs read")
+    for name in STORES:
+        parser.add_argument(f"--{name}", type=Path, default=Path("data", name), help=f"default: data/{name}")
+    parser.add_argument("--imagenet", type=Path, help="the ImageNet-256 of the runs")
     parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help=TRUST)
     parser.add_argument("--device", default="auto")
     return parser

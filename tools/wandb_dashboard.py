@@ -1,4 +1,4 @@
-"""The paper's figures as a saved wandb report: python scripts/wandb_dashboard.py --scale mini [--entity NAME]
+"""The paper's figures as a saved wandb report: python tools/wandb_dashboard.py --scale mini [--entity NAME]
 
 Its definition is wandb_dashboard.yaml beside this file. Needs `wandb login`, runs in the project, and a library that is
 not in requirements.lock: pip install wandb-workspaces. --print writes the definition and needs none of these.

@@ -1,6 +1,6 @@
 """Whether everything that the study would train at scale=paper starts: settings, memory and a first step, on the CPU.
 
-    python scripts/rehearse_paper.py [--experiments table2,o1] [--micro-batch 2] [--out runs/rehearsal.csv] [--no-step]
+    python tools/rehearse_paper.py [--experiments table2,o1] [--micro-batch 2] [--out runs/rehearsal.csv] [--no-step]
 
 Every experiment's runs are composed with scale=paper, at the first seed, learning rate, weight decay and data set of
 each (ImageNet in the place of photos), and their settings are checked. Of runs that differ in more than numbers that

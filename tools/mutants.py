@@ -1,6 +1,6 @@
 """Whether the tests notice realistic mistakes: each is made in a copy of src/, and its tests must fail.
 
-    python scripts/mutants.py [--jobs 2] [--only NAME ...]
+    python tools/mutants.py [--jobs 2] [--only NAME ...]
 
 The mistakes are declared in tests/mutants/*.toml, one table each (its heading is the name):
     imitates    the mistake in words, and whose it is where someone is known to have made it

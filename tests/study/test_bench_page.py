@@ -1,0 +1,89 @@
+"""results/bench.csv as a table, and the page over it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gcond.study import bench, bench_page, pages
+
+RESULTS = Path(__file__).parents[2] / "results"
+
+
+def test_the_committed_page_is_that_of_the_committed_rows(tmp_path):
+    (tmp_path / "bench.csv").write_bytes((RESULTS / "bench.csv").read_bytes())
+    (page,) = pages.make("bench", tmp_path)
+    assert page.read_text() == (RESULTS / "bench.md").read_text()
+
+
+def test_committed_rows_hold_what_their_first_records_said():
+    """Golden numbers of the tables that they were converted from, to six digits."""
+    b = bench_page.Rows(bench.read(RESULTS))
+    h100 = b.of(bench="table3", device="NVIDIA H100 80GB HBM3")
+    assert h100.of(strategy="gcond_stochastic", against="baseline").all.value.item() == 0.96293299
+    assert h100.of(strategy="pcgrad", quantity="peak").all.value.item() == 6749.7466
+    step = b.of(bench="step", model="convnext_tiny", strategy="cagrad", quantity="time").all
+    assert (step.value.item(), step.low.item(), step.high.item()) == (1.9740569, 1.8912077, 2.0860266)
+    copies = b.of(bench="resolve", strategy="combination", quantity="time", parameters=3_000_000, tasks=2).all
+    assert copies.value.item() == 0.94657283
+    peak = b.of(bench="memory", model="resnet50", strategy="baseline", accumulation_steps=24).cell("{:,.0f}")
+    assert peak == "29,194"
+    ratios = b.of(quantity="time").all
+    assert ((ratios.low <= ratios.value) & (ratios.value <= ratios.high)).all()
+
+
+def test_a_row_takes_the_place_of_its_namesake(tmp_path):
+    own = {"bench": "step", "strategy": "pcgrad", "quantity": "time", "unit": "ratio", "image_size": 64}
+    bench.add(tmp_path, [own | {"value": 1.8, "n": 3}, own | {"value": 1.0, "strategy": "baseline"}])
+    bench.add(tmp_path, [own | {"value": 1.6}, own | {"value": 1.4, "image_size": 32}])
+    rows = bench.read(tmp_path)
+    assert sorted(zip(rows.strategy, rows.image_size, rows.value, strict=True)) == [
+        ("baseline", 64, 1.0),
+        ("pcgrad", 32, 1.4),
+        ("pcgrad", 64, 1.6),
+    ]
+    assert bench.is_recorded(tmp_path, {"bench": "step", "image_size": 32}, ["pcgrad"])
+    assert not bench.is_recorded(tmp_path, {"bench": "step", "image_size": 32}, ["baseline"])
+    assert not bench.is_recorded(tmp_path, {"bench": "step", "micro_batch": 1})
+
+
+@pytest.mark.parametrize(("old", "new"), [(",64,", ",many,"), ("step,,", "step,"), ("bench,case", "bench,kind")])
+def test_a_damaged_record_is_named(tmp_path, old, new):
+    bench.add(tmp_path, [{"bench": "step", "strategy": "pcgrad", "quantity": "time", "image_size": 64, "value": 1.8}])
+    path = tmp_path / "bench.csv"
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(ValueError, match=r"bench\.csv"):
+        bench.read(tmp_path)
+
+
+def test_nothing_recorded_says_what_makes_it(tmp_path):
+    with pytest.raises(ValueError, match="make bench"):
+        pages.make("bench", tmp_path)
+
+
+def test_tables_by_hand(tmp_path):
+    """The paper's ratio is 988.59... / 778.09 for CAGrad on CT; a part of the record makes a part of the page."""
+    own = {"bench": "table3", "device": "CPU, made", "model": "mobilenetv3_small", "dataset": "ct", "precision": "fp32"}
+    own |= {"micro_batch": 1, "strategy": "cagrad", "against": "baseline", "quantity": "time", "unit": "ratio"}
+    bench.add(tmp_path, [own | {"value": 1.5, "low": 1.25, "high": 1.75, "n": 3}])
+    heading, paper, ours = bench_page.costs(bench_page.Rows(bench.read(tmp_path)))
+    place = heading.index("CAGrad")
+    assert (paper[place], ours[place]) == (f"{989.17 / 778.09:.3f}", "1.500 [1.250, 1.750]")
+    (page,) = pages.make("bench", tmp_path)
+    assert "## Tables 3 and 4: time" in page.read_text()
+    assert "largest micro-batch: ConvNeXtV2-Base" not in page.read_text()
+
+
+def test_equal_buffers_share_a_line(tmp_path):
+    rows = [
+        {"bench": "memory", "strategy": name, "quantity": part, "unit": "P", "value": value}
+        for name, held in {"pcgrad": (2, 1, 2), "cagrad": (2, 1, 2), "baseline": (1, 0, 2)}.items()
+        for part, value in zip(("task_gradients", "mean", "optimizer"), held, strict=True)
+    ]
+    bench.add(tmp_path, rows)
+    found = bench_page.held(bench_page.Rows(bench.read(tmp_path)))
+    assert found[1:] == [
+        ["Baseline", "float32", "1", "0", "0", "0", "2", "3"],
+        ["CAGrad; PCGrad", "float32", "2", "0", "1", "0", "2", "5"],
+    ]
