@@ -1,4 +1,4 @@
-"""Whether the tests notice realistic mistakes: each is made in a copy of src/, and its tests must fail.
+"""Shows that the tests catch realistic mistakes: each is made in a copy of src/, and its tests must fail.
 
     python tools/mutants.py [--jobs 2] [--only NAME ...]
 
@@ -39,24 +39,31 @@ WARM = ("pytest", "torch", "hypothesis", "scipy.optimize", "torchjd.aggregation"
 
 @dataclass(frozen=True)
 class Mutant:
-    name: str
-    imitates: str
-    file: str
-    old: str
-    new: str
-    tests: tuple[str, ...]
+    """Without a file it is no mistake: tests that must pass on the unchanged package."""
 
-    def mutated(self, source: str) -> str:
-        """`source` with the mistake; ValueError unless its text is there exactly once."""
-        count = source.count(self.old)
-        if count != 1:
-            raise ValueError(f"expected `old` exactly once in {self.file}, found it {count} times")
-        return source.replace(self.old, self.new)
+    name: str
+    tests: tuple[str, ...]
+    imitates: str = ""
+    file: str = ""
+    old: str = ""
+    new: str = ""
+
+    def mutated(self, package: Path) -> str:
+        """The file with the mistake; ValueError unless its text is there exactly once, and compiles afterwards."""
+        try:
+            source = (package / self.file).read_text(encoding="utf-8")
+            if (count := source.count(self.old)) != 1:
+                raise ValueError(f"expected `old` exactly once in {self.file}, found it {count} times")
+            changed = source.replace(self.old, self.new)
+            compile(changed, self.file, "exec")
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(f"mutant {self.name!r}: {error}") from error
+        return changed
 
 
 @dataclass(frozen=True)
 class Verdict:
-    name: str
+    mutant: Mutant
     outcome: str  # "passed", "failed", or why the tests did not run
     failed: str  # the first test that failed
     seconds: float
@@ -73,25 +80,13 @@ def declared(folder: Path) -> list[Mutant]:
     return list(found.values())
 
 
-def does_not_apply(mutant: Mutant) -> str:
-    """Why `mutant` cannot be made in src/; empty if it can."""
-    try:
-        source = mutant.mutated((ROOT / "src" / PACKAGE / mutant.file).read_text(encoding="utf-8"))
-        compile(source, mutant.file, "exec")
-    except (OSError, SyntaxError, ValueError) as error:
-        return f"mutant {mutant.name!r}: {error}"
-    return ""
-
-
-def copy_sources(target: Path, mutant: Mutant | None) -> None:
-    """src/ without byte code, which could outlive a change of the same second and size; with the mistake, if any."""
-    shutil.copytree(ROOT / "src", target, ignore=shutil.ignore_patterns("__pycache__"))
-    if mutant is not None:
-        path = target / PACKAGE / mutant.file
-        path.write_text(mutant.mutated(path.read_text(encoding="utf-8")), encoding="utf-8")
-
-
-Work = tuple[str, Mutant | None, tuple[str, ...]]
+def unchanged(mutants: list[Mutant]) -> list[Mutant]:
+    """The tests of `mutants`, each once, by file."""
+    tests = sorted({test for mutant in mutants for test in mutant.tests})
+    files = dict.fromkeys(test.split("::")[0] for test in tests)
+    return [
+        Mutant(file.replace("/", "-"), tuple(test for test in tests if test.split("::")[0] == file)) for file in files
+    ]
 
 
 class Watch:
@@ -105,77 +100,65 @@ class Watch:
             self.failed = report.nodeid
 
 
-def run_tests(sources: Path, tests: tuple[str, ...], answer: Path) -> None:
-    """In a forked process, which has not imported gcond yet: run the tests against `sources` and write the outcome."""
+def run_tests(mutant: Mutant, place: Path) -> None:
+    """In a forked process, which has not imported gcond yet: run the tests against the copy and write the outcome."""
     import pytest
 
-    with open(answer.with_suffix(".log"), "w", encoding="utf-8") as log:
+    sources = place / "src"
+    with open(place / "log", "w", encoding="utf-8") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     signal.alarm(SECONDS)
     os.environ["PYTHONPATH"] = str(sources)
     sys.path.insert(0, str(sources))
     watch = Watch()
-    status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests], plugins=[watch])
+    status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *mutant.tests], plugins=[watch])
     sys.stdout.flush()
     used = Path(importlib.import_module("gcond").__file__ or "")
     outcome = {0: "passed", 1: "failed"}.get(int(status), f"pytest ended with status {int(status)}")
     if not used.is_relative_to(sources):
         outcome = f"the tests used {used}, not the copy"
-    answer.write_text(json.dumps([outcome, watch.failed]), encoding="utf-8")
+    (place / "answer").write_text(json.dumps([outcome, watch.failed]), encoding="utf-8")
 
 
-def judge(work: list[Work], jobs: int) -> Iterator[Verdict]:
-    """Run each (name, mutant or None, tests) in a process of its own, `jobs` at once."""
+def fork(mutant: Mutant, place: Path) -> int:
+    """Start the tests on a copy of src/, without byte code that could outlive a change of the same second and size."""
+    shutil.copytree(ROOT / "src", place / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    if mutant.file:
+        package = place / "src" / PACKAGE
+        (package / mutant.file).write_text(mutant.mutated(package), encoding="utf-8")
+    sys.stdout.flush()
+    if (child := os.fork()) == 0:
+        try:
+            run_tests(mutant, place)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+    return child
+
+
+def judge(work: list[Mutant], jobs: int) -> Iterator[Verdict]:
+    """Run each in a process of its own, `jobs` at once."""
     for module in WARM:
         importlib.import_module(module)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        running: dict[int, tuple[str, Mutant | None, Path, float]] = {}
+        running: dict[int, tuple[Mutant, Path, float]] = {}
         waiting = list(reversed(work))
         while waiting or running:
             while waiting and len(running) < jobs:
-                name, mutant, tests = waiting.pop()
-                place = Path(folder, name)
-                copy_sources(place / "src", mutant)
-                sys.stdout.flush()
-                if (child := os.fork()) == 0:
-                    try:
-                        run_tests(place / "src", tests, place / "answer")
-                    except BaseException:
-                        traceback.print_exc()
-                    finally:
-                        os._exit(0)
-                running[child] = (name, mutant, place, time.monotonic())
+                mutant = waiting.pop()
+                place = Path(folder, mutant.name)
+                running[fork(mutant, place)] = mutant, place, time.monotonic()
             child, status = os.wait()
-            name, mutant, place, start = running.pop(child)
-            seconds = time.monotonic() - start
+            mutant, place, start = running.pop(child)
+            outcome, failed = f"ended by signal {os.WTERMSIG(status)} (14: after {SECONDS} s)", ""
             if (place / "answer").exists():
                 outcome, failed = json.loads((place / "answer").read_text(encoding="utf-8"))
-            else:
-                outcome, failed = f"ended by signal {os.WTERMSIG(status)} (14: after {SECONDS} s)", ""
-            if outcome not in ("passed", "failed" if mutant else "passed"):
-                print((place / "answer.log").read_text(encoding="utf-8", errors="replace"), file=sys.stderr)
-            yield Verdict(name, outcome, failed, seconds)
+            if outcome not in ("passed", "failed" if mutant.file else "passed"):
+                print((place / "log").read_text(encoding="utf-8", errors="replace"), file=sys.stderr)
+            yield Verdict(mutant, outcome, failed, time.monotonic() - start)
             shutil.rmtree(place)
-
-
-def unchanged(mutants: list[Mutant]) -> list[Work]:
-    """The tests of `mutants`, each once, by file."""
-    tests = sorted({test for mutant in mutants for test in mutant.tests})
-    files = sorted({test.split("::")[0] for test in tests})
-    return [
-        (file.replace("/", "-"), None, tuple(test for test in tests if test.split("::")[0] == file)) for file in files
-    ]
-
-
-def table(mutants: list[Mutant], verdicts: dict[str, Verdict]) -> str:
-    rows = [("mutant", "imitates", "caught by", "seconds")]
-    for mutant in mutants:
-        verdict = verdicts[mutant.name]
-        by = {"failed": verdict.failed, "passed": "NOT CAUGHT"}.get(verdict.outcome, f"NOT RUN: {verdict.outcome}")
-        rows.append((mutant.name, mutant.imitates, by.removeprefix("tests/"), f"{verdict.seconds:.1f}"))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -188,8 +171,11 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown := set(options.only or []) - {mutant.name for mutant in mutants}:
         parser.error(f"--only: expected names in {options.declarations}, found {sorted(unknown)}")
     mutants = [mutant for mutant in mutants if not options.only or mutant.name in options.only]
-    if rotten := [error for mutant in mutants if (error := does_not_apply(mutant))]:
-        print("\n".join(rotten), file=sys.stderr)
+    try:
+        for mutant in mutants:
+            mutant.mutated(ROOT / "src" / PACKAGE)
+    except ValueError as error:
+        print(error, file=sys.stderr)
         return 1
 
     os.chdir(ROOT)
@@ -197,19 +183,18 @@ def main(arguments: list[str] | None = None) -> int:
     from tqdm import tqdm
 
     tqdm.monitor_interval = 0  # no thread of its own: this process forks
-    start = time.monotonic()
-    work = unchanged(mutants)
+    start, work = time.monotonic(), unchanged(mutants)
     broken = [v for v in tqdm(judge(work, options.jobs), "unchanged", len(work), unit="file") if v.outcome != "passed"]
-    for verdict in broken:
-        print(
-            f"{verdict.name}: expected to pass without a mistake; {verdict.outcome} {verdict.failed}", file=sys.stderr
-        )
+    for each in broken:
+        print(f"{each.mutant.name}: expected to pass without a mistake; {each.outcome} {each.failed}", file=sys.stderr)
     if broken:
         return 1
-    work = [(mutant.name, mutant, mutant.tests) for mutant in mutants]
-    verdicts = {v.name: v for v in tqdm(judge(work, options.jobs), "mutants", len(work), unit="mutant")}
-    print(table(mutants, verdicts))
-    missed = [name for name, verdict in verdicts.items() if verdict.outcome != "failed"]
+    verdicts = list(tqdm(judge(mutants, options.jobs), "mutants", len(mutants), unit="mutant"))
+    for verdict in sorted(verdicts, key=lambda verdict: verdict.mutant.name):
+        by = {"failed": verdict.failed.removeprefix("tests/"), "passed": "NOT CAUGHT"}
+        caught = by.get(verdict.outcome, f"NOT RUN: {verdict.outcome}")
+        print(f"{verdict.mutant.name}\t{caught}\t{verdict.seconds:.1f} s\t{verdict.mutant.imitates}")
+    missed = [verdict for verdict in verdicts if verdict.outcome != "failed"]
     print(f"{len(mutants) - len(missed)} of {len(mutants)} caught in {time.monotonic() - start:.0f} s")
     return 1 if missed else 0
 

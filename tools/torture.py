@@ -19,21 +19,19 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import timm.models.vision_transformer  # noqa: F401  imported once, before the forks
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
 from tqdm import tqdm
 
 import gcond.data.ct
 import gcond.data.imagenet256
 import gcond.data.photos  # noqa: F401
-from gcond.config import CONFIG
+from gcond.config import CONFIG, compose
 from gcond.engine.checkpoint import checkpoints
 from gcond.engine.run_folder import RunFolder
 from gcond.train import train
@@ -58,24 +56,18 @@ ARBITRATE = (  # GCond meets a conflict in every step, so that all of its memory
 WALL_CLOCK = ("started", "seconds", "cpu_seconds", "load_start", "load_end", "peak_memory_mb", "name")
 
 
-@dataclass(frozen=True)
-class Trial:
-    number: int
-    dataset: str
-    strategy: str
-    estimator: str
-    overrides: tuple[str, ...]
-
-
 @dataclass
-class Outcome:
+class Trial:
+    """What is drawn, and what came of it: kills and terminations that met the run at work, and differences."""
+
     number: int
     dataset: str
     strategy: str
     estimator: str
-    kills: int  # that met the run at work
-    terminations: int
-    differences: list[str]
+    overrides: list[str]
+    kills: int = 0
+    terminations: int = 0
+    differences: list[str] = field(default_factory=list)
 
 
 def draw(number: int, seed: int, datasets: list[str], strategies: list[str]) -> Trial:
@@ -83,7 +75,7 @@ def draw(number: int, seed: int, datasets: list[str], strategies: list[str]) -> 
     dice = random.Random(f"{seed}/{number}")
     dataset = datasets[number % len(datasets)]
     strategy = dice.choice(strategies)
-    own = config(f"strategy={strategy}").strategy.conductor
+    own = compose([f"strategy={strategy}"]).strategy.conductor
     overrides = [*SMALL, f"dataset={dataset}", f"strategy={strategy}", f"seed={dice.randrange(1000)}"]
     overrides += [f"scale.workers={dice.choice([0, 0, 0, 1])}"]
     if own.resolver._target_ == "gcond.strategy.GCond":
@@ -94,12 +86,7 @@ def draw(number: int, seed: int, datasets: list[str], strategies: list[str]) -> 
         overrides += [f"strategy.conductor.estimator.forward={forward}"]
         overrides += [f"strategy.conductor.estimator.resolve_every={every}"]
         estimator = f"Sequential, {forward}, {every}"
-    return Trial(number, dataset, strategy, estimator, tuple(overrides))
-
-
-def config(*overrides: str) -> DictConfig:
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG)):
-        return compose("train", list(overrides))
+    return Trial(number, dataset, strategy, estimator, overrides)
 
 
 def attempt(trial: Trial, runs: Path, log: Path, after: float | None, how: int) -> tuple[int, float]:
@@ -112,7 +99,7 @@ def attempt(trial: Trial, runs: Path, log: Path, after: float | None, how: int) 
             out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(out, 1)
             os.dup2(out, 2)
-            cfg = config(*trial.overrides, f"runs={runs}")
+            cfg = compose([*trial.overrides, f"runs={runs}"])
             train(cfg, RunFolder(cfg))
             status = 0
         except SystemExit as leaving:
@@ -134,36 +121,35 @@ def attempt(trial: Trial, runs: Path, log: Path, after: float | None, how: int) 
         time.sleep(0.002)
 
 
-def run(trial: Trial, seed: int, out: Path) -> Outcome:
-    """The undisturbed run, the disturbed one, and how they differ."""
+def run(trial: Trial, seed: int, out: Path) -> Trial:
+    """With what came of it: the undisturbed run and the disturbed one, and how they differ."""
     dice = random.Random(f"{seed}/{trial.number}/kills")
     place = out / f"trial-{trial.number:04}"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    outcome = Outcome(trial.number, trial.dataset, trial.strategy, trial.estimator, 0, 0, [])
     status, duration = attempt(trial, place / "whole", place / "whole.log", None, 0)
     if status != 0:
-        outcome.differences.append(f"the undisturbed run ended with status {status}")
-        return outcome
+        trial.differences.append(f"the undisturbed run ended with status {status}")
+        return trial
     for _ in range(dice.randint(1, 4)):
         how = signal.SIGKILL if dice.random() < 0.8 else signal.SIGTERM
         status, _ = attempt(trial, place / "killed", place / "killed.log", dice.uniform(0, duration), how)
         if status == 0:
             break
-        outcome.kills += how == signal.SIGKILL
-        outcome.terminations += how == signal.SIGTERM
+        trial.kills += how == signal.SIGKILL
+        trial.terminations += how == signal.SIGTERM
         if status not in (-how, 128 + how):
-            outcome.differences.append(f"status {status} after {how.name}")
+            trial.differences.append(f"status {status} after {how.name}")
     else:
         status, _ = attempt(trial, place / "killed", place / "killed.log", None, 0)
-    if status != 0:
-        outcome.differences.append(f"the last attempt ended with status {status}")
+    if status == 0:
+        whole, killed = (RunFolder(compose([*trial.overrides, f"runs={place / name}"])) for name in ("whole", "killed"))
+        trial.differences += differences(whole, killed)
     else:
-        folders = [RunFolder(config(*trial.overrides, f"runs={place / name}")) for name in ("whole", "killed")]
-        outcome.differences += differences(*folders)
-    if not outcome.differences:
+        trial.differences.append(f"the last attempt ended with status {status}")
+    if not trial.differences:
         shutil.rmtree(place)
-    return outcome
+    return trial
 
 
 def differences(whole: RunFolder, killed: RunFolder) -> list[str]:
@@ -197,17 +183,17 @@ def unequal(one: Any, other: Any, path: str = "") -> list[str]:
     return [] if type(one) is type(other) and repr(one) == repr(other) else [path]
 
 
-def report(outcomes: list[Outcome]) -> int:
+def report(trials: list[Trial]) -> int:
     """Print the count; the exit status."""
-    equal = [outcome for outcome in outcomes if not outcome.differences]
-    kills, terminations = sum(each.kills for each in outcomes), sum(each.terminations for each in outcomes)
-    print(f"Torture: {len(equal)} of {len(outcomes)} continuations equal the undisturbed run to the bit")
-    print(f"         {kills} ends by SIGKILL, {terminations} by SIGTERM; {Counter(o.dataset for o in outcomes)}")
-    print(f"         {len({o.strategy for o in outcomes})} strategies, {Counter(o.estimator for o in outcomes)}")
-    for outcome in outcomes:
-        if outcome.differences:
-            print(f"  trial {outcome.number} ({outcome.strategy}, {outcome.dataset}): {'; '.join(outcome.differences)}")
-    return 0 if len(equal) == len(outcomes) else 1
+    equal = sum(not trial.differences for trial in trials)
+    kills, terminations = sum(each.kills for each in trials), sum(each.terminations for each in trials)
+    print(f"Torture: {equal} of {len(trials)} continuations equal the undisturbed run to the bit")
+    print(f"         {kills} ends by SIGKILL, {terminations} by SIGTERM; {Counter(each.dataset for each in trials)}")
+    print(f"         {len({o.strategy for o in trials})} strategies, {Counter(o.estimator for o in trials)}")
+    for each in trials:
+        if each.differences:
+            print(f"  trial {each.number} ({each.strategy}, {each.dataset}): {'; '.join(each.differences)}")
+    return 0 if equal == len(trials) else 1
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -223,24 +209,20 @@ def main(arguments: list[str] | None = None) -> int:
     chosen.out.mkdir(parents=True, exist_ok=True)
     ledger = chosen.out / "trials.jsonl"
     key = [chosen.seed, chosen.datasets, chosen.strategies, chosen.override]
-    known = {}
-    if ledger.exists():
-        lines = [json.loads(line) for line in ledger.read_text().splitlines()]
-        known = {line["outcome"]["number"]: Outcome(**line["outcome"]) for line in lines if line["key"] == key}
-    trials = [
-        draw(number, chosen.seed, chosen.datasets.split(","), chosen.strategies.split(","))
-        for number in range(chosen.n)
-        if number not in known
-    ]
-    trials = [Trial(**asdict(trial) | {"overrides": (*trial.overrides, *chosen.override)}) for trial in trials]
-    outcomes = [known[number] for number in sorted(known) if number < chosen.n]
+    lines = [json.loads(line) for line in ledger.read_text().splitlines()] if ledger.exists() else []
+    over = {line["trial"]["number"]: Trial(**line["trial"]) for line in lines if line["key"] == key}
+    trials = [over[number] for number in sorted(over) if number < chosen.n]
     with ProcessPoolExecutor(chosen.jobs, get_context("fork")) as pool, ledger.open("a") as file:
-        pending = [pool.submit(run, trial, chosen.seed, chosen.out) for trial in trials]
+        pending = []
+        for number in sorted(set(range(chosen.n)) - set(over)):
+            trial = draw(number, chosen.seed, chosen.datasets.split(","), chosen.strategies.split(","))
+            trial.overrides += chosen.override
+            pending.append(pool.submit(run, trial, chosen.seed, chosen.out))
         for future in tqdm(as_completed(pending), total=len(pending), desc="torture", unit="trial"):
-            outcomes.append(future.result())
-            file.write(json.dumps({"key": key, "outcome": asdict(outcomes[-1])}) + "\n")
+            trials.append(future.result())
+            file.write(json.dumps({"key": key, "trial": asdict(trials[-1])}) + "\n")
             file.flush()
-    return report(sorted(outcomes, key=lambda outcome: outcome.number))
+    return report(sorted(trials, key=lambda trial: trial.number))
 
 
 if __name__ == "__main__":
