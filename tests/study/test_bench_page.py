@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gcond.study import bench, bench_page, pages
+from gcond.study.methods import facts
 
 RESULTS = Path(__file__).parents[2] / "results"
 
@@ -31,6 +32,25 @@ def test_committed_rows_hold_what_their_first_records_said():
     assert peak == "29,194"
     ratios = b.of(quantity="time").all
     assert ((ratios.low <= ratios.value) & (ratios.value <= ratios.high)).all()
+
+
+def test_numbers_that_a_person_wrote_into_the_page_are_those_of_the_rows():
+    """PCGrad's largest micro-batch over Baseline's, freed and kept, and the paper's; measured over planned peaks."""
+    text, b = (RESULTS / "bench.md").read_text(), bench_page.Rows(bench.read(RESULTS))
+    largest = b.of(bench="memory", model="convnext_tiny", quantity="largest_micro_batch", precision="fp32")
+    size = {(row.strategy, row.case): row.value for row in largest.all.itertuples()}
+    base, kept = size["baseline", "16GB"], "16GB, graph kept until the next"
+    paper = facts("paper")["table4"]["ct"]
+    shares = [size["pcgrad", "16GB"] / base, size["pcgrad", kept] / base]
+    shares.append(paper["pcgrad"]["micro_batch"] / paper["baseline"]["micro_batch"])
+    assert [f"{share:.2f}"[1:] for share in shares] == [".91", ".49", ".56"]
+    assert "is .91 of Baseline's if the last backward pass frees the graph, .49 if" in text
+    measured = b.of(bench="table3", quantity="peak").all.set_index("strategy").value
+    planned = b.of(bench="memory", quantity="peak", model="mobilenetv3_small", dataset="ct", accumulation_steps=24)
+    planned = planned.of(tasks=2, case="").all.set_index("strategy").value
+    ratios = (measured / planned).dropna()
+    assert (round(ratios.min(), 3), round(ratios.max(), 3)) == (1.005, 1.007)
+    assert "1.005 to 1.007" in text
 
 
 def test_a_row_takes_the_place_of_its_namesake(tmp_path):
