@@ -14,7 +14,7 @@ DEFAULT_GOLDEN = Path(__file__).parent / "golden" / "arbitration.json"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", type=Path, default=DEFAULT_GOLDEN, help="file of arbitration reference numbers")
-    parser.addoption("--methods-table", type=Path, help="write the table of methods, as measured by this run")
+    parser.addoption("--methods-table", type=Path, help="write methods.md here, methods.csv beside it")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -45,10 +45,12 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Itera
 def pytest_sessionfinish(session: pytest.Session) -> None:
     path = session.config.getoption("--methods-table")
     if path is not None:
-        from methods.table import render
+        from methods.table import as_csv, render, rows
 
+        measured = rows(session.config.stash[OUTCOMES])
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(render(session.config.stash[OUTCOMES]))
+        path.with_suffix(".csv").write_text(as_csv(measured))
+        path.write_text(render(measured))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

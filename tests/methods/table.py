@@ -1,8 +1,10 @@
-"""results/methods.md: which oracle covers which method, and which property each method has."""
+"""results/methods.csv and methods.md: which property each method has, and which oracle covers it."""
 
 from __future__ import annotations
 
 import ast
+import csv
+import io
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -12,7 +14,7 @@ from methods.methods import families, kind
 from methods.properties import PROPERTIES
 
 TESTS = Path(__file__).parents[1]
-COMMITTED = TESTS.parent / "results" / "methods.md"
+COMMITTED = TESTS.parent / "results" / "methods.md"  # and methods.csv beside it
 COMMAND = "make methods"
 
 Verdicts = Mapping[tuple[str, str], bool]  # (strategy, property) or (strategy, oracle) -> whether its tests passed
@@ -30,20 +32,64 @@ def oracles() -> dict[tuple[str, str], None]:
     return found
 
 
-def render(measured: Verdicts | None = None) -> str:
-    """The table as declared, or, given the outcomes of a run, as measured: what was not confirmed says so."""
-    rows, notes = [], []
+def rows(measured: Verdicts | None = None) -> list[dict[str, str]]:
+    """A row for each strategy and property or oracle, as declared or, given the outcomes of a run, as measured.
+
+    `verdict` is yes (to `tolerance`, where that is not 1e-6), no (by design), not promised, or not confirmed.
+    """
+
+    def confirmed(key: tuple[str, str]) -> bool:
+        return measured is None or measured.get(key, False)
+
+    found = []
     for first, names in families().items():
         title = declared(first) or first
+        for name in names:
+            shared = {"strategy": name, "kind": kind(title)}
+            for prop in PROPERTIES:
+                expected = expectation(first, prop)
+                if expected is not None:
+                    verdict = _verdict(expected)
+                    if verdict != "not promised" and not confirmed((first, prop)):
+                        verdict = "not confirmed"
+                    tolerance = f"{expected.tolerance:g}" if verdict == "yes" and expected.tolerance != 1e-6 else ""
+                    row = {"asks": "property", "name": prop, "verdict": verdict, "tolerance": tolerance}
+                    found.append(shared | row | {"reason": expected.reason})
+            for oracle in dict.fromkeys(oracle for other, oracle in oracles() if other in names):
+                keys = [(other, oracle) for other in names if (other, oracle) in oracles()]
+                verdict = "yes" if all(map(confirmed, keys)) else "not confirmed"
+                row = {"asks": "oracle", "name": oracle, "verdict": verdict, "tolerance": "", "reason": ""}
+                found.append(shared | row)
+    return found
+
+
+def _verdict(expected: Expectation) -> str:
+    return {"holds": "yes", "fails by design": "no"}.get(expected.verdict, expected.verdict)
+
+
+def as_csv(table: list[dict[str, str]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    return text.getvalue()
+
+
+def render(table: list[dict[str, str]]) -> str:
+    """The page over `rows`; strategies that share a resolver share a row."""
+    notes: list[str] = []
+    body, covered = [], []
+    for first, names in families().items():
         label = ", ".join(f"`{name}`" for name in names)
-        cells = [_cell(first, prop, measured, notes) for prop in PROPERTIES]
-        rows.append([label, kind(title), *cells])
+        own = [row for row in table if row["strategy"] == first]
+        cells = {row["name"]: _cell(row, notes) for row in own if row["asks"] == "property"}
+        body.append([label, own[0]["kind"], *(cells.get(prop, "–") for prop in PROPERTIES)])
+        texts = [row["name"] + " (NOT CONFIRMED)" * (row["verdict"] != "yes") for row in own if row["asks"] == "oracle"]
+        covered.append([label, "; ".join(texts) or "none"])
     lines = [
-        "# Methods: what each promises, and who says so",
+        "# Methods: which properties each has, and what it was checked against",
         "",
-        f"Written by `{COMMAND}` from the tests that it runs; do not edit.",
-        "",
-        "## Properties",
+        f"Written by `{COMMAND}` from the tests that it runs; do not edit. The same as data: methods.csv.",
         "",
         *(f"- **{p.title}**: {p.meaning}" for p in PROPERTIES.values()),
         "",
@@ -51,52 +97,31 @@ def render(measured: Verdicts | None = None) -> str:
         "which it fails was found. **–**: the method sees losses only. Numbers lead to reasons below. *Gram* methods "
         "need only the inner products of task gradients. Strategies in one row share one resolver.",
         "",
-        *_table(["strategy", "kind", *(p.title for p in PROPERTIES.values())], rows),
+        *_table(["strategy", "kind", *(p.title for p in PROPERTIES.values())], body),
         "",
         *(f"{number}. {note}" for number, note in enumerate(notes, 1)),
         "",
         "## Oracles",
         "",
-        "Each strategy against results that do not come from its own code.",
+        "Results that each strategy was checked against and that do not come from its own code.",
         "",
     ]
-    covered = [[", ".join(f"`{name}`" for name in names), _oracles(names, measured)] for names in families().values()]
     return "\n".join([*lines, *_table(["strategy", "oracles"], covered)]) + "\n"
 
 
-def _cell(name: str, prop: str, measured: Verdicts | None, notes: list[str]) -> str:
-    expected = expectation(name, prop)
-    if expected is None:
-        return "–"
-    if expected.verdict != "not promised" and measured is not None and not measured.get((name, prop), False):
+def _cell(row: dict[str, str], notes: list[str]) -> str:
+    if row["verdict"] == "not confirmed":
         return "NOT CONFIRMED"
-    text = _verdict(expected)
-    if not expected.reason:
+    text = {"no": "**no**"}.get(row["verdict"], row["verdict"])
+    if row["tolerance"]:
+        text += f", to {row['tolerance']}"
+    if not row["reason"]:
         return text
-    note = expected.reason[0].upper() + expected.reason[1:] + "."
+    note = row["reason"][0].upper() + row["reason"][1:] + "."
     if note not in notes:
         notes.append(note)
     return f"{text} [{notes.index(note) + 1}]"
 
 
-def _verdict(expected: Expectation) -> str:
-    if expected.verdict == "fails by design":
-        return "**no**"
-    if expected.verdict == "not promised":
-        return "not promised"
-    return "yes" if expected.tolerance == 1e-6 else f"yes, to {expected.tolerance:g}"
-
-
-def _oracles(names: tuple[str, ...], measured: Verdicts | None) -> str:
-    found = dict.fromkeys(oracle for name, oracle in oracles() if name in names)
-    if measured is None:
-        return "; ".join(found) or "none"
-    texts = []
-    for oracle in found:
-        passed = all(measured.get((name, oracle), False) for name in names if (name, oracle) in oracles())
-        texts.append(oracle if passed else f"{oracle} (NOT CONFIRMED)")
-    return "; ".join(texts) or "none"
-
-
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+def _table(head: list[str], body: list[list[str]]) -> list[str]:
+    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body)]
