@@ -89,7 +89,7 @@ help: ## this list
 	@echo "  CT=DIR                    a CT store (default data/ct: public samples, fetched on first use)"
 	@echo "  IMAGENET=DIR              a copy of ImageNet-256 or a folder of JPEG files (default: the photos of scikit-image)"
 	@echo "  DEVICE=auto|cpu|cuda      JOBS=N runs side by side (default: the number of cores, 1 on CUDA)"
-	@echo "  LAUNCHER=joblib|local|slurm  where runs go (default joblib; docs/clusters.md)   EXPERIMENT=table2|o2|…"
+	@echo "  LAUNCHER=joblib|local|slurm  where runs go (default joblib; docs/running.md)   EXPERIMENT=table2|o2|…"
 	@echo "  OUT=DIR                   tables and records of what is run here (default reproduced, which git ignores)."
 	@echo "                            results/ holds what this project recorded: OUT=results adds to that, for its maintainers"
 	@echo "  ALL=1                     reproduce-toy: descend MGDA and Nash-MTL as well (an hour of a core)"
@@ -146,7 +146,7 @@ reproduce-table1: $(READY) ## GCond's zones, drawn and tabulated from the resolv
 	@$(BIN)/python -m gcond.study.zones --out $(call quoted,$(OUT)/table1) && $(call report,table1)
 
 reproduce-table5: $(READY) ## the hyper-parameters as composed, differences to the paper's marked (seconds; trains nothing)
-	@$(BIN)/python -m gcond.study.settings --out $(call quoted,$(OUT)/paper_settings) && $(call report,table5)
+	@$(BIN)/python -m gcond.study.settings --out $(call quoted,$(OUT)/table5) && $(call report,table5)
 
 sweep: $(READY) $(CT_DATA) ## run EXPERIMENT=o2 (or another of conf/experiment) without making a table
 	@$(call sweep,$(EXPERIMENT))

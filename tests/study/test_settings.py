@@ -63,16 +63,16 @@ def test_an_override_is_a_difference():
 
 
 def test_a_strategy_that_is_not_composed_is_named(tmp_path, composed):
-    (tmp_path / "paper_settings").mkdir()
+    (tmp_path / "table5").mkdir()
     some = composed[composed.strategy != "baseline"]
-    some.to_csv(tmp_path / "paper_settings" / "composed.csv", index=False)
+    some.to_csv(tmp_path / "table5" / "composed.csv", index=False)
     with pytest.raises(ValueError, match="baseline"):
         pages.make("table5", tmp_path)
 
 
 def test_the_committed_page_is_the_composed_one(tmp_path, composed):
-    settings.main(["--out", str(tmp_path / "paper_settings")])
+    settings.main(["--out", str(tmp_path / "table5")])
     pages.make("table5", tmp_path)
     for name in ("composed.csv", "table5.md"):
-        found = (tmp_path / "paper_settings" / name).read_text()
-        assert found == (ROOT / "results" / "paper_settings" / name).read_text(), f"make {name} again"
+        found = (tmp_path / "table5" / name).read_text()
+        assert found == (ROOT / "results" / "table5" / name).read_text(), f"make {name} again"

@@ -95,7 +95,7 @@ def _table1(results: Path) -> list[Path]:
 
 def _table5(results: Path) -> list[Path]:
     """The settings that gcond.study.settings composes, beside the paper's."""
-    folder, table = results / "paper_settings", facts("paper")["table5"]
+    folder, table = results / "table5", facts("paper")["table5"]
     composed = _csv(folder / "composed.csv", "make reproduce-table5", dtype=str, keep_default_na=False)
     ours = composed.pivot(index="setting", columns="strategy", values="value")
     methods, titles = table["methods"], table["titles"]

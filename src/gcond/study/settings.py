@@ -1,6 +1,6 @@
 """The settings of Table 5 of arXiv 2509.07252 as this project composes them: composed.csv.
 
-    python -m gcond.study.settings [--out reproduced/paper_settings] [HYDRA_OVERRIDES]
+    python -m gcond.study.settings [--out reproduced/table5] [HYDRA_OVERRIDES]
 
 Composes experiment=table5 at scale=paper, as gcond-train would: a row for each setting and strategy. "-": the strategy
 has no such setting. The paper's values are in study/paper.yaml.
@@ -114,7 +114,7 @@ def _text(value: object) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=OWN / "paper_settings", help=f"default: {OWN}/paper_settings")
+    parser.add_argument("--out", type=Path, default=OWN / "table5", help=f"default: {OWN}/table5")
     parser.add_argument("overrides", nargs="*", help="as for gcond-train, e.g. optimizer.lr=1e-3")
     options = parser.parse_args(arguments)
     write_text(options.out / "composed.csv", compose(options.overrides).to_csv(index=False, lineterminator="\n"))
