@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gcond.strategy import Conflict
+from gcond.strategy import Conflict, Joint, Sequential, Stochastic
 from gcond.strategy.estimate import Losses
+
+ESTIMATORS = [
+    Joint(2),
+    Sequential(2),
+    Sequential(2, "per_task"),
+    Sequential(2, resolve_every="micro_batch"),
+    Stochastic(2),
+]
+
+
+def assert_refused(message: str, call: Callable[..., Any], *arguments: Any, **settings: Any) -> None:
+    """`call` raises a ValueError in which the pattern `message` is found."""
+    said = "nothing"
+    try:
+        call(*arguments, **settings)
+    except ValueError as error:
+        said = str(error)
+    assert re.search(message, said), f"expected {message!r}, found {said!r}; {call} {arguments} {settings}"
+
+
+def saved(state: Any) -> Any:
+    """As it comes back from a file."""
+    file = BytesIO()
+    torch.save(state, file)
+    return torch.load(BytesIO(file.getvalue()), weights_only=True)
 
 
 def matrix(rows: object) -> Tensor:
@@ -23,6 +52,7 @@ def conflict(
     lambdas: Sequence[float] | None = None,
     group: object | None = None,
     seed: int = 0,
+    step: int = 0,
 ) -> Conflict:
     """The conflict between the rows of a matrix [m, P]; `group` [m, Q] is their part in the group "head"."""
     rows = matrix(rows)
@@ -35,9 +65,24 @@ def conflict(
         group_grams={"head": head @ head.T},
         losses=matrix([1.0] * m if losses is None else losses),
         lambdas=matrix([1.0] * m if lambdas is None else lambdas),
-        step=0,
+        step=step,
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+def resolved(resolver: Any, rows: object, **others: Any) -> Tensor:
+    """The update [P] of a fresh conflict between `rows` [m, P]."""
+    return resolver.resolve(conflict(rows, **others)).weights @ matrix(rows)
+
+
+def random_rows(seed: int, m: int, size: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((m, size))
+
+
+def assert_close(found: object, expected: object, tolerance: float = 1e-9) -> None:
+    """Within `tolerance` of the largest expected entry."""
+    expected = matrix(expected)
+    torch.testing.assert_close(matrix(found), expected, rtol=0, atol=tolerance * float(expected.abs().max()))
 
 
 def task_names(m: int) -> tuple[str, ...]:

@@ -254,33 +254,6 @@ def test_values_that_are_not_finite_stop_the_step_and_name_the_task(estimator, r
 # What is refused
 
 
-def refused(tasks=TASKS, parameters=None, **options):
-    return lambda: GradientConductor(parameters or [vector(1.0)], tasks, **options)
-
-
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (refused({}), "`tasks`: expected at least one"),
-        (refused({"l1": -0.1, "ssim": 1.0}), "`tasks`: .* found {'l1': -0.1}"),
-        (refused({"l1": nan, "ssim": 1.0}), "`tasks`: .* found {'l1': nan}"),
-        (refused({"l1": 0.0, "ssim": 0.0}), "`tasks`: .* not all 0"),
-        (refused(clip_norm=0.0), "`clip_norm`: expected None or a number > 0, found 0.0"),
-        (refused(estimator=Joint(2), resolver=PCGrad()), "`estimator`: PCGrad needs a gradient per task, Joint gives"),
-        (refused(estimator=Joint(2), resolver=GCond()), "`estimator`: GCond needs a gradient per task, Joint gives"),
-        (refused(estimator=Stochastic(3)), "`accumulation_steps`: .*multiple of the number of tasks"),
-        (refused(estimator=Sequential(2), resolver=GradNorm()), r"`group`: .*'head'.* found \['all'\]"),
-        (
-            refused({"l1": 1.0, "ssim": 0.0}, {"head": [vector(1.0)]}, estimator=Sequential(2), resolver=GradNorm()),
-            r"`tasks`: GradNorm needs every lambda above 0 .* \['ssim'\]",
-        ),
-    ],
-)
-def test_contradictions_are_refused(build, message):
-    with pytest.raises(ValueError, match=message):
-        build()
-
-
 def test_defaults_are_the_paper_s_gcond_stochastic():
     conductor = GradientConductor([vector(1.0)], TASKS)
     assert conductor.estimator == Stochastic(24)

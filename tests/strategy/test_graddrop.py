@@ -129,14 +129,3 @@ def test_rows_are_left_as_they_were():
     before = rows.clone()
     update(rows).mul_(0)
     assert torch.equal(rows, before)
-
-
-@pytest.mark.parametrize("leak", [-0.1, 1.1, {"t0": 2.0}, float("nan")])
-def test_leak_out_of_range_is_named(leak):
-    with pytest.raises(ValueError, match=r"`leak`: expected numbers in \[0, 1\], found"):
-        GradDrop(leak)
-
-
-def test_leak_of_an_unknown_task_is_named():
-    with pytest.raises(ValueError, match=r"`leak`: expected tasks among .*'t0'.*, found \['t9'\]"):
-        GradientConductor([torch.nn.Parameter(torch.ones(2))], {"t0": 1.0}, Sequential(1), GradDrop({"t9": 0.1}))

@@ -253,19 +253,6 @@ def test_frozen_tied_and_repeated_parameters():
     assert conductor.gradients.size == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize(
-    ("parameters", "message"),
-    [
-        ([], "at least one that requires a gradient"),
-        ([torch.zeros(2)], "at least one that requires a gradient"),
-        ([nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2, dtype=torch.float64))], "one device and one dtype"),
-    ],
-)
-def test_unusable_parameters_are_refused(parameters, message):
-    with pytest.raises(ValueError, match=f"`parameters`: expected {message}"):
-        TaskGradients(parameters, 2)
-
-
 # Inner products
 
 

@@ -208,17 +208,3 @@ def test_vanished_tasks_take_no_share_of_the_weights():
     rows = [[1, 2, 0, 0], [3, -1, 0, 0], [-4, -1, 0, 0], [0, 0, 7, 0], [0, 0, 0, 2]]
     found = GradOPS("unverified_r_alpha", -3.0).resolve(conflict(rows)).coefficients
     torch.testing.assert_close(found, torch.diag(matrix([0, 0, 0, 1, 1])))
-
-
-@pytest.mark.parametrize(
-    ("settings", "argument"),
-    [
-        ({"weights": "r_alpha"}, "weights"),
-        ({"alpha": -3.0}, "alpha"),
-        ({"weights": "unverified_r_alpha"}, "alpha"),
-        ({"weights": "unverified_r_alpha", "alpha": float("nan")}, "alpha"),
-    ],
-)
-def test_setting_out_of_range_is_named(settings, argument):
-    with pytest.raises(ValueError, match=f"`{argument}`: expected .*, found "):
-        GradOPS(**settings)

@@ -10,7 +10,7 @@ import torch
 from strategy.faulty import STRATEGIES, TASKS, Network, Run, plain, window
 from torch import nn
 
-from gcond.strategy import GCond, GradientConductor, Joint, Linear, PCGrad, Raw, Resolution, Sequential, Stochastic
+from gcond.strategy import GradientConductor, Joint, Linear, PCGrad, Raw, Resolution, Sequential, Stochastic
 from gcond.strategy.conflict import StatelessResolver
 from gcond.strategy.safety import NotFinite
 
@@ -197,9 +197,3 @@ def test_what_a_resolver_makes_is_checked_before_the_momentum_takes_it_in(estima
     left_out = Run({"estimator": estimator, "resolver": resolver(), "nonfinite": "skip"})
     assert left_out.step(window(0))["skipped"] == 1.0
     assert left_out.state()["network"] == Run({"estimator": Joint(3), "resolver": Linear()}).state()["network"]
-
-
-@pytest.mark.parametrize("policy", ["ignore", None, True])
-def test_unknown_policies_are_refused(policy):
-    with pytest.raises(ValueError, match='`nonfinite`: expected "raise" or "skip", found'):
-        GradientConductor(Network().parameters(), TASKS, Sequential(3), GCond(), nonfinite=policy)

@@ -153,16 +153,3 @@ def test_low_precision_reference_changes_nothing_but_the_comparison_with_it():
     assert any(metrics["wins/a"] for metrics in plain)
     assert any(metrics["wins/b"] for metrics in plain)
     assert steps(reference_dtype="bfloat16") == plain
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"reference_dtype": "bf16"}, "`reference_dtype`: expected None or a floating-point dtype"),
-        ({"buffer_dtype": torch.int32}, "`buffer_dtype`: expected None or a floating-point dtype"),
-        ({"reference_dtype": torch.bfloat16, "resolver": PCGrad()}, "PCGrad keeps no previous task gradients"),
-    ],
-)
-def test_dtypes_that_cannot_be(options, message):
-    with pytest.raises(ValueError, match=message):
-        GradientConductor([torch.nn.Parameter(torch.zeros(3))], {"a": 1.0, "b": 1.0}, Sequential(1), **options)

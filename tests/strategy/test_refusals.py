@@ -1,0 +1,213 @@
+"""What a user may hand over, and the sentence that answers what he may not: it names what was expected and found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf, nan
+from typing import Any
+
+import torch
+from strategy.problems import ConvNet, assert_refused, flat_grad, image_batches, opposed_losses
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from gcond.strategy import EMA, CAGrad, GCond, GradNorm, Joint, Linear, LionLARS, PCGrad, Raw, Sequential, Stochastic
+from gcond.strategy import GradientConductor as Conductor
+from gcond.strategy.processes import Replicated
+from gcond.strategy.resolve.dwa import DWA
+from gcond.strategy.resolve.famo import FAMO
+from gcond.strategy.resolve.graddrop import GradDrop
+from gcond.strategy.resolve.gradops import GradOPS
+from gcond.strategy.resolve.sam_gs import SAMGS
+from gcond.strategy.resolve.uw import UW
+
+TASKS = {"l1": 0.85, "ssim": 0.15}
+MODEL = ConvNet()
+
+
+def conductor_of(parameters: Any, k: int = 2) -> Conductor:
+    return Conductor(parameters, TASKS, Sequential(k), PCGrad(), Raw())
+
+
+# Class, setting, values out of its range
+RANGES: list[tuple[Any, str, list[Any]]] = [
+    (GCond, "thresholds", [(-0.5, -0.8, 0.0), (-0.8, -0.5, -0.5), (-1.1, -0.5, 0.0), (nan, -0.5, 0.0), (-0.5, 0.0)]),
+    (GCond, "projection_max_iters", [0]),
+    (GCond, "remap_power", [0.0, nan]),
+    (GCond, "tie_breaking_weights", [(0.0, 0.0), (nan, 0.2), (0.8, nan), (0.8, inf), (-0.1, 1.0)]),
+    (GCond, "norm_ema_beta", [1.0, -0.1]),
+    (GCond, "dominance_window", [-1]),
+    (GCond, "norm_cap", [0.0, nan]),
+    (GCond, "stability_reference", ["previous"]),
+    (GCond, "conflict_margin", [-1.0, nan]),
+    (GCond, "vanishing", ["never"]),
+    (CAGrad, "c", [1.0, -0.1, nan]),
+    (CAGrad, "rescale", [3]),
+    (CAGrad, "average", ["median"]),
+    (GradNorm, "alpha", [-1.0, nan]),
+    (GradNorm, "lr", [0.0, inf]),
+    (GradDrop, "leak", [-0.1, 1.1, {"t0": 2.0}, nan]),
+    (GradOPS, "weights", ["r_alpha"]),
+    (GradOPS, "alpha", [-3.0]),
+    (lambda alpha: GradOPS("unverified_r_alpha", alpha), "alpha", [None, nan]),
+    (SAMGS, "psi", ["mean"]),
+    (SAMGS, "beta1", [1.0]),
+    (SAMGS, "beta2", [-0.1]),
+    (SAMGS, "gamma", [1.5]),
+    (UW, "lr", [0.0, nan]),
+    (FAMO, "lr", [0.0]),
+    (FAMO, "weight_decay", [-1.0, nan]),
+    (DWA, "temperature", [0.0, inf]),
+    (DWA, "period", [0]),
+    (EMA, "beta", [1.0, -0.1]),
+    (LionLARS, "beta", [1.5]),
+    (LionLARS, "clip", [0.0, nan]),
+    (LionLARS, "coefficient", [-1.0, inf]),
+    (Joint, "accumulation_steps", [0]),
+    (Sequential, "accumulation_steps", [-2]),
+    (Stochastic, "accumulation_steps", [2.5]),
+    (Sequential, "forward", ["twice"]),
+    (Sequential, "resolve_every", ["epoch"]),
+    (Stochastic, "resolve_every", ["micro_batch"]),
+]
+
+
+def test_a_setting_out_of_range_is_named():
+    for build, setting, values in RANGES:
+        for value in values:
+            assert_refused(f"`{setting}`: expected .*, found ", build, **{setting: value})
+
+
+def test_a_model_and_its_parts_serve_as_parameters():
+    def gradient(given: Callable[[ConvNet], Any]) -> Tensor:
+        model = ConvNet()
+        conductor_of(given(model)).step(image_batches(2), opposed_losses(model))
+        return flat_grad(list(model.parameters()))
+
+    expected = gradient(lambda model: model.named_parameters())
+    for given in (
+        lambda model: model,
+        lambda model: dict(model.named_children()),
+        lambda model: {"all": nn.ModuleList(model.children())},
+        lambda model: model.parameters(),
+        lambda model: [model.encoder[0].weight, *model.named_parameters()],
+    ):
+        torch.testing.assert_close(gradient(given), expected)
+
+
+def test_what_are_no_parameters():
+    point = nn.Parameter(torch.zeros(2))
+    for parameters, message in [
+        (MODEL.head.weight, "found Parameter for 'all'"),
+        (dict(MODEL.named_parameters()), "found Parameter for 'encoder.0.weight'"),
+        ([{"params": list(MODEL.parameters())}], r"found dict in the place of all\[0\]"),
+        ([3.0], r"found float in the place of all\[0\]"),
+        ("model", "found str for 'all'"),
+        (None, "found NoneType for 'all'"),
+        ([], "at least one that requires a gradient"),
+        ([torch.zeros(2)], "at least one that requires a gradient"),
+        ((parameter for parameter in []), "can be read only once"),
+        ([("w", nn.Parameter(torch.zeros(2, dtype=torch.complex64)))], "real parameters, found w of dtype torch.compl"),
+        ([("w", MODEL.head.weight * 1)], "leaf tensors, found w"),
+        (nn.LazyLinear(3), "found weight of a lazy module"),
+        ([point, nn.Parameter(point.detach().double())], "one device and one dtype"),
+    ]:
+        assert_refused(f"`parameters`: expected .*{message}", conductor_of, parameters)
+
+
+def test_what_is_no_strategy():
+    needs_rows = "needs a gradient per task, Joint gives"
+    joint_only = r"weights losses before one joint backward pass.*expected Joint"
+    zero = ({"l1": 1.0, "ssim": 0.0}, {"head": MODEL.head})
+    for settings, message in [
+        ({"tasks": ["a", "b"]}, r"`tasks`: expected a mapping .*found \['a', 'b'\]"),
+        ({"tasks": None}, "`tasks`: expected a mapping .*found None"),
+        ({"tasks": {0: 1.0, 1: 1.0}}, "`tasks`: expected names and numbers .*found {0: 1.0, 1: 1.0}"),
+        ({"tasks": {"a": "1", "b": 1.0}}, "`tasks`: expected names and numbers .*found {'a': '1'}"),
+        ({"tasks": {"a": torch.ones(1, requires_grad=True)}}, "`tasks`: expected names and numbers"),
+        ({"tasks": {}}, "`tasks`: expected at least one"),
+        ({"tasks": {"l1": -0.1, "ssim": 1.0}}, "`tasks`: .* found {'l1': -0.1}"),
+        ({"tasks": {"l1": nan, "ssim": 1.0}}, "`tasks`: .* found {'l1': nan}"),
+        ({"tasks": {"l1": 0.0, "ssim": 0.0}}, "`tasks`: .* not all 0"),
+        ({"resolver": PCGrad}, r"`resolver`: expected an object .*the class PCGrad; write PCGrad\(\)"),
+        ({"resolver": "pcgrad"}, "`resolver`: expected an object .*found 'pcgrad'"),
+        ({"estimator": Joint}, r"`estimator`: expected an object .*write Joint\(\)"),
+        ({"estimator": 4}, "`estimator`: expected an object .*found 4"),
+        ({"update": torch.optim.SGD(MODEL.parameters(), lr=1.0)}, "`update`: expected an object"),
+        ({"update": EMA}, r"`update`: .*write EMA\(\)"),
+        ({"processes": Replicated}, r"`processes`: .*write Replicated\(\)"),
+        ({"processes": 2}, "`processes`: expected an object .*found 2"),
+        ({"clip_norm": nan}, "`clip_norm`: expected None or a number > 0, found nan"),
+        ({"clip_norm": 0.0}, "`clip_norm`: expected None or a number > 0, found 0.0"),
+        ({"nonfinite": "ignore"}, '`nonfinite`: expected "raise" or "skip", found \'ignore\''),
+        ({"nonfinite": None}, '`nonfinite`: expected "raise" or "skip", found None'),
+        ({"reference_dtype": "bf16"}, "`reference_dtype`: expected None or a floating-point dtype"),
+        ({"buffer_dtype": torch.int32}, "`buffer_dtype`: expected None or a floating-point dtype"),
+        ({"reference_dtype": torch.bfloat16, "resolver": PCGrad()}, "PCGrad keeps no previous task gradients"),
+        ({"estimator": Joint(2), "resolver": PCGrad()}, f"`estimator`: PCGrad {needs_rows}"),
+        ({"estimator": Joint(2), "resolver": GCond()}, f"`estimator`: GCond {needs_rows}"),
+        *(({"estimator": Sequential(1), "resolver": each}, joint_only) for each in (UW(), FAMO(), DWA())),
+        ({"estimator": Stochastic(5)}, r"`accumulation_steps`: .*multiple of the number of tasks \(2: l1, ssim\), fou"),
+        ({"estimator": Sequential(2), "resolver": GradNorm()}, r"`group`: .*'head'.* found \['all'\]"),
+        (
+            {"tasks": zero[0], "parameters": zero[1], "estimator": Sequential(2), "resolver": GradNorm()},
+            r"`tasks`: GradNorm needs every lambda above 0 .* \['ssim'\]",
+        ),
+        ({"resolver": GradDrop({"t9": 0.1})}, r"`leak`: expected tasks among .*'l1'.*, found \['t9'\]"),
+        (
+            {"estimator": Joint(2), "resolver": FAMO({"c": 0.0})},
+            r"`min_losses`: expected tasks among .*, found \['c'\]",
+        ),
+    ]:
+        assert_refused(message, Conductor, **({"parameters": MODEL, "tasks": TASKS} | settings))
+
+
+def test_what_are_no_losses():
+    wrong = [
+        (lambda values: values | {"l1": 0.0}, "task 'l1', found 0.0; for a task that the batch lacks return a zero"),
+        (lambda values: values | {"l1": None}, "task 'l1', found None; for a task that the batch lacks return a zero"),
+        (lambda values: values | {"extra": values["l1"]}, "expected a mapping from exactly these names"),
+        (lambda values: {}, "expected a mapping from exactly these names"),
+        (lambda values: sum(values.values()), "expected a mapping from exactly these names .*found Tensor"),
+        (lambda values: tuple(values.values()), "expected a mapping from exactly these names .*found tuple"),
+        (lambda values: None, "expected a mapping from exactly these names .*found NoneType"),
+        (lambda values: values | {"l1": torch.tensor(1)}, "task 'l1', .*torch.int64, requires_grad=False; was it"),
+        (lambda values: values | {"l1": values["l1"] * 1j}, "task 'l1', .*torch.complex64"),
+        (lambda values: values | {"l1": values["l1"].detach()}, "task 'l1', .*requires_grad=False; was it"),
+        (lambda values: {name: value.expand(2) for name, value in values.items()}, r"a scalar .* found shape \(2,\)"),
+    ]
+    ask = opposed_losses(MODEL)
+    for estimator in (Joint(2), Sequential(2), Sequential(2, "per_task"), Stochastic(2)):
+        conductor = Conductor(MODEL, TASKS, estimator, Linear(), Raw())
+        for answer, message in wrong:
+            losses = lambda batch, names, answer=answer: answer(ask(batch, names))  # noqa: E731
+            assert_refused(f"`losses`: .*{message}", conductor.step, image_batches(2), losses)
+    no_function = r"`losses`: expected a function losses\(batch, names\), found dict"
+    assert_refused(no_function, conductor.step, image_batches(2), {"l1": 1.0})
+
+
+def test_what_are_no_batches():
+    loader = DataLoader(torch.cat(image_batches(5)), batch_size=4)
+    for batches, message in [
+        (loader, r"an iterator of more, such as iter\(loader\), found 5"),
+        ({"x": 1, "y": 2}, "found one dict; put it in a list"),
+        ([], "found 0"),
+        (image_batches(1), "found 1"),
+        (iter(image_batches(1)), "found only 1"),
+    ]:
+        expected = f"`batches`: expected accumulation_steps = 2 micro-batches .*{message}"
+        assert_refused(expected, conductor_of(MODEL).step, batches, opposed_losses(MODEL))
+
+
+def test_an_iterator_of_a_data_loader_serves_window_after_window():
+    seen, ask, conductor = [], opposed_losses(MODEL), conductor_of(MODEL)
+
+    def losses(batch: Tensor, names: Any) -> Any:
+        seen.append(batch)
+        return ask(batch, names)
+
+    loader = iter(DataLoader(torch.cat(image_batches(5)), batch_size=4))
+    for taken in (2, 4):
+        conductor.step(loader, losses)
+        assert len(seen) == taken
+    assert_refused("`batches`: expected accumulation_steps = 2 .*only 1", conductor.step, loader, losses)
