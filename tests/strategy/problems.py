@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import wraps
 from io import BytesIO
 from typing import Any
 
@@ -31,6 +32,21 @@ def assert_refused(message: str, call: Callable[..., Any], *arguments: Any, **se
     except ValueError as error:
         said = str(error)
     assert re.search(message, said), f"expected {message!r}, found {said!r}; {call} {arguments} {settings}"
+
+
+def seeded(seed: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The decorated function draws torch's global numbers from `seed`, and leaves their state as it was."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @wraps(function)
+        def call(*arguments: Any, **settings: Any) -> None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                function(*arguments, **settings)
+
+        return call
+
+    return decorate
 
 
 def saved(state: Any) -> Any:
