@@ -2,81 +2,89 @@
 
 from __future__ import annotations
 
-from io import BytesIO
-from pathlib import Path
+from functools import cache
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from strategy.problems import ConvNet, image_batches, opposed_losses, prescribed, three_losses
+from strategy.problems import ConvNet, image_batches, opposed_losses, prescribed, saved, three_losses
 
-CONF = Path(__file__).parents[2] / "conf"
-NAMES = sorted(path.stem for path in (CONF / "strategy").glob("*.yaml"))
-SCALES = sorted(path.stem for path in (CONF / "scale").glob("*.yaml"))
+from gcond.config import CONFIG, compose
+
+NAMES = sorted(path.stem for path in (CONFIG / "strategy").glob("*.yaml"))
+SCALES = sorted(path.stem for path in (CONFIG / "scale").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
 def composed():
-    """Config of a strategy at a scale; composed once each."""
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return {
-            (name, scale): compose("train", overrides=[f"strategy={name}", f"scale={scale}"])
-            for name in NAMES
-            for scale in SCALES
-        }
+    """Config of each strategy at the paper's scale."""
+    return {name: compose([f"strategy={name}", "scale=paper"]) for name in NAMES}
+
+
+@cache
+def scale_of(name):
+    return compose([f"scale={name}"]).scale
+
+
+def at(cfg, scale):
+    """The same at another scale, which is a part of the config that no other depends on but by interpolation."""
+    cfg = cfg.copy()
+    cfg.scale = scale_of(scale)
+    return cfg
+
+
+def plain(config):
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def test_every_strategy_composes_at_every_scale(composed):
+    assert at(composed["pcgrad"], "mini") == compose(["strategy=pcgrad", "scale=mini"])
+    for name in NAMES:
+        for scale in SCALES:
+            cfg = at(composed[name], scale)
+            assert cfg.strategy.name == name
+            assert cfg.strategy.label
+            assert cfg.strategy.model_mode in ("train", "eval")
+            conductor = instantiate(cfg.strategy.conductor)(ConvNet().parameter_groups(), plain(cfg.loss.tasks))
+            assert conductor.estimator.accumulation_steps == cfg.scale.accumulation_steps
+            instantiate(cfg.optimizer.build)(ConvNet().parameters(), lr=cfg.optimizer.lr * cfg.strategy.lr_scale)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_strategy_composes_at_every_scale(composed, name):
-    for scale in SCALES:
-        cfg = composed[name, scale]
-        assert cfg.strategy.name == name
-        assert cfg.strategy.label
-        assert cfg.strategy.model_mode in ("train", "eval")
-        conductor = instantiate(cfg.strategy.conductor)(
-            ConvNet().parameter_groups(), OmegaConf.to_container(cfg.loss.tasks)
-        )
-        assert conductor.estimator.accumulation_steps == cfg.scale.accumulation_steps
-        instantiate(cfg.optimizer.build)(ConvNet().parameters(), lr=cfg.optimizer.lr * cfg.strategy.lr_scale)
+def test_every_strategy_resumes_bit_identically(composed, name):
+    """With two tasks, and with three: then stochastic strategies have a micro-batch for each."""
+    cfg = at(composed[name], "smoke")
+    for losses, more, overrides in (
+        (opposed_losses, {}, {}),
+        (three_losses, {"classify": 0.3}, {"estimator": {"accumulation_steps": 3}}),
+    ):
 
+        def start(seed, more=more, overrides=overrides):
+            model = ConvNet(seed)
+            build = instantiate(cfg.strategy.conductor, **overrides)
+            conductor = build(model.parameter_groups(), plain(cfg.loss.tasks) | more)
+            return model, conductor, instantiate(cfg.optimizer.build)(model.parameters(), lr=cfg.strategy.lr_scale / 99)
 
-@pytest.mark.parametrize("tasks", [2, 3])
-@pytest.mark.parametrize("name", NAMES)
-def test_every_strategy_resumes_bit_identically(composed, name, tasks):
-    cfg = composed[name, "smoke"]
-    lambdas = OmegaConf.to_container(cfg.loss.tasks) | ({"classify": 0.3} if tasks == 3 else {})
-    losses = three_losses if tasks == 3 else opposed_losses
-    overrides = {"estimator": {"accumulation_steps": 3}} if tasks == 3 else {}  # stochastic: a micro-batch for each
+        def train(parts, steps, losses=losses):
+            model, conductor, optimizer = parts
+            logged = []
+            for step in steps:
+                batches = image_batches(conductor.estimator.accumulation_steps, seed=step)
+                logged.append(conductor.step(batches, losses(model), diagnose=step % 3 == 0))
+                optimizer.step()
+            return repr(logged)  # nan equals nan
 
-    def start(seed):
-        model = ConvNet(seed)
-        conductor = instantiate(cfg.strategy.conductor, **overrides)(model.parameter_groups(), lambdas)
-        optimizer = instantiate(cfg.optimizer.build)(model.parameters(), lr=1e-2 * cfg.strategy.lr_scale)
-        return model, conductor, optimizer
-
-    def train(parts, steps):
-        model, conductor, optimizer = parts
-        logged = []
-        for step in steps:
-            batches = image_batches(conductor.estimator.accumulation_steps, seed=step)
-            logged.append(conductor.step(batches, losses(model), diagnose=step % 3 == 0))
-            optimizer.step()
-        return repr(logged)  # nan equals nan
-
-    whole = start(seed=0)
-    train(whole, range(3))
-    checkpoint = BytesIO()
-    torch.save([part.state_dict() for part in whole], checkpoint)
-    rest = train(whole, range(3, 7))
-
-    continued = start(seed=1)
-    for part, state in zip(continued, torch.load(BytesIO(checkpoint.getvalue()), weights_only=True), strict=True):
-        part.load_state_dict(state)
-    assert train(continued, range(3, 7)) == rest
-    for found, expected in zip(continued[0].parameters(), whole[0].parameters(), strict=True):
-        assert torch.equal(found, expected)
+        whole = start(seed=0)
+        train(whole, range(3))
+        checkpoint = saved([part.state_dict() for part in whole])
+        rest = train(whole, range(3, 7))
+        continued = start(seed=1)
+        for part, state in zip(continued, checkpoint, strict=True):
+            part.load_state_dict(state)
+        assert train(continued, range(3, 7)) == rest
+        for found, expected in zip(continued[0].parameters(), whole[0].parameters(), strict=True):
+            assert torch.equal(found, expected)
 
 
 # Table 5 of arXiv 2509.07252, copied by hand: optimizer, learning rate, weight decay, betas, estimator, momentum beta
@@ -103,35 +111,29 @@ GCOND = {
 }
 
 
-@pytest.mark.parametrize("name", TABLE_5)
-def test_strategy_is_table_5_s(composed, name):
-    optimizer, lr, weight_decay, betas, estimator, beta = TABLE_5[name]
-    cfg = composed[name, "paper"]
-    conductor = OmegaConf.to_container(cfg.strategy.conductor, resolve=True)
-    outer = instantiate(cfg.optimizer.build)(
-        [torch.nn.Parameter(torch.zeros(1))], lr=cfg.optimizer.lr * cfg.strategy.lr_scale
-    )
-
-    settings = outer.defaults
-    assert type(outer).__name__ == optimizer
-    assert settings["lr"] == pytest.approx(lr)
-    assert settings["weight_decay"] == weight_decay
-    assert settings.get("betas") == betas
-    assert settings.get("momentum", 0) == 0
-    assert conductor["estimator"]["_target_"] == f"gcond.strategy.{estimator}"
-    assert conductor["estimator"]["accumulation_steps"] == 24
-    update = {None: "Raw", 0.9: "LionLARS" if optimizer == "SGD" else "EMA"}[beta]
-    assert conductor["update"]["_target_"] == f"gcond.strategy.{update}"
-    assert conductor["update"].get("beta") == beta
-    assert conductor["clip_norm"] == 50
-    assert OmegaConf.to_container(cfg.loss.tasks) == {"l1": 0.85, "ssim": 0.15}
-
-
-@pytest.mark.parametrize("name", [name for name in TABLE_5 if name.startswith("gcond")])
-def test_every_gcond_has_the_settings_of_table_5(composed, name):
-    resolver = OmegaConf.to_container(composed[name, "paper"].strategy.conductor.resolver)
-    assert resolver.pop("_target_") == "gcond.strategy.GCond"
-    assert {key: resolver[key] for key in GCOND} == GCOND
+def test_strategies_are_table_5_s(composed):
+    for name, (optimizer, lr, weight_decay, betas, estimator, beta) in TABLE_5.items():
+        cfg = composed[name]
+        conductor = plain(cfg.strategy.conductor)
+        point = torch.nn.Parameter(torch.zeros(1))
+        outer = instantiate(cfg.optimizer.build)([point], lr=cfg.optimizer.lr * cfg.strategy.lr_scale)
+        settings = outer.defaults
+        assert type(outer).__name__ == optimizer
+        assert settings["lr"] == pytest.approx(lr)
+        assert settings["weight_decay"] == weight_decay
+        assert settings.get("betas") == betas
+        assert settings.get("momentum", 0) == 0
+        assert conductor["estimator"]["_target_"] == f"gcond.strategy.{estimator}"
+        assert conductor["estimator"]["accumulation_steps"] == 24
+        update = {None: "Raw", 0.9: "LionLARS" if optimizer == "SGD" else "EMA"}[beta]
+        assert conductor["update"]["_target_"] == f"gcond.strategy.{update}"
+        assert conductor["update"].get("beta") == beta
+        assert conductor["clip_norm"] == 50
+        assert cfg.loss.tasks == {"l1": 0.85, "ssim": 0.15}
+        if name.startswith("gcond"):
+            resolver = conductor["resolver"]
+            assert resolver["_target_"] == "gcond.strategy.GCond"
+            assert {key: resolver[key] for key in GCOND} == GCOND
 
 
 def test_settings_of_the_peers(composed):
@@ -142,17 +144,26 @@ def test_settings_of_the_peers(composed):
         "gradnorm": {"_target_": "gcond.strategy.GradNorm", "alpha": 1.5, "lr": 1e-3, "group": "head"},
     }
     for name, resolver in resolvers.items():
-        conductor = composed[name, "paper"].strategy.conductor
-        assert OmegaConf.to_container(conductor.resolver) == resolver
+        conductor = composed[name].strategy.conductor
+        assert plain(conductor.resolver) == resolver
         assert (conductor.estimator.forward, conductor.estimator.resolve_every) == ("shared", "micro_batch")
 
 
-def test_control_is_baseline_with_gcond_s_update_and_outer_optimizer(composed):
-    control, baseline, gcond = (composed[n, "paper"] for n in ("baseline_integrated", "baseline", "gcond_stochastic"))
+def test_controls_differ_from_their_models_in_what_they_control(composed):
+    """Baseline with GCond's update and outer optimizer; GCond sequential with those of GCond pure."""
+    control, baseline, gcond = (composed[name] for name in ("baseline_integrated", "baseline", "gcond_stochastic"))
     assert control.optimizer == gcond.optimizer
     assert control.strategy.conductor["update"] == gcond.strategy.conductor["update"]
     for part in ("resolver", "estimator", "clip_norm"):
         assert control.strategy.conductor[part] == baseline.strategy.conductor[part]
+    own, sequential, pure = (
+        plain(composed[name]) for name in ("gcond_sequential_pure", "gcond_sequential", "gcond_pure")
+    )
+    assert own["optimizer"] == pure["optimizer"] == plain(baseline.optimizer)
+    updates = [each["strategy"]["conductor"].pop("update") for each in (own, pure, sequential)]
+    assert updates[0] == updates[1] == {"_target_": "gcond.strategy.Raw"}
+    assert own["strategy"]["conductor"] == sequential["strategy"]["conductor"]
+    assert own["strategy"]["model_mode"] == "train"
 
 
 @pytest.mark.parametrize(("between", "conflicts"), [(0.2, False), (-0.2, True)])
@@ -161,26 +172,8 @@ def test_stochastic_integrated_is_gcond_stochastic_where_nothing_conflicts(compo
     written = {}
     for name in ("stochastic_integrated", "gcond_stochastic"):
         weight = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
-        conductor = instantiate(composed[name, "paper"].strategy.conductor)([weight], {"t0": 0.85, "t1": 0.15})
-        window = [None] * composed[name, "paper"].scale.accumulation_steps
-        conductor.step(window, prescribed([weight], [[1.0, 0.0], [between, 1.0]]))
+        conductor = instantiate(composed[name].strategy.conductor)([weight], {"t0": 0.85, "t1": 0.15})
+        conductor.step([None] * 24, prescribed([weight], [[1.0, 0.0], [between, 1.0]]))
         written[name] = weight.grad.clone()
     assert torch.allclose(written["stochastic_integrated"], torch.tensor([0.85 + 0.15 * between, 0.15]).double())
     assert torch.equal(*written.values()) != conflicts
-
-
-def test_sequential_pure_is_sequential_with_the_update_and_the_outer_optimizer_of_pure(composed):
-    own, sequential, pure = (
-        OmegaConf.to_container(composed[name, "paper"], resolve=True)
-        for name in ("gcond_sequential_pure", "gcond_sequential", "gcond_pure")
-    )
-    assert (
-        own["optimizer"]
-        == pure["optimizer"]
-        == OmegaConf.to_container(composed["baseline", "paper"].optimizer, resolve=True)
-    )
-    conductor = own["strategy"]["conductor"]
-    assert conductor.pop("update") == pure["strategy"]["conductor"].pop("update") == {"_target_": "gcond.strategy.Raw"}
-    sequential["strategy"]["conductor"].pop("update")
-    assert conductor == sequential["strategy"]["conductor"]
-    assert own["strategy"]["model_mode"] == "train"
