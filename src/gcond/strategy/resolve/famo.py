@@ -95,7 +95,7 @@ class FAMO(LossWeighting):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._logits.copy_(state["logits"])
         self._previous = state["previous"]
-        self._adam.load_state_dict(state["adam"])
+        self._adam.load_state_dict(deepcopy(state["adam"]))  # which would take its tensors over
         self.forget_window()
 
 

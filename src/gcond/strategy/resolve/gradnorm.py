@@ -105,4 +105,4 @@ class GradNorm(ResolverDefaults):
         assert self._adam is not None
         with torch.no_grad():
             self._weights.copy_(state["weights"])
-        self._adam.load_state_dict(state["adam"])
+        self._adam.load_state_dict(deepcopy(state["adam"]))  # which would take its tensors over

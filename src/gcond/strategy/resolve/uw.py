@@ -56,5 +56,5 @@ class UW(LossWeighting):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._log_variances.copy_(state["log_variances"])
-        self._adam.load_state_dict(state["adam"])
+        self._adam.load_state_dict(deepcopy(state["adam"]))  # which would take its tensors over
         self._weights = None
