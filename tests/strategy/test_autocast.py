@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from strategy.problems import ConvNet, flat_grad, image_batches, opposed_losses
+from strategy.problems import ESTIMATORS, ConvNet, flat_grad, image_batches, opposed_losses
 
 from gcond.strategy import EMA, GCond, GradientConductor, Joint, Linear, PCGrad, Raw, Sequential, Stochastic
 
-ESTIMATORS = [
-    Joint(2),
-    Sequential(2),
-    Sequential(2, "per_task"),
-    Sequential(2, resolve_every="micro_batch"),
-    Stochastic(2),
-]
 each_estimator = pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
 
 

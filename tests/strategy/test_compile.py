@@ -6,20 +6,13 @@ import shutil
 
 import pytest
 import torch
-from strategy.problems import ConvNet, flat_grad, image_batches, opposed_losses
+from strategy.problems import ESTIMATORS, ConvNet, flat_grad, image_batches, opposed_losses
 from torch import nn
 from torch._inductor.utils import fresh_cache
 
 from gcond.strategy import EMA, GCond, GradientConductor, Joint, Linear, PCGrad, Raw, Sequential, Stochastic
 
 TASKS = {"l1": 0.85, "ssim": 0.15}
-ESTIMATORS = [
-    Joint(2),
-    Sequential(2),
-    Sequential(2, "per_task"),
-    Sequential(2, resolve_every="micro_batch"),
-    Stochastic(2),
-]
 INDUCTOR = pytest.param(
     "inductor",
     marks=[

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from strategy.problems import flat_grad, matrix
+from strategy.problems import ESTIMATORS, flat_grad, matrix
 from strategy.reference import reference_pcgrad
 from torch import nn
 
@@ -53,20 +53,17 @@ def mean(vectors):
     return torch.stack(vectors).mean(0)
 
 
-@pytest.mark.parametrize(
-    ("estimator", "asked"),
-    [
+def test_which_losses_are_asked_for():
+    problem = Problem()
+    for estimator, asked in (
         (Joint(4), [("a", "b")] * 4),
         (Sequential(4), [("a", "b")] * 4),
         (Sequential(4, forward="per_task"), [("a",), ("b",)] * 4),
         (Sequential(4, resolve_every="micro_batch"), [("a", "b")] * 4),
         (Stochastic(4), [("a",)] * 2 + [("b",)] * 2),
-    ],
-)
-def test_which_losses_are_asked_for(estimator, asked):
-    problem = Problem()
-    problem.step(estimator, windows(4))
-    assert problem.asked == asked
+    ):
+        problem.step(estimator, windows(4))
+        assert problem.asked == asked
 
 
 @pytest.mark.parametrize(
@@ -151,10 +148,7 @@ def test_history_moves_on_with_every_resolved_micro_batch(resolver):
     torch.testing.assert_close(found, mean(gradients))
 
 
-@pytest.mark.parametrize(
-    "estimator",
-    [Joint(2), Sequential(2), Sequential(2, "per_task"), Sequential(2, "shared", "micro_batch"), Stochastic(2)],
-)
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
 def test_graphs_are_freed(estimator):
     problem, kept, graphs = Problem(), [], []
 
@@ -182,7 +176,7 @@ class Saved:
         self.tensor = tensor
 
 
-@pytest.mark.parametrize("estimator", [Joint(2), Sequential(2), Sequential(2, "per_task"), Stochastic(2)])
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
 def test_one_graph_at_a_time(estimator):
     """When the next losses are asked for, no earlier graph holds anything."""
     problem, saved = Problem(), weakref.WeakSet()

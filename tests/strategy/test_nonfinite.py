@@ -27,18 +27,22 @@ each_fault = pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
 
 
 @pytest.mark.parametrize(
-    ("estimator", "task"), [(Sequential(3), "b"), (Sequential(3, "per_task", "micro_batch"), "b"), (Joint(3), "a+b+c")]
+    "estimator", [Joint(3), Sequential(3), Sequential(3, "per_task", "micro_batch"), Stochastic(3)]
 )
-@pytest.mark.parametrize(
-    ("wrong", "parameter"), [({"gradient": nan}, "trunk.weight"), ({"own_gradient": inf}, "own.b.weight")]
-)
-def test_step_task_and_first_parameter_are_named(estimator, task, wrong, parameter):
-    resolver = Linear() if task == "a+b+c" else PCGrad()
-    run = Run({"estimator": estimator, "resolver": resolver, "update": Raw()})
-    run.train([window(0), window(1)])
-    message = f"step 2: the gradient of task '{task}' is not finite, first in parameter {parameter}"
-    with pytest.raises(NotFinite, match=f"^{re.escape(message)}$"):
-        run.step(window(2, **wrong))
+def test_step_task_and_first_parameter_are_named(estimator):
+    joint = isinstance(estimator, Joint)
+    run = Run({"estimator": estimator, "resolver": Linear() if joint else PCGrad(), "update": Raw()})
+    run.train([window(0), window(1, gradient=1e15, loss=1e15)])
+    gradient = f"the gradient of task '{'a+b+c' if joint else 'b'}' is not finite, first in parameter"
+    for wrong, message in (
+        ({"loss": nan}, "the loss of task 'b' is nan"),
+        ({"loss": inf}, "the loss of task 'b' is inf"),
+        ({"loss": -inf}, "the loss of task 'b' is -inf"),
+        ({"gradient": nan}, f"{gradient} trunk.weight"),
+        ({"own_gradient": inf}, f"{gradient} own.b.weight"),
+    ):
+        with pytest.raises(NotFinite, match=f"^step 2: {re.escape(message)}$"):
+            run.step(window(2, **wrong))
 
 
 def test_parameters_without_names_are_called_by_group_and_place():
