@@ -6,7 +6,7 @@ import pandas as pd
 
 from gcond.study.__main__ import RESULTS
 from gcond.study.pilot import BLOCK, NUMBERS, PAGE, markdown
-from gcond.study.table import ABOUT, SETTINGS
+from gcond.study.tables import ABOUT, SETTINGS
 
 
 def test_a_rate_of_several_seeds_has_mean_and_deviation_and_the_lowest_predictor_stands_below(tmp_path):

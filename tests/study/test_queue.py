@@ -147,11 +147,11 @@ def test_the_studys_own_queue_asks_for_different_runs_whose_rates_can_be_known()
 def test_the_queue_for_a_gpu_asks_for_valid_runs(tmp_path):
     from gcond.config import compose
     from gcond.engine.settings import Settings
-    from gcond.study import table
+    from gcond.study import tables
     from gcond.study.__main__ import QUEUE
 
     queue = Queue(read(QUEUE.with_name("gpu.yaml")), lambda overrides: [("", "")] * len(overrides))
-    asked = [item.overrides for block in queue.blocks(table.read(tmp_path)) for item in block.items]
+    asked = [item.overrides for block in queue.blocks(tables.read(tmp_path)) for item in block.items]
     assert len(asked) == len(set(asked)) == 2 * (15 + 18 + 15 + 15)
     for overrides in asked:
         if "seed=11" in overrides and "dataset=headneck" in overrides:

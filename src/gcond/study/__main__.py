@@ -18,7 +18,7 @@ from gcond.data.checksums import checksum_of
 from gcond.engine.run_folder import running
 from gcond.engine.run_state import steps_logged
 from gcond.output import duration, output_may_be_lost
-from gcond.study import table
+from gcond.study import tables
 from gcond.study.queue import Block, Item, Queue, read
 from gcond.study.workers import Workers
 from gcond.sweep.plan import Planned, planned
@@ -43,7 +43,7 @@ class Study:
         self._checksums: dict[str, str] = {}
         self.absent: dict[str, str] = {}  # data set -> why its data cannot be read
         self.queue = Queue(read(queue), self._identify)
-        self.recorded = table.read(results)
+        self.recorded = tables.read(results)
 
     def _identify(self, overrides: Sequence[tuple[str, ...]]) -> list[tuple[str, str]]:
         plans = planned([[*each, *self._more] for each in overrides])
@@ -76,7 +76,7 @@ class Study:
             report = self.run(item).folder.finished()
             known = set(zip(self.recorded.name, self.recorded.arithmetic, self.recorded.started, strict=True))
             if report is not None and (report["name"], report["arithmetic"], report["started"]) not in known:
-                self.recorded = table.record(self.run(item).folder.path, self._results)
+                self.recorded = tables.record(self.run(item).folder.path, self._results)
 
     def seconds(self, items: Sequence[Item]) -> float:
         """Of CPU that the runs take, by the medians of recorded runs of a strategy and data set, else of all runs."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from gcond.files import write_text
-from gcond.study import table
+from gcond.study import tables
 from gcond.study.__main__ import RESULTS, ROOT
 
 PAGE = ROOT / "docs" / "study.md"
@@ -30,7 +30,7 @@ NUMBERS = {
 
 def markdown(results: Path) -> str:
     """The table, best epoch; means and standard deviations where a rate has runs of several seeds."""
-    runs = table.read(results)
+    runs = tables.read(results)
     plain = {"scale": "study", "strategy": "baseline", "model_mode": "train", "accumulation_steps": 4}
     plain |= {"lambda_l1": 0.85, "lambda_ssim": 0.15}
     runs = runs[(runs[[*plain]] == pd.Series(plain)).all(axis="columns")]

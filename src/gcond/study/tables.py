@@ -1,0 +1,413 @@
+"""Recorded runs: a folder of results has a row a run, and what each run logged.
+
+    runs.csv           a row a run: what it is, its settings as columns, what it cost, and its numbers
+    logs/NAME.parquet  all that the run logged, a row a record; `kind` is step, validation, probe, activations, final,
+                       groups (one patient or class at the best or last epoch) or trivial (a predictor without
+                       training), and, measured on its weights afterwards, window or linear_probe
+
+results/study is one such folder, results/<scale> and the user's reproduced/<scale> are others. NAME ends in the
+fingerprint of the machine's arithmetic, so that a run and its repetition elsewhere stand side by side; older runs have
+none, and logged bins of steps (`first_step` to `last_step`, see `steps`) instead of single ones.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from gcond.engine.run_folder import read_report
+from gcond.engine.run_state import selection_weights, weighted_loss
+from gcond.files import write_atomically
+
+ABOUT = (
+    "name",
+    "arithmetic",
+    "status",
+    "hash",
+    "data_checksum",
+    "commit",
+    "dirty",
+    "device",
+    "torch",
+    "python",
+    "started",
+)
+SETTINGS = {  # column -> where config.yaml has it
+    **{name: f"{name}.name" for name in ("scale", "dataset", "model", "strategy")},
+    "seed": "seed",
+    "lr": "optimizer.lr",
+    "lr_scale": "strategy.lr_scale",
+    "model_mode": "strategy.model_mode",
+    **{name: f"scale.{name}" for name in ("accumulation_steps", "micro_batch", "image_size")},
+    **{f"lambda_{task}": f"loss.tasks.{task}" for task in ("l1", "ssim", "flipped", "class")},
+    "flip_strength": "loss.reconstruction.flip_strength",
+    "labels": "loss.labels",
+    "precision": "precision",
+}
+COST = ("seconds", "cpu_seconds", "load_start", "load_end", "peak_memory_mb", "steps", "skipped_steps", "epochs")
+TITLES = ("dataset_title", "error")  # that younger tables have
+TEXT = (*ABOUT, "variant", "dataset", "model", "strategy", "scale", "model_mode", "labels", "precision", *TITLES)
+KEY = ["dataset", "seed", "strategy", "lr", "name"]
+DONE, FAILED, UNFINISHED = "done", "failed", "unfinished"
+AFTERWARDS = ("window", "linear_probe")  # kinds that scripts add to a recorded log
+
+BINS = 50
+MINIMA = {  # of `steps`: the smallest of a bin; every other number is a mean
+    "cosine_min": "cosine/all",
+    "cosine_resolved_min": "cosine_resolved/all",
+    "published_cosine": "gcond/min_cosine_as_published",  # what the published code would have logged
+}
+PLACES = ("step", "first_step", "last_step")
+EARLY, PLATEAU = 0.2, 0.8  # shares of the steps: the early phase ends, the plateau begins
+OF_SETTINGS = {"loss", "loss.tasks", "scale.steps_per_epoch", *SETTINGS.values()}  # overrides that columns tell
+OTHER_IMAGES = ("dataset.", "loss.reconstruction.", "loss=l1_ssim_class", "loss.labels=", "scale.image_size=")
+OTHER_IMAGES += ("scale.patch_size=", "scale.mask_ratio=", "scale.eval_images=")
+
+
+# Reading.
+
+
+def read(results: Path) -> pd.DataFrame:
+    """All rows of runs.csv, none where there is no such file. Raises ValueError for a broken one."""
+    path = results / "runs.csv"
+    if not path.exists():
+        return pd.DataFrame(columns=[*ABOUT, *SETTINGS, "variant", *COST])
+    try:
+        runs = pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=[""])
+    except (pd.errors.ParserError, UnicodeDecodeError) as broken:
+        raise ValueError(f"{path}: expected a table, found {broken}; restore it with git") from None
+    if lacking := [name for name in (*ABOUT, *SETTINGS) if name not in runs]:
+        raise ValueError(f"{path}: expected the columns {', '.join(lacking)}, found none; restore it with git")
+    return runs
+
+
+def runs(results: Path) -> pd.DataFrame:
+    """The finished runs, with numbers of their logs as further columns (`numbers`), and what their overrides say:
+
+    `loss` and `weights`: conf/loss and loss.tasks ("" for the loss's own weights); `own_lr`: at the scale's learning
+    rate; `rest`: the overrides that no column tells; `log`: the name of the log.
+    Of runs that differ in nothing but the version of the code, the one started last counts.
+    """
+    table = read(results)
+    table = table[table.status == DONE].reset_index(drop=True)
+    text = ["arithmetic", "data_checksum", "variant", "device", "commit", "labels"]
+    table[text] = table[text].fillna("")
+    chosen = [overrides(variant) for variant in table.variant]
+    table["loss"] = [each.get("loss", "l1_ssim") for each in chosen]
+    table["weights"] = [each.get("loss.tasks", "").strip("{}").replace(" ", "") for each in chosen]
+    table["own_lr"] = ["optimizer.lr" not in each for each in chosen]
+    table["rest"] = [
+        ",".join(f"{key}={value}" for key, value in sorted(each.items()) if key not in OF_SETTINGS) for each in chosen
+    ]
+    table["log"] = [log_name(name, arithmetic) for name, arithmetic in zip(table.name, table.arithmetic, strict=True)]
+    same = [name for name in SETTINGS if name in table] + ["weights", "rest", "steps", "arithmetic", "data_checksum"]
+    table = table.sort_values("started", kind="stable").drop_duplicates(same, keep="last").sort_index()
+    logged = pd.DataFrame([_digest(results, name)[0] for name in table.log], index=table.index)
+    return pd.concat([table, logged], axis="columns").reset_index(drop=True)
+
+
+def log(results: Path, name: str, kind: str) -> pd.DataFrame:
+    """Records of one kind of the run `name`, without columns that they lack; numbers as float64. `name` may leave the
+    fingerprint out where one machine alone made the run. Raises ValueError, naming the file, where there is no log."""
+    found = _whole_log(results, name)
+    return found[found.kind == kind].dropna(axis="columns", how="all").reset_index(drop=True)
+
+
+def log_name(name: str, arithmetic: str) -> str:
+    return "-".join(filter(None, (name, arithmetic)))
+
+
+def _whole_log(results: Path, name: str) -> pd.DataFrame:
+    path = results / "logs" / f"{name}.parquet"
+    if not path.exists():
+        others = sorted((results / "logs").glob(f"{name}-????????.parquet"))
+        if len(others) != 1:
+            found = ", ".join(each.stem for each in others) or "none"
+            raise ValueError(f"{path}: expected the log of a run, found {found}; restore it with git or record it anew")
+        path = others[0]
+    found = pd.read_parquet(path)
+    floats = found.select_dtypes("floating").columns
+    return found.astype(dict.fromkeys(floats, "float64"))
+
+
+def overrides(variant: str) -> dict[str, str]:
+    """ "a=1,b=[2,3]" -> {"a": "1", "b": "[2,3]"}; commas in brackets do not separate."""
+    parts, depth, start = [], 0, 0
+    for place, sign in enumerate(variant):
+        depth += (sign in "[{") - (sign in "]}")
+        if sign == "," and depth == 0:
+            parts.append(variant[start:place])
+            start = place + 1
+    parts = [*parts, variant[start:]] if variant else []
+    return dict(part.lstrip("+~").split("=", 1) if "=" in part else (part, "") for part in parts)
+
+
+def predictors(results: Path) -> pd.DataFrame:
+    """Predictors that need no training: a row for each data set, checksum, image size and predictor. Runs of other
+    settings score them on other images or masks, and are left out."""
+    rows = []
+    for run in runs(results).itertuples():
+        if any(part in f",{run.variant}" for part in (f",{start}" for start in OTHER_IMAGES)):
+            continue
+        about = {"dataset": run.dataset, "data_checksum": run.data_checksum, "image_size": run.image_size}
+        rows += [about | scores for scores in _digest(results, run.log)[1]]
+    names = ["dataset", "data_checksum", "image_size", "predictor"]
+    return pd.DataFrame(rows, columns=None if rows else names).drop_duplicates(names).reset_index(drop=True)
+
+
+# What a log says.
+
+
+def _digest(results: Path, name: str) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """`numbers` of a log, and its trivial predictors."""
+    path = results / "logs" / f"{name}.parquet"
+    if not path.exists():
+        return {}, []
+    return _digest_of(results, name, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _digest_of(results: Path, name: str, changed: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    found = _whole_log(results, name)
+    trivial = found[found.kind == "trivial"].dropna(axis="columns", how="all").drop(columns="kind")
+    return numbers(found), trivial.to_dict("records")
+
+
+def steps(log: pd.DataFrame, bins: int = BINS) -> pd.DataFrame:
+    """At most `bins` rows, each of as many steps: `first_step`, `last_step`, and their means, under the logged names.
+
+    Means are over the steps that have the number; steps that were left out (not finite) count in none. `cosine_steps`
+    is the number of steps with a cosine, `conflicts` the share of them where it is negative, `norm_jump` the mean
+    |ln(norm_t / norm_t-1)| of the resolved gradient, MINIMA are minima. `log`: all records or those of kind step;
+    recorded bins are returned as they are.
+    """
+    rows = log[log.kind == "step"].drop(columns="kind").dropna(axis="columns", how="all").reset_index(drop=True)
+    if rows.empty or "first_step" in rows:
+        return rows
+    norms = rows.resolved_norm if "resolved_norm" in rows else pd.Series(np.nan, rows.index)
+    if "skipped" in rows:
+        left_out = rows.skipped.notna()
+        rows.loc[left_out, [name for name in rows if name not in PLACES]] = np.nan
+        norms = norms.mask(left_out)
+    norms = norms.where(norms > 0).astype("float64")
+    bin_of = pd.Series(rows.index // math.ceil(len(rows) / bins), rows.index)
+    binned = rows.select_dtypes("number").groupby(bin_of).mean()
+    binned.insert(0, "first_step", rows.step.groupby(bin_of).first())
+    binned.insert(1, "last_step", rows.step.groupby(bin_of).last())
+    for column, logged in MINIMA.items():
+        if logged in rows:
+            binned[column] = rows[logged].groupby(bin_of).min()
+    if "cosine/all" in rows:
+        cosine = rows["cosine/all"]
+        binned["cosine_steps"] = cosine.groupby(bin_of).count()
+        binned["conflicts"] = (cosine < 0).astype("float64").where(cosine.notna()).groupby(bin_of).mean()
+    binned["norm_jump"] = np.log(norms / norms.shift()).abs().groupby(bin_of).mean()
+    return binned.drop(columns="step").dropna(axis="columns", how="all")
+
+
+def numbers(log: pd.DataFrame) -> dict[str, float]:
+    """What the claims and figures ask of a log, a number each.
+
+    Of its bins of steps (`steps`): means, of `cosine_min` also after the early phase and on the plateau less the middle
+    (`cosine_min_late`, `cosine_min_plateau`); in percent `conflicts` (of the steps with a cosine), `resolved`,
+    `correction`, `correction_median`; `weight_l1`, … of all steps. `probe:NAME`: mean over the
+    probes. `activation_std`: at the last epoch. `early_val_l1`: mean over the first third of the epochs.
+    """
+    found: dict[str, float] = {}
+    bins = steps(log)
+    if len(bins):
+        found |= _of_bins(bins)
+    for name, values in _of_kind(log, "probe").items():
+        found[f"probe:{name}"] = values.mean()
+    activations = log[log.kind == "activations"]
+    if len(activations) and "std" in activations:
+        found["activation_std"] = activations.sort_values("epoch")["std"].iloc[-1]
+    curve = log[log.kind == "validation"]
+    if len(curve):
+        found["early_val_l1"] = curve[curve.epoch <= curve.epoch.max() / 3].val_l1.mean()
+    return {name: float(value) for name, value in found.items() if not pd.isna(value)}
+
+
+def _of_bins(bins: pd.DataFrame) -> dict[str, float]:
+    place = bins.last_step / bins.last_step.max()
+    size = bins.last_step - bins.first_step + 1
+    column = {name: bins[name].astype("float64") for name in bins}
+    nothing = pd.Series(np.nan, bins.index)
+    means = ["resolved_norm", "norm_jump", "cosine_min", "cosine_resolved_min", "published_cosine"]
+    found = {name: column[name].mean() for name in [*means, "cosine_step_resolved", "clipped"] if name in column}
+    found |= {f"zone_{zone}": column[f"zone/{zone}"].mean() for zone in ("weak", "main", "critical")
+              if f"zone/{zone}" in column}  # fmt: skip
+    found |= {name: 100 * column[name].mean() for name in ("resolved", "correction") if name in column}
+    found["correction_median"] = 100 * column.get("correction", nothing).median()
+    lowest = column.get("cosine_min", nothing)
+    found["cosine_min_late"] = lowest[place > EARLY].mean()
+    middle = (place > EARLY) & (place <= PLATEAU)
+    found["cosine_min_plateau"] = lowest[place > PLATEAU].mean() - lowest[middle].mean()
+    counted = column.get("cosine_steps", nothing)
+    found["conflicts"] = 100 * _weighted(column.get("conflicts", nothing), counted)
+    found["cosine_mean"] = _weighted(column.get("cosine/all", nothing), counted)
+    for name in column:
+        if name.startswith("weight/"):
+            found[name.replace("/", "_")] = _weighted(column[name], size)
+    return found
+
+
+def _weighted(values: pd.Series, weights: pd.Series) -> float:
+    """Mean over the bins with a number; nan where they weigh nothing."""
+    weights = weights.where(values.notna()).fillna(0.0)
+    return float((values.fillna(0.0) * weights).sum() / weights.sum()) if weights.sum() else math.nan
+
+
+def _of_kind(log: pd.DataFrame, kind: str) -> pd.DataFrame:
+    rows = log[log.kind == kind].dropna(axis="columns", how="all").select_dtypes("number")
+    return rows.drop(columns=["epoch", "step", "micro_batches", "batch_size"], errors="ignore")
+
+
+# Recording.
+
+
+def record(folder: Path, results: Path) -> pd.DataFrame:
+    """Put the finished run in `folder` into the table and its log beside it; returns the table.
+
+    A run that is recorded already is written again. Raises ValueError, naming the file, where the run is not finished.
+    """
+    row = row_of(folder)
+    name = log_name(row["name"], row["arithmetic"])
+    rows = pd.DataFrame([*_records(folder / "metrics.jsonl"), *_trivial(folder / "report.json")])
+    if (results / "logs" / f"{name}.parquet").exists():
+        before = _whole_log(results, name)
+        rows = pd.concat([rows, before[before.kind.isin(AFTERWARDS)].dropna(axis="columns", how="all")])
+    _write_log(results, name, rows)
+    return _write_rows(results, [row])
+
+
+def add(results: Path, name: str, kind: str, rows: pd.DataFrame) -> None:
+    """Put `rows` into a recorded log, in the place of those of the same kind: what was measured on its weights later.
+    `name`: of the log."""
+    before = _whole_log(results, name)
+    kept = before[before.kind != kind].dropna(axis="columns", how="all")
+    _write_log(results, name, pd.concat([kept, rows.assign(kind=kind)], ignore_index=True))
+
+
+def collect(runs: Path, results: Path) -> list[str]:
+    """Record every run below `runs` (runs/<scale>) in `results`; returns remarks to print.
+
+    A failed or unfinished run is a row without numbers, so that a table can say how many were asked for; it does not
+    replace the same run recorded as finished.
+    """
+    remarks, rows, recorded = [], [], 0
+    for folder in sorted(path for path in runs.glob("*") if (path / "config.yaml").exists()):
+        if (folder / "DONE").exists():
+            try:
+                record(folder, results)
+                recorded += 1
+            except (ValueError, KeyError) as error:
+                remarks.append(f"{folder.name}: unreadable, left out: {error}")
+            continue
+        rows.append(_unfinished(folder))
+    done = set(read(results).query("status == @DONE").name)
+    rows = [row for row in rows if row["name"] not in done]
+    if rows or (results / "runs.csv").exists():
+        table = read(results)
+        _write_rows(results, rows, table[table.status == DONE])
+    remarks += [f"{row['name']}: {row['status']}{': ' * bool(row['error'])}{row['error']}" for row in rows]
+    failed = sum(row["status"] == FAILED for row in rows)
+    return [*remarks, f"{results}: {recorded} runs recorded, {failed} failed, {len(rows) - failed} unfinished"]
+
+
+def row_of(folder: Path) -> dict[str, Any]:
+    """The row of a finished run: columns of ABOUT, SETTINGS, `variant` (its other settings), COST, then numbers.
+
+    Numbers are named as the run logs them, after their epoch: best_val_l1, last_test_body_l1, …, and train_l1_tail, the
+    mean over the last tenth of the steps. A run with a validation loss that is not finite counts as failed.
+    """
+    path = folder / "report.json"
+    if not (folder / "DONE").exists() or not path.exists():
+        raise ValueError(f"{folder}: expected a finished run, with DONE and report.json")
+    report = read_report(folder, "name")
+    row = {name: report.get(name) for name in ABOUT} | _settings(folder) | {"variant": report["variant"]}
+    row |= {name: report.get(name) for name in COST}
+    row |= {name: value for name, value in report.items() if name.startswith("train_")}
+    ends = report.get("final") or _ends(report)
+    for at, values in ends.items():
+        row |= {f"{at}_{name}": value for name, value in values.items()}
+        for name in (f"val_{task}" for task in report.get("tasks") or ("l1", "ssim")):
+            if name in values and values[name] is None:
+                row |= {"status": FAILED, "error": f"`{name}` is not a finite number at epoch {values['epoch']}"}
+    return row | {"dataset_title": report.get("dataset_title")}
+
+
+def _ends(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The best and the last epoch of a run that did not score them on the whole of validation and test."""
+    weights = selection_weights(report.get("tasks", {}))
+    curve = report["validation"]
+    return {"best": min(curve, key=lambda epoch: weighted_loss(epoch, weights)), "last": curve[-1]}
+
+
+def _unfinished(folder: Path) -> dict[str, Any]:
+    failure = folder / "FAILED"
+    error = " ".join(failure.read_text(encoding="utf-8", errors="replace").split()) if failure.exists() else ""
+    status = FAILED if failure.exists() else UNFINISHED
+    return {"name": folder.name, "status": status, "error": error} | _settings(folder)
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    return {name: _at(config, where) for name, where in SETTINGS.items()}
+
+
+def _write_rows(results: Path, rows: list[dict[str, Any]], before: pd.DataFrame | None = None) -> pd.DataFrame:
+    """`rows` beside those of `before` (default: all recorded), in the place of the same run on the same arithmetic."""
+    table = read(results) if before is None else before
+    names = {(row["name"], row.get("arithmetic") or "") for row in rows}
+    there = zip(table.name, table.arithmetic.fillna(""), strict=True)
+    table = table[[name not in names for name in there]]
+    new = pd.DataFrame(rows)
+    both = pd.concat([each for each in (table, new) if len(each)] or [table]).sort_values(KEY, kind="stable")
+    write_atomically(
+        results / "runs.csv", lambda to: both.to_csv(to, index=False, float_format="%.8g", lineterminator="\n")
+    )
+    return read(results)
+
+
+def _write_log(results: Path, name: str, rows: pd.DataFrame) -> None:
+    floats = rows.select_dtypes("float64").columns
+    content = pa.Table.from_pandas(rows.astype(dict.fromkeys(floats, "float32")), preserve_index=False)
+    small = {"compression": "zstd", "use_dictionary": ["kind"], "write_statistics": False, "store_schema": False}
+    write_atomically(
+        results / "logs" / f"{name}.parquet",
+        lambda to: pq.write_table(content.replace_schema_metadata(None), to, **small),
+    )
+
+
+def _trivial(path: Path) -> Iterator[dict[str, Any]]:
+    report = json.loads(path.read_text(encoding="utf-8"))
+    for predictor, scores in report["trivial"].items():
+        yield {"kind": "trivial", "predictor": predictor, **scores}
+
+
+def _at(content: Mapping[str, Any], where: str) -> Any:
+    for part in where.split("."):
+        if not isinstance(content, Mapping) or part not in content:
+            return None
+        content = content[part]
+    return content
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    """Of metrics.jsonl; a record of groups is one for each group."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        content = json.loads(line)
+        for group, scores in content.pop("groups", {"": {}}).items():
+            flat = content | scores | ({"group": group} if group else {})
+            yield pd.json_normalize(flat).iloc[0].to_dict() if any(isinstance(v, dict) for v in flat.values()) else flat
