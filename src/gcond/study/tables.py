@@ -70,6 +70,10 @@ MINIMA = {  # of `steps`: the smallest of a bin; every other number is a mean
 PLACES = ("step", "first_step", "last_step")
 EARLY, PLATEAU = 0.2, 0.8  # shares of the steps: the early phase ends, the plateau begins
 OF_SETTINGS = {"loss", "loss.tasks", "scale.steps_per_epoch", *SETTINGS.values()}  # overrides that columns tell
+BESIDE = ("optimizer.lr", "strategy.model_mode", "scale.steps_per_epoch")  # not of a `setting`: columns tell them
+FULL_STRENGTH = ("loss.reconstruction.flip_strength", "1.0")  # is the loss's own
+ARM = ["dataset", "model", "strategy", "model_mode", "setting"]
+PAPER_LR = 2e-4
 OTHER_IMAGES = ("dataset.", "loss.reconstruction.", "loss=l1_ssim_class", "loss.labels=", "scale.image_size=")
 OTHER_IMAGES += ("scale.patch_size=", "scale.mask_ratio=", "scale.eval_images=")
 
@@ -95,7 +99,8 @@ def runs(results: Path) -> pd.DataFrame:
     """The finished runs, with numbers of their logs as further columns (`numbers`), and what their overrides say:
 
     `loss` and `weights`: conf/loss and loss.tasks ("" for the loss's own weights); `own_lr`: at the scale's learning
-    rate; `rest`: the overrides that no column tells; `log`: the name of the log.
+    rate; `rest`: the overrides that no column tells; `setting`: all but learning rate, model mode and length, as
+    `setting` writes them; `log`: the name of the log.
     Of runs that differ in nothing but the version of the code, the one started last counts.
     """
     table = read(results)
@@ -109,6 +114,7 @@ def runs(results: Path) -> pd.DataFrame:
     table["rest"] = [
         ",".join(f"{key}={value}" for key, value in sorted(each.items()) if key not in OF_SETTINGS) for each in chosen
     ]
+    table["setting"] = [setting(each) for each in chosen]
     table["log"] = [log_name(name, arithmetic) for name, arithmetic in zip(table.name, table.arithmetic, strict=True)]
     same = [name for name in SETTINGS if name in table] + ["weights", "rest", "steps", "arithmetic", "data_checksum"]
     table = table.sort_values("started", kind="stable").drop_duplicates(same, keep="last").sort_index()
@@ -150,6 +156,37 @@ def overrides(variant: str) -> dict[str, str]:
             start = place + 1
     parts = [*parts, variant[start:]] if variant else []
     return dict(part.lstrip("+~").split("=", 1) if "=" in part else (part, "") for part in parts)
+
+
+def setting(overrides: Mapping[str, Any]) -> str:
+    """ "loss=l1,scale.micro_batch=2": overrides other than learning rate, model mode and length; "" for Table 2's."""
+    kept = {key: str(value) for key, value in overrides.items() if key not in BESIDE}
+    return ",".join(f"{key}={value}" for key, value in sorted(kept.items()) if (key, value) != FULL_STRENGTH)
+
+
+def at_rate(runs: pd.DataFrame, lr: str | float) -> pd.DataFrame:
+    """Rows of `runs` at one learning rate: own (the scale's), paper (2e-4), a number, or best: each arm's best.
+
+    best: of the rates with the arm's most seeds that with the lowest validation loss at the best epoch, .85 L1 + .15
+    (1 - SSIM), mean over seeds; only of data sets on which some arm was run at two rates.
+    """
+    if lr == "own":
+        return runs[runs.own_lr]
+    if lr != "best":
+        return runs[np.isclose(runs.lr, PAPER_LR if lr == "paper" else float(lr))]
+    if runs.empty:
+        return runs
+    rates = runs.groupby([*ARM])["lr"].nunique().groupby(["dataset", "model"]).max()
+    tried = [place for place, most in rates.items() if most > 1]
+    kept = [_at_best(own) for (dataset, model, *_), own in runs.groupby(ARM) if (dataset, model) in tried]
+    return pd.concat(kept).sort_index() if kept else runs.iloc[:0]
+
+
+def _at_best(arm: pd.DataFrame) -> pd.DataFrame:
+    seeds = arm.groupby("lr").seed.transform("nunique")
+    full = arm[seeds == seeds.max()]
+    score = sum(weight * full[f"best_val_{task}"] for task, weight in selection_weights({}).items())
+    return full[full.lr == score.groupby(full.lr).mean().idxmin()]
 
 
 def predictors(results: Path) -> pd.DataFrame:

@@ -1,0 +1,434 @@
+"""Findings: the contrasts of study/claims.yaml, measured on recorded runs, and the verdict that they add up to.
+
+A contrast compares two arms run by run: pairs share the seed, the machine, the images and the number of steps. The seed
+is the unit; a 95 % t-interval over seeds decides, and the sign-flip p stands beside it. With n seeds p is at least
+2 / 2^n, so fewer than FEWEST are always undecided. "Equal" needs an equivalence test (TOST) with a stated margin.
+
+    contrast   ours, theirs, of, measure, group, epoch, lr, mode: a name or a list; all combinations are compared
+      ours     strategies; `all`: every one that ran
+      theirs   none: the mean of ours alone (`as: single`); same: the strategy of ours
+      of       percent of this strategy's mean, over the seeds that all have (default: of theirs)
+      as       percent, log (percent of a ratio, from logs), diff, single
+      with     overrides that both arms have; ours_with, ours_lr, ours_mode: what only ours has
+      dataset  a data set, or its kind: ct, photographs
+      wants    "< 0", "> 0.9", "in [0.8, 1.25]", "equal within 2"; none for a question
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from gcond.files import write_text
+from gcond.study import tables
+from gcond.study.methods import facts, ordered
+
+FEWEST = 6  # seeds: 2 / 2^6 = .031
+LEVEL = 0.95
+MOST, DRAWS = 24, 100_000  # seeds whose 2^n sign flips are all counted; patterns drawn beyond
+HOLDS, CONTRADICTED, UNDECIDED, NOT_RUN = "holds", "contradicted", "undecided", "not run"
+SCALES = ("paper", "study", "study_gpu", "sample", "sample_gpu", "mini", "smoke")  # the first that decides, decides
+PAPER_MODEL = "mobilenetv3_small"
+DECIDING = ("", "best_val")  # epochs; the others stand beside them
+
+TEXT = ["claim", "label", "scale", "dataset", "model", "ours", "theirs", "of", "mode", "lr", "measure", "group",
+        "epoch", "unit"]  # fmt: skip
+COLUMNS = [*TEXT, "n", "dropped", "effect", "low", "high", "p", "wants", "verdict", "against"]
+DEFAULTS = {"theirs": "", "epoch": "", "lr": "own", "mode": "train", "group": ""}
+UNITS = {"conflicts": "share", "resolved": "share", "correction": "share", "zone": "number", "probe:": "cosine",
+         "cosine": "cosine"}  # fmt: skip
+MEANS = ("mean", "mean3", "weighted")  # over the tasks of a run, beside its single losses
+TASKS = ("l1", "ssim", "flipped", "class")
+
+Effect = dict[str, Any]  # n, effect (a mean), low, high, p
+
+
+# A number with its interval.
+
+
+def interval(values: Sequence[float] | np.ndarray, factor: float = 1.0, zero: bool = True) -> Effect:
+    """Mean over seeds, times `factor`, its 95 % t-interval and the sign-flip p of "it is zero" where that is asked."""
+    values = np.asarray(values, dtype=float)
+    n = len(values)
+    mean, half = (float(values.mean()) if n else math.nan), math.nan
+    if n > 1:
+        half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n))
+    low, high = sorted((factor * (mean - half), factor * (mean + half)))
+    return {"n": n, "effect": factor * mean, "low": low, "high": high, "p": sign_flip(values) if zero else math.nan}
+
+
+def sign_flip(values: Sequence[float] | np.ndarray) -> float:
+    """Share of all 2^n sign patterns whose |sum| is at least the observed one; nan without values.
+
+    Beyond MOST values of DRAWS patterns from a fixed seed, the observed one among them, so that the test keeps its
+    level (Phipson and Smyth 2010).
+    """
+    values = np.asarray(values, dtype=float)
+    n = len(values)
+    if not n:
+        return math.nan
+    observed = abs(values.sum()) - 1e-12 * np.abs(values).sum()
+    if n > MOST:
+        draw, sums = np.random.default_rng(0), np.zeros(DRAWS)
+        for value in values:
+            sums += value * (1 - 2 * draw.integers(2, size=DRAWS))
+        return float((np.count_nonzero(np.abs(sums) >= observed) + 1) / (DRAWS + 1))
+    sums = values[:1]  # the first keeps its sign: |sum| is that of the opposite pattern
+    for value in values[1:]:
+        sums = np.concatenate([sums + value, sums - value])
+    return float(np.mean(np.abs(sums) >= observed))
+
+
+def exact(value: float, holds: bool) -> Effect:
+    """A number that has no interval, such as a planned size, and whether the claim holds for it."""
+    number = {"n": 1, "effect": float(value), "low": math.nan, "high": math.nan, "p": math.nan}
+    return number | {"verdict": HOLDS if holds else CONTRADICTED, "against": float(holds)}
+
+
+def compare(
+    ours: pd.DataFrame,
+    theirs: pd.DataFrame | None,
+    of: pd.DataFrame | None = None,
+    measure: str = "l1",
+    epoch: str = "best_val",
+    how: str = "percent",
+) -> Effect:
+    """ours - theirs over pairs of runs (rows of `tables.runs`); of ours alone without theirs.
+
+    `dropped`: seeds that both have, but not of one machine, images and length. Several pairs of a seed count as their
+    mean. Raises ValueError where an arm has one run twice.
+    """
+    ours = _by_pair(ours)
+    if theirs is None:
+        return interval(_of_seeds(_values(ours, measure, epoch)), zero=False) | {"dropped": 0}
+    theirs = _by_pair(theirs)
+    base = theirs if of is None else _by_pair(of)
+    common = ours.index.intersection(theirs.index)
+    seeds = set(ours.seed) & set(theirs.seed)
+    dropped = len(seeds - set(ours.loc[common].seed))
+    base = base.loc[base.index.intersection(common)]
+    x, y, z = (_values(rows, measure, epoch, base) for rows in (ours.loc[common], theirs.loc[common], base))
+    x, y = x.align(y, join="inner")
+    z = z[z.index.isin(x.index)]
+    if how == "log":
+        logs = interval(_of_seeds(np.log(x) - np.log(y)))
+        return logs | {end: 100 * math.expm1(logs[end]) for end in ("effect", "low", "high")} | {"dropped": dropped}
+    factor = 1.0 if how == "diff" else 100 / z.mean() if len(z) else math.nan
+    return interval(_of_seeds(x - y), factor) | {"dropped": dropped}
+
+
+def _by_pair(runs: pd.DataFrame) -> pd.DataFrame:
+    """Indexed by what the runs of a pair share."""
+    if runs.index.name == "pair":
+        return runs
+    machine = runs.arithmetic.where(runs.arithmetic != "", runs.device)
+    parts = zip(runs.seed, machine, runs.data_checksum, runs.steps, strict=True)
+    pair = pd.Index(["|".join(map(str, each)) for each in parts], name="pair")
+    indexed = runs.set_index(pair).sort_values("seed")
+    if indexed.index.has_duplicates:
+        twice = indexed[indexed.index.duplicated()].iloc[0]
+        raise ValueError(f"`runs`: expected one run a seed, found {twice['name']} and another of seed {twice.seed}")
+    return indexed
+
+
+def _of_seeds(values: pd.Series) -> np.ndarray:
+    return values.groupby([int(pair.split("|")[0]) for pair in values.index]).mean().to_numpy(dtype=float)
+
+
+def _values(runs: pd.DataFrame, measure: str, epoch: str, base: pd.DataFrame | None = None) -> pd.Series:
+    """A number a run; runs without a finite one are left out. `base`: of whose means `mean3` takes percentages."""
+
+    def column(name: str) -> pd.Series:
+        name = f"train_{name}_tail" if epoch == "train_tail" else f"{epoch}_{name}" if epoch else name
+        return runs[name].astype(float) if name in runs else pd.Series(math.nan, runs.index)
+
+    if measure not in MEANS:
+        values = column(measure)
+    else:
+        weights = {task: runs[f"lambda_{task}"] for task in TASKS if runs.get(f"lambda_{task}", pd.Series()).any()}
+        losses = {task: column(task) for task in weights}
+        if measure == "mean3":
+            means = {task: _values(runs if base is None else base, task, epoch).mean() for task in weights}
+            losses = {task: loss / means[task] for task, loss in losses.items()}
+        if measure != "weighted":
+            weights = dict.fromkeys(weights, 1 / max(1, len(weights)))
+        values = sum((weights[task] * losses[task] for task in weights), pd.Series(0.0, runs.index))
+        values = values if weights else values * math.nan
+    return values[np.isfinite(values)]
+
+
+# What a claim says of it.
+
+
+def region(wants: str) -> tuple[float, float]:
+    """Where the number lies if the claim is true. Raises ValueError for other words than those of the contrast."""
+    try:
+        if wants.startswith("equal within"):
+            margin = float(wants.removeprefix("equal within"))
+            return -margin, margin
+        if wants.startswith("in"):
+            low, high = map(float, wants[2:].strip(" []").split(","))
+            return low, high
+        bound = float(wants[1:])
+        return {"<": (-math.inf, bound), ">": (bound, math.inf)}[wants[0]]
+    except (KeyError, ValueError, IndexError):
+        raise ValueError(f'`wants`: expected "< x", "> x", "in [a, b]" or "equal within x", found {wants!r}') from None
+
+
+def verdict(effect: Effect, wants: str) -> str:
+    """Does the interval lie within the region (holds), wholly outside (contradicted), or neither? "" without one.
+
+    "equal": two one-sided tests at 5 % each, which is a 90 % interval within the margin.
+    """
+    if not wants:
+        return ""
+    (lowest, highest), (low, high) = region(wants), (effect["low"], effect["high"])
+    if effect["n"] < FEWEST or math.isnan(low) or math.isnan(high):
+        return UNDECIDED
+    if low > highest or high < lowest:
+        return CONTRADICTED
+    if wants.startswith("equal"):
+        free = effect["n"] - 1
+        half = (high - low) / 2 * stats.t.ppf(LEVEL, free) / stats.t.ppf((1 + LEVEL) / 2, free)
+        low, high = effect["effect"] - half, effect["effect"] + half
+    return HOLDS if lowest < low and high < highest else UNDECIDED
+
+
+def against(effect: Effect, wants: str, how: str = "t") -> float:
+    """Two-sided p of the mean lying outside the region by chance; 1 where it lies inside, nan without an interval.
+
+    `how`: of the t-test; of one on logs, of which the percentages were made; of the normal with the same interval.
+    """
+    if not wants:
+        return math.nan
+    mean, low, high, *bounds = (effect["effect"], effect["low"], effect["high"], *region(wants))
+    if how == "log":
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean, low, high, *bounds = np.log1p(np.array([mean, low, high, *bounds]) / 100)
+    if bounds[0] <= mean <= bounds[1]:
+        return 1.0
+    if effect["n"] < 2 or math.isnan(low):
+        return math.nan
+    distribution = stats.norm() if how == "normal" else stats.t(effect["n"] - 1)
+    error = (high - low) / 2 / distribution.ppf((1 + LEVEL) / 2)
+    distance = abs(mean - bounds[int(mean > bounds[1])])
+    return float(2 * distribution.sf(distance / error)) if error else 0.0
+
+
+def conjunction(found: pd.DataFrame, complete: bool = True) -> str:
+    """Holds if every finding holds (intersection-union) and none is missing; contradicted if one is, its p adjusted
+    over all of them (Holm), since the more are looked at the sooner one looks bad by chance."""
+    tested = found[found.against.notna()].sort_values("against", kind="stable")
+    adjusted = (tested.against * np.arange(len(tested), 0, -1)).cummax()
+    if ((tested.verdict == CONTRADICTED) & (adjusted <= 1 - LEVEL + 1e-12)).any():
+        return CONTRADICTED
+    return HOLDS if complete and len(found) and (found.verdict == HOLDS).all() else UNDECIDED
+
+
+# Contrasts.
+
+
+def judge(claims: Mapping[str, Mapping[str, Any]], runs: pd.DataFrame, results: Path | None = None) -> pd.DataFrame:
+    """The findings of every claim, a row a comparison that ran. `runs`: of `tables.runs`.
+
+    Claims that no contrast expresses have `special: {NAME: parameters}` of gcond.study.special, which reads the logs in
+    `results`, the folder of the runs; they are left out without it.
+    """
+    rows: list[dict[str, Any]] = []
+    for scale, own in runs.groupby("scale", sort=False):
+        for name, claim in claims.items():
+            found = [row for contrast in claim.get("contrasts", ()) for row in _contrast(contrast, own)]
+            for special, parameters in claim.get("special", {}).items() if results else ():
+                if "scale" not in parameters:
+                    found += _special(special, own, results, parameters)
+            rows += [row | {"claim": name, "scale": scale} for row in found]
+    return _table(rows)
+
+
+def _special(name: str, runs: pd.DataFrame, results: Path, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    from gcond.study.special import SPECIAL
+
+    if name not in SPECIAL:
+        raise ValueError(f"`special` of study/claims.yaml: expected one of {', '.join(SPECIAL)}, found {name!r}")
+    return SPECIAL[name](runs, results, parameters)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """With verdicts where a row brings none."""
+    empty = dict.fromkeys([*TEXT, "wants"], "") | {"dropped": 0, "p": math.nan}
+    filled = []
+    for row in rows:
+        row = empty | row
+        how = row.pop("how", "t")
+        if "verdict" not in row:
+            row |= {"verdict": verdict(row, row["wants"]), "against": against(row, row["wants"], how)}
+        filled.append(row)
+    return pd.DataFrame(filled, columns=COLUMNS)
+
+
+def _contrast(contrast: Mapping[str, Any], runs: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    lists = {name: _listed(contrast.get(name, DEFAULTS.get(name))) for name in (*DEFAULTS, "ours", "measure")}
+    setting = tables.setting(contrast.get("with", {}))
+    changed = tables.setting(contrast.get("with", {}) | contrast.get("ours_with", {}))
+    if "dataset" in contrast:
+        runs = runs[[contrast["dataset"] in (name, kind(name)) for name in runs.dataset]]
+    seen: set[tuple[int, ...]] = set()
+    for lr in map(str, lists["lr"]):
+        chosen = tables.at_rate(runs, lr)
+        faster = tables.at_rate(runs, str(contrast["ours_lr"])) if "ours_lr" in contrast else chosen
+        chosen, faster = chosen[chosen.setting.isin([setting, changed])], faster[faster.setting == changed]
+        for (dataset, model), own in chosen.groupby(["dataset", "model"], sort=False):
+            if (which := tuple(own.index)) in seen:  # the same runs under another name of the rate
+                continue
+            seen.add(which)
+            quick = faster[(faster.dataset == dataset) & (faster.model == model)]
+            about = {"label": contrast.get("label", ""), "dataset": dataset, "model": model, "lr": lr}
+            yield from (about | row for row in _compared(contrast, lists, _arms(own, setting), _arms(quick, changed)))
+
+
+def _arms(runs: pd.DataFrame, setting: str) -> dict[tuple[str, str], pd.DataFrame]:
+    own = runs[runs.setting == setting]
+    return {key: _by_pair(rows) for key, rows in own.groupby(["strategy", "model_mode"])}
+
+
+def _compared(contrast: Mapping[str, Any], lists: Mapping[str, list[Any]], arms: Mapping[tuple[str, str], pd.DataFrame],
+              ours: Mapping[tuple[str, str], pd.DataFrame]) -> Iterator[dict[str, Any]]:  # fmt: skip
+    names = ordered({name for name, _ in ours}) if lists["ours"] == ["all"] else lists["ours"]
+    how = contrast.get("as", "percent")
+    for mode, us, them in itertools.product(lists["mode"], names, lists["theirs"]):
+        them = us if them == "same" else them
+        a, b = ours.get((us, contrast.get("ours_mode", mode))), arms.get((them, mode))
+        of = arms.get((contrast["of"], "train")) if "of" in contrast else None
+        if a is None or (them and b is None) or ("of" in contrast and of is None):
+            continue
+        for measure, group, epoch in itertools.product(lists["measure"], lists["group"], lists["epoch"]):
+            effect = compare(a, b, of, f"{measure}/{group}" if group else measure, epoch, how)
+            if effect["n"]:
+                yield {
+                    "ours": us, "theirs": them, "of": contrast.get("of", ""), "mode": mode, "measure": measure,
+                    "group": group, "epoch": epoch, "unit": unit(measure, how), "wants": contrast.get("wants", ""),
+                    "how": "log" if how == "log" else "t", **effect,
+                }  # fmt: skip
+
+
+def unit(measure: str, how: str) -> str:
+    if how in ("percent", "log"):
+        return "%"
+    return next((unit for start, unit in UNITS.items() if measure.startswith(start)), "number")
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def kind(dataset: str) -> str:
+    """ct or photographs; of a user's own data set its name."""
+    paper = facts("methods")["datasets"].get(dataset, {}).get("paper", dataset)
+    return {"imagenet": "photographs"}.get(paper, str(paper))
+
+
+# Verdicts.
+
+
+def verdicts(claims: Mapping[str, Mapping[str, Any]], findings: pd.DataFrame) -> pd.DataFrame:
+    """A row a claim: claim, verdict (holds, contradicted, undecided, not run; "" of a question), scale, and the other
+    columns of the finding that decides it: of a claim the weakest, of a question that which its `shows` names."""
+    return pd.DataFrame([_verdict(name, claim, findings[findings.claim == name]) for name, claim in claims.items()],
+                        columns=["claim", *(name for name in COLUMNS if name != "claim")])  # fmt: skip
+
+
+def _verdict(name: str, claim: Mapping[str, Any], found: pd.DataFrame) -> dict[str, Any]:
+    empty = dict.fromkeys([*TEXT, "wants"], "") | {"claim": name, "verdict": NOT_RUN, "n": 0, "dropped": 0}
+    decisive = found[found.epoch.isin(DECIDING)]
+    if PAPER_MODEL in set(decisive.model):
+        decisive = decisive[decisive.model.isin([PAPER_MODEL, ""])]
+    if not len(decisive):
+        return empty
+    question = not decisive.wants.astype(bool).any()
+    decisive = decisive if question else decisive[decisive.wants != ""]
+    if question:
+        shown = decisive
+        for column, value in claim.get("shows", {}).items():
+            shown = shown[shown[column] == value]
+        decisive = shown if len(shown) else decisive
+    own = decisive[decisive.scale == _deciding_scale(decisive)]
+    if question:
+        return dict(own.iloc[0])
+    complete = all(_ran(contrast, own) for contrast in claim.get("contrasts", ()) if contrast.get("wants"))
+    return dict(_weakest(own)) | {"verdict": conjunction(own, complete)}
+
+
+def _deciding_scale(found: pd.DataFrame) -> str:
+    """The largest with a comparison of FEWEST seeds, else the largest; what belongs to no scale comes last."""
+    scales = sorted(set(found.scale), key=lambda scale: SCALES.index(scale) if scale in SCALES else len(SCALES))
+    enough = [scale for scale in scales if (found[found.scale == scale].n >= FEWEST).any()]
+    return str((enough or scales)[0])
+
+
+def _ran(contrast: Mapping[str, Any], found: pd.DataFrame) -> bool:
+    """Every comparison of the contrast, on both kinds of images where it names none."""
+    kinds = [kind(contrast["dataset"])] if "dataset" in contrast else ["ct", "photographs"]
+    names = [_listed(contrast.get(name, DEFAULTS.get(name))) for name in ("ours", "theirs", "measure")]
+    there = set(zip(found.dataset.map(kind), found.ours, found.theirs, found.measure, strict=True))
+    return set(itertools.product(kinds, *names)) <= there
+
+
+def _weakest(found: pd.DataFrame) -> pd.Series:
+    order = {CONTRADICTED: 0, UNDECIDED: 1, HOLDS: 2}
+    return found.loc[min(found.index, key=lambda at: (order[found.verdict[at]], -_slack(found.loc[at])))]
+
+
+def _slack(row: pd.Series) -> float:
+    """How far the interval sticks out of the region."""
+    low, high = (row.effect, row.effect) if math.isnan(row.low) else (row.low, row.high)
+    bounds = region(row.wants) if str(row.wants)[:1] in "<>ie" and row.wants else (-math.inf, math.inf)
+    return float(max(high - bounds[1], bounds[0] - low))
+
+
+# All scales of a folder.
+
+
+def findings(results: Path) -> pd.DataFrame:
+    """Of every scale recorded below `results`, and of what belongs to no scale."""
+    claims = facts("claims")
+    found = []
+    for folder in sorted(path.parent for path in results.glob("*/runs.csv")):
+        found.append(judge(claims, tables.runs(folder), folder))
+    rows = [
+        {"scale": parameters["scale"]} | row | {"claim": name}
+        for name, claim in claims.items()
+        for special, parameters in claim.get("special", {}).items()
+        if "scale" in parameters
+        for row in _special(special, pd.DataFrame(), results, parameters)
+    ]
+    found = [each for each in (*found, _table(rows)) if len(each)]
+    order = {name: place for place, name in enumerate(claims)}
+    table = pd.concat(found) if found else _table([])
+    return table.sort_values("claim", key=lambda column: column.map(order), kind="stable").reset_index(drop=True)
+
+
+def read(path: Path) -> pd.DataFrame:
+    """findings.csv as `findings` returned it. Raises ValueError where there is none."""
+    if not path.exists():
+        raise ValueError(f"expected {path}, which does not exist; `make claims` makes it")
+    return pd.read_csv(path, dtype=dict.fromkeys([*TEXT, "wants", "verdict"], str), keep_default_na=False,
+                       na_values=dict.fromkeys(["low", "high", "p", "against"], ""))  # fmt: skip
+
+
+def write(results: Path) -> Path:
+    """results/findings.csv."""
+    path = results / "findings.csv"
+    write_text(path, findings(results).to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    return path
+
+
+if __name__ == "__main__":
+    print(write(Path(sys.argv[1] if len(sys.argv) > 1 else "results")))

@@ -1,0 +1,293 @@
+"""Findings and verdicts, held to scipy, to numbers by hand, and to some that were recorded before there was a judge."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from gcond.study import judge, tables
+from gcond.study.methods import facts
+
+RESULTS = Path(__file__).resolve().parents[2] / "results"
+SIX = [0.3, -1.2, 0.8, 2.0, 0.1, 0.9]
+
+
+def table(**columns):
+    """Runs as `tables.runs` returns them; a column is one value for all of them or a list."""
+    n = max(len(each) for each in columns.values() if isinstance(each, list))
+    plain = {"scale": "sample", "dataset": "ct", "model": "mobilenetv3_small", "strategy": "baseline", "setting": "",
+             "model_mode": "train", "lr": 2e-4, "own_lr": False, "arithmetic": "", "device": "CPU", "steps": 500,
+             "data_checksum": "", "seed": list(range(n)), "best_val_l1": 0.5, "best_val_ssim": 0.5,
+             "lambda_l1": 0.85, "lambda_ssim": 0.15, "name": "run"}  # fmt: skip
+    return pd.DataFrame({name: value if isinstance(value, list) else [value] * n
+                         for name, value in (plain | columns).items()})  # fmt: skip
+
+
+# Intervals.
+
+
+def test_the_interval_is_scipys():
+    found = judge.interval(SIX, factor=-2)
+    ends = stats.ttest_1samp(np.array(SIX) * -2, 0).confidence_interval(0.95)
+    assert found["effect"] == pytest.approx(-2 * np.mean(SIX))
+    assert (found["low"], found["high"]) == pytest.approx((ends.low, ends.high))
+
+
+@pytest.mark.parametrize("values", [SIX, [1.0, 1.0, 1.0], [-3.0], [5.0, -5.0], [0.0, 0.0]])
+def test_the_sign_flip_p_counts_all_patterns(values):
+    sums = [abs(np.dot(signs, values)) for signs in product((1, -1), repeat=len(values))]
+    by_hand = np.mean([each >= abs(sum(values)) - 1e-12 for each in sums])
+    assert judge.sign_flip(values) == pytest.approx(by_hand)
+    if len(values) > 2:
+        test = stats.permutation_test((values,), np.sum, permutation_type="samples", n_resamples=np.inf)
+        assert judge.sign_flip(values) == pytest.approx(test.pvalue)
+
+
+def test_beyond_24_seeds_the_sign_flip_p_is_drawn():
+    values = np.random.default_rng(1).normal(0.35, 1, 30)
+    normal = 2 * stats.norm.sf(abs(values.sum()) / math.sqrt((values**2).sum()))
+    assert judge.sign_flip(values) == pytest.approx(normal, abs=0.01)
+    assert judge.sign_flip(np.ones(30)) == pytest.approx(1 / 100_001)
+
+
+# Verdicts.
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "n", "wants", "expected"),
+    [
+        (-3, -1, 6, "< 0", "holds"),
+        (-3, -1, 5, "< 0", "undecided"),
+        (-3, 1, 6, "< 0", "undecided"),
+        (1, 3, 6, "< 0", "contradicted"),
+        (1, 3, 6, "> 2", "undecided"),
+        (2.5, 3, 6, "> 2", "holds"),
+        (0.9, 1.1, 6, "in [0.8, 1.25]", "holds"),
+        (1.3, 1.5, 6, "in [0.8, 1.25]", "contradicted"),
+        (math.nan, math.nan, 6, "< 0", "undecided"),
+        (2.1, 4, 6, "equal within 2", "contradicted"),
+        (-3, -1, 6, "", ""),
+    ],
+)
+def test_a_verdict_needs_the_whole_interval_and_six_seeds(low, high, n, wants, expected):
+    assert judge.verdict({"n": n, "effect": (low + high) / 2, "low": low, "high": high}, wants) == expected
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 1.3, 2.0])
+def test_equal_is_two_one_sided_tests(scale):
+    values = scale * np.array(SIX)
+    worst = max(stats.ttest_1samp(values, bound, alternative=side).pvalue
+                for bound, side in ((-1.5, "greater"), (1.5, "less")))  # fmt: skip
+    assert (judge.verdict(judge.interval(values), "equal within 1.5") == "holds") == (worst < 0.05)
+
+
+def test_p_against_is_the_t_test_at_the_nearest_bound():
+    values = np.array(SIX) + 3
+    assert judge.against(judge.interval(values), "< 1") == pytest.approx(stats.ttest_1samp(values, 1).pvalue)
+    assert judge.against(judge.interval(values), "in [1, 9]") == 1
+    logs = judge.interval(values / 10)
+    percent = logs | {end: 100 * math.expm1(logs[end]) for end in ("effect", "low", "high")}
+    assert judge.against(percent, "< 0", "log") == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+
+
+def test_wrong_words_are_refused():
+    with pytest.raises(ValueError, match="wants"):
+        judge.verdict(judge.interval(SIX), "less than 0")
+
+
+@pytest.mark.parametrize(
+    ("p_values", "verdicts", "expected"),
+    [
+        ([0.02, 1.0], ["contradicted", "holds"], "contradicted"),
+        ([0.03, 1.0], ["contradicted", "holds"], "undecided"),  # after Holm .06
+        ([0.01, 0.04], ["contradicted", "contradicted"], "contradicted"),
+        ([1.0, 1.0], ["holds", "holds"], "holds"),
+        ([1.0, 1.0], ["holds", "undecided"], "undecided"),
+    ],
+)
+def test_a_conjunction_is_corrected_for_the_number_of_looks(p_values, verdicts, expected):
+    assert judge.conjunction(pd.DataFrame({"against": p_values, "verdict": verdicts})) == expected
+
+
+def test_a_claim_with_a_missing_part_does_not_hold():
+    found = pd.DataFrame({"against": [1.0], "verdict": ["holds"]})
+    assert judge.conjunction(found, complete=False) == "undecided"
+
+
+# Contrasts.
+
+GCOND = table(strategy="gcond_sequential", best_val_l1=[0.4, 0.5, 0.7], seed=[1, 2, 3])
+BASE = table(best_val_l1=[0.5, 0.5, 0.9, 9.0], seed=[1, 2, 3, 4])
+
+
+def test_percent_is_of_the_mean_over_common_seeds():
+    found = judge.compare(GCOND, BASE)
+    assert found["n"] == 3
+    assert found["dropped"] == 0
+    assert found["effect"] == pytest.approx(100 * np.mean([-0.1, 0, -0.2]) / np.mean([0.5, 0.5, 0.9]))
+    of = table(best_val_l1=[2.0, 4.0], seed=[2, 3])
+    assert judge.compare(GCOND, BASE, of)["effect"] == pytest.approx(-0.1 * 100 / 3)
+    assert judge.compare(GCOND, BASE, how="diff")["effect"] == pytest.approx(-0.1)
+    ratio = np.mean(np.log([0.4 / 0.5, 1, 0.7 / 0.9]))
+    assert judge.compare(GCOND, BASE, how="log")["effect"] == pytest.approx(100 * math.expm1(ratio))
+
+
+@pytest.mark.parametrize("change", [{"device": "GPU"}, {"steps": 499}, {"data_checksum": "x"}, {"arithmetic": "f"}])
+def test_a_pair_shares_machine_images_and_length(change):
+    theirs = BASE.copy()
+    for name, value in change.items():
+        theirs.loc[theirs.seed == 2, name] = value
+    found = judge.compare(GCOND, theirs)
+    assert found["n"] == 2
+    assert found["dropped"] == 1
+    assert found["effect"] == pytest.approx(100 * np.mean([-0.1, -0.2]) / 0.7)
+
+
+def test_a_seed_on_two_machines_counts_once():
+    again = [pd.concat([rows, rows[rows.seed == 1].assign(arithmetic="f")]) for rows in (GCOND, BASE)]
+    again[0].loc[again[0].arithmetic == "f", "best_val_l1"] = 0.2
+    found = judge.compare(*again, how="diff")
+    assert found["n"] == 3
+    assert found["effect"] == pytest.approx(np.mean([np.mean([-0.1, -0.3]), 0, -0.2]))
+
+
+def test_one_run_twice_is_refused():
+    with pytest.raises(ValueError, match="one run a seed"):
+        judge.compare(pd.concat([GCOND, GCOND]), BASE)
+
+
+def test_means_over_the_tasks():
+    ours = table(best_val_l1=[0.2, 0.4], best_val_ssim=[0.6, 0.6])
+    theirs = table(best_val_l1=[0.4, 0.4], best_val_ssim=[0.5, 0.5])
+    assert judge.compare(ours, theirs, measure="mean3")["effect"] == pytest.approx((-25 + 20) / 2)
+    assert judge.compare(ours, theirs, measure="mean")["effect"] == pytest.approx(100 * (0.9 / 0.9 - 1))
+    weighted = 0.85 * -0.1 + 0.15 * 0.1
+    assert judge.compare(ours, theirs, measure="weighted")["effect"] == pytest.approx(100 * weighted / 0.415)
+
+
+def test_a_run_without_a_finite_number_takes_no_part():
+    broken = GCOND.assign(best_val_l1=[0.4, math.nan, 0.7])
+    assert judge.compare(broken, BASE)["n"] == 2
+    assert judge.compare(GCOND, BASE, measure="unheard_of")["n"] == 0
+
+
+# Rates.
+
+
+def rates(strategy, scores, seeds, **columns):
+    return pd.concat([table(strategy=strategy, lr=lr, seed=list(seeds), best_val_l1=[score] * len(seeds), **columns)
+                      for lr, score in scores.items()], ignore_index=True)  # fmt: skip
+
+
+def test_each_arm_at_its_best_rate():
+    runs = pd.concat([rates("a", {1e-3: 0.3, 2e-4: 0.2, 1e-4: 0.4}, (1, 2)), rates("b", {1e-3: 0.1, 2e-4: 0.2}, (1, 2)),
+                      rates("b", {1e-4: 0.0}, (1,)), rates("c", {5e-4: 0.9}, (1,)),
+                      rates("a", {2e-4: 0.1}, (1, 2), dataset="photos")], ignore_index=True)  # fmt: skip
+    best = tables.at_rate(runs, "best").groupby(["dataset", "strategy"]).lr.unique()
+    assert {key: list(value) for key, value in best.items()} == {
+        ("ct", "a"): [2e-4],
+        ("ct", "b"): [1e-3],  # 1e-4 has fewer seeds
+        ("ct", "c"): [5e-4],  # the only one run
+    }  # nothing of photos, where nothing was tuned
+    assert list(tables.at_rate(runs, "paper").lr.unique()) == [2e-4]
+    assert list(tables.at_rate(runs, "5e-4").strategy) == ["c"]
+    assert tables.at_rate(runs.assign(own_lr=runs.lr == 1e-4), "own").lr.eq(1e-4).all()
+
+
+def test_validation_ssim_counts_too():
+    runs = pd.concat([table(lr=[1e-3], best_val_l1=0.50, best_val_ssim=0.9),
+                      table(lr=[2e-4], best_val_l1=0.51, best_val_ssim=0.8)])  # fmt: skip
+    assert list(tables.at_rate(runs.reset_index(drop=True), "best").lr) == [2e-4]  # .85 * .01 < .15 * .1
+
+
+# Claims.
+
+
+def test_data_alone_adds_findings():
+    runs = pd.concat([GCOND, BASE.assign(seed=[1, 2, 3, 4]), GCOND.assign(strategy="mine")], ignore_index=True)
+    contrast = {"ours": ["gcond_sequential"], "theirs": "baseline", "measure": "l1", "epoch": "best_val", "lr": "paper"}
+    claims = {"X": {"contrasts": [contrast | {"wants": "< 0"}]}}
+    assert len(judge.judge(claims, runs)) == 1
+    claims["X"]["contrasts"][0]["ours"] = ["gcond_sequential", "mine"]
+    assert list(judge.judge(claims, runs).ours) == ["gcond_sequential", "mine"]
+    claims["Y"] = {"contrasts": [contrast | {"ours": "all", "theirs": None, "as": "single"}]}
+    found = judge.judge(claims, runs)
+    assert list(found[found.claim == "Y"].ours) == ["baseline", "gcond_sequential", "mine"]
+    assert list(judge.verdicts(claims, found).verdict) == ["undecided", ""]
+    assert list(judge.verdicts({"Z": {}}, found).verdict) == ["not run"]
+
+
+def test_a_claim_is_decided_by_the_largest_scale_with_six_seeds():
+    row = dict.fromkeys(judge.COLUMNS, "") | {"claim": "X", "effect": -1.0, "p": 0.03, "wants": "< 0", "against": 1.0}
+    rows = [row | {"scale": "study", "n": 3, "low": -2.0, "high": 1.0, "verdict": "undecided"},
+            row | {"scale": "sample", "n": 6, "low": -2.0, "high": -0.5, "verdict": "holds"}]  # fmt: skip
+    found = judge.verdicts({"X": {}}, pd.DataFrame(rows)).iloc[0]
+    assert (found.verdict, found.scale) == ("holds", "sample")
+
+
+def test_larger_rate_and_as_published_cross_settings():
+    runs = pd.concat([table(lr=[1e-3], best_val_l1=0.4), table(lr=[2e-4], best_val_l1=0.5),
+                      table(lr=[2e-4], strategy="gcond_stochastic", model_mode="eval", best_val_l1=0.3)],
+                     ignore_index=True)  # fmt: skip
+    claims = {"O1": facts("claims")["O1"] | {"special": {}}}
+    found = judge.judge(claims, runs)
+    found = found[(found.measure == "l1") & (found.epoch == "best_val") & (found.lr == "paper")].set_index("label")
+    assert found.effect["larger rate"] == pytest.approx(-20)
+    assert found.effect["as published"] == pytest.approx(-40)
+
+
+RECORDED = [  # claim, ours, theirs, lr, measure, epoch, effect, low, high, p: of claims.csv at commit 0db8221
+    ("T2a", "gcond_sequential", "baseline", "own", "l1", "best_val", 0.317717, -2.6059, 3.24133, 0.71875),
+    ("T2a", "gcond_sequential", "baseline", "own", "l1", "last_val", 1.42318, -1.82358, 4.66994, 0.34375),
+    ("T2b", "cagrad", "baseline", "paper", "l1", "best_test", 0.483322, 0.0381198, 0.928525, 0.0625),
+    ("T2c", "gcond_stochastic", "gcond_sequential", "paper", "l1", "best_val", 0.665738, -1.65453, 2.986, 0.59375),
+    ("D1", "gcond_stochastic", "baseline", "own", "norm_jump", "", 65.5728, 40.3157, 95.3761, 0.03125),
+    ("D2", "gcond_stochastic", "", "own", "cosine_min_late", "", -0.000598382, -0.0240773, 0.0228805, None),
+    ("O2", "gcond_stochastic", "baseline", "best", "ssim", "best_val", 0.802409, -0.410499, 2.01532, 0.15625),
+    ("O6", "gcond_stochastic", "", "own", "conflicts", "", 8.8, 7.07944, 10.5206, None),
+    ("O10", "baseline", "", "own", "probe:cosine/all", "", 0.483768, 0.447347, 0.520189, None),
+    ("C1", "gcond_stochastic", "baseline", "own", "mean3", "best_val", 0.791372, 0.655161, 0.927583, 0.03125),
+    (
+        "C1",
+        "gcond_stochastic",
+        "baseline_integrated",
+        "own",
+        "flipped",
+        "best_test",
+        2.54699,
+        0.945087,
+        4.14889,
+        0.03125,
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def found():
+    claims = {name: claim | {"special": {}} for name, claim in facts("claims").items()}
+    return judge.judge(claims, tables.runs(RESULTS / "sample"))
+
+
+@pytest.mark.parametrize("row", RECORDED, ids=lambda row: "-".join(row[:6]))
+def test_recorded_numbers(found, row):
+    names = ["claim", "ours", "theirs", "lr", "measure", "epoch"]
+    own = found[(found.dataset == "ct") & (found["mode"] == "train")]
+    own = own.assign(measure=own.measure.where(own.group == "", own.measure + "/" + own.group))
+    for name, value in zip(names, row, strict=False):
+        own = own[own[name] == value]
+    assert len(own) == 1
+    expected = [math.nan if value is None else value for value in row[6:]]
+    assert list(own[["effect", "low", "high", "p"]].iloc[0]) == pytest.approx(expected, rel=2e-5, nan_ok=True)
+
+
+def test_judging_needs_no_torch():
+    check = "import sys, gcond.study.judge; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
