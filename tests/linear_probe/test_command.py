@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from engine import tiny
 from engine.runs import run, tiny_config
 
@@ -18,7 +19,7 @@ from gcond.engine.batches import seeded
 from gcond.linear_probe.__main__ import main, spaced
 from gcond.linear_probe.probe import probe
 from gcond.linear_probe.tasks import rotation
-from gcond.report.records import LINEAR_PROBE_COLUMNS, LINEAR_PROBE_KEY, read_csv
+from gcond.study import tables
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +39,15 @@ def runs(finished, tmp_path) -> Path:
 
 def probed(runs: Path, *arguments: str) -> int:
     words = ["--scale", "smoke", "--runs", str(runs), "--results", str(runs / "results"), "--trust", "engine"]
+    tables.collect(runs / "smoke", runs / "results" / "smoke")
     return main([*words, *arguments])
 
 
 def table(runs: Path) -> pd.DataFrame:
-    return read_csv(runs / "results" / "smoke" / "linear_probe.csv", LINEAR_PROBE_COLUMNS, LINEAR_PROBE_KEY)
+    results = runs / "results" / "smoke"
+    known = tables.runs(results)
+    logs = [tables.log(results, run.log, "linear_probe").assign(strategy=run.strategy) for run in known.itertuples()]
+    return pd.concat(logs)
 
 
 def folder(runs: Path, strategy: str) -> Path:
@@ -93,17 +98,15 @@ def test_every_finished_run_gets_its_row_with_the_controls_beside_it(runs, capsy
 
 def test_what_is_recorded_is_not_probed_again_unless_the_run_is_another(runs, capsys):
     assert probed(runs) == 0
-    path = runs / "results" / "smoke" / "linear_probe.csv"
-    marked = path.read_text().replace(",12,6,6,", ",13,6,6,")
-    path.write_text(marked)
+    results = runs / "results" / "smoke"
+    for known in tables.runs(results).itertuples():
+        rows = tables.log(results, known.log, "linear_probe").assign(train=13)
+        if known.strategy == "pcgrad":
+            rows["hash"] = "another"
+        tables.add(results, known.log, "linear_probe", rows)
     capsys.readouterr()
     assert probed(runs) == 0
-    assert path.read_text() == marked
-    assert "2 finished runs, 2 recorded" in capsys.readouterr().out
-    rows = table(runs)
-    rows.loc[rows.strategy == "pcgrad", "hash"] = "another"
-    rows.to_csv(path, index=False)
-    assert probed(runs) == 0
+    assert "2 finished runs, 1 recorded" in capsys.readouterr().out
     assert dict(zip(table(runs).strategy, table(runs).train, strict=True)) == {"baseline": 13, "pcgrad": 12}
 
 
@@ -122,10 +125,11 @@ def test_runs_with_other_settings_than_table_2s_are_probed_on_demand(runs, capsy
 
 
 def test_runs_of_another_model_than_table_2s_are_left_out(runs, capsys):
-    path = folder(runs, "pcgrad") / "report.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"model": "convnextv2_base"}))
-    other = folder(runs, "baseline") / "report.json"
-    other.write_text(json.dumps(json.loads(other.read_text()) | {"model": "mobilenetv3_small"}))  # the paper's
+    for strategy, name in (("pcgrad", "convnextv2_base"), ("baseline", "mobilenetv3_small")):  # the paper's
+        path = folder(runs, strategy) / "config.yaml"
+        config = yaml.safe_load(path.read_text())
+        config["model"]["name"] = name
+        path.write_text(yaml.safe_dump(config))
     assert probed(runs) == 0
     assert set(table(runs).strategy) == {"baseline"}
     assert "1 finished runs of another model" in capsys.readouterr().out

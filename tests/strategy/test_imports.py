@@ -36,7 +36,7 @@ ALLOWED = {
     "synthetic_run": "config data model engine",
     "toy": "config output strategy files",
     "load_run": "config data model engine",
-    "linear_probe": "output data model engine load_run report files",
+    "linear_probe": "output data model engine load_run study.tables files",
     "report": "output files study toy.problem engine.run_folder engine.run_state engine.metrics_log",
     "strategy": "",
     "strategy.arguments": "",

@@ -1,11 +1,11 @@
 """Probe the frozen encoders of finished runs: python -m gcond.linear_probe --scale sample
 
-For each run of runs/<scale> that is finished, has Table 2's model and settings (the learning rate may differ; --all
-takes every run) and is not yet in results/<scale>/linear_probe.csv: features of its last checkpoint's encoder, of the
-weights that it began with, and pixels; a ridge regression per task, its strength chosen on validation; the score on
-test. `python -m gcond.report o7` makes the page. Nothing is written to the runs.
+For each run below runs/<scale> that results/<scale>/runs.csv records, with Table 2's model and settings (the learning
+rate may differ; --all takes every run) and no records of kind linear_probe in its log: features of its last
+checkpoint's encoder, of the weights that it began with, and pixels; a ridge regression per task, its strength chosen on
+validation; the score on test. A run that was trained anew is probed anew. Nothing is written to the runs.
 
-Exit code 0: every finished run is recorded; 1: some could not be probed, and are named; 2: bad input.
+Exit code 0: every such run is recorded; 1: some could not be probed, and are named; 2: bad input.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -27,10 +28,10 @@ from gcond.linear_probe.probe import Array, Probed, probe
 from gcond.linear_probe.tasks import Task, tasks
 from gcond.load_run import TRUST, LoadedRun
 from gcond.output import output_may_be_lost
-from gcond.report.claims.evidence import as_table2, table2_model
-from gcond.report.folders import Run, read_folders
-from gcond.report.records import KEY, LINEAR_PROBE_COLUMNS, LINEAR_PROBE_KEY, add_rows, frame, read_csv
+from gcond.study import tables
 
+KIND = "linear_probe"  # of the records in a run's log
+PAPER_MODEL = "mobilenetv3_small"
 IMAGES = 50_000  # of a split, evenly spaced
 
 
@@ -44,9 +45,9 @@ class Prober:
         self._data: tuple[Any, Splits, dict[str, list[int]], list[Task]] | None = None
         self._controls: dict[Any, dict[str, Probed]] = {}
 
-    def rows(self, run: Run) -> Iterator[dict[str, object]]:
+    def rows(self, folder: Path) -> Iterator[dict[str, object]]:
         """One for every task. Raises ValueError for a run that cannot be probed."""
-        finished = LoadedRun(run.path, self._roots, self._trusted)
+        finished = LoadedRun(folder, self._roots, self._trusted)
         data, places, asked = self._read(finished)
         own = self._probe(seen.encoder(finished.model("last", data)[0].to(self._device)), data, places, asked)
         about = finished.cfg.dataset
@@ -57,8 +58,9 @@ class Prober:
         )  # fmt: skip
         pixels = self._control((about,), lambda: seen.pixels, data, places, asked)
         for task in asked:
-            yield {name: run.row[name] for name in (*KEY, "hash")} | {
-                "task": task.name, "measure": task.measure, "device": devices.describe(self._device),
+            yield {
+                "hash": finished.report["hash"], "task": task.name,
+                "measure": task.measure, "device": devices.describe(self._device),
                 "step": finished.report["steps"], **{split: len(chosen) for split, chosen in places.items()},
                 "val_score": own[task.name].val, "test_score": own[task.name].test,
                 "strength": own[task.name].strength,
@@ -105,62 +107,58 @@ def spaced(count: int, most: int) -> list[int]:
     return [place * count // chosen for place in range(chosen)]
 
 
-def todo(runs: list[Run], table: Path, datasets: tuple[str, ...] | None, every: bool) -> list[Run]:
-    """Finished runs that `table` does not hold, those that share data and seed one after another.
+def todo(results: Path, runs: Path, datasets: tuple[str, ...] | None, every: bool) -> pd.DataFrame:
+    """The recorded runs below `runs` whose log holds no probe of them, those of one data set and seed together.
 
     Of other models and settings than Table 2's only where `every` one is wanted.
     """
-    recorded = set()
-    if table.exists():
-        rows = read_csv(table, LINEAR_PROBE_COLUMNS, LINEAR_PROBE_KEY)
-        recorded = set(rows[[*KEY, "hash"]].itertuples(index=False, name=None))
-    done = [run for run in runs if run.row["status"] == "done" and (not datasets or run.row["dataset"] in datasets)]
-    model = table2_model(str(run.row["model"]) for run in done)
-    others = (
-        [] if every else [run for run in done if run.row["model"] != model or not as_table2(str(run.row["variant"]))]
-    )
-    done = [run for run in done if run not in others]
-    left = [run for run in done if tuple(run.row[name] for name in (*KEY, "hash")) not in recorded]
-    print(f"{len(done)} finished runs, {len(done) - len(left)} recorded in {table}, {len(left)} to probe")
-    if others:
-        print(f"{len(others)} finished runs of another model or with other settings than Table 2's are left out; --all "
-              "takes them too")  # fmt: skip
-    return sorted(left, key=lambda run: (str(run.row["dataset"]), str(run.row["model"]), run.row["seed"], run.folder))
+    done = tables.runs(results)
+    done = done[[(runs / name / "DONE").exists() for name in done.name]]
+    if done.empty:
+        raise ValueError(f"nothing to probe: no finished run in {runs} that {results / 'runs.csv'} records")
+    if datasets:
+        done = done[done.dataset.isin(datasets)]
+    model = done.model.iloc[0] if done.model.nunique() == 1 else PAPER_MODEL
+    of_table2 = (done.model == model) & (done.loss == "l1_ssim") & (done.weights == "") & (done.rest == "")
+    chosen = done if every else done[of_table2]
+    left = chosen[[not _recorded(results, run.log, run.hash) for run in chosen.itertuples()]]
+    print(f"{len(chosen)} finished runs, {len(chosen) - len(left)} recorded in {results}, {len(left)} to probe")
+    if len(chosen) < len(done):
+        print(f"{len(done) - len(chosen)} finished runs of another model or with other settings than Table 2's are "
+              "left out; --all takes them too")  # fmt: skip
+    return left.sort_values(["dataset", "model", "seed", "name"])
+
+
+def _recorded(results: Path, log: str, run_hash: str) -> bool:
+    """Older records do not name their run's hash."""
+    rows = tables.log(results, log, KIND)
+    return len(rows) > 0 and ("hash" not in rows or set(rows["hash"]) == {run_hash})
 
 
 @output_may_be_lost()
-def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    table = options.results / options.scale / "linear_probe.csv"
+def main(words: list[str] | None = None) -> int:
+    options = _parser().parse_args(words)
+    results, runs = options.results / options.scale, options.runs / options.scale
     try:
         if options.images < 1:
             raise ValueError(f"--images: expected an integer >= 1, found {options.images}")
         device = devices.pick(options.device, threads=1)
-        found = read_folders(options.runs / options.scale)
-        for remark in found.remarks:
-            print(remark, file=sys.stderr)
-        if not found.runs and not table.exists():
-            raise ValueError(f"nothing to probe: no finished run in {options.runs / options.scale}")
-        left = todo(found.runs, table, options.datasets, options.all)
+        left = todo(results, runs, options.datasets, options.all)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    roots = {"imagenet256": options.imagenet} | {
-        name: getattr(options, name) for name in ("ct", "headneck", "imagenet84")
-    }
-    prober = Prober(roots, device, options.images, options.trust)
-    errors = [f"{name}: {error}" for name, error in found.unreadable.items()]
-    for run in tqdm(left, desc="probe", unit="run", disable=None):
+    roots = {name: getattr(options, name) for name in ("ct", "headneck", "imagenet84")}
+    prober = Prober(roots | {"imagenet256": options.imagenet}, device, options.images, options.trust)
+    errors = []
+    for run in tqdm(list(left.itertuples()), desc="probe", unit="run", disable=None):
         try:
-            rows = list(prober.rows(run))
+            rows = list(prober.rows(runs / run.name))
         except ValueError as error:
-            errors.append(f"{run.folder}: {error}")
+            errors.append(f"{run.name}: {error}")
             continue
-        add_rows(table, frame(rows, LINEAR_PROBE_COLUMNS), LINEAR_PROBE_COLUMNS, LINEAR_PROBE_KEY)
-        scores = ", ".join(
-            f"{row['task']} {row['test_score']:.3f} (untrained {row['untrained_test']:.3f})" for row in rows
-        )
-        tqdm.write(f"{run.folder}: {scores}")
+        tables.add(results, run.log, KIND, pd.DataFrame(rows))
+        scores = [f"{row['task']} {row['test_score']:.3f} (untrained {row['untrained_test']:.3f})" for row in rows]
+        tqdm.write(f"{run.name}: {', '.join(scores)}")
     for error in errors:
         print(f"not probed: {error}", file=sys.stderr)
     return 1 if errors else 0
