@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from engine import tiny
@@ -39,9 +40,8 @@ from gcond.engine.trainer import Objective
 from gcond.load_run import LoadedRun
 from gcond.model import MaskedAutoencoder
 from gcond.model.patches import blank, hidden_mask
-from gcond.report.records import WINDOW_COLUMNS, WINDOW_KEY, read_csv
 from gcond.strategy.flat import FlatParameters
-from gcond.study import window_noise
+from gcond.study import tables, window_noise
 
 CPU = torch.device("cpu")
 KEYS = {
@@ -515,29 +515,31 @@ def test_a_run_that_cannot_be_read_back_is_refused(runs: Path, tmp_path: Path, m
 
 
 def test_the_script_records_each_measurement_once(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two runs at two states in one mode; the common beginning is measured once, runs with overrides not at all."""
+    """Two runs at two states in one mode; the common beginning is measured once, a run at another rate not at all."""
     script = window_noise
     monkeypatch.setattr(WindowProbe, "sizes", (1, 2))
     measured = []
     plain = script.measure
     monkeypatch.setattr(script, "measure", lambda run, *rest: measured.append(run.path.name) or plain(run, *rest))
     words = ["--scale", "smoke", "--runs", str(runs), "--results", str(tmp_path), "--micro-batches", "6"]
-    words += ["--trust", "engine"]
+    words += ["--trust", "engine", "--lr", "1e-3"]
+    results = tmp_path / "smoke"
+    tables.collect(runs / "smoke", results)
     assert script.main([*words, "--modes", "train", "--device", "cpu"]) == 0
     assert len(measured) == 3
-    out = tmp_path / "smoke" / "windows.csv"
-    table = read_csv(out, WINDOW_COLUMNS, WINDOW_KEY)
+    recorded = tables.runs(results)
+    table = pd.concat([tables.log(results, run.log, "window").assign(strategy=run.strategy)
+                       for run in recorded[recorded.lr == 1e-3].itertuples()])  # fmt: skip
     assert set(zip(table.strategy, table.state, table.step, strict=True)) == {
         (strategy, *state) for strategy in ("baseline", "gcond_stochastic") for state in (("initial", 0), ("last", 4))
     }
     assert set(table["group"]) == {"all", "encoder", "body", "head"}
-    first = table[(table.state == "initial") & (table.strategy == "baseline")].value.to_numpy()
-    other = table[(table.state == "initial") & (table.strategy != "baseline")].value.to_numpy()
-    np.testing.assert_array_equal(first, other)
-    before = out.read_bytes()
+    numbers = table[table.state == "initial"].drop(columns="state").set_index("strategy").select_dtypes("number")
+    np.testing.assert_array_equal(numbers.loc["baseline"], numbers.loc["gcond_stochastic"])
+    before = {path: path.read_bytes() for path in (results / "logs").iterdir()}
     assert script.main([*words, "--modes", "train", "--device", "cpu"]) == 0
     assert len(measured) == 3
-    assert out.read_bytes() == before
+    assert before == {path: path.read_bytes() for path in (results / "logs").iterdir()}
     assert script.main([*words, "--strategies", "pcgrad"]) == 2
 
 

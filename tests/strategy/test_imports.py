@@ -28,7 +28,7 @@ ALLOWED = {
     "engine.plan_memory": "config engine synthetic_run",
     "sweep": "config schema data engine files output",
     "study": "config output sweep engine data files strategy model load_run synthetic_run toy",
-    "study.window_noise": "data engine files load_run report",
+    "study.window_noise": "data engine files load_run study.tables",
     "study.bench_page": "study",
     "command": "config schema engine train output",
     "train": "config schema command data model loss strategy engine files output",  # command where train itself is run

@@ -113,7 +113,7 @@ def todo(results: Path, runs: Path, datasets: tuple[str, ...] | None, every: boo
     Of other models and settings than Table 2's only where `every` one is wanted.
     """
     done = tables.runs(results)
-    done = done[[(runs / name / "DONE").exists() for name in done.name]]
+    done = done.loc[[(runs / name / "DONE").exists() for name in done.name]]
     if done.empty:
         raise ValueError(f"nothing to probe: no finished run in {runs} that {results / 'runs.csv'} records")
     if datasets:
@@ -121,7 +121,7 @@ def todo(results: Path, runs: Path, datasets: tuple[str, ...] | None, every: boo
     model = done.model.iloc[0] if done.model.nunique() == 1 else PAPER_MODEL
     of_table2 = (done.model == model) & (done.loss == "l1_ssim") & (done.weights == "") & (done.rest == "")
     chosen = done if every else done[of_table2]
-    left = chosen[[not _recorded(results, run.log, run.hash) for run in chosen.itertuples()]]
+    left = chosen.loc[[not _recorded(results, run.log, run.hash) for run in chosen.itertuples()]]
     print(f"{len(chosen)} finished runs, {len(chosen) - len(left)} recorded in {results}, {len(left)} to probe")
     if len(chosen) < len(done):
         print(f"{len(done) - len(chosen)} finished runs of another model or with other settings than Table 2's are "

@@ -279,7 +279,7 @@ def _contrast(contrast: Mapping[str, Any], runs: pd.DataFrame) -> Iterator[dict[
     setting = tables.setting(contrast.get("with", {}))
     changed = tables.setting(contrast.get("with", {}) | contrast.get("ours_with", {}))
     if "dataset" in contrast:
-        runs = runs[[contrast["dataset"] in (name, kind(name)) for name in runs.dataset]]
+        runs = runs.loc[[contrast["dataset"] in (name, kind(name)) for name in runs.dataset]]
     seen: set[tuple[int, ...]] = set()
     for lr in map(str, lists["lr"]):
         chosen = tables.at_rate(runs, lr)

@@ -1,12 +1,13 @@
 """How noisy a window of K micro-batches is, at the frozen weights of finished runs, before training and after it.
 
     python -m gcond.study.window_noise --scale sample [--strategies baseline,gcond_stochastic] [--seeds 11,42,2025]
-    [--datasets ct] [--micro-batches 72] [--states initial last] [--modes train eval] [--runs DIR] [--results DIR]
+    [--datasets ct] [--lr own] [--micro-batches 72] [--states initial last] [--modes train eval] [--runs DIR]
+    [--results DIR]
 
-Reads finished runs without overrides below runs/<scale>, of which only the last checkpoints are left, and changes
-nothing there. Adds to <results>/<scale>/windows.csv; what stands there is left out, so the script can be stopped and
-started again. Runs of a seed begin with the same weights, which are measured once. `python -m gcond.report windows`
-makes table and figure.
+Reads the runs with Table 2's settings below runs/<scale> that <results>/<scale>/runs.csv records, of which only the
+last checkpoints are left, and changes nothing there. Adds records of kind window to their logs, a row for each state,
+mode and parameter group; what stands there is left out, so the script can be stopped and started again. Runs of a seed
+begin with the same weights, which are measured once.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 import torch
 from omegaconf import OmegaConf
 from tqdm import tqdm
@@ -25,27 +27,22 @@ from gcond.engine import device as devices
 from gcond.engine.probes import FEWEST, SIZES, Estimates, WindowProbe
 from gcond.files import OWN
 from gcond.load_run import STATES, TRUST, LoadedRun
-from gcond.report.folders import read_folders
-from gcond.report.records import KEY, WINDOW_COLUMNS, WINDOW_KEY, add_rows, frame, read_csv
+from gcond.study import tables
 
+KIND = "window"  # of the records in a run's log
 MODES = ("train", "eval")
 STORES = ("ct", "headneck", "imagenet84")  # data sets that stand below data/
 OF_THE_BEGINNING = ("seed", "precision", "dataset", "model", "loss", "scale")
 
 
-def finished(folder: Path, options: argparse.Namespace) -> list[Path]:
-    """Of a scale's folder the runs that were asked for; what is left out is said."""
-    found = read_folders(folder)
-    for remark in found.remarks:
-        print(remark, file=sys.stderr)
-    asked = {"strategy": options.strategies, "seed": options.seeds, "dataset": options.datasets}
-    runs = [
-        run
-        for run in found.runs
-        if (run.row["status"], run.row["variant"]) == ("done", "")
-        and all(values is None or str(run.row[key]) in values for key, values in asked.items())
-    ]
-    return [run.path for run in sorted(runs, key=lambda run: (str(run.row["started"]), run.folder))]
+def recorded(options: argparse.Namespace) -> pd.DataFrame:
+    """The recorded runs that were asked for, those that started first first."""
+    runs = tables.at_rate(tables.runs(options.results / options.scale), options.lr)
+    runs = runs[(runs.setting == "") & (runs.model_mode == "train")]
+    for column, values in (("strategy", options.strategies), ("seed", options.seeds), ("dataset", options.datasets)):
+        runs = runs[runs[column].astype(str).isin(values)] if values else runs
+    there = [(options.runs / options.scale / name / "DONE").exists() for name in runs.name]
+    return runs.loc[there].sort_values(["started", "name"])
 
 
 def beginning(run: LoadedRun) -> str:
@@ -78,56 +75,51 @@ def measure(
     return step, probe.measure()
 
 
-def rows_of(run: LoadedRun, state: str, step: int, mode: str, n: int, found: dict[str, Estimates]) -> list[dict]:
-    common = {name: run.report[name] for name in KEY} | {"state": state, "step": step, "mode": mode}
-    common |= {"micro_batches": n, "batch_size": run.cfg.scale.micro_batch}
-    return [
-        common | {"group": group, "name": name, "value": value, "standard_error": error}
+def rows_of(run: LoadedRun, state: str, step: int, mode: str, n: int, found: dict[str, Estimates]) -> pd.DataFrame:
+    """A row a parameter group; the standard error of NAME is NAME:error."""
+    about = {"state": state, "step": step, "mode": mode, "micro_batches": n, "batch_size": run.cfg.scale.micro_batch}
+    return pd.DataFrame(
+        about
+        | {"group": group}
+        | {name: value for name, (value, _) in said.items()}
+        | {f"{name}:error": error for name, (_, error) in said.items()}
         for group, said in found.items()
-        for name, (value, error) in said.items()
-    ]
+    )
 
 
 def main(words: Sequence[str] | None = None) -> int:
     options = parser().parse_args(words)
     device = devices.pick(options.device, threads=1)
-    paths = finished(options.runs / options.scale, options)
-    if not paths:
+    results, runs = options.results / options.scale, recorded(options)
+    if runs.empty:
         print(
-            f"expected finished runs in {options.runs / options.scale} that were asked for, found none; "
-            f"`make reproduce-windows SCALE={options.scale}` trains some",
+            f"expected finished runs in {options.runs / options.scale} that were asked for and that "
+            f"{results / 'runs.csv'} records, found none; `make reproduce-windows SCALE={options.scale}` trains some",
             file=sys.stderr,
         )
         return 2
-    out = options.results / options.scale / "windows.csv"
-    done = set()
-    if out.exists():
-        table = read_csv(out, WINDOW_COLUMNS, WINDOW_KEY)
-        names = [*KEY, "state", "mode", "micro_batches"]
-        done = set(table[names].drop_duplicates().itertuples(index=False, name=None))
     measured: dict[tuple[str, str], tuple[int, dict[str, Estimates]]] = {}
     n = options.micro_batches
     roots = {name: getattr(options, name) for name in STORES} | {"imagenet256": options.imagenet}
-    with tqdm(total=len(paths) * len(options.states) * len(options.modes), unit="measurement", mininterval=2) as bar:
-        for path in paths:
-            run = LoadedRun(path, roots, options.trust)
-            left = [
-                (state, mode)
-                for state in options.states
-                for mode in options.modes
-                if (*(run.report[name] for name in KEY), state, mode, n) not in done
-            ]
-            bar.update(len(options.states) * len(options.modes) - len(left))
-            data = run.data() if left else None
+    asked = [(state, mode) for state in options.states for mode in options.modes]
+    with tqdm(total=len(runs) * len(asked), unit="measurement", mininterval=2) as bar:
+        for row in runs.itertuples():
+            known = tables.log(results, row.log, KIND)
+            known = known[known.micro_batches == n] if len(known) else known
+            done = set(zip(known.state, known["mode"], strict=True)) if len(known) else set()
+            left = [each for each in asked if each not in done]
+            bar.update(len(asked) - len(left))
+            run = LoadedRun(options.runs / options.scale / row.name, roots, options.trust) if left else None
+            data = run.data() if run else None
             for state, mode in left:
-                which = beginning(run) if state == "initial" else str(path)
+                which = beginning(run) if state == "initial" else row.log
                 if (which, mode) not in measured:
                     measured[which, mode] = measure(run, data, state, mode, n, device)
                 step, found = measured[which, mode]
-                rows = frame(rows_of(run, state, step, mode, n, found), WINDOW_COLUMNS)
-                add_rows(out, rows, WINDOW_COLUMNS, WINDOW_KEY)
+                before = tables.log(results, row.log, KIND)
+                tables.add(results, row.log, KIND, pd.concat([before, rows_of(run, state, step, mode, n, found)]))
                 bar.update()
-    print(f"written: {out}")
+    print(f"written: {results / 'logs'}")
     return 0
 
 
@@ -138,6 +130,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", type=Path, default=OWN, help=f"folder of records (default: {OWN})")
     for name in ("strategies", "seeds", "datasets"):
         parser.add_argument(f"--{name}", type=lambda text: text.split(","), help="comma-separated (default: all)")
+    parser.add_argument("--lr", default="own", help="own (the scale's, the default), paper, best or a number")
     parser.add_argument("--micro-batches", type=int, default=FEWEST * SIZES[-1], help=f"a multiple of {SIZES[-1]}")
     for name, choices in (("states", STATES), ("modes", MODES)):
         parser.add_argument(f"--{name}", nargs="+", choices=choices, default=choices)
