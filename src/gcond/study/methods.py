@@ -27,12 +27,12 @@ def label(strategy: str) -> str:
     return str(known["methods"][strategy]["label"]) if strategy in known["methods"] else strategy
 
 
-def group(strategy: str) -> str | None:
-    """Of Table 2: a key of `groups`; None for a method that has no place in it. An unknown strategy is the user's."""
+def group(strategy: str) -> str:
+    """Of Table 2: a key of `groups`. An unknown strategy is the user's."""
     if strategy.startswith(PREDICTOR):
         return "predictor"
     known = facts("methods")["methods"].get(strategy, {"group": "yours"})
-    return known.get("group")
+    return str(known.get("group", "other"))
 
 
 def ordered(strategies: Iterable[str]) -> list[str]:

@@ -1,0 +1,198 @@
+"""Table 2: the losses of every method over seeds, of the recorded runs of one scale, beside the paper's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gcond.study import tables
+from gcond.study.judge import FEWEST, judge
+from gcond.study.methods import PREDICTOR, facts, group, label, ordered, paper_table2
+
+MEASURES, EPOCHS = ("l1", "ssim"), ("best_val", "last_val", "best_test")
+CELL = ["dataset", "measure", "epoch"]  # what names a column
+DECIMALS = 4  # of a printed loss; a few seeds do not carry more
+PAPER_MODEL = "mobilenetv3_small"
+
+
+@dataclass(frozen=True)
+class Table2:
+    """`cells`: a row for each method, data set, measure and epoch: mean, sd, n, failed, best, beaten, its `gap` to
+    Baseline in percent with `low` and `high`, and of the best epoch the paper's `paper`, `paper_sd` and `paper_gap`.
+    `runs`: the finished runs behind it; `seeds`: those that were asked for."""
+
+    cells: pd.DataFrame
+    runs: pd.DataFrame
+    failed: pd.DataFrame
+    seeds: tuple[int, ...]
+    model: str
+
+    @property
+    def datasets(self) -> list[str]:
+        return list(self.cells.dataset.unique())
+
+    @property
+    def complete(self) -> bool:
+        own = self.cells[~self.cells.strategy.str.startswith(PREDICTOR)]
+        return bool((own.n >= len(self.seeds)).all())
+
+    def title(self, dataset: str) -> str:
+        """As the runs call their data, such as "CT (public samples, 10 patients)"."""
+        own = self.runs[self.runs.dataset == dataset]
+        return str(own.dataset_title.dropna().iloc[0]) if own.dataset_title.notna().any() else named(dataset)
+
+    def rows(self, dataset: str, epochs: Sequence[str]) -> list[list[str]]:
+        """A printed table of one data set: heading, then a row a method below the title of its group; at the best
+        validation epoch with the paper's numbers."""
+        own = self.cells[(self.cells.dataset == dataset) & self.cells.epoch.isin(epochs)]
+        known, paper = facts("methods"), own.paper.notna().any()
+        heading = ["method"]
+        for epoch, measure in product(epochs, MEASURES):
+            name = known["measures"][measure] + (f", {known['epochs'][epoch]}" if len(epochs) > 1 else "")
+            heading += [name, "% of Baseline", *([f"paper: {name}", "paper: %"] if paper else [])]
+        rows = [heading]
+        for title in dict.fromkeys(known["groups"]):
+            lines = own[own.group == title]
+            if len(lines):
+                rows.append([f"*{known['groups'][title]}*", *[""] * (len(heading) - 1)])
+            for _, line in lines.groupby("strategy", sort=False):
+                cells = line.set_index(["epoch", "measure"])
+                row = [line.label.iloc[0]]
+                for place in product(epochs, MEASURES):
+                    cell = cells.loc[place]
+                    row += [self.loss(cell), effect(cell, "gap", "gap_n"), *(_paper(cell) if paper else [])]
+                rows.append(row)
+        return rows
+
+    def loss(self, cell: pd.Series) -> str:
+        """ "**0.4815 ± 0.0093**† (n = 2 of 3, 1 failed)"."""
+        if not cell.n:
+            return f"failed ({cell.failed} of {len(self.seeds)})" if cell.failed else "not run"
+        text = plus_minus(cell["mean"], cell.sd)
+        text = (f"**{text}**" if cell.best else text) + ("†" if cell.beaten else "")
+        if cell.group == "predictor" or cell.n >= len(self.seeds):
+            return text
+        return f"{text} (n = {cell.n} of {len(self.seeds)}{f', {cell.failed} failed' if cell.failed else ''})"
+
+
+def plus_minus(mean: float, deviation: float) -> str:
+    if math.isnan(mean):
+        return ""
+    return f"{mean:.{DECIMALS}f}" + ("" if math.isnan(deviation) else f" ± {deviation:.{DECIMALS}f}")
+
+
+def _paper(cell: pd.Series) -> list[str]:
+    return [
+        plus_minus(cell.paper, cell.paper_sd),
+        "" if not cell.paper_gap else f"{cell.paper_gap:+.1f}".replace("+nan", ""),
+    ]
+
+
+def effect(row: Any, name: str = "effect", n: str = "n", digits: int = 1) -> str:
+    """ "-3.7 [-5.3, -2.0]", bold where the interval excludes zero and n is at least FEWEST; without one the number."""
+    value, low, high = (float(row[each]) for each in (name, "low", "high"))
+    if math.isnan(value) or math.isnan(low):
+        return "" if math.isnan(value) else f"{value:+.{digits}f}"
+    text = f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+    return f"**{text}**" if row[n] >= FEWEST and (low > 0 or high < 0) else text
+
+
+def named(dataset: str) -> str:
+    return str(facts("methods")["datasets"].get(dataset, {}).get("label", dataset))
+
+
+def build(
+    folder: Path,
+    lr: str = "own",
+    seeds: Sequence[int] = (),
+    datasets: Sequence[str] = (),
+    model: str | None = None,
+) -> Table2:
+    """Of the runs recorded in `folder`. `lr`: own (the scale's), paper, best (each arm's) or a number; no `seeds` or
+    `datasets`: all that ran. Raises ValueError where runs of a data set saw different images."""
+    runs, recorded = tables.runs(folder), tables.read(folder)
+    runs = runs[in_lineup(runs)]
+    model = model or _model(runs)
+    runs = tables.at_rate(runs[runs.model == model], lr)
+    names = list(datasets) or [name for name in facts("methods")["datasets"] if name in set(runs.dataset)]
+    runs = runs[runs.dataset.isin(names) & (runs.seed.isin(seeds) if seeds else True)]
+    for dataset, own in runs.groupby("dataset"):
+        if len(checksums := set(own.data_checksum) - {""}) > 1:
+            raise ValueError(f"runs of `{dataset}` in {folder} saw different images (checksums {', '.join(checksums)}) "
+                             "and cannot share a table; record some elsewhere (OUT=DIR)")  # fmt: skip
+    asked = tuple(seeds) or tuple(sorted(runs.seed.unique()))
+    failed = recorded[(recorded.status == tables.FAILED) & recorded.dataset.isin(names) & recorded.seed.isin(asked)]
+    failed = failed[failed.model == model]
+    shown = set(runs.strategy) | set(failed.strategy) | {name for name in facts("methods")["methods"]
+                                                         if group(name) == "paper"}  # fmt: skip
+    predictors = tables.predictors(folder)
+    predictors = predictors[predictors.dataset.isin(names) & (predictors.data_checksum.isin(runs.data_checksum))]
+    cells = _cells(runs, predictors, failed, ordered(shown), names)
+    return Table2(_marked(cells.merge(_gaps(runs, lr), "left"), len(asked)), runs, failed, asked, model)
+
+
+def in_lineup(runs: pd.DataFrame) -> pd.Series:
+    """Mask of the runs that may stand in Table 2: of known methods those with their own settings, of a user's all."""
+    known = runs.strategy.isin(list(facts("methods")["methods"]))
+    same = (runs.rest == "") & (runs.model_mode == "train")
+    return (runs.loss == "l1_ssim") & (runs.weights == "") & (same | ~known)
+
+
+def _model(runs: pd.DataFrame) -> str:
+    found = sorted(set(runs.model))
+    if len(found) > 1 and PAPER_MODEL not in found:
+        raise ValueError(f"`model` must be named: the runs were made with {', '.join(found)}")
+    return PAPER_MODEL if not found or PAPER_MODEL in found else found[0]
+
+
+def _cells(runs: pd.DataFrame, predictors: pd.DataFrame, failed: pd.DataFrame, methods: list[str], datasets: list[str]
+           ) -> pd.DataFrame:  # fmt: skip
+    guesses = [name for name in facts("methods")["predictors"] if name in set(predictors.predictor)]
+    rows = []
+    for method, dataset in [(method, dataset) for method in [*methods, *(PREDICTOR + name for name in guesses)]
+                            for dataset in datasets]:  # fmt: skip
+        own = runs[(runs.strategy == method) & (runs.dataset == dataset)]
+        guess = predictors[(PREDICTOR + predictors.predictor == method) & (predictors.dataset == dataset)]
+        lost = failed[(failed.strategy == method) & (failed.dataset == dataset) & ~failed.seed.isin(own.seed)]
+        for epoch in EPOCHS:
+            for measure in MEASURES:
+                column = f"{epoch.split('_')[1]}_{measure}"
+                values = guess[column].head(1) if len(guess) else own[f"{epoch}_{measure}"].astype(float)
+                paper = paper_table2(dataset, measure).get(method) if epoch == "best_val" else None
+                base = paper_table2(dataset, measure).get("baseline")
+                rows.append({
+                    "strategy": method, "label": label(method), "group": group(method),
+                    "dataset": dataset, "measure": measure, "epoch": epoch,
+                    "mean": values.mean(), "sd": values.std(), "n": values.count(), "failed": lost.seed.nunique(),
+                    "paper": paper[0] if paper else math.nan, "paper_sd": paper[1] if paper else math.nan,
+                    "paper_gap": 100 * (paper[0] / base[0] - 1) if paper and base else math.nan,
+                })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _marked(cells: pd.DataFrame, asked: int) -> pd.DataFrame:
+    """`best`: the lowest printed mean of a column among two or more methods with all seeds. `beaten`: an L1 that is not
+    below that of the best predictor without training."""
+    printed = cells["mean"].round(DECIMALS)
+    guess = cells.strategy.str.startswith(PREDICTOR)
+    whole = printed.where(~guess & (cells.n >= asked))
+    columns = [cells[name] for name in CELL]
+    best = (whole == whole.groupby(columns).transform("min")) & (whole.groupby(columns).transform("count") > 1)
+    bar = printed.where(guess).groupby(columns).transform("min")
+    return cells.assign(best=best, beaten=(cells.measure == "l1") & ~guess & (printed >= bar))
+
+
+def _gaps(runs: pd.DataFrame, lr: str) -> pd.DataFrame:
+    """Each method less Baseline, in percent of Baseline, with its 95 % interval over seeds."""
+    others = [name for name in ordered(set(runs.strategy)) if name != "baseline"]
+    contrast = {"ours": others, "theirs": ["baseline"], "measure": list(MEASURES), "epoch": list(EPOCHS), "lr": [lr]}
+    found = judge({"table2": {"contrasts": [contrast]}}, runs)
+    columns = {"ours": "strategy", "effect": "gap", "n": "gap_n"}
+    names = ["strategy", *CELL, "gap", "gap_n", "low", "high"]
+    return found.rename(columns=columns)[names] if len(found) else pd.DataFrame(columns=names)
