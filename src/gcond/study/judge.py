@@ -396,11 +396,11 @@ def _slack(row: pd.Series) -> float:
 # All scales of a folder.
 
 
-def findings(results: Path) -> pd.DataFrame:
-    """Of every scale recorded below `results`, and of what belongs to no scale."""
-    claims = facts("claims")
+def findings(results: Path, names: Sequence[str] = (), scale: str = "*") -> pd.DataFrame:
+    """Of every scale recorded below `results` (or of one), and of what belongs to no scale; all claims or `names`."""
+    claims = {name: claim for name, claim in facts("claims").items() if not names or name in names}
     found = []
-    for folder in sorted(path.parent for path in results.glob("*/runs.csv")):
+    for folder in sorted(path.parent for path in results.glob(f"{scale}/runs.csv")):
         found.append(judge(claims, tables.runs(folder), folder))
     rows = [
         {"scale": parameters["scale"]} | row | {"claim": name}

@@ -12,13 +12,21 @@ from typing import Any
 import pandas as pd
 
 from gcond.study import tables
-from gcond.study.judge import FEWEST, judge
+from gcond.study.judge import FEWEST, PAPER_MODEL, judge
 from gcond.study.methods import PREDICTOR, facts, group, label, ordered, paper_table2
 
 MEASURES, EPOCHS = ("l1", "ssim"), ("best_val", "last_val", "best_test")
 CELL = ["dataset", "measure", "epoch"]  # what names a column
+FORMS = {
+    "%": "+z.1f",
+    "cosine": "+z.2f",
+    "correlation": "+z.2f",
+    "difference": "+z.3f",
+    "ratio": ".2f",
+    "share": "z.1f",
+}
 DECIMALS = 4  # of a printed loss; a few seeds do not carry more
-PAPER_MODEL = "mobilenetv3_small"
+TUNING_SEED = 101  # of study/queue.yaml: learning rates are chosen on it, so it stands in no table
 
 
 @dataclass(frozen=True)
@@ -39,13 +47,14 @@ class Table2:
 
     @property
     def complete(self) -> bool:
-        own = self.cells[~self.cells.strategy.str.startswith(PREDICTOR)]
-        return bool((own.n >= len(self.seeds)).all())
+        """No method lacks a seed on a data set on which it was started."""
+        started = self.cells[~self.cells.strategy.str.startswith(PREDICTOR) & (self.cells.n + self.cells.failed > 0)]
+        return bool(len(started)) and bool((started.n >= len(self.seeds)).all())
 
     def title(self, dataset: str) -> str:
         """As the runs call their data, such as "CT (public samples, 10 patients)"."""
-        own = self.runs[self.runs.dataset == dataset]
-        return str(own.dataset_title.dropna().iloc[0]) if own.dataset_title.notna().any() else named(dataset)
+        titles = self.runs[self.runs.dataset == dataset].get("dataset_title", pd.Series(dtype=str)).dropna()
+        return str(titles.iloc[0]) if len(titles) else named(dataset)
 
     def rows(self, dataset: str, epochs: Sequence[str]) -> list[list[str]]:
         """A printed table of one data set: heading, then a row a method below the title of its group; at the best
@@ -94,13 +103,16 @@ def _paper(cell: pd.Series) -> list[str]:
     ]
 
 
-def effect(row: Any, name: str = "effect", n: str = "n", digits: int = 1) -> str:
-    """ "-3.7 [-5.3, -2.0]", bold where the interval excludes zero and n is at least FEWEST; without one the number."""
+def effect(row: Any, name: str = "effect", n: str = "n") -> str:
+    """ "-3.7 [-5.3, -2.0]" in the digits of its unit; a difference is bold where the interval excludes zero and n is at
+    least FEWEST. Without an interval the number alone, without a number nothing."""
     value, low, high = (float(row[each]) for each in (name, "low", "high"))
+    form = FORMS.get(row.get("unit", "%"), "z.2g")
     if math.isnan(value) or math.isnan(low):
-        return "" if math.isnan(value) else f"{value:+.{digits}f}"
-    text = f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
-    return f"**{text}**" if row[n] >= FEWEST and (low > 0 or high < 0) else text
+        return "" if math.isnan(value) else f"{value:{form}}"
+    text = f"{value:{form}} [{low:{form}}, {high:{form}}]"
+    differs = row.get("theirs", "baseline") and (low > 0 or high < 0)
+    return f"**{text}**" if row[n] >= FEWEST and differs else text
 
 
 def named(dataset: str) -> str:
@@ -117,7 +129,7 @@ def build(
     """Of the runs recorded in `folder`. `lr`: own (the scale's), paper, best (each arm's) or a number; no `seeds` or
     `datasets`: all that ran. Raises ValueError where runs of a data set saw different images."""
     runs, recorded = tables.runs(folder), tables.read(folder)
-    runs = runs[in_lineup(runs)]
+    runs = runs[in_lineup(runs) & (runs.seed != TUNING_SEED)]
     model = model or _model(runs)
     runs = tables.at_rate(runs[runs.model == model], lr)
     names = list(datasets) or [name for name in facts("methods")["datasets"] if name in set(runs.dataset)]

@@ -1,0 +1,141 @@
+"""The pages of results/: their numbers are those of the records, and the sentences of the first one hold."""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from gcond.study import judge, pages
+from gcond.study.methods import facts
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "results"
+KNOWN = facts("headlines")
+
+
+@pytest.fixture(scope="module")
+def found():
+    return judge.read(RESULTS / "findings.csv")
+
+
+def test_pages_are_made_without_torch():
+    code = "import gcond.study.pages, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+SENTENCES = {name: KNOWN["sentences_of"] | where for name, where in KNOWN["sentences"].items()}
+for table in KNOWN["tables"]:
+    for row, cells in table.get("lies", {}).items():
+        about = table["where"] | KNOWN["rows"][row] | table.get("rows", {}).get(row, {})
+        SENTENCES |= {f"{table['where']['scale']} {row} {column}": about | KNOWN["columns"][column] | {"lies": lies}
+                      for column, lies in cells.items()}  # fmt: skip
+
+
+def lies(low: float, high: float, where: str) -> bool:
+    """ "< 0", "> 0", "around 0", "around 0 within 2": the interval."""
+    if where.startswith("around 0"):
+        bound = float(where.removeprefix("around 0").removeprefix(" within") or math.inf)
+        return -bound < low < 0 < high < bound
+    return high < float(where[1:]) if where[0] == "<" else low > float(where[1:])
+
+
+@pytest.mark.parametrize("name", SENTENCES)
+def test_what_a_sentence_of_the_first_page_says_is_so(name, found):
+    finding = pages.finding(SENTENCES[name], found)
+    assert finding["n"] >= judge.FEWEST
+    assert lies(finding["low"], finding["high"], SENTENCES[name]["lies"]), dict(finding)
+
+
+@pytest.mark.parametrize(("interval", "where", "so"), [
+    ((-3, -1), "< 0", True), ((-3, 1), "< 0", False), ((-3, -1), "around 0", False), ((-1, 1), "around 0", True),
+    ((-1, 3), "around 0 within 2", False), ((0.4, 0.5), "> 0.3", True)])  # fmt: skip
+def test_where_an_interval_lies(interval, where, so):
+    assert lies(*interval, where) is so
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"{scale}/claims.md" for scale in ("mini", "sample", "sample_gpu"))])
+def test_the_files_that_a_page_points_to_exist(page):
+    text = (RESULTS / page).read_text(encoding="utf-8")
+    for target, place in re.findall(r"\]\(([^)#]+)#?([^)]*)\)", text):
+        linked = ((RESULTS / page).parent / target).resolve()
+        assert linked.exists(), target
+        assert not place or f"\n## {place}\n" in linked.read_text(encoding="utf-8").lower(), (target, place)
+
+
+def test_the_committed_pages_are_those_of_the_committed_findings(tmp_path, monkeypatch):
+    scales = ("mini", "sample", "sample_gpu")
+    for scale in scales:
+        (tmp_path / scale).symlink_to(RESULTS / scale)
+    monkeypatch.setattr(judge, "write", lambda results: RESULTS / "findings.csv")
+    written: dict[str, str] = {}
+    monkeypatch.setattr(pages, "write_text", lambda path, text: written.update({str(path.relative_to(tmp_path)): text}))
+    pages.make("claims", tmp_path)
+    for scale, lr in (("mini", None), ("sample", None), ("sample", 2e-4), ("sample_gpu", 2e-4)):
+        monkeypatch.setattr(pages, "RECORDED", tmp_path)
+        pages.make("table2", tmp_path, scale=scale, lr=lr)
+    assert len(written) == 3 + 4 * 3
+    for name, text in written.items():
+        assert (RESULTS / name).read_text(encoding="utf-8") == text, name
+
+
+def test_a_finding_stands_in_its_cell_of_its_claims_table(found):
+    comparisons, levels = pages.finding_tables(found[(found.claim == "C1") & (found.scale == "sample")])
+    one = pages.finding(SENTENCES["contradicting_sum"], found)
+    row = next(row for row in comparisons if row[1] == "GCond stochastic - Baseline")
+    assert (
+        row[comparisons[0].index("weighted sum, validation")]
+        == f"**{one['effect']:+.1f} [{one['low']:+.1f}, {one['high']:+.1f}]**"
+    )
+    assert all(len(row) == len(levels[0]) for row in levels)
+
+
+def test_a_claims_marks_are_its_verdicts():
+    about = {"effect": -1.0, "low": -2.0, "high": -0.5, "n": 6, "unit": "%", "theirs": "baseline"}
+    marks = {verdict: pages.cell(about | {"verdict": verdict})[-1] for verdict in (judge.HOLDS, judge.CONTRADICTED, "")}
+    assert marks == {judge.HOLDS: "✓", judge.CONTRADICTED: "✗", "": "*"}
+
+
+@pytest.mark.parametrize(("seeds", "order"), [(6, ["study", "sample"]), (3, ["sample", "study"]), (2, ["sample"])])
+def test_the_study_comes_first_as_soon_as_it_has_seeds_enough(seeds, order, found):
+    """Copies of sample's findings stand for the study's."""
+    copies = found[(found.scale == "sample") & (found.dataset == "ct")].assign(
+        scale="study", dataset="headneck", n=seeds
+    )
+    shown = pages.first_tables(pd.concat([found[found.scale != "study"], copies]))
+    titles = {table["about"]: table["where"]["scale"] for table in KNOWN["tables"]}
+    assert [titles[table["about"]] for table in shown] == order
+    assert shown[0]["rows"][0][0] == KNOWN["rows"]["sequential"]["title"]
+
+
+def test_a_sentence_that_two_findings_fit_is_refused(found):
+    with pytest.raises(ValueError, match="expected one finding"):
+        pages.finding(SENTENCES["cosine"], pd.concat([found, found]))
+
+
+def test_the_terminal_shows_findings_and_says_what_is_missing():
+    text, complete = pages.text(SimpleNamespace(name="o6", claims=("O6",)), RESULTS, scale="sample_gpu", lr=None)
+    assert complete
+    assert re.search(r"GCond stochastic +3 +32\.6 \[31\.3, 33\.9\]", text)
+    text, complete = pages.text(SimpleNamespace(name="o3", claims=("O6", "I1")), RESULTS, scale="sample_gpu")
+    assert not complete
+    assert text.endswith("not run")
+    assert pages.text(SimpleNamespace(name="figure1", claims=()), RESULTS) == ("", True)
+
+
+def test_the_terminal_shows_table2_of_ones_own_runs_and_below_it_the_recorded_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text, complete = pages.text(SimpleNamespace(name="table2"), tmp_path, scale="sample_gpu", lr=2e-4)
+    assert not complete
+    assert "GCond stochastic" in text
+
+
+def test_an_unknown_page_is_refused():
+    with pytest.raises(ValueError, match="name"):
+        pages.make("tabel2", RESULTS)

@@ -1,0 +1,115 @@
+"""Table 2: its numbers against pandas and scipy alone, and a user's own method beside the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from scipy import stats
+
+from gcond.study import table2, tables
+from gcond.study.judge import FEWEST
+
+SAMPLE = Path(__file__).parents[2] / "results" / "sample"
+
+
+@pytest.fixture(scope="module")
+def at_paper():
+    return table2.build(SAMPLE, lr=2e-4)
+
+
+def cell(table, strategy, dataset="ct", measure="l1", epoch="best_val"):
+    cells = table.cells.set_index(["strategy", *table2.CELL])
+    return cells.loc[strategy, dataset, measure, epoch]
+
+
+@pytest.mark.parametrize(("strategy", "measure", "epoch"),
+                         [("gcond_sequential", "l1", "best_val"), ("cagrad", "ssim", "best_test")])  # fmt: skip
+def test_a_cell_is_the_mean_over_seeds_and_its_gap_a_paired_t_interval(at_paper, strategy, measure, epoch):
+    runs = pd.read_csv(SAMPLE / "runs.csv", keep_default_na=False)
+    runs = runs[(runs.variant == "optimizer.lr=0.0002") & (runs.dataset == "ct")].set_index("seed")
+    ours, base = (runs[runs.strategy == name][f"{epoch}_{measure}"].astype(float) for name in (strategy, "baseline"))
+    found = cell(at_paper, strategy, measure=measure, epoch=epoch)
+    assert (found["mean"], found.sd, found.n) == pytest.approx((ours.mean(), ours.std(), 6))
+    gap = 100 * (ours - base) / base.mean()
+    low, high = stats.ttest_1samp(gap, 0).confidence_interval()
+    assert (found.gap, found.low, found.high) == pytest.approx((gap.mean(), low, high), rel=1e-5)
+
+
+def test_the_paper_stands_beside_it(at_paper):
+    found = cell(at_paper, "gcond_sequential")
+    assert (found.paper, found.paper_sd, round(found.paper_gap, 1)) == (0.12942, 0.01195, -21.4)
+    assert pd.isna(cell(at_paper, "baseline_integrated").paper)
+
+
+def test_the_best_has_all_seeds_and_who_loses_to_a_predictor_is_marked(at_paper):
+    ct = at_paper.cells[(at_paper.cells.dataset == "ct") & (at_paper.cells.measure == "l1")]
+    best = ct[ct.best & (ct.epoch == "best_val")]
+    whole = ct[(ct.epoch == "best_val") & (ct.n == FEWEST)]
+    assert list(best.strategy) == [whole.strategy[whole["mean"].idxmin()]] == ["gcond_sequential"]
+    ran = ct[ct.n > 1]
+    assert ran[ran.epoch == "best_test"].beaten.all()  # by the global median, .8005
+    assert not ran[ran.epoch == "best_val"].beaten.any()
+
+
+LOSSES = {"baseline": 0.5, "mine": 0.4}
+
+
+def record(folder, *changes, **losses):
+    """runs.csv of three seeds of each strategy; `changes`: (strategy, seed, column, value)."""
+    rows = []
+    for strategy, loss in losses.items():
+        for seed in (11, 42, 2025):
+            row = dict.fromkeys([*tables.ABOUT, *tables.SETTINGS], "") | {
+                "name": f"{strategy}-{seed}",
+                "status": "done",
+            }
+            row |= {"scale": "mini", "dataset": "ct", "model": "m", "model_mode": "train", "lr": 0.002, "lr_scale": 1}
+            row |= {"strategy": strategy, "seed": seed, "arithmetic": "a", "started": "2026-01-01", "steps": 8,
+                    "variant": "", "error": "", "data_checksum": "same", "torch": "2"}  # fmt: skip
+            row |= {f"{epoch}_{measure}": loss + seed / 1e5 for epoch in table2.EPOCHS for measure in table2.MEASURES}
+            rows.append(row)
+    table = pd.DataFrame(rows).set_index(["strategy", "seed"], drop=False)
+    for strategy, seed, column, value in changes:
+        table.loc[(strategy, seed), column] = value
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_csv(folder / "runs.csv", index=False)
+    return folder
+
+
+def test_a_users_method_stands_beside_the_others(tmp_path):
+    table = table2.build(record(tmp_path / "mini", **LOSSES), seeds=(11, 42, 2025))
+    found = cell(table, "mine")
+    assert (found.group, found.label, found.n) == ("yours", "mine", 3)
+    assert found.gap == pytest.approx(100 * -0.1 / cell(table, "baseline")["mean"])
+    shown = [row[0] for row in table.rows("ct", ["best_val"])]
+    assert shown.index("*your methods*") == shown.index("mine") - 1
+    assert table.complete  # of the paper's other methods none was started
+    assert next(row for row in table.rows("ct", ["best_val"]) if row[0] == "PCGrad")[1] == "not run"
+
+
+def test_its_own_settings_do_not_keep_it_out(tmp_path):
+    changed = [("mine", seed, "variant", "strategy.my_key=3") for seed in (11, 42, 2025)]
+    changed += [("baseline", 11, "variant", "loss.tasks={l1:1}")]
+    table = table2.build(record(tmp_path, *changed, **LOSSES))
+    assert cell(table, "mine").n == 3
+    assert cell(table, "baseline").n == 2
+
+
+def test_a_failed_run_is_counted(tmp_path):
+    broken = record(tmp_path, ("mine", 42, "status", "failed"), **LOSSES)
+    table = table2.build(broken, seeds=(11, 42, 2025))
+    assert table.loss(cell(table, "mine")).endswith("(n = 2 of 3, 1 failed)")
+    assert not table.complete
+
+
+def test_the_tuning_seed_stands_in_no_table(tmp_path):
+    table = table2.build(record(tmp_path, ("mine", 42, "seed", table2.TUNING_SEED), **LOSSES))
+    assert cell(table, "mine").n == 2
+    assert table.seeds == (11, 42, 2025)
+
+
+def test_runs_on_different_images_share_no_table(tmp_path):
+    with pytest.raises(ValueError, match="checksums"):
+        table2.build(record(tmp_path, ("mine", 11, "data_checksum", "other"), **LOSSES))
