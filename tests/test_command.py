@@ -13,7 +13,7 @@ import gcond.train
 from gcond.command import main
 from gcond.engine.run_folder import RunFolder
 from gcond.engine.run_state import objective
-from gcond.report.collect import collect
+from gcond.study.tables import collect
 
 
 def test_the_command_returns_the_best_weighted_validation_loss_however_the_run_stands(

@@ -25,7 +25,7 @@ from gcond.config import CONFIG
 from gcond.engine.run_folder import RunFolder, locked
 from gcond.engine.run_state import steps_logged
 from gcond.output import duration
-from gcond.report.collect import collect
+from gcond.study.tables import collect
 from gcond.sweep.__main__ import main as sweep_command
 from gcond.sweep.__main__ import print_summary
 from gcond.sweep.disk import disk_needed, size_of

@@ -22,7 +22,7 @@ from gcond.command import main
 from gcond.data.checksums import checksum_of, of_photographs
 from gcond.engine.run_folder import RunFolder, running
 from gcond.engine.run_state import BLOCK, RunState, recorded_by_data, standing, state_of, states_of, steps_logged
-from gcond.report.collect import collect
+from gcond.study.tables import collect
 from gcond.sweep.__main__ import print_summary
 from gcond.sweep.plan import estimate, looked_at_again, plan, print_plan
 from gcond.sweep.status import print_statuses

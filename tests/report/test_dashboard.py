@@ -1,7 +1,6 @@
 """`python -m gcond.report.dashboard`: the data in the page against hand-made folders; the page in a browser."""
 
 import base64
-import csv
 import fcntl
 import hashlib
 import io
@@ -456,28 +455,6 @@ def test_many_runs_get_fewer_points_each(tmp_path, page, monkeypatch):
     monkeypatch.setattr("gcond.report.dashboard.page.FULL_DETAIL_RUNS", 1)
     found = page()
     assert (found.data["points"], len(found.data["groups"][0]["x"])) == (100, 100)
-
-
-def test_without_runs_recorded_results_are_shown_instead(page):
-    recorded = page("--recorded", str(ROOT / "results"))
-    assert recorded.data["recorded"]
-    assert "recorded results" in recorded.data["source"]
-    group = next(one for one in recorded.data["groups"] if (one["scale"], one["dataset"]) == ("mini", "ct"))
-    baseline = group["series"][0]
-    assert (baseline["label"], baseline["seeds"]) == ("Baseline", [11, 42, 2025])
-    rows = [line.split(",") for line in (ROOT / "results/mini/curves.csv").read_text().splitlines()]
-    last = [float(row[7]) for row in rows if (row[0], row[2], row[6]) == ("ct", "baseline", "96")]
-    assert baseline["validation"]["val_l1"][-1] == pytest.approx(np.mean(last), rel=1e-3)
-    row = next(run for run in recorded.data["runs"] if (run["dataset"], run["strategy"]) == ("ct", "baseline"))
-    with (ROOT / "results/mini/runs.csv").open(newline="") as file:
-        (best,) = (
-            line["best_val_l1"]
-            for line in csv.DictReader(file)
-            if (line["dataset"], line["strategy"], line["seed"]) == ("ct", "baseline", str(row["seed"]))
-        )
-    assert row["best_val_l1"] == pytest.approx(float(best), rel=1e-3)
-    assert not [run for run in recorded.data["runs"] if run["strategy"].startswith("trivial")]
-    assert group["trivial"]["val_ssim"] == pytest.approx(0.7106, rel=1e-3)
 
 
 def test_local_runs_come_before_recorded_ones(tmp_path, page):
