@@ -277,16 +277,6 @@ def test_a_refused_store_names_the_files_and_what_to_do(tmp_path, capsys):
     ]
 
 
-def test_a_store_that_was_begun_by_other_rules_is_refused(tmp_path, capsys, monkeypatch):
-    write_patients(tmp_path / "in")
-    (tmp_path / "in" / "a.dcm").write_bytes(b"x" * 400)
-    assert prepare(tmp_path, capsys)[0] == 1
-    monkeypatch.setattr(ct.header, "VERSION", 0)
-    status, _, (error,) = prepare(tmp_path, capsys, "--max-bad-share", "1")
-    assert status == 1
-    assert "was begun with" in error
-
-
 # Splits
 
 NAMES = [f"ich-{i:05}" for i in range(20_000)]
@@ -328,9 +318,3 @@ def test_linked_patients_go_to_one_side_and_those_who_moved_are_named():
     assert {splits[p] for p in (first, stays, moves)} == {"test"}
     assert moved == [moves]
     assert {p: s for p, s in splits.items() if p != moves} == {p: s for p, s in alone.items() if p != moves}
-
-
-@pytest.mark.parametrize("shares", [(0.8, 0.1), (0.9, 0.2, -0.1), (0.5, 0.25, 0.2)])
-def test_shares_that_cannot_be_meant(shares):
-    with pytest.raises(ValueError, match="`--shares`: expected 3 positive numbers that sum to 1"):
-        identity.check_shares(shares)
