@@ -5,6 +5,7 @@ import zipfile
 
 import ct
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from archive import identity
@@ -297,15 +298,9 @@ def test_a_patient_stays_where_it_is_whoever_else_comes():
 
 
 def test_links_join_patients_by_what_they_share_and_empty_keys_join_nobody():
-    keys, patients = ["x", "x", "y", "y", "", "", "z"], ["b", "a", "b", "c", "d", "e", "f"]
-    assert identity.links(keys, patients) == [("a", "b"), ("b", "c")]
-    assert identity.components([("b", "c"), ("a", "b"), ("x", "y")]) == {
-        "a": "a",
-        "b": "a",
-        "c": "a",
-        "x": "x",
-        "y": "x",
-    }
+    keys, patients = ["x", "x", "y", "y", None, None, "z", "w", "w"], ["b", "a", "b", "c", "d", "e", "f", "g", "h"]
+    found = identity.linked(pd.Series(keys), pd.Series(patients))
+    assert found == {"a": "a", "b": "a", "c": "a", "g": "g", "h": "g"}
 
 
 def test_linked_patients_go_to_one_side_and_those_who_moved_are_named():
@@ -313,7 +308,7 @@ def test_linked_patients_go_to_one_side_and_those_who_moved_are_named():
     first = next(p for p in NAMES if alone[p] == "test")
     later = [p for p in NAMES if p > first]
     stays, moves = next(p for p in later if alone[p] == "test"), next(p for p in later if alone[p] == "train")
-    linked = identity.components([(moves, stays), (first, stays)])
+    linked = dict.fromkeys((first, stays, moves), first)
     splits, moved = identity.assign(NAMES, linked, 0, identity.DEFAULT_SHARES)
     assert {splits[p] for p in (first, stays, moves)} == {"test"}
     assert moved == [moves]
