@@ -116,12 +116,14 @@ def test_the_whole_is_accepted_with_the_expected_counts_alone(source, tmp_path, 
     assert facts["classes"] == {"train": 3, "validation": 3, "test": 0}
     assert facts["deviations"] == []
     (source / "data" / "train-00001-of-00002.parquet").unlink()
-    assert output.prepare(source, tmp_path / "less") is None
+    with pytest.raises(ValueError, match="nothing was made"):
+        output.prepare(source, tmp_path / "less")
     said = capsys.readouterr().out
     assert "missing: data/train-00001-of-00002.parquet" in said
     assert "train: 7 images, expected 12" in said
     write(source, "validation-00000-of-00001.parquet", [2, 1, 0, 2, 1, 1], range(50, 56))
-    assert output.prepare(source, tmp_path / "less") is None
+    with pytest.raises(ValueError, match="nothing was made"):
+        output.prepare(source, tmp_path / "less")
     assert "validation: 2 classes do not have 2 images" in capsys.readouterr().out
     assert not (tmp_path / "less").exists()
 
@@ -139,7 +141,8 @@ def test_a_table_names_and_counts_what_is_wrong(source, tmp_path, monkeypatch, c
     monkeypatch.setattr(published, "BATCH", 2)
     replaced = dict(enumerate(FAULTS.values())) | {5: FAULTS["not RGB"]}
     write(source, "train-00001-of-00002.parquet", [1] * 7, range(7), replaced)
-    assert prepare(source, tmp_path / "out") is None
+    with pytest.raises(ValueError, match="nothing was made"):
+        prepare(source, tmp_path / "out")
     table = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("train  ")]
     assert {" ".join(line[1:-4]): line[-4] for line in table} == dict.fromkeys(FAULTS, "1") | {"not RGB": "2"}
     assert ["train-00001-of-00002.parquet", "row", "3"] in [line[-3:] for line in table]
@@ -152,7 +155,8 @@ def test_labels_outside_the_classes_are_wrong(source, tmp_path, label, capsys):
     table = pq.read_table(path)
     broken = [*table.column("label").to_pylist()[:-1], label]
     pq.write_table(table.set_column(1, "label", [broken]), path)
-    assert prepare(source, tmp_path / "out") is None
+    with pytest.raises(ValueError, match="nothing was made"):
+        prepare(source, tmp_path / "out")
     assert "label outside 0..999" in capsys.readouterr().out
 
 
@@ -162,7 +166,8 @@ def test_a_file_that_parquet_cannot_read_is_named(source, tmp_path, damage, caps
     whole = path.read_bytes()
     # The labels stand behind the images, so the damaged pages are found only when images are read.
     path.write_bytes(whole[:-20] if damage == "footer" else whole[:4] + bytes(200) + whole[204:])
-    assert prepare(source, tmp_path / "out") is None
+    with pytest.raises(ValueError, match="nothing was made"):
+        prepare(source, tmp_path / "out")
     assert "file unreadable" in capsys.readouterr().out
 
 
@@ -257,25 +262,6 @@ def test_copies_where_links_are_refused(source, tmp_path, monkeypatch, capsys):
     assert content(source / "data") == content(tmp_path / "out" / "data")
 
 
-@pytest.fixture
-def interrupted(source, tmp_path, monkeypatch):
-    """A call for `tmp_path / "out"` that ended at its third file of four."""
-    with monkeypatch.context() as patch:
-        seen = []
-
-        def process(job):
-            seen.append(job)
-            if len(seen) == 3:
-                raise KeyboardInterrupt
-            return original(job)
-
-        original = output.process
-        patch.setattr(output, "process", process)
-        with pytest.raises(KeyboardInterrupt):
-            prepare(source, tmp_path / "out", subset=3)
-    return source
-
-
 def looked_at(monkeypatch):
     """The list to which every image that is checked from now on adds its grey value."""
     seen = []
@@ -287,31 +273,6 @@ def looked_at(monkeypatch):
 
     monkeypatch.setattr(published, "image_fault", image_fault)
     return seen
-
-
-@pytest.mark.parametrize(
-    ("changed", "looked_at_again"), [("", []), ("target", range(17, 22)), ("source", range(10, 17))]
-)
-def test_the_next_call_goes_on_and_makes_the_same(interrupted, tmp_path, monkeypatch, changed, looked_at_again):
-    """What is half written, or finished and changed since, is made anew; the rest of the four files is left alone."""
-    made = tmp_path / ".out.work" / "tree" / "data"
-    (made / ".train-00000-of-00002.1.parquet").write_bytes(b"half")
-    if changed == "target":
-        damaged = made / "train-00001-of-00002.parquet"
-        damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
-    elif changed == "source":
-        os.utime(interrupted / "data" / "train-00000-of-00002.parquet", ns=(1, 1))
-    assert not (tmp_path / "out").exists()
-    seen = looked_at(monkeypatch)
-    prepare(interrupted, tmp_path / "out", subset=3)
-    assert sorted(seen) == [*looked_at_again, *range(50, 56)]
-    prepare(interrupted, tmp_path / "whole", subset=3)
-    assert content(tmp_path / "out") == content(tmp_path / "whole")
-
-
-def test_two_calls_do_not_share_a_folder(source, tmp_path):
-    with output.locked(tmp_path / ".out.work"), pytest.raises(ValueError, match="another process works"):
-        prepare(source, tmp_path / "out")
 
 
 def test_what_is_there_is_compared(source, tmp_path, monkeypatch):
