@@ -24,6 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import yaml
 from readers import KBP_FILES, READERS, Volume
 from tqdm import tqdm
@@ -237,32 +238,21 @@ def _convert(entry: Entry, volume: Volume, columns: dict[str, list]) -> dict:
 
 def report(facts: dict, expected: str) -> Iterator[str]:
     """The counts of a store per source and split, and whether its checksum is the `expected` one, line by line."""
-    yield f"{'source':20} {'split':10} {'patients':>8} {'read':>6} {'kept':>6}  no image (by kind)"
-    groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
-    for patient in facts["patients"].values():
-        groups[patient["source"], patient["split"]].append(patient)
-    for (source, split), own in groups.items():
-        read = sum(patient["slices_read"] for patient in own)
-        kept = read - sum(patient["slices_without_body"] for patient in own)
-        others = _total(own, "files_passed_over")
-        yield f"{source:20} {split:10} {len(own):8} {read:6} {kept:6}  {others}".rstrip()
-    everyone = list(facts["patients"].values())
-    in_split = Counter(patient["split"] for patient in everyone)
-    yield "splits: " + ", ".join(f"{s} {facts['counts'][s]} slices of {in_split[s]} patients" for s in store.SPLITS)
-    without = sum(patient["slices_without_body"] for patient in everyone)
-    yield f"left out: {without} slices without body ({facts['body_rule']})"
+    patients = pd.DataFrame.from_dict(facts["patients"], orient="index")
+    patients["slices_kept"] = patients.slices_read - patients.slices_without_body
+    groups = patients.groupby(["source", "split"], sort=False)
+    yield groups[["slices_read", "slices_kept"]].sum().assign(patients=groups.size()).to_string()
+    yield ", ".join(f"{split} {count}" for split, count in facts["counts"].items()) + " slices"
+    yield f"left out: {patients.slices_without_body.sum()} slices without body ({facts['body_rule']})"
     yield from (f"left out: {len(those)} patients: {reason}" for reason, those in facts["left_out"].items())
-    if flags := _total(everyone, "flags"):
-        yield f"unusual slices, stored all the same (docs/data.md): {flags}"
+    for column, what in (("files_passed_over", "no image"), ("flags", "unusual slices, stored all the same")):
+        # Stores that were made earlier do not name their flags.
+        total = sum((Counter(patient.get(column, {})) for patient in facts["patients"].values()), Counter())
+        if total:
+            yield f"{what} (docs/data.md): " + ", ".join(f"{count} {kind}" for kind, count in total.items())
     yield f"missing sources: {', '.join(facts['missing_packages']) or 'none'}"
     same = "that of the catalogue" if facts["checksum"] == expected else f"the catalogue's is {expected}"
     yield f"checksum: {facts['checksum']}, {same}"
-
-
-def _total(patients: list[dict], column: str) -> str:
-    """Counts of a column summed over patients; stores that were made earlier do not name their flags."""
-    total = sum((Counter(patient.get(column, {})) for patient in patients), Counter())
-    return ", ".join(f"{count} {kind}" for kind, count in total.items())
 
 
 def _folders(arguments: list[str], sources: tuple[Source, ...]) -> dict[str, Path]:

@@ -143,9 +143,7 @@ def prepare(
     refuse(findings + source.bad_labels(files))
     if differing and not allow_partial:
         print("\n".join(differing))
-        raise ValueError(
-            f"`--from`: {root} is not the published copy: nothing was made; `--allow-partial` takes it"
-        )
+        raise ValueError(f"`--from`: {root} is not the published copy: nothing was made; `--allow-partial` takes it")
     settings = {
         "format_version": FORMAT_VERSION,
         "size": size,

@@ -1,6 +1,7 @@
 """Copies, links and identifiers that cannot be trusted, on whole archives: what is dropped, kept, refused and said."""
 
 import csv
+import re
 import zipfile
 
 import ct
@@ -208,7 +209,7 @@ def test_labels_are_left_empty_where_several_pictures_have_one_uid(tmp_path, cap
     assert shared.sum() == 2 * PATIENTS
     assert index["any"][shared].isna().all()
     assert (index["any"][~shared] == 1).all()
-    assert f"labels of ICH: {PATIENTS} slices" in told
+    assert f"labels of ICH: labelled slices {PATIENTS}" in told
 
 
 @pytest.mark.parametrize("parts", [False, True])
@@ -253,7 +254,7 @@ def test_nothing_to_store_is_said_with_the_reasons(tmp_path, capsys):
     write_patients(tmp_path / "in", ImageOrientationPatient=[1, 0, 0, 0, 0, -1])
     status, told, (error,) = prepare(tmp_path, capsys)
     assert (status, error) == (1, "error: no file can be stored: the table says why")
-    assert "other             36  not axial" in told
+    assert re.search(r"other not axial +36", told)
 
 
 def test_a_refused_store_names_the_files_and_what_to_do(tmp_path, capsys):
