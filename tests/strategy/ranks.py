@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from strategy.problems import ConvNet, image_batches, seeded, three_losses
+from strategy.problems import ConvNet, image_batches, three_losses
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -64,34 +64,26 @@ class Case:
     lr: float = 1e-2
 
 
-class Perceptron(nn.Module):
-    """Layers of 7, 5 and 3 outputs and a head for each task: 119 parameters, which neither 2 nor 4 divides."""
+class Heads(nn.Module):
+    """A trunk and three heads, each reached by one task; 43 parameters, which neither 2 nor 4 divides."""
 
-    @seeded(1)
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second, self.third = nn.Linear(6, 7), nn.Linear(7, 5), nn.Linear(5, 3)
-        self.heads = nn.ModuleDict({name: nn.Linear(3, 1) for name in TASKS})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.trunk = nn.Linear(4, 5)
+            self.heads = nn.ModuleDict({"l1": nn.Linear(5, 1), "ssim": nn.Linear(5, 1), "classify": nn.Linear(5, 1)})
         self.double()
 
-    def forward(self, batch: Tensor) -> Tensor:
-        return torch.tanh(self.third(torch.tanh(self.second(torch.tanh(self.first(batch))))))
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        return {
-            "trunk": [*self.first.parameters(), *self.second.parameters()],
-            "head": list(self.third.parameters()),
-            "heads": list(self.heads.parameters()),
-        }
-
-
-def perceptron_losses(model: nn.Module) -> Any:
-    goals = {"l1": 1.0, "ssim": -1.0, "classify": 0.3}
+def head_losses(model: nn.Module) -> Any:
+    goals = {"l1": 1.0, "ssim": -2.0, "classify": 0.5}
 
     def losses(batch: Tensor, names: Any) -> dict[str, Tensor]:
-        features = model(batch)
+        features = torch.tanh(model.trunk(batch))
+        shared = features.sum(1)
         return {
-            name: ((features.sum(1) - goals[name] + 0.3 * model.heads[name](features).squeeze(1)) ** 2).mean()
+            name: ((model.heads[name](features).squeeze(1) + goals[name] * (shared - goals[name])) ** 2).mean()
             for name in names
         }
 
@@ -101,11 +93,12 @@ def perceptron_losses(model: nn.Module) -> Any:
 class Routed(nn.Module):
     """A trunk, and an expert for batches whose first number is positive, another for the rest; 42 parameters."""
 
-    @seeded(3)
     def __init__(self) -> None:
         super().__init__()
-        self.trunk = nn.Linear(4, 5)
-        self.experts = nn.ModuleList([nn.Linear(5, 1), nn.Linear(5, 1)])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            self.trunk = nn.Linear(4, 5)
+            self.experts = nn.ModuleList([nn.Linear(5, 1), nn.Linear(5, 1)])
         self.double()
 
 
@@ -151,10 +144,6 @@ def gcond_window() -> Any:
     return Sequential(K), GCond(), EMA()
 
 
-def perceptron(parts: Callable[[], tuple[Any, Any, Any]], **more: Any) -> Case:
-    return Case(parts, Perceptron, perceptron_losses, vectors(6), **more)
-
-
 TINY = {"model": Three, "losses": point_losses, "batches": vectors(3), "groups": lambda model: model.parameters()}
 ROUTED = {"model": Routed, "losses": routed_losses, "batches": vectors(4), "groups": lambda model: model.parameters()}
 CASES = {
@@ -176,7 +165,13 @@ CASES = {
     "uw": Case(lambda: (Joint(K), UW(), Raw())),
     "famo": Case(lambda: (Joint(K), FAMO(), Raw())),
     "upgrad": Case(lambda: (Sequential(K), TorchJD("UPGrad"), Raw())),
-    "heads": perceptron(gcond_window),
+    "heads": Case(
+        gcond_window,
+        Heads,
+        head_losses,
+        vectors(4),
+        lambda model: {"trunk": model.trunk.parameters(), "heads": model.heads.parameters()},
+    ),
     "experts": Case(gcond_window, **ROUTED),
     "experts micro-batch": Case(lambda: (Sequential(K, resolve_every="micro_batch"), PCGrad(), Raw()), **ROUTED),
     "fewer parameters than processes": Case(gcond_window, **TINY),
@@ -441,14 +436,50 @@ def permuted(folder: Path) -> dict[str, Any]:
 # FSDP2
 
 
+class Perceptron(nn.Module):
+    """Layers of 7, 5 and 3 outputs, which no two processes share evenly, and a head of one row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            self.first, self.second, self.third = nn.Linear(6, 7), nn.Linear(7, 5), nn.Linear(5, 3)
+            self.heads = nn.ModuleDict({name: nn.Linear(3, 1) for name in TASKS})
+        self.double()
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return torch.tanh(self.third(torch.tanh(self.second(torch.tanh(self.first(batch))))))
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {
+            "trunk": [*self.first.parameters(), *self.second.parameters()],
+            "head": list(self.third.parameters()),
+            "heads": list(self.heads.parameters()),
+        }
+
+
+def perceptron_losses(model: nn.Module) -> Any:
+    goals = {"l1": 1.0, "ssim": -1.0, "classify": 0.3}
+
+    def losses(batch: Tensor, names: Any) -> dict[str, Tensor]:
+        features = model(batch)
+        return {
+            name: ((features.sum(1) - goals[name] + 0.3 * model.heads[name](features).squeeze(1)) ** 2).mean()
+            for name in names
+        }
+
+    return losses
+
+
 class Attention(nn.Module):
     """One transformer block and one output that all tasks share."""
 
-    @seeded(2)
     def __init__(self) -> None:
         super().__init__()
-        self.block = nn.TransformerEncoderLayer(6, 2, 9, dropout=0.0, batch_first=True)
-        self.out = nn.Linear(6, 3)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(2)
+            self.block = nn.TransformerEncoderLayer(6, 2, 9, dropout=0.0, batch_first=True)
+            self.out = nn.Linear(6, 3)
         self.double()
 
     def forward(self, batch: Tensor) -> Tensor:
@@ -466,6 +497,10 @@ def attention_losses(model: nn.Module) -> Any:
         return {name: ((outputs - torch.tensor(goals[name])) ** 2).mean() for name in names}
 
     return losses
+
+
+def perceptron(parts: Callable[[], tuple[Any, Any, Any]], **more: Any) -> Case:
+    return Case(parts, Perceptron, perceptron_losses, vectors(6), **more)
 
 
 SHARDED = {

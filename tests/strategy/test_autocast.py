@@ -6,7 +6,7 @@ import pytest
 import torch
 from strategy.problems import ESTIMATORS, ConvNet, flat_grad, image_batches, opposed_losses
 
-from gcond.strategy import GradientConductor, Joint, Linear, PCGrad, Raw, Sequential
+from gcond.strategy import EMA, GCond, GradientConductor, Joint, Linear, PCGrad, Raw, Sequential, Stochastic
 
 each_estimator = pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
 
@@ -72,3 +72,12 @@ def test_a_float16_loss_takes_the_largest_scale_that_its_gradient_allows():
     )
     assert "skipped" not in metrics
     assert parameter.grad.tolist() == [16384.0] * 2
+
+
+def test_float16_that_overflows_at_first_finds_its_scale():
+    """2^24 is too large for the float16 gradients within the network; the scaler halves it until they fit."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24)
+    found, metrics = gradients(Stochastic(2), torch.float16, scaler, GCond(), EMA(0.9), steps=20)
+    assert scaler.get_scale() < 2.0**24
+    assert "skipped" not in metrics
+    assert bool(torch.isfinite(found).all())

@@ -10,7 +10,7 @@ from strategy.problems import ESTIMATORS, ConvNet, flat_grad, image_batches, opp
 from torch import nn
 from torch._inductor.utils import fresh_cache
 
-from gcond.strategy import GradientConductor, Joint, Linear, PCGrad, Raw, Sequential, Stochastic
+from gcond.strategy import EMA, GCond, GradientConductor, Joint, Linear, PCGrad, Raw, Sequential, Stochastic
 
 TASKS = {"l1": 0.85, "ssim": 0.15}
 INDUCTOR = pytest.param(
@@ -116,6 +116,15 @@ def test_the_advice_helps(advice):
     torch.testing.assert_close(found, train(plain, plain, estimator), rtol=1e-4, atol=1e-6)
 
 
+def test_other_errors_of_a_backward_pass_are_left_as_they_are():
+    parameter = nn.Parameter(torch.ones(2))
+    shared = parameter.square().sum()
+    conductor = GradientConductor([parameter], {"t": 1.0}, Joint(1), Linear(), Raw())
+    shared.backward()
+    with pytest.raises(RuntimeError, match="Trying to backward through the graph a second time"):
+        conductor.step([None], lambda batch, names: {"t": shared})
+
+
 def test_setting_for_donated_buffers_is_put_back():
     before = torch._functorch.config.donated_buffer
     model = MLP()
@@ -193,3 +202,33 @@ def test_heads_inside_a_compiled_model_stay_apart(estimator, backend, buffer_dty
         if lambdas["ssim"] == 0:  # whose head cannot be told from others, so that it is the part of a norm
             own, other = ({k: v for k, v in each.items() if "grad_norm" not in k} for each in (own, other))
         assert own == pytest.approx(other, rel=1e-4, abs=1e-6, nan_ok=True)
+
+
+@pytest.mark.slow
+def test_one_step_of_the_masked_autoencoder():
+    from gcond.model import MaskedAutoencoder
+
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(4, 3, 64, 64, generator=generator) for _ in range(2)]
+    hidden = torch.stack([torch.randperm(16, generator=generator)[:12] for _ in range(4)])
+
+    def step(compile_it):
+        torch.manual_seed(0)
+        model = MaskedAutoencoder("mobilenetv3_small_050", 64, 16, 3, width=32, depth=1)
+        called = torch.compile(model, backend="aot_eager") if compile_it else model
+
+        def losses(images, names):
+            predictions = called(images, hidden)
+            values = {"l1": (predictions - 0.3).abs().mean(), "ssim": (predictions + 0.1).square().mean()}
+            return {name: values[name] for name in names}
+
+        conductor = GradientConductor(model.parameter_groups(), TASKS, Sequential(2), GCond(), EMA(0.9))
+        metrics = conductor.step(batches, losses)
+        torch.optim.AdamW(model.parameters(), lr=1e-3).step()
+        return flat_grad(list(model.parameters())), metrics, model
+
+    plain, expected, _ = step(False)
+    found, metrics, model = step(True)
+    assert float((found - plain).norm()) < 1e-5 * float(plain.norm())
+    assert metrics == pytest.approx(expected, rel=1e-4, abs=1e-6, nan_ok=True)
+    assert bool(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]).isfinite().all())
