@@ -48,7 +48,7 @@ from gcond.data.images import TensorImages
 from gcond.data.splits import ImageSet
 from gcond.data.store import STORED_SIZE
 from gcond.engine import batches
-from gcond.engine.batches import MicroBatches
+from gcond.engine.batches import MicroBatches, TrainingImages
 from gcond.engine.device import describe, pick
 from gcond.engine.run_folder import RunFolder
 from gcond.engine.settings import Settings
@@ -302,7 +302,7 @@ def alone(words: Sequence[str], kept: str, device: torch.device, rounds: int) ->
         raise ValueError(f"--cases: expected {found}, as {cfg.dataset.name} is kept here, found {kept}")
     synthetic = SyntheticRun(cfg, device)
     size = scale.micro_batch, settings.patches, scale.mask_ratio
-    images = MicroBatches(data.train, data.intensity, *size, cfg.seed, device, scale.workers)
+    images = MicroBatches(TrainingImages(data.train, data.intensity, *size, cfg.seed, device, scale.workers))
     window = scale.micro_batch * scale.accumulation_steps
 
     def now() -> float:

@@ -46,6 +46,6 @@ def test_settings_that_are_refused_are_named_with_their_experiment(monkeypatch: 
     broken = config(*SMALL, "strategy=baseline", "scale.micro_batch=0")
     monkeypatch.setattr(script, "runs_of", lambda experiment: iter([broken]))
     with pytest.raises(
-        ValueError, match=r"o1, baseline on ct: `scale\.micro_batch`: expected an integer >= 1 .*, found 0"
+        ValueError, match=r"o1, baseline on ct: `scale\.micro_batch`: expected greater than or equal to 1, found 0"
     ):
         script.distinct(["o1"])

@@ -55,7 +55,7 @@ def test_table2_is_60_runs_of_ten_strategies_on_two_data_sets_with_three_seeds()
 @pytest.mark.parametrize(
     ("swept", "message"),
     [
-        ("seed=11,foo", "`seed`: expected an integer"),
+        ("seed=11,foo", "`seed`: expected a valid integer"),
         ("scale.accumulation_steps=2,3", "accumulation_steps`: the stochastic estimator expects a multiple"),
         ("device=cpu,cuda", "`device`: found 'cuda'"),
         (

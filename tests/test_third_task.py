@@ -16,7 +16,7 @@ from torch import nn
 
 from gcond.classification import ClassifyingLoss
 from gcond.config import build
-from gcond.engine.batches import Given, MicroBatches, Turned, Turns, labelling_of, seeded
+from gcond.engine.batches import Given, MicroBatches, TrainingImages, Turned, Turns, labelling_of, seeded
 from gcond.engine.evaluate import EvaluationSet, evaluate, means
 from gcond.engine.memory import Planner
 from gcond.engine.run_folder import RunFolder
@@ -126,8 +126,9 @@ def test_turned_images_are_the_same_for_all_strategies_and_after_a_resume() -> N
     data = tiny.load(64)
 
     def batches(position: int, labelling: Turns | None, seed: int = 42) -> list:
-        settings = (data.train, data.intensity, 4, 16, 0.75, seed, CPU, 0, position)
-        stream = MicroBatches(*settings, window=1, labelling=labelling)
+        stream = MicroBatches(
+            TrainingImages(data.train, data.intensity, 4, 16, 0.75, seed, CPU, labelling=labelling), position
+        )
         return [next(stream) for _ in range(4)]
 
     shown, plain = batches(0, Turns()), batches(0, None)
@@ -205,9 +206,9 @@ def test_labels_that_do_not_exist_or_are_not_needed_are_refused(monkeypatch: pyt
     for overrides, message in (
         (
             ["loss=l1_ssim_class", "loss.labels=turns"],
-            r"`loss\.labels`: expected one of rotation, dataset, found 'turns'",
+            r"`loss\.labels`: expected 'rotation' or 'dataset', found 'turns'",
         ),
-        (["loss=l1_ssim_class", "loss.labels=null"], r"`loss\.labels`: expected one of rotation, dataset, found None"),
+        (["loss=l1_ssim_class", "loss.labels=null"], r"`loss\.labels`: expected rotation or dataset, found None"),
         (["+loss.labels=rotation"], r"`loss\.labels`: expected nothing, since no task needs them, found rotation"),
         (["loss=l1_ssim_class", "strategy=gradnorm"], r"resolver\.group`: expected encoder, .*, found head"),
     ):

@@ -30,8 +30,8 @@ class LoadedRun:
         trusted: packages that its config may name classes and data sets of, beside this one (`gcond.config`).
 
     Raises:
-        ValueError: the run is not finished, its data set's folder is not among `roots`, or its report or config is
-            damaged; and, where something is built from its config, what may not be built.
+        ValueError: the run is not finished, its data set's folder is not among `roots`, its report or config is
+            damaged, or its config names what may not be built.
     """
 
     def __init__(self, path: Path, roots: Mapping[str, Path | str | None], trusted: Sequence[str] = ()) -> None:
@@ -70,11 +70,9 @@ class LoadedRun:
         if state not in STATES:
             raise ValueError(f"`state`: expected one of {', '.join(STATES)}, found {state!r}")
         labelling = labelling_of(self.cfg)
-        classes = labelling.classes if labelling else None
+        late = {"channels": data.intensity.channels, "classes": labelling.classes if labelling else None}
         with seeded(self.cfg.seed, "weights"):
-            model: MaskedAutoencoder = build(
-                self.cfg.model, self._trusted, channels=data.intensity.channels, classes=classes
-            )
+            model: MaskedAutoencoder = build(self.cfg.model, self._trusted, **late)
         if state == "initial":
             return model, 0
         checksum, folder = data.facts["checksum"], self.path / "checkpoints"

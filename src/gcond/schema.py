@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.errors import PydanticInvalidForJsonSchema
+from pydantic_core import ErrorDetails
 
 ONE_LINE = r"^[^\x00-\x1f\x7f]+$"
 FOLDER = r"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*$"
+DEVICE = r"^(auto|cpu|cuda(:\d{1,2})?)$"
 DOTTED = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$"
 
-Text = Annotated[str, Field(pattern=ONE_LINE, description="text on one line")]
-Name = Annotated[str, Field(pattern=FOLDER, max_length=200, description="a folder's name, without / and leading dot")]
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,2})?)$", description="auto, cpu, cuda or cuda:N")]
-Dotted = Annotated[str, Field(pattern=DOTTED, description="the dotted name of a class, such as gcond.strategy.PCGrad")]
+PATTERNS = {
+    ONE_LINE: "text on one line",
+    FOLDER: "a folder's name, without / and leading dot",
+    DOTTED: "the dotted name of a class, such as gcond.strategy.PCGrad",
+    DEVICE: "auto, cpu, cuda or cuda:N",
+}
+
+Text = Annotated[str, Field(pattern=ONE_LINE)]
+Name = Annotated[str, Field(pattern=FOLDER, max_length=200)]
+Device = Annotated[str, Field(pattern=DEVICE)]
+Dotted = Annotated[str, Field(pattern=DOTTED)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
-EvenCount = Annotated[int, Field(ge=0, le=10**6, multiple_of=2, description="an even integer >= 0, 0 for no probe")]
+EvenCount = Annotated[int, Field(ge=0, le=10**6, multiple_of=2)]
 Side = Annotated[int, Field(ge=1, le=4096)]
 Images = Annotated[int, Field(ge=1, le=10**5)]
 Rate = Annotated[float, Field(gt=0, le=1000)]
@@ -47,7 +53,7 @@ class Dataset(Part):
 
 class Model(Part):
     name: Name
-    channels: Literal["???"] = Field("???", description="nothing, since the data set decides")
+    channels: Literal["???"] = "???"  # the data set decides
     width: Annotated[int, Field(ge=1, le=2**16)] = 256
     depth: Annotated[int, Field(ge=0, le=1000)] = 2
     heads: Annotated[int, Field(ge=1, le=2**16)] = 8
@@ -56,7 +62,7 @@ class Model(Part):
 class Loss(Section):
     tasks: dict[str, Lambda]
     reconstruction: Part
-    labels: Any = None  # of gcond.engine.batches.SOURCES, where the loss has a task that needs them
+    labels: Literal["rotation", "dataset"] | None = None  # where the loss has a task that needs them
 
 
 class Scale(Section):
@@ -105,7 +111,7 @@ class Reconstructions(Section):
 class Config(Section):
     """conf/train.yaml with its groups. What a run's config.yaml leaves out has a default here."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**63, description="an integer from 0 to 2**63 - 1")]
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
     precision: Literal["fp32", "bf16", "fp16"]
     compile: bool
     nonfinite: Literal["raise", "skip"]
@@ -175,6 +181,8 @@ class Report(Section):
 
 
 CONFIG, REPORT = TypeAdapter(Config), TypeAdapter(Report)
+SECTIONS: dict[str, type[Section]] = {"": Config, "loss": Loss, "scale": Scale, "optimizer": Optimizer}
+SECTIONS |= {"strategy": Strategy, "reconstructions": Reconstructions}
 
 
 def check(cfg: DictConfig) -> None:
@@ -204,72 +212,28 @@ def validate(kind: TypeAdapter[Any], content: Any, key: str = "") -> Any:
         text = json.dumps(content, default=repr, ensure_ascii=False)  # in JSON a list may stand for a tuple
         return kind.validate_json(text.encode("utf-8", "replace"))  # half a surrogate pair is no UTF-8
     except ValidationError as error:
-        problems = dict(_problems(error, kind, key))
+        problems = dict(_problem(problem, content, key) for problem in error.errors())
         raise ValueError("; ".join(f"`{where}`: {problem}" for where, problem in problems.items())) from None
 
 
-def _problems(error: ValidationError, kind: TypeAdapter[Any], key: str) -> Iterator[tuple[str, str]]:
-    try:
-        schema = _schema(kind)
-    except PydanticInvalidForJsonSchema:  # a class of somebody's own
-        yield key, f"{error.errors()[0]['msg']}, found {_shown(error.errors()[0]['input'])}"
-        return
-    for problem in error.errors():
-        place, own = _follow(schema, problem["loc"])
-        name = ".".join([key, *map(str, place)] if key else map(str, place))
-        if problem["type"] == "extra_forbidden":
-            yield name, f"there is no such setting; expected one of {', '.join(own.get('properties', ()))}"
-        elif problem["type"] == "missing":
-            yield name, "expected a value, found none"
-        else:
-            yield name, f"expected {_expected(own, schema)}, found {_shown(problem['input'])}"
-
-
-@functools.cache
-def _schema(kind: TypeAdapter[Any]) -> dict[str, Any]:
-    return kind.json_schema()
-
-
-def _follow(schema: dict[str, Any], location: Sequence[str | int]) -> tuple[list[str | int], dict[str, Any]]:
-    """As far as the keys of `location` lead (Pydantic appends the kind that it tried), and the schema there."""
-
-    def schema_of(own: dict[str, Any]) -> dict[str, Any]:
-        return _dereferenced(own, schema)
-
-    own, place = schema_of(schema), []
-    for part in location:
-        own = next((each for each in map(schema_of, own.get("anyOf", ())) if "properties" in each), own)
-        inside = own.get("properties", {}).get(part) or own.get("additionalProperties") or own.get("items")
-        if not isinstance(inside, dict):
-            if "properties" in own:  # an unknown key
-                place.append(part)
+def _problem(problem: ErrorDetails, content: Any, key: str) -> tuple[str, str]:
+    """The full key, and what is wrong with its value."""
+    place: list[str] = []
+    for part in problem["loc"]:  # as far as there are such keys: Pydantic appends the type that it tried
+        keys = content if isinstance(content, dict) else range(len(content)) if isinstance(content, list) else ()
+        inside = part in keys
+        if not inside and problem["type"] != "missing":
             break
-        place.append(part)
-        own = schema_of(inside)
-    return place, own
-
-
-def _dereferenced(own: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    return schema["$defs"][own["$ref"].rpartition("/")[2]] | own if "$ref" in own else own
-
-
-BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-KINDS = {"integer": "an integer", "number": "a number", "string": "text", "boolean": "true or false", "null": "null"}
-KINDS |= {"array": "a list", "object": "settings by name"}
-
-
-def _expected(own: dict[str, Any], schema: dict[str, Any]) -> str:
-    own = _dereferenced(own, schema)
-    if "description" in own and "properties" not in own:
-        return str(own["description"])
-    if "anyOf" in own:
-        return " or ".join(_expected(each, schema) for each in own["anyOf"])
-    if "enum" in own:
-        return f"one of {', '.join(own['enum'])}"
-    if "const" in own:
-        return str(own["const"])
-    bounds = [f"{sign} {own[name]:g}" for name, sign in BOUNDS.items() if name in own]
-    return " ".join([KINDS.get(own.get("type", ""), "another value"), " and ".join(bounds)]).strip()
+        place.append(str(part))
+        content = content[part] if inside else None
+    name = ".".join([key, *place] if key else place)
+    if problem["type"] == "missing":
+        return name, "expected a value, found none"
+    if problem["type"] == "extra_forbidden":
+        section = SECTIONS[place[-2] if len(place) > 1 else ""]
+        return name, f"there is no such setting; expected one of {', '.join(section.model_fields)}"
+    expected = PATTERNS.get(problem.get("ctx", {}).get("pattern", ""), problem["msg"].removeprefix("Input should be "))
+    return name, f"expected {expected}, found {_shown(problem['input'])}"
 
 
 def _shown(value: Any) -> str:

@@ -11,12 +11,12 @@ from omegaconf import DictConfig
 from gcond.config import build
 from gcond.data.images import bars
 from gcond.engine.baselines import baseline_scores
-from gcond.engine.batches import MicroBatches, labelling_of, seeded, subseed
+from gcond.engine.batches import MicroBatches, TrainingImages, labelling_of, seeded, subseed
 from gcond.engine.checkpoint import Checkpoint, State, thinned
 from gcond.engine.distributed import gathered
 from gcond.engine.evaluate import Best, EvaluationSet, Scores, evaluate, final_records, means
 from gcond.engine.loggers import logger_of
-from gcond.engine.metrics_log import PICTURE, MetricsLog
+from gcond.engine.metrics_log import PICTURE, MetricsLog, Record
 from gcond.engine.out_of_memory import out_of_memory_hint
 from gcond.engine.probes import Activations, GradientProbe
 from gcond.engine.process import Interrupt, StopOrCheckpoint, rank
@@ -25,7 +25,7 @@ from gcond.engine.run_folder import RunFolder, resolved
 from gcond.engine.run_report import RunReport
 from gcond.engine.run_state import selection_weights
 from gcond.engine.settings import Settings
-from gcond.engine.trainer import Objective, Record, Trainer, fit, optimizer_of
+from gcond.engine.trainer import Objective, Trainer, fit, optimizer_of
 from gcond.files import disk_full_hint
 from gcond.model import MaskedAutoencoder
 from gcond.output import Progress
@@ -79,15 +79,15 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
 
         # Continue where the last attempt stopped.
         best = Best(model, selection_weights(cfg.loss.tasks))
-        parts = {"model": model, "optimizer": optimizer, "conductor": team.state_of(conductor), "scaler": scaler}
-        parts |= {"best": best}
+        parts = {"model": model, "optimizer": optimizer, "scaler": scaler, "best": best}
+        parts |= {"conductor": team.state_of(conductor)}
         checkpoint = Checkpoint(folder.checkpoints, folder.hash, data.facts["checksum"], parts, team.main)
         state = checkpoint.load(schedule.total_steps)
         team.compare(checkpoint={"step": state.step, "position": state.position})
         record.resumed(state)
         logbook = MetricsLog(folder.metrics if team.main else None, state.logbook_size)
         logger.open()
-        batches = MicroBatches(
+        source = TrainingImages(
             data.train,
             data.intensity,
             cfg.scale.micro_batch,
@@ -96,11 +96,10 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
             cfg.seed,
             device,
             cfg.scale.workers,
-            state.position,
-            window=conductor.estimator.accumulation_steps,
-            share=conductor.micro_batch_indices,
-            labelling=labelling,
+            labelling,
         )
+        window, share = conductor.estimator.accumulation_steps, conductor.micro_batch_indices
+        batches = MicroBatches(source, state.position, window, share)
 
         # Train.
         objective = Objective(torch.compile(model) if cfg.compile else model, loss, data.intensity, cfg.precision)
@@ -131,18 +130,10 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
             model,
             Objective(model, loss, data.intensity, cfg.precision),
             conductor.tasks,
-            data.train,
-            data.intensity,
+            source,
             cfg.scale.probe_micro_batches,
-            cfg.scale.micro_batch,
-            settings.patches,
-            cfg.scale.mask_ratio,
-            cfg.seed,
             training=cfg.strategy.model_mode == "train",
-            device=device,
-            workers=cfg.scale.workers,
             scaler=scaler,
-            labelling=labelling,
         )
         activations = Activations(curve["val"], data.intensity, device)
 

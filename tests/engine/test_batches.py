@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from strategy.far_device import CudaDevice, FarDevice
+from strategy.far_device import CudaDevice, FarDevice, FarQueue
 from torch import Tensor
 
 from gcond.data.images import TensorImages
@@ -22,6 +22,7 @@ from gcond.engine.batches import (
     MicroBatches,
     SideStream,
     Tensors,
+    TrainingImages,
     generator,
     seeded,
     subseed,
@@ -36,7 +37,8 @@ IMAGES = TensorImages(torch.arange(COUNT, dtype=torch.uint8)[:, None, None, None
 
 def stream(micro_batches: int, seed: int = 42, position: int = 0, size: int = 4, workers: int = 0) -> list[Batch]:
     cpu = torch.device("cpu")
-    batches = MicroBatches(IMAGES, Intensity(0, 255, (0.0,), (1.0,)), size, 64, 0.75, seed, cpu, workers, position)
+    source = TrainingImages(IMAGES, Intensity(0, 255, (0.0,), (1.0,)), size, 64, 0.75, seed, cpu, workers)
+    batches = MicroBatches(source, position)
     taken = list(islice(batches, micro_batches))
     assert batches.position == position + micro_batches  # what a checkpoint remembers: workers may have read ahead
     batches.close()
@@ -141,7 +143,7 @@ def test_closing_ends_the_workers() -> None:
 def share_of_stream(share: list[int], workers: int = 0) -> MicroBatches:
     """From position 12 on, of windows of 4."""
     cpu, intensity = torch.device("cpu"), Intensity(0, 255, (0.0,), (1.0,))
-    return MicroBatches(IMAGES, intensity, 4, 64, 0.75, 42, cpu, workers, 12, window=4, share=share)
+    return MicroBatches(TrainingImages(IMAGES, intensity, 4, 64, 0.75, 42, cpu, workers), 12, window=4, share=share)
 
 
 class Recorded:
@@ -198,7 +200,7 @@ SHOWN = TensorImages(torch.arange(12, dtype=torch.int16)[:, None, None, None].ex
 
 def ahead_of(device: torch.device = CPU, position: int = 0, share: tuple[int, ...] = (0,)) -> MicroBatches:
     intensity, window = Intensity(0, 16, (0.5,), (0.25,)), 2 * len(share)  # exact: CUDA multiplies by a rounded 1 / 11
-    return MicroBatches(SHOWN, intensity, 4, 64, 0.75, 42, device, position=position, window=window, share=share)
+    return MicroBatches(TrainingImages(SHOWN, intensity, 4, 64, 0.75, 42, device), position, window, share)
 
 
 def pairs(found: MicroBatches, number: int) -> list[tuple[Tensor, Tensor]]:
@@ -225,9 +227,13 @@ def test_the_position_counts_what_was_given_not_what_is_ahead(
 
 
 @pytest.mark.parametrize("device", [FarDevice, pytest.param(CudaDevice, marks=pytest.mark.cuda)])
-def test_a_device_gets_the_very_micro_batches_of_the_cpu_and_never_waits_for_them(device: Any) -> None:
+def test_a_device_gets_the_very_micro_batches_of_the_cpu_and_never_waits_for_them(
+    device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if device is CudaDevice and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
+    if device is FarDevice:
+        monkeypatch.setattr(batches, "transfer_to", FarQueue)
     device = device()
     with device:
         ahead = ahead_of(device.device)

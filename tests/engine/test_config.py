@@ -114,20 +114,20 @@ def test_a_package_of_ones_own_is_built_once_it_is_trusted(tmp_path: Path, monke
         build(own, trusted=())
     assert "own_method" not in sys.modules
     assert build(own, trusted=["own_method"]).share == build(own).share == 0.25
-    with pytest.raises(ValueError, match=r"`share`: expected a number, found 'x'"):
+    with pytest.raises(ValueError, match=r"`share`: expected a valid number, found 'x'"):
         build(own | {"share": "x"})
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (NUMBER | {"beta": "x"}, "`beta`: expected a number, found 'x'"),
-        (NUMBER | {"beta": True}, "`beta`: expected a number, found true"),
+        (NUMBER | {"beta": "x"}, "`beta`: expected a valid number, found 'x'"),
+        (NUMBER | {"beta": True}, "`beta`: expected a valid number, found true"),
         (NUMBER | {"beta": 1}, r"`beta`: expected a number in \[0, 1\), found 1"),
         (NUMBER | {"bta": 0.5}, "`bta`: there is no such setting; expected one of beta"),
         (NUMBER | {"_args_": [0.5]}, "`_args_`: there is no such setting"),
         (NUMBER | {"_recursive_": False}, "`_recursive_`: there is no such setting"),
-        (NUMBER | {"_partial_": "yes"}, "`_partial_`: expected true or false"),
+        (NUMBER | {"_partial_": "yes"}, "`_partial_`: expected a valid boolean"),
         ({"_target_": "gcond.strategy.Nobody"}, "`_target_`: expected what can be imported"),
         ({"_target_": "gcond.nowhere.Nobody"}, "`_target_`: expected what can be imported"),
         ({"_target_": "gcond.strategy.conflict"}, "`_target_`: expected a class or a function"),
@@ -156,11 +156,11 @@ def test_lists_interpolations_and_what_is_still_missing() -> None:
 SAFELY = {"torch.load": "weights_only=True", "yaml.load": "SafeLoader"}
 NEVER = {"eval", "exec", "instantiate", "hydra.utils.instantiate", "pickle.load", "pickle.loads", "pd.read_pickle"}
 NEVER |= {"yaml.unsafe_load", "yaml.full_load", "joblib.load", "torch.jit.load"}
-ANNOTATIONS = ("build.py", "eval(annotation, names)")  # which a module of ours, or one that is trusted, has written
+ANNOTATIONS = ("config.py", "eval(annotation, names)")  # which a module of ours, or one that is trusted, has written
 
 
 def test_files_are_read_by_what_runs_no_code() -> None:
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     for path in (path for part in ("src", "bench", "tools", "data_prep") for path in (root / part).rglob("*.py")):
         for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
             name, text = ast.unparse(call.func), ast.unparse(call)

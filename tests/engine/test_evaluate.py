@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from engine import tiny
-from strategy.far_device import CudaDevice, FarDevice
+from strategy.far_device import CudaDevice, FarDevice, FarQueue
 from torch import Tensor, nn
 
 from gcond.data.intensity import Intensity
@@ -85,6 +85,7 @@ def test_an_evaluation_waits_for_the_device_once_at_its_end(device: Any, monkeyp
     monkeypatch.setattr(module, "BATCH", 2)
     if device is FarDevice:
         monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # knows no "meta"
+        monkeypatch.setattr(module, "transfer_to", FarQueue)
     device, data = device(), EvaluationSet.of(DATA, "val", None, 16, 0.75)
     with device:
         model = Normalised().to(device.device)

@@ -52,7 +52,7 @@ def logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run the tiny run with this logger in place of none."""
 
     def with_logger(recorder: Recorder, *overrides: str) -> Any:
-        monkeypatch.setattr(loggers, "NoLogger", lambda folder, experiment: recorder)
+        monkeypatch.setattr(loggers, "Logger", lambda folder, experiment: recorder)
         return run(tiny_config(tmp_path, *overrides))
 
     return with_logger

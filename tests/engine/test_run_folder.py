@@ -305,17 +305,20 @@ def test_a_sound_report_is_read_as_it_stands(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "field"),
     [
-        (json.dumps(REPORT | {"steps": "4"}), "`steps`: expected an integer or null, found '4'"),
-        (json.dumps(REPORT | {"seconds": float("nan")}), "`seconds`: expected a number or null, found nan"),
-        (json.dumps(REPORT | {"seed": "foo"}), "`seed`: expected an integer or null, found 'foo'"),
-        (json.dumps(REPORT | {"seed": True}), "`seed`: expected an integer or null, found true"),
-        (json.dumps(REPORT | {"status": "fine"}), "`status`: expected one of done, failed, found 'fine'"),
+        (json.dumps(REPORT | {"steps": "4"}), "`steps`: expected a valid integer, found '4'"),
+        (json.dumps(REPORT | {"seconds": float("nan")}), "`seconds`: expected a finite number, found nan"),
+        (json.dumps(REPORT | {"seed": "foo"}), "`seed`: expected a valid integer, found 'foo'"),
+        (json.dumps(REPORT | {"seed": True}), "`seed`: expected a valid integer, found true"),
+        (json.dumps(REPORT | {"status": "fine"}), "`status`: expected 'done' or 'failed', found 'fine'"),
         (json.dumps(REPORT | {"schema": 2}), "`schema`: expected 1, found 2"),
         (
             json.dumps(REPORT | {"validation": [{"epoch": 1, "val_l1": "low"}]}),
-            r"`validation\.0\.val_l1`: expected a number or null, found 'low'",
+            r"`validation\.0\.val_l1`: expected a valid number, found 'low'",
         ),
-        (json.dumps(REPORT | {"trivial": {"mean": {"val_l1": None}}}), r"`trivial\.mean\.val_l1`: expected a number"),
+        (
+            json.dumps(REPORT | {"trivial": {"mean": {"val_l1": None}}}),
+            r"`trivial\.mean\.val_l1`: expected a valid",
+        ),
         (json.dumps(REPORT | {"steps": None}), "expected the fields steps, found no steps"),
         (json.dumps([REPORT]), "expected a JSON object, found list"),
         (json.dumps(REPORT)[:-9], "expected a JSON object, found"),
@@ -348,7 +351,7 @@ def test_a_recorded_config_is_read_as_it_was_written(text: str, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("old", "new", "field"),
     [
-        ("seed: 42", "seed: foo", "`seed`: expected an integer"),
+        ("seed: 42", "seed: foo", "`seed`: expected a valid integer"),
         ("seed: 42", "seed: ${oc.env:HOME}", "found a list or an interpolation"),
         (
             "seed: 42",
@@ -357,7 +360,7 @@ def test_a_recorded_config_is_read_as_it_was_written(text: str, tmp_path: Path) 
         ),
         ("seed: 42", "seed: [", "expected YAML, found"),
         ("seed: 42\n", "", "`seed`: expected a value, found none"),
-        ("mask_ratio: 0.75", "mask_ratio: .nan", r"`scale\.mask_ratio`: expected a number"),
+        ("mask_ratio: 0.75", "mask_ratio: .nan", r"`scale\.mask_ratio`: expected a finite number"),
         ("name: smoke", "name: ../..", r"`scale\.name`: expected a folder's name"),
     ],
 )

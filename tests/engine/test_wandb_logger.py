@@ -20,7 +20,7 @@ from engine.runs import TINY, run, tiny_config
 from omegaconf import OmegaConf
 
 from gcond.engine import wandb_upload
-from gcond.engine.loggers import WandbLogger
+from gcond.engine.loggers import logger_of
 from gcond.engine.metrics_log import read
 from gcond.engine.run_folder import RunFolder
 from gcond.engine.trainer import Trainer
@@ -144,8 +144,8 @@ def test_what_wandb_wrote_is_what_metrics_jsonl_holds(
 
 
 def test_an_unknown_mode_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"`logger\.mode`: expected offline or online, found 'onlin'"):
-        WandbLogger(tmp_path, "none", mode="onlin")
+    with pytest.raises(ValueError, match=r"`logger\.mode`: expected 'offline' or 'online', found 'onlin'"):
+        logger_of(tiny_config(tmp_path, "logger=wandb", "logger.mode=onlin").logger, tmp_path, main=True)
 
 
 @pytest.mark.slow

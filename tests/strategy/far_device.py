@@ -244,3 +244,16 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 def _has_mask(indices: list[Tensor | None]) -> bool:
     return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
+
+
+class FarQueue:
+    """In place of `gcond.engine.batches.SideStream`: copies in the one queue of a device that has no streams."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def start(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(tensor.to(self._device, non_blocking=True) for tensor in tensors)
+
+    def finish(self, copies: tuple[Tensor, ...]) -> None:
+        pass

@@ -32,6 +32,27 @@ class Batch:
     labels: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class TrainingImages:
+    """What micro-batches are drawn from, and how: B images each, N patches of which a share `mask_ratio` is hidden."""
+
+    images: ImageSet
+    intensity: Intensity
+    micro_batch: int
+    patches: int
+    mask_ratio: float
+    seed: int
+    device: torch.device
+    workers: int = 0
+    labelling: Labelling | None = None
+
+    def __post_init__(self) -> None:
+        if self.micro_batch > len(self.images):
+            raise ValueError(
+                f"`micro_batch`: expected at most the {len(self.images)} training images, found {self.micro_batch}"
+            )
+
+
 class MicroBatches:
     """Endless micro-batches from `position` on. Order and masks depend on the seed and the position alone.
 
@@ -41,33 +62,17 @@ class MicroBatches:
     On a GPU the raw integers of one micro-batch more than given out are there already, or on their way.
     """
 
-    def __init__(
-        self,
-        images: ImageSet,
-        intensity: Intensity,
-        size: int,
-        patches: int,
-        mask_ratio: float,
-        seed: int,
-        device: torch.device,
-        workers: int = 0,
-        position: int = 0,
-        window: int = 1,
-        share: Sequence[int] = (0,),
-        labelling: Labelling | None = None,
-    ) -> None:
-        if size > len(images):
-            raise ValueError(f"`micro_batch`: expected at most the {len(images)} training images, found {size}")
-        self._start, self._window, self._share, self._given = position, window, share, 0
-        self._intensity = intensity
-        self._patches, self._mask_ratio, self._seed, self._labelling = patches, mask_ratio, seed, labelling
-        order, indices = itertools.tee(Order(len(images), size, seed, self._position))  # workers read ahead in one
+    def __init__(self, source: TrainingImages, position: int = 0, window: int = 1, share: Sequence[int] = (0,)) -> None:
+        self._source, self._start, self._window, self._share, self._given = source, position, window, share, 0
+        size, device = source.micro_batch, source.device
+        order = Order(len(source.images), size, source.seed, self._position)
+        order, indices = itertools.tee(order)  # workers read ahead in one
         loader: DataLoader[Tensor] = DataLoader(
-            images,  # type: ignore[arg-type]
+            source.images,  # type: ignore[arg-type]
             batch_sampler=order,
-            num_workers=workers,
+            num_workers=source.workers,
             pin_memory=device.type == "cuda",
-            persistent_workers=workers > 0,
+            persistent_workers=source.workers > 0,
             worker_init_fn=leave_to_the_parent,
         )
         with signals_held_back():
@@ -80,7 +85,7 @@ class MicroBatches:
     def __next__(self) -> Batch:
         raw, *rest = next(self._ahead)
         self._given += 1
-        return Batch(self._intensity.normalise(raw), *rest)
+        return Batch(self._source.intensity.normalise(raw), *rest)
 
     def close(self) -> None:
         """End the workers; else a process that leaves with an exception, which still holds them, waits for them."""
@@ -88,11 +93,11 @@ class MicroBatches:
 
     def _masked(self, count: int, indices: Sequence[int], raw: Tensor) -> tuple[Tensor, ...]:
         """This process's micro-batch number `count`, all parts still on the CPU."""
-        masks = generator(self._seed, "mask", self._position(count))
-        hidden = draw_hidden(len(raw), self._patches, self._mask_ratio, masks)
-        if self._labelling is None:
+        source, position = self._source, self._position(count)
+        hidden = draw_hidden(len(raw), source.patches, source.mask_ratio, generator(source.seed, "mask", position))
+        if source.labelling is None:
             return raw, hidden
-        shown, labels = self._labelling.drawn(raw, indices, generator(self._seed, "labels", self._position(count)))
+        shown, labels = source.labelling.drawn(raw, indices, generator(source.seed, "labels", position))
         return shown, hidden, labels
 
     @property
@@ -130,14 +135,6 @@ class Order:
 Tensors = tuple[Tensor, ...]
 
 
-class Transfer(Protocol):
-    def start(self, tensors: Tensors) -> Tensors:
-        """Queue copies to the device and return them; the host does not wait."""
-
-    def finish(self, copies: Tensors) -> None:
-        """Nothing that is queued from now on reads `copies` before they are complete."""
-
-
 class SideStream:
     """Copies on a CUDA stream of their own, out of pinned memory: beside what computes, not in its queue."""
 
@@ -145,34 +142,22 @@ class SideStream:
         self._device, self._stream = device, torch.cuda.Stream(device)
 
     def start(self, tensors: Tensors) -> Tensors:
+        """Queue copies to the device and return them; the host does not wait."""
         with torch.cuda.stream(self._stream):
-            return tuple(_pinned(tensor).to(self._device, non_blocking=True) for tensor in tensors)
+            pinned = (tensor if tensor.is_pinned() else tensor.pin_memory() for tensor in tensors)
+            return tuple(tensor.to(self._device, non_blocking=True) for tensor in pinned)
 
     def finish(self, copies: Tensors) -> None:
+        """Nothing that is queued from now on reads `copies` before they are complete."""
         computing = torch.cuda.current_stream(self._device)
         computing.wait_stream(self._stream)
         for copy in copies:
             copy.record_stream(computing)  # else its memory could be written anew as soon as Python lets go of it
 
 
-class Queue:
-    """Copies in the one queue of a device that is neither a CPU nor CUDA."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def start(self, tensors: Tensors) -> Tensors:
-        return tuple(tensor.to(self._device, non_blocking=True) for tensor in tensors)
-
-    def finish(self, copies: Tensors) -> None:
-        pass
-
-
-def transfer_to(device: torch.device) -> Transfer | None:
+def transfer_to(device: torch.device) -> SideStream | None:
     """None for the CPU, where there is nothing to transfer."""
-    if device.type == "cpu":
-        return None
-    return SideStream(device) if device.type == "cuda" else Queue(device)
+    return SideStream(device) if device.type == "cuda" else None
 
 
 class Ahead:
@@ -181,7 +166,7 @@ class Ahead:
     Without a transfer the items are given as they are, and none is taken before its turn.
     """
 
-    def __init__(self, source: Iterator[Tensors], transfer: Transfer | None) -> None:
+    def __init__(self, source: Iterator[Tensors], transfer: SideStream | None) -> None:
         self._source, self._transfer = source, transfer
         self._under_way: Tensors | None = None
 
@@ -198,11 +183,6 @@ class Ahead:
         return given
 
 
-def _pinned(tensor: Tensor) -> Tensor:
-    return tensor if tensor.is_pinned() else tensor.pin_memory()
-
-
-SOURCES = ("rotation", "dataset")
 TURNS = 4  # by 0, 90, 180 and 270 degrees
 CLASSES = {"imagenet256": 1000, "imagenet84": 100}
 """Of data sets that have labels, where a plan is made without reading them."""
@@ -235,11 +215,11 @@ class Turns:
         return Turned(images), torch.tensor([turns_of(index) for index in indices], dtype=torch.long)
 
 
+@dataclass(frozen=True)
 class Turned:
     """Every image turned by as much as its index says."""
 
-    def __init__(self, images: ImageSet) -> None:
-        self._images = images
+    _images: ImageSet
 
     def __len__(self) -> int:
         return len(self._images)
@@ -277,38 +257,28 @@ def turns_of(index: int) -> int:
     return int(torch.randint(TURNS, (), generator=generator(EVALUATION_SEED, "turn", index)))
 
 
-def kind_of(loss: DictConfig) -> str | None:
-    """The config's choice, None where no task needs labels. Raises ValueError for an unknown one."""
-    kind = loss.get("labels")
-    if kind is not None and kind not in SOURCES:
-        raise ValueError(f"`loss.labels`: expected one of {', '.join(SOURCES)}, found {kind!r}")
-    return kind
-
-
 def labelling_of(cfg: DictConfig) -> Labelling | None:
     """None where no task needs labels. Raises ValueError where the data set has none and is asked for them."""
-    kind = kind_of(cfg.loss)
-    if kind != "dataset":
+    if (kind := cfg.loss.get("labels")) != "dataset":
         return Turns() if kind else None
     from gcond.data import imagenet256  # here, since pyarrow takes a while to import
 
     names = imagenet256.labels(cfg.dataset.root) if cfg.dataset.name in CLASSES else None
     if names is None:
-        raise without_labels(cfg.dataset.name)
+        raise _without_labels(cfg.dataset.name)
     return Given(names)
 
 
 def planned_classes(cfg: DictConfig) -> int | None:
     """Of the model that a run of `cfg` trains, before its data are read. Raises ValueError where that is not known."""
-    kind = kind_of(cfg.loss)
-    if kind != "dataset":
+    if (kind := cfg.loss.get("labels")) != "dataset":
         return TURNS if kind else None
     if cfg.dataset.name not in CLASSES:
-        raise without_labels(cfg.dataset.name)
+        raise _without_labels(cfg.dataset.name)
     return CLASSES[cfg.dataset.name]
 
 
-def without_labels(dataset: str) -> ValueError:
+def _without_labels(dataset: str) -> ValueError:
     return ValueError(
         f"`loss.labels`: expected rotation, since {dataset} has no labels, found dataset (ImageNet-256 has them: a "
         "`label` column of its Parquet files, or a folder per class)"

@@ -19,9 +19,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def pick(name: str, threads: int) -> torch.device:
     """`auto` takes CUDA where there is one. On the CPU a run uses `threads` threads.
 
-    Float32 is float32 everywhere: TF32, which CUDA's convolutions use unless told otherwise, is switched off.
-
-    Raises ValueError as `find` does.
+    TF32, which CUDA's convolutions use unless told otherwise, is switched off. Raises ValueError as `find` does.
     """
     device = find(name)
     torch.backends.cudnn.allow_tf32 = False
@@ -32,13 +30,8 @@ def pick(name: str, threads: int) -> torch.device:
 
 
 def find(name: str) -> torch.device:
-    """Raises ValueError for what is no device, and for a CUDA device that this machine does not have."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"`device`: expected auto, cpu, cuda or cuda:N, found {name!r}") from None
+    """`auto`, `cpu`, `cuda` or `cuda:N`. Raises ValueError for a CUDA device that this machine does not have."""
+    device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= there:
         raise ValueError(f"`device`: found {name!r}, but PyTorch sees {there} CUDA devices here; expected cpu or auto")
@@ -64,13 +57,9 @@ def load() -> float:
 def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU, {_cpu_model()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s) a run"
-
-
-def _cpu_model() -> str:
     info = Path("/proc/cpuinfo")
-    listed = info.read_text() if info.exists() else ""
-    return processor(listed) or platform.processor() or platform.machine()
+    model = processor(info.read_text() if info.exists() else "") or platform.processor() or platform.machine()
+    return f"CPU, {model}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s) a run"
 
 
 def processor(listed: str) -> str:
@@ -96,9 +85,7 @@ def commit(root: Path = ROOT) -> tuple[str, bool]:
     """The checkout's commit, and whether source files differ from it or are new; ("unknown", False) outside of one."""
 
     def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        return subprocess.check_output(["git", "-C", root, *words], text=True, stderr=subprocess.DEVNULL).strip()
 
     try:
         if Path(git("rev-parse", "--show-toplevel")) != root.resolve():  # installed inside a repository of another kind

@@ -12,28 +12,31 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from gcond.config import build
-from gcond.engine.metrics_log import PICTURE, read
+from gcond.engine.metrics_log import PICTURE, Record, read
 from gcond.engine.reconstructions import COLUMNS
 from gcond.engine.run_folder import read_report
 from gcond.files import write_text
 
 NO_EXPERIMENT = "none"
-MODES = ("offline", "online")
 FINISH_SECONDS = 300.0  # to wait for the network at a run's end; what is missing then can be sent later
 
 
-class Logger(Protocol):
+class Logger:
+    """Does nothing; the copy of a run that is told of its records."""
+
+    def __init__(self, folder: str | Path, experiment: str) -> None:
+        self._folder, self._experiment = Path(folder), experiment
+
     def open(self) -> None:
         """Begin a new copy in place of an older attempt's; what metrics.jsonl holds already is logged next."""
 
-    def log(self, record: dict[str, Any]) -> None:
+    def log(self, record: Record) -> None:
         """A record as in metrics.jsonl, or one that names a picture."""
 
     def summary(self, report: dict[str, Any]) -> None:
@@ -43,33 +46,13 @@ class Logger(Protocol):
         """Nothing follows; `done` where the run was finished."""
 
 
-class NoLogger:
-    def __init__(self, folder: str | Path, experiment: str) -> None:
-        pass
-
-    def open(self) -> None:
-        pass
-
-    def log(self, record: dict[str, Any]) -> None:
-        pass
-
-    def summary(self, report: dict[str, Any]) -> None:
-        pass
-
-    def close(self, done: bool) -> None:
-        pass
-
-
-class CSVLogger(NoLogger):
+class CSVLogger(Logger):
     """`folder`/csv/KIND.csv: a row a record, written anew after every epoch and at the end."""
-
-    def __init__(self, folder: str | Path, experiment: str) -> None:
-        self._folder = Path(folder) / "csv"
 
     def open(self) -> None:
         self._rows: dict[str, list[dict[str, Any]]] = {}
 
-    def log(self, record: dict[str, Any]) -> None:
+    def log(self, record: Record) -> None:
         if record["kind"] in ("groups", PICTURE):
             return
         own = {"at": record["at"]} if "at" in record else {}
@@ -87,14 +70,11 @@ class CSVLogger(NoLogger):
             table = csv.DictWriter(text, list(dict.fromkeys(name for each in rows for name in each)), restval="")
             table.writeheader()
             table.writerows(rows)
-            write_text(self._folder / f"{kind}.csv", text.getvalue())
+            write_text(self._folder / "csv" / f"{kind}.csv", text.getvalue())
 
 
-class TensorBoardLogger:
+class TensorBoardLogger(Logger):
     """`folder`/tensorboard, which `tensorboard --logdir runs` finds: every number over `step`, and the pictures."""
-
-    def __init__(self, folder: str | Path, experiment: str) -> None:
-        self._folder = Path(folder)
 
     def open(self) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -105,20 +85,18 @@ class TensorBoardLogger:
 
     def log(self, record: dict[str, Any]) -> None:
         if record["kind"] == PICTURE:
-            self._picture(record["step"], record["path"])
+            import numpy as np
+            from PIL import Image
+
+            with Image.open(record["path"]) as picture:
+                pixels = np.asarray(picture.convert("RGB"))
+            self._writer.add_image(PICTURE, pixels, record["step"], dataformats="HWC")
         elif record["kind"] != "groups":
             values = {name: value for name, value in row(record).items() if value is not None}
             step = values.pop("step")
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
             self._writer.flush()
-
-    def _picture(self, step: int, path: Path) -> None:
-        import numpy as np
-        from PIL import Image
-
-        with Image.open(path) as picture:
-            self._writer.add_image(PICTURE, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
 
     def summary(self, report: dict[str, Any]) -> None:
         self._writer.add_text("report", _code(OmegaConf.to_yaml(OmegaConf.create(report))))
@@ -127,7 +105,7 @@ class TensorBoardLogger:
         self._writer.close()
 
 
-class WandbLogger:
+class WandbLogger(Logger):
     """The run in `folder` as a wandb run of the same name, whose id follows from name and config (docs/wandb.md).
 
     An undefined number (null) is left out of its row. The x-axis of everything is `step`; wandb's summary keeps the
@@ -142,9 +120,7 @@ class WandbLogger:
         project: str = "gcond",
         entity: str | None = None,
     ) -> None:
-        if mode not in MODES:
-            raise ValueError(f"`logger.mode`: expected offline or online, found {mode!r}")
-        self._folder, self._experiment = Path(folder), experiment
+        super().__init__(folder, experiment)
         self._mode, self._project, self._entity = mode, project, entity
 
     def open(self) -> None:
@@ -183,11 +159,10 @@ class WandbLogger:
             metrics = [name for name in columns if name not in ("epoch", "step")]
             ends = report.get("final") or {"last": curve[-1]}
             rows = {**{f"this run, {at} epoch": scores for at, scores in ends.items()}, **report.get("trivial", {})}
+            compared = [[name, *(row[key] for key in metrics)] for name, row in rows.items()]
             tables = {
                 "tables/validation": wandb.Table(columns, [[epoch[name] for name in columns] for epoch in curve]),
-                "tables/summary": wandb.Table(
-                    ["predictor", *metrics], [[name, *(row[key] for key in metrics)] for name, row in rows.items()]
-                ),
+                "tables/summary": wandb.Table(["predictor", *metrics], compared),
             }
             self._run.log({"step": curve[-1]["step"], **tables})
         scalars = {key: value for key, value in report.items() if isinstance(value, str | int | float)}
@@ -226,6 +201,7 @@ class WandbLogger:
             finish_timeout=FINISH_SECONDS,
             finish_timeout_raises=True,
         )
+        parts = [f"{group}:{config[group]['name']}" for group in ("scale", "dataset", "model", "strategy")]
         hooks = sys.exit, sys.excepthook
         try:
             return wandb.init(
@@ -237,10 +213,7 @@ class WandbLogger:
                 name=self._folder.name,
                 group=None if self._experiment == NO_EXPERIMENT else self._experiment,
                 job_type="train",
-                tags=[
-                    *(f"{group}:{config[group]['name']}" for group in ("scale", "dataset", "model", "strategy")),
-                    f"seed:{config['seed']}",
-                ],
+                tags=[*parts, f"seed:{config['seed']}"],
                 config=config,
                 settings=settings,
             )
@@ -251,8 +224,7 @@ class WandbLogger:
 class SafeLogger:
     """`logger`, made harmless: its first exception is printed to stderr, and it is left alone from then on.
 
-    As a context manager it ends an opened logger with the block, however that ends; report.json in `folder`, if there
-    is to be one, must have been written by then.
+    A context manager that ends an opened logger with the block; report.json must have been written by then.
     """
 
     def __init__(self, logger: Logger, folder: Path) -> None:
@@ -272,9 +244,7 @@ class SafeLogger:
     def __enter__(self) -> SafeLogger:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._opened:
             interrupted = error is not None and not isinstance(error, Exception)
             report = {"status": "interrupted"} if interrupted else report_in(self._folder)
@@ -288,14 +258,13 @@ class SafeLogger:
             call(*arguments)
         except Exception as error:
             self._failed = True
-            again = f"; send it when the run has ended: python -m gcond.engine.wandb_upload {self._folder}"
-            print(
+            said = (
                 f"{self._folder.name}: the logger failed in `{call.__name__}` ({type(error).__name__}: {error}); the "
                 f"run goes on without it.\n    {self._folder / 'metrics.jsonl'} has everything"
-                f"{again if isinstance(self._logger, WandbLogger) else ''}",
-                file=sys.stderr,
-                flush=True,
             )
+            if isinstance(self._logger, WandbLogger):
+                said += f"; send it when the run has ended: python -m gcond.engine.wandb_upload {self._folder}"
+            print(said, file=sys.stderr, flush=True)
 
 
 def recorded(folder: Path) -> Iterator[dict[str, Any]]:
@@ -317,17 +286,17 @@ def row(record: dict[str, Any]) -> dict[str, Any]:
     placed = {key: values.pop(key) for key in ("epoch", "step")}
     kind = values.pop("at", record["kind"])
     for key, value in values.items():
-        members = (
-            {f"{key}/{name}": member for name, member in value.items()} if isinstance(value, dict) else {key: value}
-        )
-        placed |= {f"{kind}/{name}": member for name, member in members.items()}
+        if isinstance(value, dict):
+            placed |= {f"{kind}/{key}/{name}": member for name, member in value.items()}
+        else:
+            placed[f"{kind}/{key}"] = value
     return placed
 
 
 def logger_of(logger: DictConfig, folder: Path, main: bool) -> SafeLogger:
     """What the config group `logger` asks for; of several processes only rank 0 logs."""
     settings = {"folder": folder, "experiment": experiment()}
-    return SafeLogger(build(logger, **settings) if main else NoLogger(**settings), folder)
+    return SafeLogger(build(logger, **settings) if main else Logger(**settings), folder)
 
 
 def experiment() -> str:

@@ -6,9 +6,11 @@ import json
 import math
 import os
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+Record = dict[str, Any]
+KINDS = ("step", "validation", "probe", "activations", "final", "groups")
+TEXTS = ("kind", "at", "split")  # keys whose values are no numbers
 PICTURE = "reconstructions"  # kind of a record {"kind", "step", "path"} for loggers, which names a PNG
 
 
@@ -38,7 +40,7 @@ class MetricsLog:
     def size(self) -> int:
         return self._file.tell()
 
-    def write(self, record: dict[str, Any]) -> None:
+    def write(self, record: Record) -> None:
         if record.get("kind") == PICTURE:
             return
         clean = {key: _json_number(value) for key, value in record.items()}
@@ -66,33 +68,54 @@ class MetricsLog:
     def __enter__(self) -> MetricsLog:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._file.close()
 
 
-def read(path: Path, size: int | None = None) -> list[dict[str, Any]]:
-    """The records in the first `size` bytes, or in all. Raises ValueError, which names the line, where one is none."""
+def read(path: Path, size: int | None = None) -> list[Record]:
+    """The records in the first `size` bytes, or in all.
+
+    Raises ValueError, which names line and key, for a line that is cut or no JSON object, an unknown kind, a step or
+    epoch that is no integer, and any other value that is neither a finite number nor null.
+    """
     with path.open("rb") as file:
-        lines = file.read(size).split(b"\n")
-    if lines.pop():
-        raise _damaged(path, len(lines) + 1, "a line that ends")
-    return [_record(path, number, line) for number, line in enumerate(lines, 1)]
+        *lines, rest = file.read(size).split(b"\n")
+    records: list[Record] = []
+    try:
+        for line in lines:
+            records.append(_record(line))
+        if rest:
+            raise ValueError("expected a line that ends")
+    except ValueError as error:
+        line_number = len(records) + 1
+        raise ValueError(f"{path}, line {line_number}: {error}; move the run's folder away to start again") from None
+    return records
 
 
-def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def _record(line: bytes) -> Record:
     try:
         record = json.loads(line)
     except ValueError:
         record = None
     if not isinstance(record, dict):
-        raise _damaged(path, number, f"a JSON object, found {line[:40]!r}")
+        raise ValueError(f"expected a JSON object, found {line[:40]!r}")
+    if record.get("kind") not in KINDS:
+        raise ValueError(f"expected one of {', '.join(KINDS)} as `kind`, found {record.get('kind')!r}")
+    for key, value in record.items():
+        if key in ("step", "epoch") and type(value) is not int:
+            raise ValueError(f"expected an integer as `{key}`, found {value!r}")
+        if key not in TEXTS and not _is_number(value):
+            raise ValueError(f"expected a finite number or null as `{key}`, found {value!r}")
+    if "step" not in record:
+        raise ValueError("expected an integer as `step`, found none")
     return record
 
 
-def _damaged(path: Path, line: int, expected: str) -> ValueError:
-    return ValueError(f"{path}, line {line}: expected {expected}; move the run's folder away to start again")
+def _is_number(value: Any) -> bool:
+    """Or null, or numbers by name."""
+    if isinstance(value, dict):
+        return all(map(_is_number, value.values()))
+    return value is None or (isinstance(value, int | float) and math.isfinite(value))
 
 
 def _json_number(value: Any) -> Any:

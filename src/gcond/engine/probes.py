@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from gcond.data.intensity import Intensity
-from gcond.data.splits import ImageSet
-from gcond.engine.batches import Batch, Labelling, generator
+from gcond.engine.batches import Batch, TrainingImages, generator
 from gcond.engine.evaluate import BATCH, EvaluationSet
 from gcond.engine.gradient_noise import Estimates, describe, estimates, window_sizes
 from gcond.engine.process import leave_to_the_parent, signals_held_back
@@ -49,26 +48,15 @@ class ProbeGradients:
         model: MaskedAutoencoder,
         losses: Losses,
         tasks: Mapping[str, float],
-        images: ImageSet,
-        intensity: Intensity,
+        source: TrainingImages,
         micro_batches: int,
-        size: int,
-        patches: int,
-        mask_ratio: float,
-        seed: int,
         training: bool,
-        device: torch.device,
-        workers: int,
         scaler: torch.amp.GradScaler,
-        labelling: Labelling | None = None,
     ) -> None:
-        self._labelling = labelling
         self._model, self._losses = model, losses
         self._tasks = {name: weight for name, weight in tasks.items() if weight > 0}
-        self._images, self._intensity = images, intensity
-        self._count, self._size = micro_batches, size
-        self._patches, self._mask_ratio, self._seed = patches, mask_ratio, seed
-        self._training, self._device, self._workers, self._scaler = training, device, workers, scaler
+        self._source, self._count, self._size = source, micro_batches, source.micro_batch
+        self._training, self._scaler = training, scaler
         self._check()
 
     def _check(self) -> None:
@@ -76,7 +64,11 @@ class ProbeGradients:
         raise NotImplementedError
 
     def _take(
-        self, taker: GradientTaker, parameters: Sequence[Tensor], chosen: Sequence[int], draw: torch.Generator
+        self,
+        taker: GradientSums | GradientRows,
+        parameters: Sequence[Tensor],
+        chosen: Sequence[int],
+        draw: torch.Generator,
     ) -> None:
         """Hand the gradients on images `chosen` [n * B], masks by `draw`, to `taker`. Leaves the model in any mode."""
         self._model.train(self._training)
@@ -86,24 +78,25 @@ class ProbeGradients:
                 taker.add(self._gradients(batch, parameters, scale), 1 / scale)
 
     def _batches(self, chosen: Sequence[int], draw: torch.Generator) -> Iterator[Batch]:
-        masks = draw_hidden(len(chosen), self._patches, self._mask_ratio, draw).split(self._size)
+        source = self._source
+        masks = draw_hidden(len(chosen), source.patches, source.mask_ratio, draw).split(self._size)
         with signals_held_back():
             loader: Iterator[Tensor] = iter(
                 DataLoader(
-                    Subset(self._images, chosen),  # type: ignore[arg-type]
+                    Subset(source.images, chosen),  # type: ignore[arg-type]
                     batch_size=self._size,
-                    num_workers=self._workers,
+                    num_workers=source.workers,
                     worker_init_fn=leave_to_the_parent,
                     generator=draw,  # without one it draws from PyTorch's own
                 )
             )
         for place, (raw, hidden) in enumerate(zip(loader, masks, strict=True)):
             labels = None
-            if self._labelling is not None:
+            if source.labelling is not None:
                 own = chosen[place * self._size :][: self._size]
-                raw, labels = self._labelling.drawn(raw, own, draw)
-                labels = labels.to(self._device)
-            yield Batch(self._intensity.normalise(raw.to(self._device)), hidden.to(self._device), labels)
+                raw, labels = source.labelling.drawn(raw, own, draw)
+                labels = labels.to(source.device)
+            yield Batch(source.intensity.normalise(raw.to(source.device)), hidden.to(source.device), labels)
 
     def _gradients(self, batch: Batch, parameters: Sequence[Tensor], scale: float) -> Iterator[Sequence[Tensor | None]]:
         values = self._losses(batch, list(self._tasks))
@@ -111,11 +104,6 @@ class ProbeGradients:
         for task, weight in self._tasks.items():
             loss = values[task] * (weight * scale)
             yield torch.autograd.grad(loss, parameters, retain_graph=task != last, allow_unused=True)
-
-
-class GradientTaker(Protocol):
-    def add(self, gradients: Iterable[Sequence[Tensor | None]], factor: float) -> None:
-        """Take the next micro-batch: for each task its gradient (None: a parameter not reached), times `factor`."""
 
 
 class GradientProbe(ProbeGradients):
@@ -129,19 +117,19 @@ class GradientProbe(ProbeGradients):
     """
 
     def _check(self) -> None:
-        if self._count * self._size > len(self._images):
+        images = len(self._source.images)
+        if self._count * self._size > images:
             raise ValueError(
-                f"`scale.probe_micro_batches`: expected at most {len(self._images) // self._size}, since there are "
-                f"{len(self._images)} training images for micro-batches of {self._size}, found {self._count}; 0 probes "
-                "nothing"
+                f"`scale.probe_micro_batches`: expected at most {images // self._size}, since there are {images} "
+                f"training images for micro-batches of {self._size}, found {self._count}; 0 probes nothing"
             )
 
     def measure(self, epoch: int) -> dict[str, Any]:
         """What `gradient_noise.describe` says after `epoch` epochs. Leaves the model in any mode."""
         flat = FlatParameters(self._model.parameter_groups())
         sums = GradientSums(flat, len(self._tasks), self._count)
-        draw = generator(self._seed, "probe", epoch)
-        chosen = torch.randperm(len(self._images), generator=draw)[: self._count * self._size].tolist()
+        draw = generator(self._source.seed, "probe", epoch)
+        chosen = torch.randperm(len(self._source.images), generator=draw)[: self._count * self._size].tolist()
         self._take(sums, flat.parameters, chosen, draw)
         said = describe(list(self._tasks), self._count, *sums.grams())
         return {"micro_batches": self._count, "batch_size": self._size, **said}
@@ -180,11 +168,8 @@ class GradientSums:
 
     def grams(self) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
         """`halves` and `windows` as `gradient_noise.describe` takes them: float64, on the CPU."""
-        m, bounds, groups = self._tasks, self._flat.bounds, self._flat.groups
-        halves = {}
-        for group in dict.fromkeys(groups):  # each is one range of the buffer
-            start, stop = groups.index(group), len(groups) - groups[::-1].index(group)
-            halves[group] = _gram(self._halves[:, bounds[start] : bounds[stop]]).cpu()
+        m = self._tasks
+        halves = {group: _gram(self._halves[:, own]).cpu() for group, own in _columns(self._flat).items()}
         total = torch.stack(list(halves.values())).sum(0)
         windows = {size: torch.stack(grams).cpu() for size, grams in self._grams.items() if grams}
         if self._n // 2 in self._grams:
@@ -248,19 +233,15 @@ class WindowProbe(ProbeGradients):
                 f"`micro_batches`: expected a multiple of {longest}, at least {FEWEST * longest}, so that there are "
                 f"{FEWEST} windows of {longest}, found {self._count}"
             )
-        if self._size > len(self._images):
-            raise ValueError(
-                f"`micro_batch`: expected at most the {len(self._images)} training images, found {self._size}"
-            )
 
     def measure(self) -> dict[str, Estimates]:
         """Parameter group, "all" first -> what `statistics` says, with errors. Leaves the model in any mode."""
         flat = FlatParameters(self._model.parameter_groups())
         rows = GradientRows(flat, len(self._tasks), self._count)
-        draw = generator(self._seed, "windows")
+        draw = generator(self._source.seed, "windows")
         chosen: list[int] = []
         for _ in range(self._count):
-            chosen += torch.randperm(len(self._images), generator=draw)[: self._size].tolist()
+            chosen += torch.randperm(len(self._source.images), generator=draw)[: self._size].tolist()
         self._take(rows, flat.parameters, chosen, draw)
         return {group: estimates(list(self._tasks), gram, self.sizes) for group, gram in rows.grams().items()}
 
@@ -273,7 +254,7 @@ class GradientRows:
         self._rows = torch.zeros(n, tasks, flat.size)
 
     def add(self, gradients: Iterable[Sequence[Tensor | None]], factor: float = 1.0) -> None:
-        """Take the next micro-batch: for each task its gradient (None: a parameter not reached), times `factor`."""
+        """As in `GradientSums`."""
         for row, parts in zip(self._rows[self._taken], gradients, strict=True):
             for view, part in zip(self._flat.views(row), parts, strict=True):
                 if part is not None:
@@ -282,12 +263,15 @@ class GradientRows:
 
     def grams(self) -> dict[str, Tensor]:
         """ "all", then each parameter group -> [n, m, n, m] float64."""
-        bounds, groups = self._flat.bounds, self._flat.groups
-        found = {}
-        for group in dict.fromkeys(groups):  # each is one range of the rows
-            start, stop = groups.index(group), len(groups) - groups[::-1].index(group)
-            found[group] = _gram_of_all(self._rows[..., bounds[start] : bounds[stop]])
+        found = {group: _gram_of_all(self._rows[..., own]) for group, own in _columns(self._flat).items()}
         return {"all": torch.stack(list(found.values())).sum(0), **found}
+
+
+def _columns(flat: FlatParameters) -> dict[str, slice]:
+    """The range of a row that each parameter group takes."""
+    groups, bounds = flat.groups, flat.bounds
+    ends = {group: len(groups) - groups[::-1].index(group) for group in groups}
+    return {group: slice(bounds[groups.index(group)], bounds[end]) for group, end in ends.items()}
 
 
 def _gram_of_all(rows: Tensor) -> Tensor:

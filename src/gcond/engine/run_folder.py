@@ -87,10 +87,7 @@ class RunFolder:
     @property
     def error(self) -> str | None:
         """Why the last attempt failed, if it did."""
-        try:
-            return (self.path / "FAILED").read_text(encoding="utf-8", errors="replace").strip()
-        except FileNotFoundError:
-            return None
+        return error_of(self.path)
 
     def check(self, cfg: DictConfig) -> None:
         """Raise ValueError where the folder holds a run of another config than `cfg`."""
@@ -159,6 +156,14 @@ def _encoder_named(model: str) -> str | None:
     return str(OmegaConf.load(path)["encoder"]) if path.exists() else None
 
 
+def error_of(path: Path) -> str | None:
+    """Why the last attempt at the run in the folder `path` failed, if it did."""
+    try:
+        return (path / "FAILED").read_text(encoding="utf-8", errors="replace").strip()
+    except FileNotFoundError:
+        return None
+
+
 def finished_report(path: Path) -> dict[str, Any] | None:
     """report.json of the run in the folder `path`; None where the run is not finished.
 
@@ -168,10 +173,10 @@ def finished_report(path: Path) -> dict[str, Any] | None:
     if not (path / "DONE").exists():
         return None
     try:
-        report = json.loads((path / "report.json").read_text(encoding="utf-8"))
+        report = read_object(path / "report.json")
     except (OSError, ValueError):
         return None
-    if not isinstance(report, dict) or report.get("status") != "done":
+    if report.get("status") != "done":
         return None
     if report.get("schema") != SCHEMA:
         raise ValueError(

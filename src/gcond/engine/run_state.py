@@ -16,7 +16,7 @@ import yaml
 from omegaconf import DictConfig
 
 from gcond.data.checksums import checksum_of, short
-from gcond.engine.run_folder import RunFolder, finished_report, running
+from gcond.engine.run_folder import RunFolder, error_of, finished_report, running
 from gcond.files import read_rows
 from gcond.output import duration
 
@@ -137,19 +137,6 @@ def steps_saved(folder: Path) -> list[tuple[int, float]]:
     return sorted(saved)
 
 
-def last_line_of_error(folder: Path) -> str | None:
-    """Of FAILED: "Type: message", of a message of several lines its last one; None where the run has not failed."""
-    try:
-        lines = [
-            line.strip()
-            for line in (folder / "FAILED").read_text(encoding="utf-8", errors="replace").splitlines()
-            if line.strip()
-        ]
-    except FileNotFoundError:
-        return None
-    return lines[-1] if lines else "unknown error"
-
-
 MARKS = ("config.yaml", ".lock", "DONE", "FAILED")  # one of them makes a folder a run's
 STATES = ("running", "failed", "interrupted", "unreadable", "done")  # in the order in which they are listed
 
@@ -190,9 +177,8 @@ def _state_of(folder: Path, now: float) -> RunState:
         eta = _eta(folder, logged, total)
         left = "not known yet" if eta is None else duration(eta)
         return RunState(folder, "running", logged, total, f"time left {left}{_silence(folder, now)}", eta)
-    error = last_line_of_error(folder)
-    if error is not None:
-        return RunState(folder, "failed", logged, total, error)
+    if (error := error_of(folder)) is not None:
+        return RunState(folder, "failed", logged, total, error.rpartition("\n")[2].strip() or "unknown error")
     if (folder / "DONE").exists():
         raise ValueError("DONE without the report of a finished run; the next sweep makes it again")
     saved = steps_saved(folder)

@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from gcond.config import build, check_settings
-from gcond.engine.batches import SOURCES, kind_of
 from gcond.engine.trainer import WarmupCosine, optimizer_of
 from gcond.model.masking import hidden_count
 from gcond.schema import check
@@ -36,20 +35,13 @@ class Settings:
         loss = build(cfg.loss.reconstruction)(patch_size=scale.patch_size, intensity=None)
         unknown = sorted(set(cfg.loss.tasks) - set(loss.tasks))
         _expect(not unknown, "loss.tasks", f"lambdas for {', '.join(loss.tasks)}", ", ".join(unknown))
-        kind = kind_of(cfg.loss)
-        _expect(
-            (kind is not None) == loss.classifies,
-            "loss.labels",
-            f"one of {', '.join(SOURCES)}" if loss.classifies else "nothing, since no task needs them",
-            kind,
-        )
+        kind = cfg.loss.get("labels")
+        wanted = "rotation or dataset" if loss.classifies else "nothing, since no task needs them"
+        _expect((kind is not None) == loss.classifies, "loss.labels", wanted, kind)
         group = cfg.strategy.conductor.resolver.get("group", "encoder")
-        _expect(
-            group == "encoder" or "class" not in cfg.loss.tasks,
-            "strategy.conductor.resolver.group",
-            "encoder, the only group that class shares with the other tasks",
-            group,
-        )
+        if group != "encoder" and "class" in cfg.loss.tasks:
+            shared = "encoder, the only group that class shares with the other tasks"
+            raise ValueError(f"`strategy.conductor.resolver.group`: expected {shared}, found {group}")
         self.patches = (scale.image_size // scale.patch_size) ** 2
         try:
             hidden_count(self.patches, scale.mask_ratio)
@@ -88,12 +80,8 @@ class Settings:
         if scale.steps_per_epoch is not None:
             return int(scale.steps_per_epoch)
         window = scale.micro_batch * scale.accumulation_steps
-        _expect(
-            train_images >= window,
-            "scale.steps_per_epoch",
-            f"a number, since {train_images} images do not fill a window of {window}",
-            None,
-        )
+        expected = f"a number, since {train_images} images do not fill a window of {window}"
+        _expect(train_images >= window, "scale.steps_per_epoch", expected, None)
         return train_images // window
 
     def schedule(self, steps_per_epoch: int) -> WarmupCosine:

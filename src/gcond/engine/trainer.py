@@ -16,12 +16,12 @@ from gcond.config import build
 from gcond.data.intensity import Intensity
 from gcond.engine.batches import Batch, MicroBatches
 from gcond.engine.device import autocast
+from gcond.engine.metrics_log import Record
 from gcond.engine.process import Interrupted, StopOrCheckpoint
 from gcond.loss import ReconstructionLoss, outside_unit_share
 from gcond.strategy import GradientConductor
 from gcond.strategy.batchnorm import merged_batchnorm
 
-Record = dict[str, Any]  # of metrics.jsonl
 Callback = Callable[[int, int, bool], Iterable[Record]]  # after epoch, optimizer steps, the last: records to log
 
 
@@ -34,8 +34,7 @@ class Objective:
     def __init__(
         self, model: nn.Module, loss: ReconstructionLoss, intensity: Intensity, precision: str = "fp32"
     ) -> None:
-        self._model, self._loss, self._intensity = model, loss, intensity
-        self._precision = precision
+        self._model, self._loss, self._intensity, self._precision = model, loss, intensity, precision
         self._outside: list[Tensor] | None = None
 
     def __call__(self, batch: Batch, tasks: Sequence[str]) -> dict[str, Tensor]:
@@ -78,22 +77,23 @@ class Trainer:
         diagnose_every: int,
         scaler: torch.amp.GradScaler,
     ) -> None:
-        self._model, self._objective, self._conductor = model, objective, conductor
-        self._scaler = scaler
+        self._model, self._objective, self._conductor, self._scaler = model, objective, conductor, scaler
         self._optimizer, self._schedule, self._batches = optimizer, schedule, batches
-        self._training = training
-        self._diagnose_every = diagnose_every
+        self._training, self._diagnose_every = training, diagnose_every
 
-    def step(self, step: int) -> dict[str, Any]:
+    def step(self, step: int) -> Record:
         """Take optimizer step `step` (from 0) and return its record."""
         self._model.train(self._training)
         diagnose = step % self._diagnose_every == 0
         self._objective.watch(diagnose)
         with merged_batchnorm(self._model, self._conductor.processes):
-            statistics = self._statistics()
+            can_skip = self._conductor.nonfinite == "skip" or self._scaler.is_enabled()
+            buffers = list(self._model.buffers()) if can_skip and self._training else []
+            statistics = [buffer.clone() for buffer in buffers]
             metrics = self._conductor.step(self._batches, self._objective, diagnose, self._scaler)
             if "skipped" in metrics:
-                self._restore(statistics)
+                for buffer, before in zip(buffers, statistics, strict=True):
+                    buffer.copy_(before)
                 metrics = {key: value if math.isfinite(value) else math.nan for key, value in metrics.items()}
 
         # Move the parameters.
@@ -103,24 +103,13 @@ class Trainer:
         probe = StepProbe(self._conductor) if diagnose and "skipped" not in metrics else None
         self._scaler.step(self._optimizer)
 
-        record: dict[str, Any] = {"step": step, "lr": learning_rate, **metrics}
+        record: Record = {"step": step, "lr": learning_rate, **metrics}
         if self._scaler.is_enabled():
             record["scale"] = self._scaler.get_scale()
             self._scaler.update()
         if probe is not None:
             record |= probe.measure(learning_rate) | {"outside_unit_share": self._objective.outside_share()}
         return record
-
-    def _statistics(self) -> list[Tensor]:
-        can_skip = self._conductor.nonfinite == "skip" or self._scaler.is_enabled()
-        if not can_skip or not self._training:
-            return []
-        return [buffer.clone() for buffer in self._model.buffers()]
-
-    def _restore(self, statistics: list[Tensor]) -> None:
-        if statistics:
-            for buffer, before in zip(self._model.buffers(), statistics, strict=True):
-                buffer.copy_(before)
 
 
 def fit(
@@ -199,18 +188,14 @@ class WarmupCosine:
         return self.final + (self.peak - self.final) * (1 + math.cos(math.pi * progress)) / 2
 
 
-FUSED = ("cpu", "cuda")
-
-
-def optimizer_of(config: DictConfig, parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
-    """AdamW steps in one fused kernel where there is one, unless the config says otherwise
-    (`+optimizer.build.fused=false`).
+def optimizer_of(config: DictConfig, parameters: Iterable[Tensor], lr: float) -> Optimizer:
+    """AdamW in one fused kernel on CPU and CUDA, unless the config says otherwise (`+optimizer.build.fused=false`).
 
     It takes a third of the time of PyTorch's loop over parameters, and differs from it by rounding: after one step of
     the default model by 1.2e-7 at most.
     """
     held = list(parameters)
-    supported = all(parameter.device.type in FUSED for parameter in held)
+    supported = all(parameter.device.type in ("cpu", "cuda") for parameter in held)
     fused = {"fused": True} if supported and config._target_ == "torch.optim.AdamW" and "fused" not in config else {}
-    optimizer: torch.optim.Optimizer = build(config)(held, lr=lr, **fused)
+    optimizer: Optimizer = build(config)(held, lr=lr, **fused)
     return optimizer

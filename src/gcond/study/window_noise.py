@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from gcond.data.splits import Splits
 from gcond.engine import device as devices
+from gcond.engine.batches import TrainingImages
 from gcond.engine.probes import FEWEST, SIZES, Estimates, WindowProbe
 from gcond.files import OWN
 from gcond.load_run import STATES, TRUST, LoadedRun
@@ -60,16 +61,11 @@ def measure(
         model.to(device),
         run.objective(model, data),
         run.tasks,
-        data.train,
-        data.intensity,
+        TrainingImages(
+            data.train, data.intensity, scale.micro_batch, run.patches, scale.mask_ratio, run.cfg.seed, device
+        ),
         n,
-        scale.micro_batch,
-        run.patches,
-        scale.mask_ratio,
-        run.cfg.seed,
         training=mode == "train",
-        device=device,
-        workers=0,
         scaler=run.scaler(device),
     )
     return step, probe.measure()
