@@ -1,4 +1,4 @@
-"""The pages of results/: each one a template of study/templates over tables. `make` writes a page.
+"""The pages of results/ and docs/experiments.md: templates of study/templates over tables. `make` writes a page.
 
 A page computes nothing that is quoted elsewhere: numbers come from runs, findings and study/*.yaml.
 """
@@ -15,12 +15,14 @@ from typing import Any
 import jinja2
 import numpy as np
 import pandas as pd
+import yaml
 
 from gcond.files import RECORDED, write_text
 from gcond.study import bench_page, judge, table2, tables, toy_page
 from gcond.study.methods import facts, label, paper_table2
 from gcond.study.table2 import Table2, effect, plus_minus
 
+NOT_EVIDENCE = ("smoke", "mini")  # scales that show that the machinery works; their pages have validation alone
 TEMPLATES = Path(__file__).with_name("templates")
 ON_PAGE = {"": "", "train_tail": "training", "best_val": "validation", "best_test": "test"}  # epochs in claims.md
 ENOUGH_TO_SHOW = 3  # seeds of a table of results/README.md; judge.FEWEST put it first
@@ -71,6 +73,7 @@ def render(template: str, **content: Any) -> str:
 def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(TEMPLATES)
     found = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    found.globals["not_evidence"] = NOT_EVIDENCE
     found.filters |= {"grid": grid, "ends": ends, "number": number, "effect": effect, "compared": compared}
     return found
 
@@ -234,7 +237,8 @@ def _claims(results: Path, **_: Any) -> list[Path]:
     for scale, own in found.groupby("scale", sort=False):
         if not (results / str(scale) / "runs.csv").exists():  # of benchmarks, toys and tests; their pages have them
             continue
-        tables = {name: finding_tables(rows) for name, rows in own.groupby("claim", sort=False)}
+        shown = own[own.epoch.isin(judge.DECIDING)] if scale in NOT_EVIDENCE else own
+        tables = {name: finding_tables(rows) for name, rows in shown.groupby("claim", sort=False)}
         stand = {row["claim"]: row["verdict"] for row in judge.verdicts(claims, own).to_dict("records")}
         written += _write(results / str(scale) / "claims.md", "claims", scale=scale, claims=claims, verdicts=stand,
                           tables=tables)  # fmt: skip
@@ -342,6 +346,53 @@ def _recorded_pages(results: Path) -> dict[str, list[str]]:
     return {scale: pages for scale, pages in names.items() if pages}
 
 
+def _experiments(results: Path, **_: Any) -> list[Path]:
+    """docs/experiments.md: every artefact, its runs and their cost at mini and sample, and where its answer stands."""
+    from gcond.study.artefacts import ROOT, Catalogue, Choices
+
+    catalogue, claims = Catalogue(), facts("claims")
+    seconds = {scale: tables.read(results / scale).seconds.median() for scale in ("mini", "sample")}
+    stand = {
+        row["claim"]: row["scale"]
+        for row in judge.verdicts(claims, judge.read(results / "findings.csv")).to_dict("records")
+    }
+    rows = []
+    for name, artefact in catalogue.artefacts.items():
+        counts = [sum(map(sweep_size, catalogue.sweeps([artefact], Choices(scale)))) for scale in seconds]
+        hours = [
+            f"{count * each / 3600:.1f}" if count else "" for count, each in zip(counts, seconds.values(), strict=True)
+        ]
+        found = [(claim, f"{stand[claim]}/claims.md") for claim in artefact.claims if stand[claim] in judge.SCALES]
+        answers = [f"[{claim}](../results/{page}#{claim.lower()})" for claim, page in found]
+        answers += [f"[{path.name}](../results/{path})" for path in _pages_of(name, results)]
+        rows.append([f"`{name}`", artefact.asks, str(counts[0] or ""), *hours, ", ".join(answers)])
+    return _write(ROOT / "docs" / "experiments.md", "experiments", rows=rows, seconds=seconds)
+
+
+def sweep_size(overrides: Sequence[str]) -> int:
+    """Runs of a sweep: its `overrides` and the lists of its experiment that they leave as they are."""
+    from gcond.study.artefacts import EXPERIMENTS
+
+    chosen = dict(each.split("=", 1) for each in overrides)
+    content = yaml.safe_load((EXPERIMENTS / f"{chosen['experiment']}.yaml").read_text(encoding="utf-8"))
+    lists = content["hydra"]["sweeper"]["params"] | chosen
+    return math.prod(len(re.split(r",(?![^{\[]*[}\]])", str(value))) for value in lists.values())
+
+
+def _pages_of(name: str, results: Path) -> list[Path]:
+    """The page or figure that an artefact has beside its claims, at the largest scale that has one."""
+    places = [
+        Path(name, f"{name}.md"),
+        *(
+            Path(scale, each)
+            for scale in judge.SCALES
+            for each in (f"{name}.md", f"{name}_lr2e-4.md", f"figures/{name}.md")
+        ),
+    ]
+    places = [Path("bench.md")] if name in ("table3", "table4") else places
+    return [place for place in places if (results / place).exists()][:1]
+
+
 def _csv(path: Path, command: str, **how: Any) -> pd.DataFrame:
     if not path.exists():
         raise ValueError(f"expected {path}, which does not exist; `{command}` makes it")
@@ -359,7 +410,7 @@ def _bench(results: Path) -> list[Path]:
 
 
 PAGES: dict[str, Callable[..., list[Path]]] = {
-    "bench": _bench, "claims": _claims, "readme": _readme,
+    "bench": _bench, "claims": _claims, "experiments": _experiments, "readme": _readme,
     "table1": _table1, "table2": _table2, "table5": _table5, "toy": _toy
 }  # fmt: skip
 NAMES = tuple(PAGES)
