@@ -179,6 +179,23 @@ def test_a_run_without_a_finite_number_takes_no_part():
     assert judge.compare(GCOND, BASE, measure="unheard_of")["n"] == 0
 
 
+def test_over_patients_each_counts_once():
+    logs = {f"{arm}{seed}": pd.DataFrame({"at": "best", "split": "val", "group": ["p", "q", "r"], "l1": losses})
+            for arm, seed, losses in (("a", 1, [1.0, 2, 3]), ("a", 2, [3.0, 2, 5]),
+                                      ("b", 1, [2.0, 4, 4]), ("b", 2, [2.0, 4, 6]))}  # fmt: skip
+    ours, theirs = (table(seed=[1, 2], log=[f"{arm}1", f"{arm}2"]) for arm in "ab")
+    found = judge.over_patients(ours, theirs, None, "l1", "best_val", logs.__getitem__)
+    by_patient = np.array([(-1 + 1) / 2, -2, -1])
+    ends = stats.ttest_1samp(100 * by_patient / np.mean([2, 4, 5]), 0).confidence_interval()
+    assert (found["n"], found["low"], found["high"]) == pytest.approx((3, ends.low, ends.high))
+
+
+def test_patients_decide_no_verdict():
+    row = dict.fromkeys(judge.COLUMNS, "") | {"claim": "X", "scale": "study", "effect": -1.0, "low": -2.0, "high": 1.0}
+    rows = [row | {"n": 1, "ours": "seeds"}, row | {"n": 40, "group": "patients"}]
+    assert judge.verdicts({"X": {}}, pd.DataFrame(rows)).ours[0] == "seeds"
+
+
 # Rates.
 
 
@@ -274,6 +291,17 @@ RECORDED = [  # claim, ours, theirs, lr, measure, epoch, effect, low, high, p: o
 def found():
     claims = {name: claim | {"special": {}} for name, claim in facts("claims").items()}
     return judge.judge(claims, tables.runs(RESULTS / "sample"))
+
+
+def test_the_committed_findings_are_those_of_the_committed_runs(found):
+    committed = judge.read(RESULTS / "findings.csv")
+    contrasts = [name for name, claim in facts("claims").items() if claim.get("contrasts")]
+    committed = committed[(committed.scale == "sample") & committed.claim.isin(contrasts)]
+    names = [name for name in judge.TEXT if name != "unit"]
+    both = found.merge(committed, "left", names)
+    assert len(both) == len(found)
+    for name in ("n", "effect", "low", "high", "p"):
+        np.testing.assert_allclose(both[f"{name}_x"], both[f"{name}_y"], rtol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("row", RECORDED, ids=lambda row: "-".join(row[:6]))

@@ -11,6 +11,7 @@ is the unit; a 95 % t-interval over seeds decides, and the sign-flip p stands be
       as       percent, log (percent of a ratio, from logs), diff, single
       with     overrides that both arms have; ours_with, ours_lr, ours_mode: what only ours has
       dataset  a data set, or its kind: ct, photographs
+      over     patients: with the same over patients or classes (group "patients"), where the runs logged them
       wants    "< 0", "> 0.9", "in [0.8, 1.25]", "equal within 2"; none for a question
 """
 
@@ -19,7 +20,8 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -106,41 +108,73 @@ def compare(
     `dropped`: seeds that both have, but not of one machine, images and length. Several pairs of a seed count as their
     mean. Raises ValueError where an arm has one run twice.
     """
-    ours = _by_pair(ours)
+    ours = by_pair(ours)
     if theirs is None:
-        return interval(_of_seeds(_values(ours, measure, epoch)), zero=False) | {"dropped": 0}
-    theirs = _by_pair(theirs)
-    base = theirs if of is None else _by_pair(of)
+        return interval(of_seeds(_values(ours, measure, epoch)), zero=False) | {"dropped": 0}
+    theirs = by_pair(theirs)
+    base = theirs if of is None else by_pair(of)
     common = ours.index.intersection(theirs.index)
-    seeds = set(ours.seed) & set(theirs.seed)
-    dropped = len(seeds - set(ours.loc[common].seed))
-    base = base.loc[base.index.intersection(common)]
-    x, y, z = (_values(rows, measure, epoch, base) for rows in (ours.loc[common], theirs.loc[common], base))
+    dropped = len(set(ours.seed) & set(theirs.seed)) - common.map(_seed).nunique()
+    if measure == "mean3":
+        base = base[base.index.isin(common)]
+    x, y, z = (_values(rows, measure, epoch, base) for rows in (ours, theirs, base))
     x, y = x.align(y, join="inner")
     z = z[z.index.isin(x.index)]
     if how == "log":
-        logs = interval(_of_seeds(np.log(x) - np.log(y)))
+        logs = interval(of_seeds(np.log(x) - np.log(y)))
         return logs | {end: 100 * math.expm1(logs[end]) for end in ("effect", "low", "high")} | {"dropped": dropped}
     factor = 1.0 if how == "diff" else 100 / z.mean() if len(z) else math.nan
-    return interval(_of_seeds(x - y), factor) | {"dropped": dropped}
+    return interval(of_seeds(x - y), factor) | {"dropped": dropped}
 
 
-def _by_pair(runs: pd.DataFrame) -> pd.DataFrame:
+def over_patients(
+    ours: pd.DataFrame, theirs: pd.DataFrame, of: pd.DataFrame | None, measure: str, epoch: str,
+    logged: Callable[[str], pd.DataFrame],
+) -> Effect:  # fmt: skip
+    """ours - theirs with the patient (or class) as the unit: each one's mean over pairs of runs, in percent of the mean
+    over patients. `logged`: records of kind groups, by the name of a log."""
+    ours, theirs = by_pair(ours), by_pair(theirs)
+    common = ours.index.intersection(theirs.index)
+    at, split = epoch.split("_")
+
+    def by_patient(runs: pd.DataFrame) -> pd.DataFrame:
+        found = {}
+        for pair, name in runs.log[runs.index.isin(common)].items():
+            rows = logged(name)
+            if len(rows) and measure in rows:
+                found[pair] = rows[(rows["at"] == at) & (rows.split == split)].set_index("group")[measure]
+        return pd.DataFrame(found, dtype=float)
+
+    x, y = by_patient(ours), by_patient(theirs)
+    difference = (x - y).mean(axis="columns").dropna()
+    base = y if of is None else by_patient(by_pair(of))
+    return interval(difference, 100 / base.mean(axis="columns").mean() if len(difference) else math.nan)
+
+
+def by_pair(runs: pd.DataFrame) -> pd.DataFrame:
     """Indexed by what the runs of a pair share."""
     if runs.index.name == "pair":
         return runs
-    machine = runs.arithmetic.where(runs.arithmetic != "", runs.device)
-    parts = zip(runs.seed, machine, runs.data_checksum, runs.steps, strict=True)
-    pair = pd.Index(["|".join(map(str, each)) for each in parts], name="pair")
-    indexed = runs.set_index(pair).sort_values("seed")
+    indexed = runs.set_index(pd.Index(runs.pair if "pair" in runs else _pairs(runs), name="pair")).sort_values("seed")
     if indexed.index.has_duplicates:
         twice = indexed[indexed.index.duplicated()].iloc[0]
         raise ValueError(f"`runs`: expected one run a seed, found {twice['name']} and another of seed {twice.seed}")
     return indexed
 
 
-def _of_seeds(values: pd.Series) -> np.ndarray:
-    return values.groupby([int(pair.split("|")[0]) for pair in values.index]).mean().to_numpy(dtype=float)
+def _pairs(runs: pd.DataFrame) -> list[str]:
+    machine = runs.arithmetic.where(runs.arithmetic != "", runs.device)
+    parts = zip(runs.seed, machine, runs.data_checksum, runs.steps, strict=True)
+    return ["|".join(map(str, each)) for each in parts]
+
+
+def of_seeds(values: pd.Series) -> np.ndarray:
+    seeds = values.index.map(_seed)
+    return (values if seeds.is_unique else values.groupby(seeds).mean()).to_numpy(dtype=float)
+
+
+def _seed(pair: str) -> int:
+    return int(pair.split("|", 1)[0])
 
 
 def _values(runs: pd.DataFrame, measure: str, epoch: str, base: pd.DataFrame | None = None) -> pd.Series:
@@ -243,9 +277,11 @@ def judge(claims: Mapping[str, Mapping[str, Any]], runs: pd.DataFrame, results: 
     `results`, the folder of the runs; they are left out without it.
     """
     rows: list[dict[str, Any]] = []
-    for scale, own in runs.groupby("scale", sort=False):
+    for scale, own in runs.assign(pair=_pairs(runs)).groupby("scale", sort=False):
+        at_rate = cache(partial(tables.at_rate, own))
+        logged = cache(partial(tables.log, results, kind="groups")) if results else None
         for name, claim in claims.items():
-            found = [row for contrast in claim.get("contrasts", ()) for row in _contrast(contrast, own)]
+            found = [row for contrast in claim.get("contrasts", ()) for row in _contrast(contrast, at_rate, logged)]
             for special, parameters in claim.get("special", {}).items() if results else ():
                 if "scale" not in parameters:
                     found += _special(special, own, results, parameters)
@@ -274,49 +310,61 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(filled, columns=COLUMNS)
 
 
-def _contrast(contrast: Mapping[str, Any], runs: pd.DataFrame) -> Iterator[dict[str, Any]]:
+def _contrast(
+    contrast: Mapping[str, Any],
+    at_rate: Callable[[str], pd.DataFrame],
+    logged: Callable[[str], pd.DataFrame] | None,
+) -> Iterator[dict[str, Any]]:
     lists = {name: _listed(contrast.get(name, DEFAULTS.get(name))) for name in (*DEFAULTS, "ours", "measure")}
     setting = tables.setting(contrast.get("with", {}))
     changed = tables.setting(contrast.get("with", {}) | contrast.get("ours_with", {}))
-    if "dataset" in contrast:
-        runs = runs.loc[[contrast["dataset"] in (name, kind(name)) for name in runs.dataset]]
     seen: set[tuple[int, ...]] = set()
     for lr in map(str, lists["lr"]):
-        chosen = tables.at_rate(runs, lr)
-        faster = tables.at_rate(runs, str(contrast["ours_lr"])) if "ours_lr" in contrast else chosen
+        chosen, faster = at_rate(lr), at_rate(str(contrast.get("ours_lr", lr)))
         chosen, faster = chosen[chosen.setting.isin([setting, changed])], faster[faster.setting == changed]
         for (dataset, model), own in chosen.groupby(["dataset", "model"], sort=False):
+            if contrast.get("dataset", dataset) not in (dataset, kind(dataset)):
+                continue
             if (which := tuple(own.index)) in seen:  # the same runs under another name of the rate
                 continue
             seen.add(which)
             quick = faster[(faster.dataset == dataset) & (faster.model == model)]
             about = {"label": contrast.get("label", ""), "dataset": dataset, "model": model, "lr": lr}
-            yield from (about | row for row in _compared(contrast, lists, _arms(own, setting), _arms(quick, changed)))
+            rows = _compared(contrast, lists, quick[quick.setting == changed], own[own.setting == setting], logged)
+            yield from (about | row for row in rows)
 
 
-def _arms(runs: pd.DataFrame, setting: str) -> dict[tuple[str, str], pd.DataFrame]:
-    own = runs[runs.setting == setting]
-    return {key: _by_pair(rows) for key, rows in own.groupby(["strategy", "model_mode"])}
+def _compared(
+    contrast: Mapping[str, Any],
+    lists: Mapping[str, list[Any]],
+    ours: pd.DataFrame,
+    theirs: pd.DataFrame,
+    logged: Callable[[str], pd.DataFrame] | None,
+) -> Iterator[dict[str, Any]]:
+    @cache
+    def arm(mine: bool, strategy: str, mode: str) -> pd.DataFrame | None:
+        runs = ours if mine else theirs
+        runs = runs[(runs.strategy == strategy) & (runs.model_mode == mode)]
+        return by_pair(runs) if len(runs) else None
 
-
-def _compared(contrast: Mapping[str, Any], lists: Mapping[str, list[Any]], arms: Mapping[tuple[str, str], pd.DataFrame],
-              ours: Mapping[tuple[str, str], pd.DataFrame]) -> Iterator[dict[str, Any]]:  # fmt: skip
-    names = ordered({name for name, _ in ours}) if lists["ours"] == ["all"] else lists["ours"]
+    names = ordered(set(ours.strategy)) if lists["ours"] == ["all"] else lists["ours"]
     how = contrast.get("as", "percent")
     for mode, us, them in itertools.product(lists["mode"], names, lists["theirs"]):
         them = us if them == "same" else them
-        a, b = ours.get((us, contrast.get("ours_mode", mode))), arms.get((them, mode))
-        of = arms.get((contrast["of"], "train")) if "of" in contrast else None
+        a, b = arm(True, us, contrast.get("ours_mode", mode)), arm(False, them, mode) if them else None
+        of = arm(False, contrast["of"], "train") if "of" in contrast else None
         if a is None or (them and b is None) or ("of" in contrast and of is None):
             continue
         for measure, group, epoch in itertools.product(lists["measure"], lists["group"], lists["epoch"]):
             effect = compare(a, b, of, f"{measure}/{group}" if group else measure, epoch, how)
+            about = {"ours": us, "theirs": them, "of": contrast.get("of", ""), "mode": mode, "measure": measure,
+                     "group": group, "epoch": epoch, "unit": unit(measure, how)}  # fmt: skip
             if effect["n"]:
-                yield {
-                    "ours": us, "theirs": them, "of": contrast.get("of", ""), "mode": mode, "measure": measure,
-                    "group": group, "epoch": epoch, "unit": unit(measure, how), "wants": contrast.get("wants", ""),
-                    "how": "log" if how == "log" else "t", **effect,
-                }  # fmt: skip
+                yield about | effect | {"wants": contrast.get("wants", ""), "how": "log" if how == "log" else "t"}
+            if contrast.get("over") == "patients" and logged and epoch.startswith(("best", "last")) and b is not None:
+                again = over_patients(a, b, of, measure, epoch, logged)
+                if again["n"]:
+                    yield about | again | {"group": "patients"}
 
 
 def unit(measure: str, how: str) -> str:
@@ -347,7 +395,7 @@ def verdicts(claims: Mapping[str, Mapping[str, Any]], findings: pd.DataFrame) ->
 
 def _verdict(name: str, claim: Mapping[str, Any], found: pd.DataFrame) -> dict[str, Any]:
     empty = dict.fromkeys([*TEXT, "wants"], "") | {"claim": name, "verdict": NOT_RUN, "n": 0, "dropped": 0}
-    decisive = found[found.epoch.isin(DECIDING)]
+    decisive = found[found.epoch.isin(DECIDING) & (found.group != "patients")]
     if PAPER_MODEL in set(decisive.model):
         decisive = decisive[decisive.model.isin([PAPER_MODEL, ""])]
     if not len(decisive):
