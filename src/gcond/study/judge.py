@@ -396,8 +396,8 @@ def verdicts(claims: Mapping[str, Mapping[str, Any]], findings: pd.DataFrame) ->
 def _verdict(name: str, claim: Mapping[str, Any], found: pd.DataFrame) -> dict[str, Any]:
     empty = dict.fromkeys([*TEXT, "wants"], "") | {"claim": name, "verdict": NOT_RUN, "n": 0, "dropped": 0}
     decisive = found[found.epoch.isin(DECIDING) & (found.group != "patients")]
-    if PAPER_MODEL in set(decisive.model):
-        decisive = decisive[decisive.model.isin([PAPER_MODEL, ""])]
+    if PAPER_MODEL in set(decisive.model):  # benchmarks and plans have no scale, and are of several models
+        decisive = decisive[decisive.model.isin([PAPER_MODEL, ""]) | ~decisive.scale.isin(SCALES)]
     if not len(decisive):
         return empty
     question = not decisive.wants.astype(bool).any()

@@ -1,0 +1,133 @@
+"""Findings of benchmarks (bench.csv): what a step costs, what memory is planned, what bfloat16 changes in one step.
+
+The unit is a round, a plan or a step, not a seed. `claim`: the parameters of the claim in study/claims.yaml.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gcond.study import bench
+from gcond.study.judge import FEWEST, exact, region
+
+Row = dict[str, Any]
+
+BASELINE, SEQUENTIAL, STOCHASTIC = "baseline", "gcond_sequential", "gcond_stochastic"
+PEERS = ("pcgrad", "cagrad", "gradnorm")
+MB = 2**20
+
+
+def exactly(value: float, wants: str, also: bool = True) -> Row:
+    low, high = region(wants)
+    return exact(value, low < value < high and also) | {"wants": wants}
+
+
+def told(value: float, n: int = 1) -> Row:
+    """A number without an interval that decides nothing."""
+    return {"n": n, "effect": float(value), "low": math.nan, "high": math.nan}
+
+
+def _bench(results: Path, *names: str) -> pd.DataFrame:
+    rows = bench.read(results) if (results / "bench.csv").exists() else bench.table([])
+    return rows[rows.bench.isin(names)]
+
+
+def _timed(results: Path, wants: Callable[[pd.Series], str]) -> list[Row]:
+    """Ratios of step times. Those of CUDA decide where they have FEWEST rounds, else those of the CPU."""
+    rows = _bench(results, "table3", "table4").query("quantity == 'time' and unit == 'ratio'")
+    cuda = ~rows.device.str.startswith("CPU")
+    enough = rows[cuda & (rows.n >= FEWEST)]
+    decides = enough if len(enough) else rows[~cuda] if (~cuda).any() else rows
+    return [
+        {
+            "label": ", ".join(filter(None, (f"Table {row.bench[-1]}", row.precision, row.case, row.device))),
+            "dataset": row.dataset, "model": row.model, "ours": row.strategy, "theirs": row.against,
+            "measure": "step_time", "unit": "ratio", "n": int(row.n), "effect": row.value, "low": row.low,
+            "high": row.high, "wants": wants(row) if at in decides.index else "", "how": "normal",
+        }
+        for at, row in rows.iterrows()
+    ]  # fmt: skip
+
+
+def half_of_sequential(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -> list[Row]:
+    """GCond stochastic against sequential. The published form, a forward pass a task, decides."""
+    forms = {"gcond_sequential_per_task": claim["wants"], SEQUENTIAL: ""}
+    found = _timed(results, lambda row: str(forms.get(row.against, "")))
+    return [row for row in found if row["ours"] == STOCHASTIC and row["theirs"] in forms]
+
+
+def throughput(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -> list[Row]:
+    def wants(row: pd.Series) -> str:
+        key = ("cpu" if row.device.startswith("CPU") else "cuda") if row.strategy == STOCHASTIC else "peers"
+        return str(claim[key])
+
+    found = _timed(results, wants)
+    return [row for row in found if row["ours"] in (STOCHASTIC, *PEERS) and row["theirs"] == BASELINE]
+
+
+def memory_against_window_and_tasks(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -> list[Row]:
+    """Planned peaks: GCond's over K, and what a third task adds; of the peers also with the graph freed."""
+    plans = _bench(results, "memory").query("quantity == 'peak'")
+    ours = plans[(plans.strategy == STOCHASTIC) & (plans.case == "")]
+    found = []
+    for model, own in ours[ours.tasks == 2].groupby("model"):
+        if len(own) > 1:
+            steps = ", ".join(map(str, sorted(own.accumulation_steps)))
+            about = {"label": f"K = {steps}, largest against smallest", "model": model, "ours": STOCHASTIC}
+            spread = exactly(100 * (own.value.max() / own.value.min() - 1), claim["over_windows"])
+            found.append(about | {"measure": "peak_memory", "unit": "%"} | spread)
+    for model in sorted(plans[plans.tasks == 3].model.unique()):
+        grown = _third_task(ours[ours.model == model])
+        for strategy, case in product((STOCHASTIC, *PEERS), ("", "graph kept")):
+            own = _third_task(plans[(plans.model == model) & (plans.strategy == strategy) & (plans.case == case)])
+            if own is None or grown is None:
+                continue
+            percent, added = own
+            decides = strategy != STOCHASTIC and case
+            label = f"a third task, {case or 'graph freed'}"
+            about = {"label": label, "model": model, "ours": strategy, "measure": "peak_memory"}
+            grows = exactly(percent, claim["third_task"], added > grown[1]) if decides else told(percent)
+            found += [about | {"unit": "%"} | grows, about | {"unit": "MB"} | told(added)]
+    return found
+
+
+def _third_task(plans: pd.DataFrame) -> tuple[float, float] | None:
+    """What it adds to the peak at the largest K: percent, and MB."""
+    peaks = plans.sort_values("accumulation_steps").groupby("tasks").value.last()
+    return (100 * (peaks[3] / peaks[2] - 1), peaks[3] - peaks[2]) if {2, 3} <= set(peaks.index) else None
+
+
+def base_in_16_gb(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -> list[Row]:
+    """Planned: over data, image sizes, precisions and how long the graph lives, the case that is best for the claim."""
+    plans = _bench(results, "memory")
+    plans = plans[(plans.model == "convnextv2_base") & plans.case.str.startswith("16GB")]
+    ours = plans[(plans.strategy == STOCHASTIC) & (plans.quantity == "largest_micro_batch")].value
+    peers = plans[plans.strategy.isin(["pcgrad", "cagrad"]) & ~plans.case.str.contains("bfloat16")]
+    peaks = peers[peers.quantity == "peak_at_1"].value
+    if ours.empty or peaks.empty:
+        return []
+    about = {"label": "16 GB", "model": "convnextv2_base"}
+    largest = exactly(0.0 if ours.isna().all() else ours.max(), claim["micro_batch"])
+    peak = exactly(peaks.max() * MB / 1e9, claim["peak"])
+    return [
+        about | {"ours": STOCHASTIC, "measure": "largest_micro_batch", "unit": "images"} | largest,
+        about | {"ours": "pcgrad, cagrad", "measure": "peak_at_micro_batch_1", "unit": "GB"} | peak,
+    ]
+
+
+def bfloat16_in_one_step(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -> list[Row]:
+    """Median distance of the written gradient from float32's, and steps with the same decisions, in percent."""
+    found = []
+    for row in _bench(results, "precision").itertuples():
+        mode, form = row.case.split(" mode, ", 1)
+        if row.quantity in ("written_distance", "steps_decided_as_in_float32") and form != "bfloat16 reference":
+            share = row.value if row.quantity == "written_distance" else row.value / row.n
+            about = {"label": form, "dataset": row.dataset, "ours": row.strategy, "mode": mode}
+            found.append(about | {"measure": row.quantity, "unit": "share"} | told(100 * share, int(row.n)))
+    return found

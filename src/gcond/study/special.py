@@ -1,0 +1,449 @@
+"""Findings that no contrast of two arms expresses, for the claims of study/claims.yaml that name them.
+
+A function of SPECIAL takes the runs of one scale (`tables.runs`), its folder, and the claim's parameters, and returns
+rows with columns of `judge.COLUMNS`. With `scale` among the parameters it looks at what belongs to no scale: it gets no
+runs, and the folder of all results. Parameters that say where a number lies if the claim is true read as `wants` does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from gcond.engine.run_state import selection_weights
+from gcond.study import costs, tables
+from gcond.study.costs import BASELINE, SEQUENTIAL, STOCHASTIC, Row, exactly
+from gcond.study.judge import LEVEL, PAPER_MODEL, by_pair, compare, interval, of_seeds
+
+Arms = dict[str, pd.DataFrame]
+
+INTEGRATED = "baseline_integrated"
+LOSSES, EPOCHS = ("l1", "ssim"), ("best_val", "last_val", "best_test")
+RATES = ("paper", "own")
+
+
+def _groups(runs: pd.DataFrame, rates: Sequence[str] = RATES) -> Iterator[tuple[Row, pd.DataFrame]]:
+    """The runs of every data set and model at each rate; the same runs once."""
+    seen = set()
+    for lr in rates:
+        for (dataset, model), own in tables.at_rate(runs, lr).groupby(["dataset", "model"], sort=False):
+            if (which := tuple(own.index)) not in seen:
+                seen.add(which)
+                yield {"dataset": dataset, "model": model, "lr": lr, "mode": "train"}, own
+
+
+def _arms(runs: pd.DataFrame, setting: str = "", mode: str = "train") -> Arms:
+    """Strategy -> its runs, indexed by what the runs of a pair share."""
+    own = runs[(runs.setting == setting) & (runs.model_mode == mode)]
+    return {str(strategy): by_pair(rows) for strategy, rows in own.groupby("strategy")}
+
+
+def _common(*arms: pd.DataFrame) -> list[pd.DataFrame]:
+    index = arms[0].index
+    for arm in arms[1:]:
+        index = index.intersection(arm.index)
+    return [arm.loc[index] for arm in arms]
+
+
+def _mean(values: pd.Series, factor: float = 1.0, zero: bool = False) -> Row:
+    return interval(of_seeds(values[np.isfinite(values)]), factor, zero)
+
+
+# Noise.
+
+
+def noise(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -> list[Row]:
+    """K x variance at the largest K over that at K = 1, and windows whose sign of the conflict is right, at the largest
+    less the smallest K: at frozen weights (kind window) where that was measured, else as probed during training."""
+    arms = [
+        (about | {"ours": strategy}, own[strategy])
+        for about, group in _groups(runs)
+        for own in [_arms(group)]
+        for strategy in (BASELINE, SEQUENTIAL, STOCHASTIC)
+        if strategy in own
+    ]
+    measured = [
+        (about | {"label": f"{state} weights"}, table) for about, arm in arms for state, table in _windows(results, arm)
+    ]
+    measured = measured or [(about | {"label": "in training"}, _probed(arm)) for about, arm in arms]
+    found = []
+    for about, table in measured:
+        kinds = pd.Series({name: int(name.rpartition("/")[2]) for name in table})
+        for kind, sizes in kinds.groupby([name.rpartition("/")[0] for name in kinds.index]):
+            first, last = table[f"{kind}/{sizes.min()}"], table[f"{kind}/{sizes.max()}"]
+            row = about | {"label": f"{about['label']}, K = {sizes.max()}", "measure": kind}
+            if kind.startswith("scaled_noise/"):
+                found.append(row | {"unit": "ratio", "wants": claim["variance"]} | _mean(last))
+            elif not ((first == 1) & (last == 1)).all():  # else nothing can be gained
+                found.append(row | {"unit": "%", "wants": claim["signs"]} | _mean(last - first, 100, zero=True))
+    return found
+
+
+def _windows(results: Path, arm: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """By state of the weights, in train mode and over all parameters: a row a run, NAME/K as columns."""
+    logs = [tables.log(results, run.log, "window").assign(pair=run.Index) for run in arm.itertuples()]
+    rows = pd.concat(logs)
+    if "state" in rows:
+        rows = rows[(rows["mode"] == "train") & (rows.group == "all")].set_index("pair")
+        for state, own in rows.groupby("state"):
+            yield str(state), own.filter(regex=r"^(scaled_noise/\w+|sign_agreement|sign_agreement_disjoint)/\d+$")
+
+
+def _probed(arm: pd.DataFrame) -> pd.DataFrame:
+    probes = arm.filter(regex=r"^probe:(noise/\w+|sign_agreement)/\d+$").rename(
+        columns=lambda name: name.removeprefix("probe:")
+    )
+    for name in [name for name in probes if name.startswith("noise/")]:
+        kind, _, size = name.rpartition("/")
+        probes[f"scaled_{name}"] = int(size) * probes[name] / probes[f"{kind}/1"]
+    return probes.filter(regex="^(scaled_noise|sign_agreement)/").dropna(axis="columns", how="all")
+
+
+def noise_of_the_quadratic(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -> list[Row]:
+    """Made noise, K = 24 and 1. Correlated micro-batches (rho) decide nothing: the claim does not speak of them."""
+    path = results / "toy" / "noise.csv"
+    table = (
+        pd.read_csv(path).query("estimator == 'sequential'")
+        if path.exists()
+        else pd.DataFrame(columns=["rho", "tau", "cosine"])
+    )
+    found = []
+    for (rho, tau, cosine), own in table.groupby(["rho", "tau", "cosine"]):
+        own = own.set_index("micro_batches")
+        if not {1, 24} <= set(own.index):
+            continue
+        first, last = own.loc[1], own.loc[24]
+        kind = f"quadratic, K = 24, cosine {cosine:+g}, noise {tau:g}" + (f", correlated {rho:g}" if rho else "")
+        about = {"label": kind, "ours": "sequential", "n": int(last.trials), "how": "normal"}
+        scaled = {"effect": 24 * last.variance, "low": 24 * last.variance_low, "high": 24 * last.variance_high}
+        wants = claim["variance"] if rho == 0 else ""
+        found.append(about | {"measure": "scaled_noise", "unit": "ratio", "wants": wants} | scaled)
+        if rho == 0 and cosine < 0:
+            # Two Wilson intervals: the difference of their ends is at least as wide as an interval of the difference.
+            ends = [last.wrong - first.wrong, last.wrong_low - first.wrong_high, last.wrong_high - first.wrong_low]
+            fall = {name: 100 * end for name, end in zip(("effect", "low", "high"), ends, strict=True)}
+            found.append(about | {"measure": "wrong_signs", "unit": "%", "wants": claim["wrong_signs"]} | fall)
+    return found
+
+
+def gradops(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -> list[Row]:
+    """What the tests measure (methods.csv; 1: shown) and the trade-off over alpha on three regressions."""
+    found: list[Row] = []
+    if (results / "methods.csv").exists():
+        shown = pd.read_csv(results / "methods.csv").set_index(["strategy", "name"]).verdict
+        for strategy, name in product(
+            ("gradops", "gradops_alpha"), ("non_conflicting", "PCGrad for two tasks, alpha 0")
+        ):
+            tested = exactly(float(shown.get((strategy, name)) == "yes"), "> 0")
+            found.append({"ours": strategy, "measure": name, "unit": "number"} | tested)
+    path = results / "toy" / "tradeoff.csv"
+    if path.exists():
+        rows = pd.read_csv(path).query("problem == 'regressions'")
+        shares = rows.groupby(["alpha", "task"]).value.mean().unstack("task")
+        moves = shares.c.is_monotonic_decreasing and shares.b.is_monotonic_increasing
+        on_front = (shares.sum(axis="columns") <= claim["front"]).all()
+        moved = exactly(100 * (shares.c.iloc[-1] - shares.c.iloc[0]), "< 0", moves and on_front) | {"n": len(shares)}
+        label = f"alpha {shares.index[0]:g} to {shares.index[-1]:g}, weakest of three tasks"
+        found.append({"label": label, "ours": "gradops_alpha", "measure": "unexplained_share", "unit": "%"} | moved)
+    return found
+
+
+# Runs.
+
+
+def larger_network(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -> list[Row]:
+    """Share of Baseline's steps after which GCond is below Baseline's last validation L1 (2 where it never is), and the
+    spread of activations at the end over Baseline's."""
+    found = []
+    for about, group in _groups(runs[runs.model == "convnextv2_base"]):
+        arms = _arms(group)
+        for strategy in (STOCHASTIC, SEQUENTIAL):
+            if not {strategy, BASELINE} <= set(arms):
+                continue
+            ours, theirs = _common(arms[strategy], arms[BASELINE])
+            shares = pd.Series(
+                [_catches_up(results, *logs) for logs in zip(ours.log, theirs.log, strict=True)], ours.index
+            )
+            never = int((shares == 2).sum())
+            row = about | {"ours": strategy, "theirs": BASELINE, "unit": "ratio"}
+            label = f"{never} of {len(shares)} runs never reach it" if never else ""
+            reached = {"label": label, "measure": "steps_to_its_last_l1", "wants": claim["level"]}
+            found.append(row | reached | _mean(shares))
+            if "activation_std" in ours:
+                spread = {"measure": "activation_std", "wants": claim["spread"]}
+                found.append(row | spread | _mean(ours.activation_std / theirs.activation_std))
+    return [row for row in found if row["n"]]
+
+
+def _catches_up(results: Path, ours: str, theirs: str) -> float:
+    curve, level = tables.log(results, ours, "validation"), tables.log(results, theirs, "validation").iloc[-1]
+    below = curve[curve.val_l1 <= level.val_l1]
+    return float(below.step.min() / level.step) if len(below) else 2.0
+
+
+def linear_probes(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -> list[Row]:
+    """Rank correlation (Spearman) of .85 L1 + .15 (1 - SSIM) on test after the last epoch with the probe's score, over
+    the runs of a seed, and the score of the trained encoder less that of its initial weights and of pixels."""
+    logs = [tables.log(results, run.log, "linear_probe").assign(at=run.Index) for run in runs.itertuples()]
+    probes = pd.concat(logs) if logs else pd.DataFrame()
+    if "task" not in probes:
+        return []
+    runs = runs.assign(loss=sum(weight * runs[f"last_test_{task}"] for task, weight in selection_weights({}).items()))
+    probes = probes.join(runs[["dataset", "model", "seed", "loss"]], on="at")
+    found: list[Row] = []
+    for (dataset, model, task), own in probes.groupby(["dataset", "model", "task"], sort=False):
+        about = {"label": task, "dataset": dataset, "model": model, "measure": "linear_probe"}
+        ranks = interval(_ranks(own, claim["fewest_runs"]), zero=False)
+        found.append(about | {"measure": "correlation_of_loss_and_linear_probe", "unit": "correlation"} | ranks)
+        means = own.groupby("seed")[["test_score", "untrained_test", "pixels_test"]].mean()
+        for column, them in (("untrained_test", "initial weights"), ("pixels_test", "pixels")):
+            difference = (means.test_score - means[column]).dropna()
+            found.append(about | {"theirs": them, "unit": "difference"} | interval(difference))
+    return [row for row in found if row["n"]]
+
+
+def _ranks(probes: pd.DataFrame, fewest: int) -> list[float]:
+    """A correlation a seed; a seed with too few runs, or whose runs are all alike, has none."""
+    ranks = [
+        float(stats.spearmanr(own.loss, own.test_score).statistic)
+        for _, own in probes.groupby("seed")
+        if len(own) >= fewest and own.test_score.nunique() > 1 and own.loss.nunique() > 1
+    ]
+    return [rank for rank in ranks if not math.isnan(rank)]
+
+
+def against_static(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -> list[Row]:
+    """Every method against the nearest of Baseline's static weights, and against runs that train one loss only.
+
+    Methods and static weights have the same learning rates to choose from. The nearest setting is the one that a method
+    is least far ahead of in its better loss, mean over seeds, at the best validation epoch: the method is ahead of the
+    front if one of the two losses is lower. delta_m is the mean of the relative changes of both losses (Maninis et al.
+    2019), mean the relative change of their plain mean.
+    """
+    found: list[Row] = []
+    for about, group in _groups(runs, (*RATES, "best")):
+        arms = _arms(group)
+        settings = [setting for setting in sorted(set(group.setting)) if _is_static(group[group.setting == setting])]
+        static = {setting: own[BASELINE] for setting in settings if BASELINE in (own := _arms(group, setting))}
+        alone = {loss: _arms(group, f"loss={loss}").get(BASELINE) for loss in LOSSES}
+        for strategy, arm in arms.items():
+            row = about | {"ours": strategy, "unit": "%"}
+            if len(static) > 1 and strategy != BASELINE and BASELINE in arms:
+                found += [row | each for each in _nearest(arm, static, arms[BASELINE])]
+            if all(single is not None for single in alone.values()):
+                found += [row | {"label": "against single tasks"} | each for each in _deltas(arm, alone)]
+    return [row for row in found if row["n"]]
+
+
+def _is_static(runs: pd.DataFrame) -> bool:
+    """Of the front: lambdas that sum to 1, and nothing else changed. Frozen weights need not."""
+    changed = set(tables.overrides(runs.setting.iloc[0]))
+    return changed <= {"loss.tasks"} and bool(np.isclose(runs.lambda_l1 + runs.lambda_ssim, 1).all())
+
+
+def _nearest(arm: pd.DataFrame, static: Arms, base: pd.DataFrame) -> Iterator[Row]:
+    ahead = {
+        setting: max(-compare(arm, point, base, loss)["effect"] for loss in LOSSES) for setting, point in static.items()
+    }
+    ahead = {setting: gap for setting, gap in ahead.items() if not math.isnan(gap)}
+    if ahead:
+        nearest = min(ahead, key=lambda setting: ahead[setting])
+        named = f"nearest of {len(ahead)} static weights, {_lambdas(static[nearest])}"
+        for loss, epoch in product(LOSSES, EPOCHS):
+            row = {"label": named, "theirs": BASELINE, "of": BASELINE, "measure": loss, "epoch": epoch}
+            yield row | compare(arm, static[nearest], base, loss, epoch)
+
+
+def _deltas(arm: pd.DataFrame, alone: Mapping[str, pd.DataFrame]) -> Iterator[Row]:
+    ours, *singles = _common(arm, *alone.values())
+    for epoch in EPOCHS:
+        columns = [f"{epoch}_{loss}" for loss in LOSSES]
+        reference = pd.concat([each[name] for each, name in zip(singles, columns, strict=True)], axis="columns")
+        change = ours[columns] - reference
+        means = {"delta_m": change / reference.mean(), "mean": change / reference.mean().mean()}
+        for measure, relative in means.items():
+            effect = _mean(relative.mean(axis="columns", skipna=False), 100, zero=True)
+            yield {"measure": measure, "epoch": epoch} | effect
+
+
+def _lambdas(arm: pd.DataFrame) -> str:
+    return " ".join(f"{loss}:{arm[f'lambda_{loss}'].iloc[0]:g}" for loss in LOSSES)
+
+
+# Frozen weights: a method writes d = sum_i w_i lambda_i g_i at every step. The static run has lambda_i times the mean
+# of w_i over steps and seeds as its lambdas, and the method's own update. One setting for all seeds: it is what
+# somebody would set, no score has chosen it, and an arm needs one name.
+
+UPDATES = {  # method -> what trains with its update and resolves nothing
+    STOCHASTIC: INTEGRATED,
+    SEQUENTIAL: INTEGRATED,
+    "gcond_pure": BASELINE,
+    "cagrad": BASELINE,
+    "gradnorm": BASELINE,
+    "pcgrad": BASELINE,
+}
+DIGITS = 3  # significant, of a static lambda: the same average always gives the same run
+NEAR = 0.01  # recorded lambdas that are all so close stand for the average, so that seeds may be added
+
+
+def _frozen(group: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
+    """(method, strategy, setting) of the static run, recorded or to be made; of methods whose weights are recorded."""
+    group = group[group.model_mode == "train"]
+    for method, base in UPDATES.items():
+        own = group[(group.strategy == method) & (group.setting == "")]
+        names = [f"weight_{loss}" for loss in LOSSES]
+        if own.empty or not set(names) <= set(own) or own[names].isna().all(axis=None):
+            continue
+        weights = own.groupby("seed")[names].mean().mean()
+        wanted = {loss: own[f"lambda_{loss}"].iloc[0] * weights[f"weight_{loss}"] for loss in LOSSES}
+        recorded = group[group.strategy == base]
+        recorded = recorded[
+            recorded.setting.map(lambda each: set(tables.overrides(each)) <= {"loss.tasks"}).astype(bool)
+        ]
+        distance = pd.concat([(recorded[f"lambda_{loss}"] / wanted[loss] - 1).abs() for loss in LOSSES], axis="columns")
+        near = distance.max(axis="columns", skipna=False).groupby(recorded.setting).min()
+        text = ",".join(f"{loss}:{value:.{DIGITS}g}" for loss, value in wanted.items())
+        made = f"loss.tasks={{{text}}}"
+        yield method, base, str(near.idxmin()) if len(near) and near.min() <= NEAR else made
+
+
+def frozen_weights(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -> list[Row]:
+    """The frozen run against the method, and the share of the method's difference to Baseline that it has too: 1 if
+    nothing is lost, with Fieller's interval, and without one where the method may not differ from Baseline at all."""
+    found: list[Row] = []
+    for about, group in _groups(runs):
+        arms = _arms(group)
+        for method, base, setting in _frozen(group):
+            static = _arms(group, setting).get(base)
+            if static is None or BASELINE not in arms:
+                continue
+            row = about | {"label": f"frozen at {_lambdas(static)}, {base}", "ours": method}
+            baseline, resolved, kept = _common(arms[BASELINE], arms[method], static)
+            for loss, epoch in product(LOSSES, EPOCHS):
+                name = f"{epoch}_{loss}"
+                share = ratio(of_seeds(baseline[name] - kept[name]), of_seeds(baseline[name] - resolved[name]))
+                where = {"measure": loss, "epoch": epoch}
+                found.append(
+                    row | where | {"theirs": BASELINE, "measure": f"share_kept/{loss}", "unit": "ratio"} | share
+                )
+                differs = compare(static, arms[method], None, loss, epoch)
+                found.append(row | where | {"ours": base, "theirs": method, "unit": "%"} | differs)
+    return [row for row in found if row["n"]]
+
+
+def static_weights(runs: pd.DataFrame, datasets: Sequence[str] | None = None) -> list[list[str]]:
+    """Hydra overrides for a sweep for each data set and update: the static runs of O9, at the scale's learning rate.
+
+    Raises ValueError where no recorded run has weights.
+    """
+    settings: dict[tuple[str, str, str], list[str]] = {}
+    for about, group in _groups(runs, ("own",)):
+        if not datasets or about["dataset"] in datasets:
+            for _, base, setting in _frozen(group):
+                settings.setdefault((about["dataset"], about["model"], base), []).append(setting)
+    if not settings:
+        raise ValueError(
+            "`runs`: expected runs of a method that weighs the tasks, found none to freeze; reproduce-table2 makes them"
+        )
+    return [
+        [f"dataset={dataset}", *([f"model={model}"] if model != PAPER_MODEL else []), f"strategy={base}",
+         "loss.tasks=" + ",".join(dict.fromkeys(each.removeprefix("loss.tasks=") for each in found if each))]
+        for (dataset, model, base), found in settings.items()
+        if any(found)
+    ]  # fmt: skip
+
+
+def ratio(ours: np.ndarray, theirs: np.ndarray) -> Row:
+    """mean(ours) / mean(theirs) over seeds, with Fieller's 95 % interval; nan bounds where mean(theirs) may be zero."""
+    n = len(ours)
+    over, under = (float(np.mean(each)) if n else math.nan for each in (ours, theirs))
+    low = high = math.nan
+    if n > 1:
+        covariance = np.cov(ours, theirs, ddof=1) / n
+        square = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) ** 2
+        # (over - r under)^2 <= t^2 var(a - r b): a parabola in r, open upwards where `under` is clearly not zero
+        x = under**2 - square * covariance[1, 1]
+        y = over * under - square * covariance[0, 1]
+        z = over**2 - square * covariance[0, 0]
+        if x > 0:
+            root = math.sqrt(max(0.0, y * y - x * z))
+            low, high = (y - root) / x, (y + root) / x
+    return {"n": n, "effect": over / under + 0.0 if under else math.nan, "low": low, "high": high}
+
+
+# The factorial of mode x update x resolution, in percent of Baseline in train mode.
+
+CELLS = {  # strategy -> (update, resolution)
+    BASELINE: ("adamw", "none"),
+    INTEGRATED: ("ema", "none"),
+    "gcond_sequential_pure": ("adamw", "sequential"),
+    SEQUENTIAL: ("ema", "sequential"),
+    "gcond_pure": ("adamw", "stochastic"),
+    STOCHASTIC: ("ema", "stochastic"),
+}
+LEVELS = {"mode": ("train", "eval"), "update": ("adamw", "ema"), "resolution": ("none", "sequential", "stochastic")}
+FACTORS = {  # name -> (factor, from, to)
+    "EMA": ("update", "adamw", "ema"),
+    "eval mode": ("mode", "train", "eval"),
+    "sequential resolution": ("resolution", "none", "sequential"),
+    "stochastic resolution": ("resolution", "none", "stochastic"),
+}
+
+
+def factorial(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -> list[Row]:
+    """Effects of a factor, mean over the levels of the others; interactions, how much larger the first's effect is with
+    the second than without; and the share of GCond stochastic's gap to Baseline that its update alone gives."""
+    found: list[Row] = []
+    for about, group in _groups(runs, (*RATES, "best")):
+        arms = {mode: _arms(group, mode=mode) for mode in LEVELS["mode"]}
+        for loss, epoch in product(LOSSES, EPOCHS) if BASELINE in arms["train"] else ():
+            columns = {
+                (mode, *CELLS[strategy]): arm[f"{epoch}_{loss}"]
+                for mode, own in arms.items()
+                for strategy, arm in own.items()
+                if strategy in CELLS
+            }
+            values = pd.DataFrame(columns).reindex(columns=pd.MultiIndex.from_product(LEVELS.values(), names=LEVELS))
+            row = about | {"of": BASELINE, "measure": loss, "epoch": epoch, "unit": "%"}
+            found += [row | each for each in (*_effects(values), _share_of_the_gap(values["train"]))]
+    return [row for row in found if row["n"]]
+
+
+def _effects(values: pd.DataFrame) -> Iterator[Row]:
+    """`values`: a row a pair, a column a cell. Means over the changes with the most seeds, over their common seeds."""
+
+    def change(cells: pd.DataFrame, factor: str, low: str, high: str) -> pd.DataFrame:
+        return cells.xs(high, axis="columns", level=factor) - cells.xs(low, axis="columns", level=factor)
+
+    mains = {name: change(values, *factor) for name, factor in FACTORS.items()}
+    pairs = [(a, b) for a, b in combinations(FACTORS, 2) if FACTORS[a][0] != FACTORS[b][0]]
+    both = {f"{a} x {b}": change(mains[a], *FACTORS[b]) for a, b in pairs}
+    for name, changes in (mains | both).items():
+        full = changes.loc[:, changes.count() == changes.count().max()].dropna()
+        if len(full) and (name in both or full.shape[1] > 1):
+            base = values["train", "adamw", "none"][full.index].mean()
+            yield {"label": f"{name}, mean of {full.shape[1]}"} | _mean(
+                full.mean(axis="columns"), 100 / base, zero=True
+            )
+
+
+def _share_of_the_gap(cells: pd.DataFrame) -> Row:
+    gaps = cells.rsub(cells["adamw", "none"], axis="index")[[CELLS[INTEGRATED], CELLS[STOCHASTIC]]].dropna()
+    share = ratio(*(of_seeds(gaps[cell]) for cell in gaps))
+    label = {"label": "share of the gap that the update alone gives", "ours": INTEGRATED, "theirs": STOCHASTIC}
+    return label | {"unit": "share"} | {name: value if name == "n" else 100 * value for name, value in share.items()}
+
+
+SPECIAL: dict[str, Callable[[pd.DataFrame, Path, Mapping[str, Any]], list[Row]]] = {
+    each.__name__: each
+    for each in (costs.half_of_sequential, costs.throughput, costs.memory_against_window_and_tasks,
+                 costs.base_in_16_gb, costs.bfloat16_in_one_step, noise, noise_of_the_quadratic, gradops,
+                 larger_network, linear_probes, against_static, frozen_weights, factorial)
+}  # fmt: skip
