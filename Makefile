@@ -183,7 +183,7 @@ reproduce-toy: $(READY) ## all methods on the two-dimensional conflict problem, 
 	  $(BIN)/python -m gcond.report.toy --results $(call quoted,$(OUT)/toy) || status=$$?; exit $$status
 
 dashboard: $(READY) ## one HTML page of all runs in runs/, or of those in results/ where there are none (runs/dashboard.html); no server
-	@$(BIN)/python -m gcond.report.dashboard --runs runs --out runs/dashboard.html --recorded results
+	@$(BIN)/python -m gcond.study.dashboard
 
 MEASURE = OMP_NUM_THREADS=1 $(BIN)/python bench/$1.py $2 $(if $(filter memory,$1),,--device $(DEVICE)) --results $(call quoted,$(OUT))
 bench: $(READY) data ## what a step costs in time, memory and data: OUT/bench.csv and bench.md (hours on a CPU)

@@ -122,17 +122,20 @@ def runs(results: Path) -> pd.DataFrame:
     return pd.concat([table, logged], axis="columns").reset_index(drop=True).copy()  # in one piece: many select rows
 
 
-def log(results: Path, name: str, kind: str) -> pd.DataFrame:
-    """Records of one kind of the run `name`, without columns that they lack; numbers as float64. `name` may leave the
-    fingerprint out where one machine alone made the run. Raises ValueError, naming the file, where there is no log."""
-    return _whole_log(results, name, kind).dropna(axis="columns", how="all").reset_index(drop=True)
+def log(results: Path, name: str, *kinds: str) -> pd.DataFrame:
+    """Records of these kinds of the run `name`, without columns that they lack; numbers as float64.
+
+    `name` may leave the fingerprint out where one machine alone made the run. Raises ValueError, naming the file, where
+    there is no log.
+    """
+    return _whole_log(results, name, *kinds).dropna(axis="columns", how="all").reset_index(drop=True)
 
 
 def log_name(name: str, arithmetic: str) -> str:
     return "-".join(filter(None, (name, arithmetic)))
 
 
-def _whole_log(results: Path, name: str, kind: str = "") -> pd.DataFrame:
+def _whole_log(results: Path, name: str, *kinds: str) -> pd.DataFrame:
     path = results / "logs" / f"{name}.parquet"
     if not path.exists():
         others = sorted((results / "logs").glob(f"{name}-????????.parquet"))
@@ -140,7 +143,7 @@ def _whole_log(results: Path, name: str, kind: str = "") -> pd.DataFrame:
             found = ", ".join(each.stem for each in others) or "none"
             raise ValueError(f"{path}: expected the log of a run, found {found}; restore it with git or record it anew")
         path = others[0]
-    found = pd.read_parquet(path, filters=[("kind", "==", kind)] if kind else None)
+    found = pd.read_parquet(path, filters=[("kind", "in", kinds)] if kinds else None)
     floats = found.select_dtypes("floating").columns
     return found.astype(dict.fromkeys(floats, "float64"))
 

@@ -1,1 +1,0 @@
-"""Runs in, one self-contained HTML page out: no server, no network."""
