@@ -190,6 +190,22 @@ def test_over_patients_each_counts_once():
     assert (found["n"], found["low"], found["high"]) == pytest.approx((3, ends.low, ends.high))
 
 
+def test_patients_of_the_recorded_study():
+    runs = tables.runs(RESULTS / "study")
+    contrast = {"ours": "gcond_sequential", "theirs": "baseline", "measure": "l1", "epoch": "best_test", "lr": "paper"}
+    claims = {"X": {"contrasts": [contrast | {"dataset": "headneck", "over": "patients"}]}}
+    runs = runs[runs.seed.isin([11, 42, 2025])]
+    found = judge.judge(claims, runs, RESULTS / "study").set_index("group")
+    assert found.n["patients"] == 82  # of the test set
+    plain = runs[(runs.dataset == "headneck") & (runs.lr == 2e-4) & (runs.setting == "")]
+    means = {}
+    for strategy in ("gcond_sequential", "baseline"):
+        own = plain[(plain.strategy == strategy) & (plain.model_mode == "train")]
+        logs = pd.concat([tables.log(RESULTS / "study", name, "groups") for name in own.log])
+        means[strategy] = logs[(logs["at"] == "best") & (logs.split == "test")].groupby("group").l1.mean().mean()
+    assert found.effect["patients"] == pytest.approx(100 * (means["gcond_sequential"] / means["baseline"] - 1))
+
+
 def test_patients_decide_no_verdict():
     row = dict.fromkeys(judge.COLUMNS, "") | {"claim": "X", "scale": "study", "effect": -1.0, "low": -2.0, "high": 1.0}
     rows = [row | {"n": 1, "ours": "seeds"}, row | {"n": 40, "group": "patients"}]

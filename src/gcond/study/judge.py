@@ -279,7 +279,7 @@ def judge(claims: Mapping[str, Mapping[str, Any]], runs: pd.DataFrame, results: 
     rows: list[dict[str, Any]] = []
     for scale, own in runs.assign(pair=_pairs(runs)).groupby("scale", sort=False):
         at_rate = cache(partial(tables.at_rate, own))
-        logged = cache(partial(tables.log, results, kind="groups")) if results else None
+        logged = cache(lambda name: tables.log(results, name, "groups")) if results else None
         for name, claim in claims.items():
             found = [row for contrast in claim.get("contrasts", ()) for row in _contrast(contrast, at_rate, logged)]
             for special, parameters in claim.get("special", {}).items() if results else ():
