@@ -249,6 +249,7 @@ def test_plans_are_those_that_are_recorded():
     assert made == recorded
 
 
+@pytest.mark.slow
 def test_memory_is_planned_once(tmp_path, monkeypatch):
     shapes = {"model": "mobilenetv3_small_050", "image_size": 64, "precision": "bf16"}
     few = [memory.Plan("pcgrad", **shapes, graph=graph, tasks=m) for graph in memory.GRAPHS[::2] for m in (2, 3)]

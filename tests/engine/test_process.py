@@ -80,14 +80,6 @@ def test_ctrl_c_twice_is_at_once_however_fast(heard: list, clock: list[float]) -
     assert heard == [signal.SIGINT]
 
 
-def test_the_second_one_may_be_the_other_one(heard: list, clock: list[float]) -> None:
-    with Interrupt():
-        signal.raise_signal(signal.SIGINT)
-        clock[0] += 1.1
-        signal.raise_signal(signal.SIGTERM)
-    assert heard == [signal.SIGTERM]
-
-
 @EACH
 def test_afterwards_signals_are_what_they_were(which: signal.Signals, heard: list) -> None:
     before = signal.getsignal(which)
@@ -198,15 +190,3 @@ def test_a_checkpoint_is_due_so_many_minutes_after_the_last_one(pause_clock: lis
     assert asked() == (False, 0)
     pause_clock[0] += 600
     assert asked() == (True, 0)
-
-
-def test_a_signal_is_told_by_its_number() -> None:
-    interrupt = Interrupt()
-    asked = pause(10, interrupt=interrupt)
-    interrupt.number = signal.SIGINT
-    assert asked() == (False, signal.SIGINT)
-
-
-@pytest.mark.parametrize(("theirs", "expected"), [((1, 0), (True, 0)), ((0, 15), (False, 15)), ((1, 2), (True, 2))])
-def test_what_one_process_has_found_all_act_upon(theirs: tuple[int, int], expected: tuple[bool, int]) -> None:
-    assert pause(10, theirs)() == expected
