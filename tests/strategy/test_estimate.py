@@ -80,13 +80,6 @@ def test_every_estimator_but_stochastic_is_plain_autograd_of_the_mean(estimator)
         assert metrics[f"loss/{task}"] == pytest.approx(value.item())
 
 
-def test_shared_and_per_task_forward_agree_where_forward_passes_do():
-    problem, batches = Problem(), windows(4)
-    shared, per_task = (problem.step(Sequential(4, forward), batches, GCond()) for forward in ("shared", "per_task"))
-    torch.testing.assert_close(shared[0], per_task[0])
-    assert shared[1].keys() == per_task[1].keys()
-
-
 def test_stochastic_gives_each_task_the_mean_over_its_own_block():
     problem, batches = Problem(), windows(6)
     tasks = {"a": 0.5, "b": 2.0, "c": 3.0}
@@ -109,15 +102,6 @@ def test_scale_does_not_depend_on_the_number_of_micro_batches(estimator):
     expected = 0.85 * problem.gradient(batch, "a") + 0.15 * problem.gradient(batch, "b")
     for gradient in gradients:
         torch.testing.assert_close(gradient, expected)
-
-
-@pytest.mark.parametrize("estimator", [Joint, Sequential])
-def test_window_may_be_cut_anyhow(estimator):
-    """Without batch statistics, 2 micro-batches of 12 are 8 of 3: also for what GCond makes of them."""
-    problem, samples = Problem(), torch.cat(windows(4))
-    resolver = Linear if estimator is Joint else GCond
-    coarse, fine = (problem.step(estimator(k), list(samples.chunk(k)), resolver())[0] for k in (2, 8))
-    torch.testing.assert_close(coarse, fine)
 
 
 def test_micro_batch_resolution_averages_the_resolved_gradients():
@@ -194,10 +178,3 @@ def test_one_graph_at_a_time(estimator):
 
     GradientConductor(problem.parameters, TASKS, estimator, Linear(), Raw()).step(windows(2), losses)
     assert len(saved) == 0
-
-
-def test_an_iterator_is_left_where_the_window_ends():
-    problem = Problem()
-    batches = iter(windows(5))
-    problem.step(Sequential(2), batches)
-    assert len(list(batches)) == 3
