@@ -190,3 +190,15 @@ def test_a_checkpoint_is_due_so_many_minutes_after_the_last_one(pause_clock: lis
     assert asked() == (False, 0)
     pause_clock[0] += 600
     assert asked() == (True, 0)
+
+
+def test_a_signal_is_told_by_its_number() -> None:
+    interrupt = Interrupt()
+    asked = pause(10, interrupt=interrupt)
+    interrupt.number = signal.SIGINT
+    assert asked() == (False, signal.SIGINT)
+
+
+@pytest.mark.parametrize(("theirs", "expected"), [((1, 0), (True, 0)), ((0, 15), (False, 15)), ((1, 2), (True, 2))])
+def test_what_one_process_has_found_all_act_upon(theirs: tuple[int, int], expected: tuple[bool, int]) -> None:
+    assert pause(10, theirs)() == expected
