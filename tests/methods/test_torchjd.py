@@ -58,10 +58,9 @@ def test_ugly_matrices_give_torchjd_s_update(name, rows):
 
 @pytest.mark.parametrize("name", ["nash_mtl", "fairgrad"])
 @pytest.mark.parametrize("ugly", UGLY)
-@pytest.mark.parametrize("scale", [1e-10, 1e15])
-def test_a_problem_without_solution_raises_and_any_other_is_solved(name, ugly, scale):
+def test_a_problem_without_solution_raises_and_any_other_is_solved(name, ugly):
     """sum_i w_i g_i = 0 for some w >= 0, not all 0: nothing fulfils G w = w^(-1/alpha)."""
-    rows = scale * matrix(UGLY[ugly])
+    rows = 1e15 * matrix(UGLY[ugly])
     if ugly in UNSOLVABLE or (name, ugly) in TOO_HARD:
         with pytest.raises(RuntimeError, match=r"(NashMTL|FairGrad), resolution 3: .*; Gram \[\["):
             build(name).resolve(conflict(rows, step=3))

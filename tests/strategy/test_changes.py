@@ -105,15 +105,6 @@ def test_strides_that_change_in_training_change_nothing_else(name):
         torch.testing.assert_close(trained(changes, **settings), trained({}, **settings), rtol=1e-9, atol=1e-11)
 
 
-def test_strides_that_change_before_the_first_step():
-    model, reference = ConvNet(), ConvNet().to(memory_format=torch.channels_last)
-    conductor = linear(model)
-    model.to(memory_format=torch.channels_last)
-    conductor.step(image_batches(1), opposed_losses(model))
-    plain_gradients(reference, opposed_losses(reference), *image_batches(1))
-    assert_plain(model, reference)
-
-
 def test_a_wider_dtype_is_followed():
     def trained(update: Any, buffer_dtype: str | None, widens: bool) -> Tensor:
         model, conductor = stepped(update=update(), buffer_dtype=buffer_dtype)
@@ -423,14 +414,6 @@ def test_sparse_gradients_become_dense():
     expected = torch.zeros(5, 2)
     expected[[1, 3]] = table.weight.detach()[[1, 3]] * torch.tensor([[4.0], [2.0]])
     torch.testing.assert_close(table.weight.grad, expected)
-
-
-def test_conductors_may_take_turns_on_the_same_parameters():
-    model, reference = Net(), Net()
-    for seed, conductor in enumerate([linear(model), linear(model, Joint(1))] * 2):
-        conductor.step([batch_of(seed)], losses_of(model))
-        plain_gradients(reference, losses_of(reference), batch_of(seed))
-        assert_plain(model, reference)
 
 
 # What is no step

@@ -27,7 +27,6 @@ from gcond.strategy import (
     Raw,
     Resolution,
     Sequential,
-    Stochastic,
 )
 from gcond.strategy.conflict import StatelessResolver
 
@@ -170,17 +169,6 @@ def test_clip_acts_on_the_resolved_gradient_before_the_update(clip_norm):
     assert conductor.resolved_gradient is None
 
 
-def test_clip_of_averaged_micro_batches_acts_on_their_average():
-    parameter = vector(1.0, 1.0)
-    conductor = GradientConductor(
-        [parameter], {"t0": 1.0}, Sequential(2, resolve_every="micro_batch"), Linear(), Raw(), 1.0
-    )
-    losses = lambda batch, names: {"t0": (parameter * torch.tensor(batch)).sum()}  # noqa: E731
-    metrics = conductor.step([[6.0, 0.0], [0.0, 8.0]], losses)
-    torch.testing.assert_close(parameter.grad, torch.tensor([0.6, 0.8], dtype=torch.float64))
-    assert (metrics["resolved_norm"], metrics["clipped"]) == (pytest.approx(5.0), 1.0)
-
-
 # Diagnosing
 
 
@@ -206,17 +194,6 @@ def test_diagnosing_a_joint_strategy_changes_nothing_but_rounding(update):
         common = {"loss/l1", "loss/ssim", "resolved_norm", "clipped"}
         assert {k: without[k] for k in common} == pytest.approx({k: with_it[k] for k in common}, rel=1e-7)
         assert ("cosine/head" in with_it) == (step % 2 == 1)
-
-
-def test_diagnosing_gcond_changes_nothing_at_all():
-    def train(diagnose):
-        model = ConvNet()
-        conductor = GradientConductor(model.parameters(), TASKS, Stochastic(2), GCond(), EMA())
-        logged = [conductor.step(image_batches(2, seed), opposed_losses(model), diagnose) for seed in range(3)]
-        return flat_grad(list(model.parameters())), logged
-
-    assert torch.equal(train(True)[0], train(False)[0])
-    assert train(True)[1] == train(False)[1]
 
 
 # Resuming

@@ -11,7 +11,7 @@ from strategy.problems import ESTIMATORS, flat_grad, matrix
 from strategy.reference import reference_pcgrad
 from torch import nn
 
-from gcond.strategy import GCond, GradientConductor, Joint, Linear, PCGrad, Raw, Sequential, Stochastic
+from gcond.strategy import GradientConductor, Joint, Linear, PCGrad, Raw, Sequential, Stochastic
 
 TASKS = {"a": 0.85, "b": 0.15}
 
@@ -116,20 +116,6 @@ def test_micro_batch_resolution_averages_the_resolved_gradients():
     assert metrics["cosine/all"] == pytest.approx(min(cosines))
     at_once, _ = problem.step(Sequential(4), batches, PCGrad())
     assert float((at_once - expected).norm() / expected.norm()) > 1e-3
-
-
-@pytest.mark.parametrize("resolver", [GCond, PCGrad])
-def test_history_moves_on_with_every_resolved_micro_batch(resolver):
-    """A window of micro-batches resolved one by one is that many steps of one micro-batch each."""
-    batches = windows(4)
-    whole, single = Problem(), Problem()
-    found, _ = whole.step(Sequential(4, resolve_every="micro_batch"), batches, resolver())
-    conductor = GradientConductor(single.parameters, TASKS, Sequential(1), resolver(), Raw(), clip_norm=None)
-    gradients = []
-    for batch in batches:
-        conductor.step([batch], single.losses)
-        gradients.append(flat_grad(single.parameters).clone())
-    torch.testing.assert_close(found, mean(gradients))
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import permutations, product
+from itertools import product
 
 import numpy as np
 import pytest
@@ -35,21 +35,6 @@ def test_pcgrad_takes_every_order_and_no_other():
     found = {tuple(np.round(resolved(PCGrad(), rows, seed=seed).numpy(), 9)) for seed in range(60)}
     assert len(expected) >= 4
     assert found == expected
-
-
-def test_pcgrad_projects_each_task_in_some_order():
-    """Five tasks: each row of coefficients is the twin's projected gradient for one of the 24 orders."""
-    for seed in range(5):
-        rows = random_rows(seed, 5, 3)
-        found = PCGrad().resolve(conflict(rows, seed=seed)).coefficients.numpy() @ rows
-        for i, row in enumerate(rows):
-            others = [j for j in range(5) if j != i]
-            untouched = rows[others].sum(0)
-            choices = [
-                reference_pcgrad([[g] for g in rows], [order if t == i else () for t in range(5)])[0] - untouched
-                for order in permutations(others)
-            ]
-            assert min(np.abs(found[i] - choice).max() for choice in choices) < 1e-9 * np.linalg.norm(row)
 
 
 # CAGrad
