@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 
 from gcond.strategy.arguments import expect, expect_one_of
-from gcond.strategy.conflict import Conflict, Resolution, ResolverDefaults
+from gcond.strategy.conflict import Conflict, Resolution, Resolver
 
 Matrix = NDArray[np.float64]
 ZONES = ("weak", "main", "critical")
 
 
-class GCond(ResolverDefaults):
+class GCond(Resolver):
     """Take the pair with the smallest cosine, choose a winner, project both, and repeat.
 
     Args (defaults: Table 5 of the paper):
