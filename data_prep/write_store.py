@@ -103,12 +103,10 @@ def write(out: Path, rows: Mapping[str, Mapping[str, list]], about: Mapping[str,
     index = _index(rows)
     pixels = [picture for split in store.SPLITS for picture in rows[split]["pixels"]]
     with folder_atomically(out) as building:
-        shard = write_shard(building / "shards" / "00000.arrow", _bar(pixels, "writing"))
+        shard = write_shard(
+            building / "shards" / "00000.arrow", tqdm(pixels, desc="writing", unit="slice", disable=None)
+        )
         return finish(building, index, [shard], _statistics(rows["train"]["pixels"]), about)
-
-
-def _bar(pictures: list[bytes], what: str) -> Iterable[bytes]:
-    return tqdm(pictures, desc=what, unit="slice", disable=None)
 
 
 def _index(rows: Mapping[str, Mapping[str, list]]) -> pa.Table:
@@ -127,7 +125,7 @@ def _index(rows: Mapping[str, Mapping[str, list]]) -> pa.Table:
 
 def _statistics(pictures: list[bytes]) -> dict[str, tuple[float, float]]:
     totals = dict.fromkeys(windows.PRESETS, (0, 0))
-    for picture in _bar(pictures, "mean and deviation"):
+    for picture in tqdm(pictures, desc="mean and deviation", unit="slice", disable=None):
         for name, (total, squares) in windows.sums(np.frombuffer(picture, store.DTYPE)).items():
             totals[name] = (totals[name][0] + total, totals[name][1] + squares)
     pixels = len(pictures) * STORED_SIZE**2

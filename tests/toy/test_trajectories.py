@@ -121,20 +121,19 @@ def test_adam_is_torchs():
     assert value == pytest.approx(parameter.item(), abs=1e-14)
 
 
+def test_points_are_kept_by_distance_and_at_both_ends():
+    kept = list(follow(Descent(Linear()), STARTS[1], 350))
+    assert (kept[0], kept[-1][0]) == ((0, *STARTS[1]), 350)
+    gaps = [max(abs(a[1] - b[1]), abs(a[2] - b[2])) for a, b in pairwise(kept[:-1])]
+    assert gaps
+    assert all(0.1 <= gap < 0.102 for gap in gaps)
+
+
 def test_the_update_is_clipped():
     plain, clipped = Descent(Linear()), Descent(Linear(), clip_norm=0.1)
     full, short = plain.direction(9.0, 9.0), clipped.direction(9.0, 9.0)
     assert math.hypot(*short) == pytest.approx(0.1)
     np.testing.assert_allclose(np.divide(short, 0.1), np.divide(full, math.hypot(*full)))
-
-
-def test_points_are_kept_by_distance_and_at_both_ends():
-    kept = list(follow(METHODS["baseline"].descent(), STARTS[1], 350))
-    assert kept[0] == (0, *STARTS[1])
-    assert kept[-1][0] == 350
-    gaps = [max(abs(a[1] - b[1]), abs(a[2] - b[2])) for a, b in pairwise(kept[:-1])]
-    assert gaps
-    assert all(0.1 <= gap < 0.102 for gap in gaps)
 
 
 def test_every_strategy_is_shown_or_left_out_for_a_reason():
@@ -143,15 +142,6 @@ def test_every_strategy_is_shown_or_left_out_for_a_reason():
     assert set(LEFT_OUT) <= files
     assert not set(METHODS) & set(LEFT_OUT)
     assert set(REFERENCES.index.get_level_values(0)) <= set(METHODS)
-
-
-def test_methods_that_weigh_losses_learn_from_losses_above_zero():
-    """FAMO from (0, 0) for 300 steps: its weights leave the even start, and it does not refuse the negative losses."""
-    descent = METHODS["famo"].descent()
-    first = descent.direction(*STARTS[1])
-    kept = list(follow(METHODS["famo"].descent(), STARTS[1], 300))
-    assert math.hypot(*first) <= 1.0 + 1e-12  # clipped at 1, as its authors do
-    assert abs(kept[-1][1] - STARTS[1][0]) + abs(kept[-1][2] - STARTS[1][1]) > 0.05
 
 
 @pytest.mark.slow
