@@ -79,7 +79,7 @@ def plan(out: Path, roots: dict[str, Path], shard_files: int, reuse: bool) -> li
             if table.num_rows:
                 write_atomically(path.with_name("labels.parquet"), lambda to: pq.write_table(table, to))
         os.replace(anew, path)
-    return [Job(out, i, roots) for i in range(listing.count_shards(path))]
+    return [Job(out, i, roots) for i in range(len(listing.shard_sizes(path)))]
 
 
 def count_images(job: Job) -> int:
@@ -187,11 +187,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except MemoryError:
-        print(f"error: the memory is full; with fewer --workers, {GO_ON}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {error}; mend that, then {GO_ON}", file=sys.stderr)
+    except (MemoryError, OSError) as error:
+        print(f"error: {error or 'the memory is full: take fewer --workers'}; mend that, then {GO_ON}", file=sys.stderr)
         return 1
 
 
@@ -213,7 +210,7 @@ def _command(words: list[str]) -> int:
     path = building(options.root) / "listing.parquet"
     if not path.exists():
         raise ValueError(f"{options.root} holds no parts to merge; expected the --out of the parts")
-    jobs = [Job(options.root, i, {}) for i in range(listing.count_shards(path))]
+    jobs = [Job(options.root, i, {}) for i in range(len(listing.shard_sizes(path)))]
     return join(options.root, jobs, _choices(options))
 
 

@@ -10,8 +10,8 @@ links; a copy where the file system refuses), a subset is written anew, without 
 CLONE holds JPEG files: train/CLASS/x.jpg and val/CLASS/x.jpg, or CLASS_name.JPEG, where CLASS is a WordNet id such as
 n01440764. They are written as Parquet, at --size pixels (docs/data.md).
 
-About a quarter of an hour of one core for the 1,331,167 labelled images, shared by `--workers`. Stop it at any time:
-the same command goes on with the file where it was. ImageNet's terms (non-commercial research) are yours to accept.
+About a quarter of an hour of one core for the 1,331,167 labelled images, shared by `--workers`. ImageNet's terms
+(non-commercial research) are yours to accept.
 """
 
 import argparse
@@ -48,24 +48,21 @@ def main(words: list[str] | None = None) -> int:
         parser.error("--subset-validation and --seed have no effect without --subset")
     options = vars(arguments) | {"seed": arguments.seed or 0}
     try:
-        facts = prepare(**options) if any((arguments.root / "data").glob("*.parquet")) else converted(**options)
+        prepare(**options) if any((arguments.root / "data").glob("*.parquet")) else converted(**options)
     except BrokenProcessPool:
-        print(
-            "error: a worker died (out of memory?); the same command goes on, `--workers 1` is gentler", file=sys.stderr
-        )
+        print("error: a worker died (out of memory?); try `--workers 1`", file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0 if facts else 1
+    return 0
 
 
-def converted(workers: int, allow_partial: bool, **options: Any) -> dict:
+def converted(workers: int, allow_partial: bool, **options: Any) -> None:
     from imagenet.clone import convert, print_converted  # takes seconds, since it imports timm
 
     facts = convert(**options)
     print_converted(options["out"], facts)
-    return facts
 
 
 if __name__ == "__main__":

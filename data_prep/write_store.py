@@ -1,8 +1,5 @@
 """One CT slice in HU -> the stored picture, and pictures -> the store that gcond.data.store reads."""
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -16,7 +13,7 @@ from tqdm import tqdm
 from gcond.data import store, windows
 from gcond.data.store import DTYPE, HU_OFFSET, STORED_SIZE
 from gcond.data.windows import HU_MAX, HU_MIN
-from gcond.files import write_atomically, write_json
+from gcond.files import folder_atomically, write_atomically, write_json
 
 BATCH_ROWS = 100  # 12.5 MiB: what a reader that takes whole batches holds
 BODY_HU = -500
@@ -94,7 +91,7 @@ def finish(
 
 
 def write(out: Path, rows: Mapping[str, Mapping[str, list]], about: Mapping[str, object]) -> dict[str, object]:
-    """Write a store that fits in memory, in a folder beside `out` that is renamed when complete; returns its facts.
+    """Write a store that fits in memory; returns its facts.
 
     `rows` maps each split to `pixels` (bytes) and the columns of store.INDEX, less split, shard and row; a column that
     is not there is null. Raises ValueError where a split is empty, a patient is in two of them, columns are of unequal
@@ -105,20 +102,11 @@ def write(out: Path, rows: Mapping[str, Mapping[str, list]], about: Mapping[str,
         raise ValueError(f"`out`: {out} exists")
     index = _index(rows)
     pixels = [picture for split in store.SPLITS for picture in rows[split]["pixels"]]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        shard = write_shard(building / "shards" / "00000.arrow", _bar(pixels, "writing"))
-        facts = finish(building, index, [shard], _statistics(rows["train"]["pixels"]), about)
-        building.chmod(0o755)
-        os.rename(building, out)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return facts
-
-
-def _bar(pictures: list[bytes], what: str) -> Iterable[bytes]:
-    return tqdm(pictures, desc=what, unit="slice", disable=None)
+    with folder_atomically(out) as building:
+        shard = write_shard(
+            building / "shards" / "00000.arrow", tqdm(pixels, desc="writing", unit="slice", disable=None)
+        )
+        return finish(building, index, [shard], _statistics(rows["train"]["pixels"]), about)
 
 
 def _index(rows: Mapping[str, Mapping[str, list]]) -> pa.Table:
@@ -137,7 +125,7 @@ def _index(rows: Mapping[str, Mapping[str, list]]) -> pa.Table:
 
 def _statistics(pictures: list[bytes]) -> dict[str, tuple[float, float]]:
     totals = dict.fromkeys(windows.PRESETS, (0, 0))
-    for picture in _bar(pictures, "mean and deviation"):
+    for picture in tqdm(pictures, desc="mean and deviation", unit="slice", disable=None):
         for name, (total, squares) in windows.sums(np.frombuffer(picture, store.DTYPE)).items():
             totals[name] = (totals[name][0] + total, totals[name][1] + squares)
     pixels = len(pictures) * STORED_SIZE**2

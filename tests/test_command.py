@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
-from engine.runs import tiny_config
+from engine.runs import TINY, tiny_config
 
 import gcond.train
 from gcond.command import main
@@ -41,3 +42,15 @@ def test_a_run_with_another_task_is_judged_by_its_own_weights_and_one_without_nu
     assert objective(report | {"final": {}, "validation": [scores]}) == pytest.approx(0.25 + 0.15)
     assert math.isnan(objective(report | {"final": {"best": scores | {"val_l1": None}}}))
     assert math.isnan(objective(report | {"final": {}}))
+
+
+def test_data_that_are_not_there_end_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    words = [*TINY, "dataset=ct", "dataset._target_=gcond.data.ct.load", f"dataset.root={tmp_path}", f"runs={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["gcond-train", "hydra/hydra_logging=disabled", "hydra.run.dir=.", *words])
+    with pytest.raises(SystemExit):
+        main()
+    said = capsys.readouterr().err
+    assert str(tmp_path) in said
+    assert "Traceback" not in said

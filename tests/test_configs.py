@@ -14,6 +14,7 @@ from torch.nn import Parameter
 
 from gcond.engine.run_folder import config_hash
 from gcond.engine.settings import Settings
+from gcond.sweep.plan import planned, prove
 
 GROUPS = ("dataset", "loss", "model", "optimizer", "strategy")  # beside scale and experiment
 
@@ -87,8 +88,7 @@ def test_every_run_of_an_experiment_is_valid(scale: str, experiment: str) -> Non
         chosen = [*runs_of(experiment, (*NUMBERS, "dataset")), *firsts]
     else:
         chosen = runs[:1]
-    for choice in chosen:
-        Settings(config(f"experiment={experiment}", f"scale={scale}", *choice))
+    prove(planned([[f"experiment={experiment}", f"scale={scale}", *choice] for choice in chosen]), here=False)
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))

@@ -57,7 +57,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, program: str, *arguments: object) -> None:
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    monkeypatch.setattr(launch, "_command", lambda overrides, launcher, jobs: command)
+    monkeypatch.setattr(launch, "command_of", lambda overrides, launcher, jobs: command)
 
 
 def test_a_sweep_whose_launcher_is_killed_waits_for_runs_at_work_only(

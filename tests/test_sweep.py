@@ -177,8 +177,7 @@ def test_what_is_typed_replaces_the_experiments_own_choice() -> None:
     ("overrides", "count"),
     [
         (["experiment=table2", "seed=11", "strategy=baseline,gcond_lion"], 4),  # the experiment names two data sets
-        (["experiment=o1", "seed=11,42", "dataset=ct", "strategy=baseline,gcond_pure", "optimizer.lr=1e-3,2e-3"], 16),
-        (["experiment=ablation_thresholds", "seed=11", "dataset=ct", "+strategy.conductor.seed=1,2"], 8),
+        (["experiment=o1", "seed=11,42", "dataset=ct", "strategy=gcond_pure", "optimizer.lr=1e-3,2e-3"], 8),
     ],
 )
 def test_the_plan_is_what_hydras_multirun_starts(
@@ -201,14 +200,10 @@ def test_a_misspelt_key_in_a_sweep_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["optimizer.learning_rate=1e-3", "seed=(1", "dataset=cats"])
-def test_what_hydra_refuses_is_said_without_a_traceback(
-    wrong: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["gcond.sweep", "--plan-only", "experiment=table2", wrong])
-    assert sweep_command() == 2
+def test_what_hydra_refuses_is_said_without_a_traceback(wrong: str, capsys: pytest.CaptureFixture) -> None:
+    assert sweep_command(["--plan-only", "experiment=table2", wrong]) == 2
     assert capsys.readouterr().err.startswith("error: ")
-    monkeypatch.setattr(sys, "argv", ["gcond.sweep.study", f"experiment=table2 '{wrong}'"])
-    assert study_command() == 2
+    assert study_command([f"experiment=table2 '{wrong}'"]) == 2
     assert capsys.readouterr().err.startswith("error: table2: ")
 
 
@@ -226,37 +221,6 @@ def test_a_path_is_one_value_for_a_sweep_whatever_is_in_it(path: str) -> None:
 def test_paths_to_sweep_over_and_other_values_are_left_to_hydra() -> None:
     typed = ["dataset.root=choice(a,b)", "seed=1,2", "runs=/plain/path-1.x", "recorded=null", 'paths.ct="/a,b"']
     assert with_paths_quoted(typed) == typed
-
-
-def test_what_is_recorded_is_not_repeated_where_that_is_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    """Two runs that another machine recorded, one that it saw fail, one that it does not know; all but two train."""
-    first, results = tmp_path / "there", tmp_path / "results"
-    reports = [carry_out(tiny_config(first, f"seed={seed}")).report for seed in (1, 2, 3)]
-    reports[2].write_text(json.dumps(json.loads(reports[2].read_text()) | {"status": "failed", "error": "disk full"}))
-    collect(first / "smoke", results / "smoke")
-    capsys.readouterr()
-
-    overrides = [*TINY, f"runs={tmp_path}/here", "seed=1,2,3,4"]
-    assert [run.done for run in plan(overrides)] == 4 * [False]  # a reproduction trains
-    runs = plan([*overrides, f"recorded={results}"])
-    assert [run.done for run in runs] == [True, True, False, False]
-    print_plan(runs, jobs=1, expected=estimate(runs, results))
-    assert "Plan: 4 runs, 0 finished, 2 recorded, 2 to do (0 begun, 0 failed before)" in capsys.readouterr().out
-
-    argv = ["gcond-train", "--multirun", "hydra/hydra_logging=disabled", f"recorded={results}", *overrides]
-    monkeypatch.setattr(sys, "argv", argv)
-    train_command()
-    shown = capsys.readouterr().out
-    assert shown.count(f"recorded in {results}/smoke/runs.csv, not repeated") == 2
-    assert sorted(path.parent.name for path in tmp_path.glob("here/smoke/*/DONE")) == sorted(
-        run.folder.name for run in runs[2:]
-    )
-    reports = [json.loads(run.folder.report.read_text()) for run in runs[2:]]
-    assert not any("recorded" in report["variant"] for report in reports)
-    assert print_summary(runs) == 0
-    assert [run.done for run in plan([*overrides, f"recorded={tmp_path}/nothing"])] == [False, False, True, True]
 
 
 @pytest.mark.slow
@@ -317,10 +281,6 @@ def test_records_that_are_damaged_or_of_another_kind_spoil_no_estimate(
     header = "dataset,model,strategy,seed,variant,seconds\n"  # the study's: all of its runs are done
     path.write_text(header + f"{model},baseline,1,,7\n{model},pcgrad,1,,8\n")
     assert estimate(runs, results).seconds == 2 * 7 + 2 * 8
-
-
-def test_nothing_is_estimated_from_nothing(runs: list[Planned], tmp_path: Path) -> None:
-    assert estimate(runs, tmp_path / "results") == Estimate(None, None, "")
 
 
 def test_the_estimate_is_the_sum_of_medians_of_runs_of_the_same_kind(runs: list[Planned], tmp_path: Path) -> None:
@@ -402,7 +362,13 @@ def test_the_plan_says_how_much_disk_is_free_and_when_that_is_too_little(
     assert "NOT ENOUGH: expected 5.1 GB free" in too_little
 
 
-@pytest.mark.parametrize("strategy", ["baseline", "gcond_stochastic", "gcond_lion", "sam_gs"])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "gcond_stochastic",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("baseline", "gcond_lion", "sam_gs")),
+    ],
+)
 def test_the_disk_needed_is_what_a_run_then_takes(strategy: str, tmp_path: Path) -> None:
     """From next to nothing kept for a parameter but AdamW's two moments, to five vectors of the strategy's own."""
     leaves, holds = {}, {}
@@ -454,16 +420,12 @@ def test_the_summary_names_what_is_missing_and_why(runs: list[Planned], capsys: 
     assert print_summary(runs) == 1
     assert capsys.readouterr().out.splitlines() == [
         "Sweep: 2 of 4 runs finished",
-        f"  {runs[2].folder.name}: OSError: disk full",
-        f"  {runs[3].folder.name}: not finished; the same command continues it",
+        f"  {runs[2].folder.name}: failed, OSError: disk full",
+        f"  {runs[3].folder.name}: not begun; the same command begins it",
     ]
-
-
-def test_the_summary_says_what_another_process_is_at_work_on(runs: list[Planned], capsys) -> None:
-    (runs[0].folder.path).mkdir(parents=True)
-    with locked(runs[0].folder.path):
-        assert print_summary(runs[:1]) == 1
-    assert "another process is at work on it" in capsys.readouterr().out
+    with locked(runs[2].folder.path):
+        assert print_summary(runs[2:3]) == 1
+    assert f"{runs[2].folder.name}: running, " in capsys.readouterr().out
 
 
 class Sweep:
@@ -541,7 +503,8 @@ def test_a_sweep_that_is_stopped_leaves_no_process_and_goes_on_where_it_was(laun
     process.send_signal(signal.SIGTERM)
     shown, _ = process.communicate(timeout=600)
     assert process.returncode == 128 + signal.SIGTERM
-    assert shown.count("not finished; the same command continues it") == 3
+    assert shown.count("interrupted, goes on from step") == 2
+    assert shown.count("not begun; the same command begins it") == 1
     assert processes(str(tmp_path)) == []
     assert not any((run / "DONE").exists() for run in sweep.runs())
     saved = {run: max(int(path.name[:8]) for path in (run / "checkpoints").glob("*.pt")) for run in begun}
@@ -596,9 +559,8 @@ def test_a_job_that_is_preempted_is_queued_again_and_goes_on(tmp_path: Path) -> 
     assert [logged_steps(run) for run in sweep.runs()] == 2 * [list(range(120))]
 
 
-def test_more_runs_than_jobs_are_not_started_at_once(tmp_path: Path) -> None:
-    process = Sweep(tmp_path, "--launcher", "local", "--jobs", "1").start("seed=1,2")
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert "starts all 2 runs at once, expected at least --jobs 2, found 1" in errors
+def test_more_runs_than_jobs_are_not_started_at_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        sweep_command(["--launcher", "local", "--jobs", "1", *TINY, f"runs={tmp_path / 'runs'}", "seed=1,2"])
+    assert "starts all 2 runs at once, expected at least --jobs 2, found 1" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()

@@ -44,17 +44,6 @@ def test_the_flipped_target_is_trained_and_measured_everywhere(tmp_path: Path) -
     assert all("self_cosine/flipped/all" in record for record in steps if record["kind"] == "probe")
 
 
-def test_without_strength_the_third_task_is_the_first(tmp_path: Path) -> None:
-    """At s = 0 the sum is that of Table 2, so the same steps are taken, to rounding."""
-    reports = []
-    for overrides in ((*FLIPPED, "loss.reconstruction.flip_strength=0"), ("scale.accumulation_steps=3",)):
-        folder = run(tiny_config(tmp_path, "strategy=baseline", "scale.epochs=1", "scale.warmup_epochs=0", *overrides))
-        reports.append(json.loads(folder.report.read_text())["validation"])
-    for with_third, without in zip(*reports, strict=True):
-        assert with_third["val_flipped"] == with_third["val_l1"]
-        assert with_third["val_l1"] == pytest.approx(without["val_l1"], rel=1e-3)
-
-
 def test_the_planner_counts_three_tasks() -> None:
     """By hand: three rows of task gradients and three of the step before, where there were two of each."""
     held = []

@@ -123,14 +123,6 @@ def test_strategies_of_one_seed_see_the_same_images_masks_and_first_weights(stra
     assert same(received.weights, expected.weights)
 
 
-def test_another_seed_sees_others(complete: Complete) -> None:
-    (_, one), (_, other) = complete("baseline"), complete("baseline", "seed=11")
-    (images, hidden), (other_images, other_hidden) = zip(*one.batches, strict=True), zip(*other.batches, strict=True)
-    assert not same(images, other_images)
-    assert not same(hidden, other_hidden)
-    assert not torch.equal(one.weights["head.weight"], other.weights["head.weight"])
-
-
 # Resume
 
 
@@ -293,11 +285,6 @@ def test_settings_that_mean_nothing_leave_no_folder(override: str, tmp_path: Pat
     with pytest.raises(ValueError, match=rf"`{re.escape(override.split('=')[0].lstrip('+'))}`"):
         run(tiny_config(tmp_path, override))
     assert not [*tmp_path.iterdir()]
-
-
-def test_without_a_contradiction_the_data_are_read(tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="data was read"):
-        run(tiny_config(tmp_path, "dataset._target_=engine.tiny.never", "strategy=gcond_stochastic"))
 
 
 @pytest.mark.parametrize("misspelt", ["optimiser.lr=1", "strategy.conductor.resolver.treshold=1", "sede=1"])

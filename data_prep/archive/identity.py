@@ -4,11 +4,13 @@ Copies go by their pixels; an identifier counts only where it can be trusted.
 """
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from gcond.data.store import SPLITS
 
@@ -114,35 +116,24 @@ def add_flag(files: pd.DataFrame, rows: pd.Series, flag: str) -> None:
 
 
 def linked_patients(kept: pd.DataFrame, untrusted: Sequence[str]) -> dict[str, str]:
-    """Patient -> the first of those that share a picture or a study with it; no study of `untrusted` links."""
-    pictures = kept.fingerprint.where(~has_flag(kept, CONSTANT), "")
-    studies = kept.study.fillna("").where(~kept.study.isin(untrusted), "")
-    return components([*links(pictures, kept.patient), *links(studies, kept.patient)])
+    """Patient -> the first, by name, of all who are linked by a picture or a study that they share; those without a
+    link are left out. No study of `untrusted` links, and no picture that is nearly constant."""
+    pictures = kept.fingerprint.where(~has_flag(kept, CONSTANT))
+    studies = kept.study.where(~kept.study.isin(untrusted))
+    return linked(pd.concat([pictures, studies]), pd.concat([kept.patient, kept.patient]))
 
 
-def links(keys: Iterable[str], patients: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of patients that share a key (a picture's fingerprint, a study); empty keys link nobody."""
-    owners: dict[str, set[str]] = defaultdict(set)
-    for key, patient in zip(keys, patients, strict=True):
-        if key:
-            owners[key].add(patient)
-    return sorted({(min(shared), other) for shared in owners.values() for other in shared - {min(shared)}})
-
-
-def components(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Patient -> the first, by name, of all patients that are linked with it; those without a link are left out."""
-    parent: dict[str, str] = {}
-
-    def root(patient: str) -> str:
-        while parent.setdefault(patient, patient) != patient:
-            parent[patient] = parent[parent[patient]]
-            patient = parent[patient]
-        return patient
-
-    for one, other in pairs:
-        first, second = sorted((root(one), root(other)))
-        parent[second] = first
-    return {patient: root(patient) for patient in parent}
+def linked(keys: pd.Series, patients: pd.Series) -> dict[str, str]:
+    """The same, of patients that have the same key; a key that is null links nobody."""
+    pairs = pd.DataFrame({"key": keys, "patient": patients}).dropna().drop_duplicates()
+    key_of, _ = pd.factorize(pairs.key)
+    patient_of, names = pd.factorize(pairs.patient, sort=True)
+    nodes = len(names) + len(pairs)
+    graph = coo_array((np.ones(len(pairs)), (patient_of, len(names) + key_of)), shape=(nodes, nodes))
+    group = connected_components(graph, directed=False)[1][: len(names)]
+    found = pd.DataFrame({"patient": names, "group": group}).groupby("group").patient
+    first, size = found.transform("first"), found.transform("size")
+    return {patient: one for patient, one, n in zip(names, first, size, strict=True) if n > 1}
 
 
 def check_shares(shares: tuple[float, ...]) -> None:

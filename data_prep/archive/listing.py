@@ -75,12 +75,9 @@ def is_of_the_file(error: Exception) -> bool:
     return not isinstance(error, MemoryError)
 
 
-def walk(source: str, root: Path) -> Iterator[Entry]:
-    """All files below `root`; symbolic links are followed, except into a folder that they lie in."""
-    yield from _walk(source, root, "", ())
-
-
-def _walk(source: str, folder: Path, below: str, inside: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
+def walk(source: str, folder: Path, below: str = "", inside: tuple[tuple[int, int], ...] = ()) -> Iterator[Entry]:
+    """All files in `folder`, which lies at `below` in the root and in the folders `inside`; symbolic links are
+    followed, except into one of these."""
     try:
         status = folder.stat()
         found = list(os.scandir(folder))
@@ -103,7 +100,7 @@ def _walk(source: str, folder: Path, below: str, inside: tuple[tuple[int, int], 
             yield Entry(source, path, "", 0, FAULTS_OF_A_PATH.get(error.errno, "unreadable"))
             continue
         if stat.S_ISDIR(facts.st_mode):
-            yield from _walk(source, folder / item.name, path + "/", (*inside, here))
+            yield from walk(source, folder / item.name, path + "/", (*inside, here))
         elif not stat.S_ISREG(facts.st_mode):
             yield Entry(source, path, "", 0, "not a regular file")
         elif item.name.lower().endswith(".zip") and not item.name.startswith("._"):  # macOS's shadow of a zip is none
@@ -186,10 +183,6 @@ def shard_sizes(path: Path) -> list[int]:
     """The number of files of each shard."""
     footer = pq.read_metadata(path)
     return [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
-
-
-def count_shards(path: Path) -> int:
-    return pq.read_metadata(path).num_row_groups
 
 
 def read_shard(path: Path, shard: int) -> list[Entry]:

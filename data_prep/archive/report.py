@@ -1,12 +1,9 @@
 """Tables of every file's fate, rejected.csv with cause and remedy, and the estimate that `--dry-run` prints."""
 
-import csv
-import io
 import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from itertools import groupby
 from pathlib import Path
 
 import pandas as pd
@@ -33,48 +30,38 @@ HEADERS, PICTURES = 300, 30  # looked at per source by `--dry-run`
 def of_store(facts: dict) -> Iterator[str]:
     """Lines about a store that was made from the archives."""
     yield from of_files(facts)
-    yield ""
     if facts["flags"]:
-        yield "flags of stored slices: " + ", ".join(f"{flag} {count}" for flag, count in facts["flags"].items())
+        yield "\nflags of stored slices: " + ", ".join(f"{flag} {count}" for flag, count in facts["flags"].items())
     if ambiguous := facts["pixels_that_mends_place_differently"]:
         yield f"wrapped 12-bit group: {ambiguous} pixels that the usual mend would have placed differently"
-    yield f"\n{'split':12}{'slices':>10}{'share':>8}{'patients':>10}  by source"
-    for split, own in facts["by_split"].items():
-        slices, patients = facts["counts"][split], sum(found["patients"] for found in own.values())
-        by_source = ", ".join(f"{source} {found['slices']}" for source, found in own.items())
-        yield f"{split:12}{slices:10}{slices / sum(facts['counts'].values()):8.1%}{patients:10}  {by_source}"
+    rows = [
+        {"split": split, "source": source} | own
+        for split, by in facts["by_split"].items()
+        for source, own in by.items()
+    ]
+    yield f"\n{pd.DataFrame(rows).to_string(index=False)}"
+    yield ", ".join(f"{split} {count}" for split, count in facts["counts"].items()) + " slices"
     if facts["linked_patients"]:
         yield (
             f"{facts['linked_patients']} patients share a picture or a study with another one and stay on one side; "
             f"{len(facts['patients_moved_by_links'])} of them moved for it"
         )
-    if labels := facts.get("labels"):
-        yield (
-            f"labels of ICH: {labels['labelled_slices']} slices, {labels['positive']['any']} with haemorrhage; "
-            f"{labels['labels_without_slice']} slices have labels and are not here; "
-            f"{labels['repeated_rows']} repeated rows dropped, {labels['contradicted']} contradicted labels left empty"
-        )
-    elif "ich" in facts["sources"]:
-        yield "labels of ICH: none were found, so every label is empty"
-    yield f"\n{'window':12}{'mean':>10}{'std':>10}  of the training split; the paper: {PAPER_MEAN}, {PAPER_STD}"
-    yield from (f"{name:12}{own['mean']:10.6f}{own['std']:10.6f}" for name, own in facts["train_statistics"].items())
+    if "ich" in facts["sources"]:
+        found = facts.get("labels", {"labelled_slices": 0})
+        yield "labels of ICH: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in found.items())
+    windows = pd.DataFrame.from_dict(facts["train_statistics"], orient="index")
+    yield f"\nmean and deviation of the training split (the paper's: {PAPER_MEAN}, {PAPER_STD}):\n{windows.to_string()}"
     yield "\nThis store shows patients: a face can be rebuilt from a head CT. Do not redistribute it."
 
 
 def of_files(facts: dict) -> Iterator[str]:
     """Files found beside those expected, and how many have which reason."""
-    columns = ("files", "stored", "duplicate", "rejected", "other", "patients")
-    yield f"{'source':20}" + "".join(f"{name:>10}" for name in (*columns, "expected", "missing"))
-    images = {source: own["stored"] + own["duplicate"] + own["rejected"] for source, own in facts["sources"].items()}
-    for source, own in facts["sources"].items():
-        whole = own["images_of_the_whole"]
-        numbers = [*(own[name] for name in columns), whole, whole - images[source]]
-        yield f"{TITLES[source]:20}" + "".join(f"{number:10}" for number in numbers)
-    yield f"images found: {sum(images.values()):,}; the paper names {PAPER_FILES:,} files of all three collections"
+    table = pd.DataFrame.from_dict(facts["sources"], orient="index").rename(index=TITLES)
+    images = table[["stored", "duplicate", "rejected"]].sum(axis=1)
+    yield table.assign(missing=table.images_of_the_whole - images).to_string()
+    yield f"images found: {images.sum():,}; the paper names {PAPER_FILES:,} files of all three collections"
     if facts["reasons"]:
-        yield f"\n{'source':10}{'status':12}{'files':>8}  reason"
-        for row in facts["reasons"]:
-            yield f"{row['source']:10}{row['status']:12}{row['files']:8}  {row['reason']}"
+        yield f"\n{pd.DataFrame(facts['reasons']).to_string(index=False)}"
         yield f"bad (rejected, or under another patient's SOPInstanceUID) among images: {facts['bad_share']:.3%}"
 
 
@@ -84,12 +71,9 @@ def write_rejected(out: Path, files: pd.DataFrame) -> None:
     if named.empty:
         (out / REJECTED_CSV).unlink(missing_ok=True)
         return
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(("source", "file", "member", "cause", "remedy"))
-    for row in named.itertuples():
-        table.writerow(map(_cell, (row.source, row.path, row.member, row.reason, REMEDIES[row.reason])))
-    write_text(out / REJECTED_CSV, text.getvalue())
+    table = named[["source", "path", "member", "reason"]].assign(remedy=named.reason.map(REMEDIES)).map(_cell)
+    table.columns = ["source", "file", "member", "cause", "remedy"]
+    write_text(out / REJECTED_CSV, table.to_csv(index=False, lineterminator="\n"))
 
 
 def _cell(text: str) -> str:
@@ -101,14 +85,10 @@ def rejected_examples(out: Path) -> Iterator[str]:
     """The first few files of each cause, from the table in `out`; nothing where there is none."""
     if not (out / REJECTED_CSV).exists():
         return
-    with (out / REJECTED_CSV).open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    yield ""
-    for cause, group in groupby(rows, key=lambda row: row["cause"]):
-        own = list(group)
-        names = [f"{row['source']} {row['file']}{row['member'] and '!' + row['member']}" for row in own[:EXAMPLES]]
+    for cause, own in pd.read_csv(out / REJECTED_CSV, keep_default_na=False).groupby("cause"):
+        names = [f"{row.source} {row.file}{row.member and '!' + row.member}" for row in own[:EXAMPLES].itertuples()]
         more = f" and {len(own) - EXAMPLES} more" if len(own) > EXAMPLES else ""
-        yield f"{cause}: {', '.join(map(_printable, names))}{more}\n    remedy: {own[0]['remedy']}"
+        yield f"{cause}: {', '.join(map(_printable, names))}{more}\n    remedy: {own.remedy.iloc[0]}"
     yield f"all of them, with cause and remedy: {out / REJECTED_CSV}"
 
 

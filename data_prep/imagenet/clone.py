@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import random
-import shutil
-import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -27,7 +24,7 @@ from timm.data import ImageNetInfo
 from tqdm import tqdm
 
 from gcond.data.images import naming, opened
-from gcond.files import sha256, write_json
+from gcond.files import folder_atomically, write_json
 
 FORMAT_VERSION = 1
 SUFFIXES = (".jpg", ".jpeg")
@@ -46,7 +43,7 @@ def convert(
     subset_validation: int | None = None,
     seed: int = 0,
 ) -> dict:
-    """Make `out` from the clone at `root`, in a folder beside it that is renamed when complete; the facts of `out`.
+    """Make `out` from the clone at `root`; the facts of `out`.
 
     A photograph of `size` x `size` pixels keeps its bytes, a larger one is made smaller, a smaller one is left out.
     Raises ValueError for another layout, a class that is not ImageNet's, a photograph that cannot be decoded, and an
@@ -64,12 +61,11 @@ def convert(
     }
     if out.exists():
         return output.check_existing(out, settings)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with folder_atomically(out) as building:
         made: Counter[str] = Counter()
         content = hashlib.sha256()
-        tables = {}
+        files: dict[str, dict] = {}
+        counts = {}
         for split, own in paths.items():
             rows = []
             for path in tqdm(own, desc=split, unit="image", disable=None):
@@ -82,22 +78,10 @@ def convert(
                 content.update(f"{split} {label} {hashlib.sha256(encoded).hexdigest()}\n".encode())
             if not rows:
                 raise ValueError(f"`--from`: no {split} photograph of {root} has {size} x {size} pixels or more")
-            tables[split] = pa.Table.from_pylist(rows, SCHEMA)
-        files = [file for split, table in tables.items() for file in _write(table, building / "data", split)]
-        facts = settings | {
-            "counts": {split: len(table) for split, table in tables.items()},
-            "made": dict(made),
-            "images_sha256": content.hexdigest(),
-            "files": {
-                f"data/{path.name}": {"images": rows, "bytes": path.stat().st_size, "sha256": sha256(path)}
-                for path, rows in files
-            },
-        }
+            counts[split] = len(rows)
+            files |= _write(pa.Table.from_pylist(rows, SCHEMA), building / "data", split)
+        facts = settings | {"counts": counts, "made": dict(made), "images_sha256": content.hexdigest(), "files": files}
         write_json(building / "facts.json", facts)
-        building.chmod(0o755)
-        os.rename(building, out)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return facts
 
 
@@ -171,14 +155,16 @@ def _check(root: Path, classes: list[str]) -> None:
         raise ValueError(f"`--from`: {root} holds neither data/*.parquet nor photographs by class; see docs/data.md")
 
 
-def _write(table: pa.Table, folder: Path, split: str) -> list[tuple[Path, int]]:
-    """The files made, and the rows of each."""
+def _write(table: pa.Table, folder: Path, split: str) -> dict[str, dict]:
+    """What the facts say of the files made, by name."""
     folder.mkdir(exist_ok=True)
     parts = [table.slice(start, FILE_ROWS) for start in range(0, len(table), FILE_ROWS)]
-    paths = [folder / f"{split}-{i:05}-of-{len(parts):05}.parquet" for i in range(len(parts))]
-    for path, part in zip(paths, parts, strict=True):
+    files = {}
+    for i, part in enumerate(parts):
+        path = folder / f"{split}-{i:05}-of-{len(parts):05}.parquet"
         pq.write_table(part, path, row_group_size=GROUP_ROWS, compression="none")
-    return [(path, len(part)) for path, part in zip(paths, parts, strict=True)]
+        files[f"data/{path.name}"] = output.facts_of(path, len(part))
+    return files
 
 
 def print_converted(out: Path, facts: dict) -> None:

@@ -1,18 +1,16 @@
-"""The folder that is made: begun beside its place, gone on with, then renamed; or found there and compared.
+"""The folder that is made beside its place, then renamed; or found there and compared.
 
 Each file goes its own way in a process of a pool: every image of it is checked, then it is linked or written anew.
 """
 
-import fcntl
 import json
 import multiprocessing
 import os
 import platform
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +23,7 @@ from imagenet import source
 from imagenet.source import Finding
 from tqdm import tqdm
 
-from gcond.files import sha256, write_atomically, write_json
+from gcond.files import folder_atomically, sha256, write_json
 
 FORMAT_VERSION = 1
 ROW_GROUP = 1000  # rows: a reader need not hold more at once
@@ -37,35 +35,22 @@ class Job(NamedTuple):
 
     source: Path
     target: Path
-    record: Path
     split: str
     keep: np.ndarray | None
     size: int
 
 
 class Outcome(NamedTuple):
-    """`made`: linked, copied, written, left out (no row of it is kept), or kept from an earlier call.
+    """`made`: linked, copied, written, or left out (no row is kept). With findings, nothing has been made."""
 
-    With findings, nothing has been made.
-    """
-
-    rows: int
-    bytes: int
-    sha256: str
     made: str
+    facts: dict
+    labels: np.ndarray
     findings: list[Finding]
 
 
 def process(job: Job) -> Outcome:
-    """Check every image of a file, and link or write it; a file that is finished and intact is left alone."""
-    stat = job.source.stat()
-    state = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    if job.record.is_file():
-        record = json.loads(job.record.read_text())
-        if record["source"] == state and (not record["rows"] or matches(job.target, record["sha256"])):
-            return Outcome(record["rows"], record["bytes"], record["sha256"], "kept", [])
-    job.record.unlink(missing_ok=True)
-
+    """Check every image of a file, and link or write it."""
     findings: list[Finding] = []
     chosen: list[pa.RecordBatch] = []
     row = 0
@@ -81,19 +66,21 @@ def process(job: Job) -> Outcome:
     except source.Damaged:
         findings.append(Finding(job.split, "file unreadable", job.source.name))
     if findings:
-        return Outcome(0, 0, "", "", findings)
-
+        return Outcome("", {}, np.empty(0, int), findings)
+    if job.keep is not None and not len(job.keep):
+        return Outcome("left out", {}, np.empty(0, int), [])  # `datasets` reads no empty file
     if job.keep is None:
-        rows, made = row, _link(job.source, job.target)
+        made = _link(job.source, job.target)
     else:
-        rows, made = len(job.keep), "written" if len(job.keep) else "left out"  # `datasets` reads no empty file
-        if rows:
-            table = pa.Table.from_batches(chosen)
-            write_atomically(job.target, lambda path: _write(table, path))
-    size, digest = (job.target.stat().st_size, sha256(job.target)) if rows else (0, "")
-    outcome = Outcome(rows, size, digest, made, [])
-    write_json(job.record, {"source": state, "rows": outcome.rows, "bytes": outcome.bytes, "sha256": outcome.sha256})
-    return outcome
+        made = "written"
+        _write(pa.Table.from_batches(chosen), job.target)
+    labels = source.labels_of(pq.read_table(job.target, columns=["label"]))
+    return Outcome(made, facts_of(job.target, len(labels)), labels, [])
+
+
+def facts_of(path: Path, images: int) -> dict:
+    """What facts.json says of a file."""
+    return {"images": images, "bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def _write(table: pa.Table, path: Path) -> None:
@@ -105,23 +92,12 @@ def _write(table: pa.Table, path: Path) -> None:
 
 def _link(source: Path, target: Path) -> str:
     """The hub's own cache holds symbolic links: link what they lead to."""
-    source = source.resolve()
-    made = "linked"
-
-    def link_or_copy(path: Path) -> None:
-        nonlocal made
-        try:
-            os.link(source, path)
-        except OSError:  # another file system, or one without hard links
-            made = "copied"
-            shutil.copyfile(source, path)
-
-    write_atomically(target, link_or_copy)
-    return made
-
-
-def matches(path: Path, expected: str) -> bool:
-    return path.is_file() and sha256(path) == expected
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)
+        return "copied"
+    return "linked"
 
 
 def process_all(jobs: list[Job], rows: Mapping[Path, int], workers: int) -> dict[Path, Outcome]:
@@ -155,25 +131,19 @@ def prepare(
     workers: int = 1,
     allow_partial: bool = False,
     size: int = 256,
-) -> dict | None:
-    """Check `root` and make `out`; the facts of `out`, or None where something is wrong, after a table of it.
+) -> dict:
+    """Check `root` and make `out`; the facts of `out`.
 
-    Every image must have `size` x `size` pixels; the published counts are expected of 256 alone.
-
-    Work happens in a folder beside `out`, whose content is renamed to `out` when complete. Raises ValueError for a
-    layout that is another one and for an `out` that is something else.
+    Every image must have `size` x `size` pixels; the published counts are expected of 256 alone. Raises ValueError,
+    after a table of what is wrong, for other counts, labels and images, for another layout and an `out` that is
+    something else.
     """
     files, findings = source.read_listing(root)
     differing = source.deviations(files, published=size == 256)
-    findings += source.bad_labels(files)
-    if not allow_partial and differing:
+    refuse(findings + source.bad_labels(files))
+    if differing and not allow_partial:
         print("\n".join(differing))
-        print("These counts are not those of the published copy; `--allow-partial` accepts them.")
-    if findings or (differing and not allow_partial):
-        print_findings(findings)
-        print("No image has been looked at yet, nothing was written.")
-        return None
-
+        raise ValueError(f"`--from`: {root} is not the published copy: nothing was made; `--allow-partial` takes it")
     settings = {
         "format_version": FORMAT_VERSION,
         "size": size,
@@ -188,78 +158,35 @@ def prepare(
         return check_existing(out, settings)
     if subset is not None:
         files = [file for file in files if file.split != "test"]
-    work = out.parent / f".{out.name}.work"
-    with locked(work):
-        tree = work / "tree"
-        _start_or_go_on(work, settings)
-        data, done = tree / "data", work / "done"
+    with folder_atomically(out) as building:
+        (building / "data").mkdir()
         jobs = [
-            Job(file.path, data / file.path.name, done / f"{file.path.name}.json", file.split, keep, size)
+            Job(file.path, building / "data" / file.path.name, file.split, keep, size)
             for file, keep in zip(files, source.kept_rows(files, subset, subset_validation, seed), strict=True)
         ]
         outcomes = process_all(jobs, {file.path: len(file.labels) for file in files}, workers)
-        findings = [finding for job in jobs for finding in outcomes[job.source].findings]
-        if findings:
-            print_findings(findings)
-            print(f"{out} was not made; the files without a fault need not be checked again ({work}).")
-            return None
-        facts = _facts(settings, differing, [job for job in jobs if outcomes[job.source].rows], outcomes)
-        write_json(tree / "facts.json", facts)
-        _remove_strays(tree / "data", {job.target for job in jobs})
-        os.rename(tree, out)
-        shutil.rmtree(work)
+        refuse([finding for job in jobs for finding in outcomes[job.source].findings])
+        facts = _facts(settings, differing, jobs, outcomes)
+        write_json(building / "facts.json", facts)
     _print_made(out, facts, list(outcomes.values()))
     return facts
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Raises ValueError where another process works in `folder`; the lock ends with the process, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"`--out`: another process works in {folder}; wait for it or end it") from None
-        yield
-
-
-def _start_or_go_on(work: Path, settings: dict) -> None:
-    """What was begun with other settings, sources or versions is removed: its files would not be the same."""
-    path = work / "settings.json"
-    if not path.is_file() or json.loads(path.read_text()) != settings:
-        for folder in ("tree", "done"):
-            shutil.rmtree(work / folder, ignore_errors=True)
-    write_json(path, settings)
-
-
-def _remove_strays(folder: Path, wanted: set[Path]) -> None:
-    """Temporary files of a call that was killed."""
-    for path in set(folder.iterdir()) - wanted:
-        path.unlink()
-
-
 def _facts(settings: dict, differing: list[str], jobs: list[Job], outcomes: Mapping[Path, Outcome]) -> dict:
-    labels: dict[str, list[np.ndarray]] = {job.split: [] for job in jobs}
-    for job in jobs:
-        labels[job.split].append(source.labels_of(pq.read_table(job.target, columns=["label"])))
-    joined = {split: np.concatenate(parts) for split, parts in labels.items()}
+    made = [job for job in jobs if outcomes[job.source].facts]
+    labels = {
+        split: np.concatenate([outcomes[job.source].labels for job in made if job.split == split])
+        for split in dict.fromkeys(job.split for job in made)
+    }
     for split, wanted in (("train", settings["subset"]), ("validation", settings["subset_validation"])):
-        if wanted and (fewer := int((np.bincount(joined[split], minlength=source.CLASSES) < wanted).sum())):
+        if wanted and (fewer := int((np.bincount(labels[split], minlength=source.CLASSES) < wanted).sum())):
             differing = [*differing, f"{split}: {fewer} classes have fewer than {wanted} images, all of them kept"]
     return {
         **settings,
-        "counts": {split: len(found) for split, found in joined.items()},
-        "classes": {split: len(np.unique(source.valid(found))) for split, found in joined.items()},
+        "counts": {split: len(found) for split, found in labels.items()},
+        "classes": {split: len(np.unique(source.valid(found))) for split, found in labels.items()},
         "deviations": differing,
-        "files": {
-            f"data/{job.target.name}": {
-                "images": outcomes[job.source].rows,
-                "bytes": outcomes[job.source].bytes,
-                "sha256": outcomes[job.source].sha256,
-            }
-            for job in jobs
-        },
+        "files": {f"data/{job.target.name}": outcomes[job.source].facts for job in made},
     }
 
 
@@ -274,20 +201,23 @@ def check_existing(out: Path, settings: dict) -> dict:
                 f"{facts.get(key)}); remove it or name another folder"
             )
     for name, file in tqdm(facts["files"].items(), unit="file", desc="comparing checksums"):
-        if not matches(out / name, file["sha256"]):
+        if not (out / name).is_file() or sha256(out / name) != file["sha256"]:
             raise ValueError(f"`--out`: {out / name} does not match the checksum in facts.json; remove {out}")
     print(f"{out} is there and its checksums match")
     return facts
 
 
-def print_findings(findings: list[Finding]) -> None:
+def refuse(findings: list[Finding]) -> None:
+    """Raises ValueError where there are any."""
+    if not findings:
+        return
     grouped: dict[tuple[str, str], list[str]] = defaultdict(list)
     for finding in findings:
         grouped[finding.split, finding.what].append(finding.place)
-    if grouped:
-        print(f"{'split':12}{'what is wrong':24}{'count':>9}  first")
+    print(f"{'split':12}{'what is wrong':24}{'count':>9}  first")
     for (split, what), places in sorted(grouped.items()):
         print(f"{split:12}{what:24}{len(places):9,}  {places[0]}")
+    raise ValueError(f"`--from`: {len(findings)} faults, of which the table shows the first; nothing was made")
 
 
 def _print_made(out: Path, facts: dict, outcomes: list[Outcome]) -> None:

@@ -7,6 +7,7 @@ that hands out a sweep do without.
 from __future__ import annotations
 
 import hydra
+from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
 from gcond.config import CONFIG
@@ -17,15 +18,22 @@ from gcond.output import output_may_be_lost
 from gcond.schema import check
 
 
+class Refused(CompactHydraException, ValueError):
+    """A ValueError that Hydra shows as its message, without a traceback (HYDRA_FULL_ERROR=1 shows all)."""
+
+
 @hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """One run; returns its weighted validation loss at the best epoch, for a sweeper that looks for the smallest.
 
-    Of several processes all but the first return None. Raises ValueError for settings out of their types or ranges, and
-    where the run's folder holds a run of another config, or one that other data were used for.
+    Of several processes all but the first return None. Raises ValueError for settings out of their types or ranges,
+    for data that are not there, and where the run's folder holds a run of another config or of other data.
     """
     with output_may_be_lost():
-        return _run(cfg)
+        try:
+            return _run(cfg)
+        except ValueError as error:
+            raise Refused(str(error)).with_traceback(error.__traceback__) from None
 
 
 def _run(cfg: DictConfig) -> float | None:

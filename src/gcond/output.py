@@ -78,7 +78,6 @@ def size(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
-KINDS = ("auto", "bar", "lines", "quiet")
 SECONDS_BETWEEN_LINES = 60  # in a file
 TITLES = {"l1": "L1", "ssim": "1-SSIM"}  # of tasks; others go by their names
 
@@ -91,8 +90,6 @@ class Progress:
     """
 
     def __init__(self, name: str, kind: str, start: int, total: int) -> None:
-        if kind not in (*KINDS, "silent"):
-            raise ValueError(f"`progress`: expected auto, bar, lines or quiet, found {kind!r}")
         if kind == "auto":
             kind = "bar" if sys.stderr.isatty() else "lines"
         self._name, self._kind = name, kind
@@ -118,16 +115,14 @@ class Progress:
     def log(self, record: dict[str, Any]) -> None:
         """Show a record of metrics.jsonl, where it is for people."""
         if record["kind"] == "step":
-            self._step(record)
+            own = {key.removeprefix("loss/"): value for key, value in record.items() if key.startswith("loss/")}
+            self._bar.set_postfix({task: f"{value:.3f}" for task, value in own.items()}, refresh=False)
+            self._bar.update()
         elif record["kind"] == "validation":
             self._epoch(record)
-        elif (record["kind"], record.get("at")) == ("final", "best"):
-            self._best(record)
-
-    def _step(self, record: dict[str, Any]) -> None:
-        losses = {key.removeprefix("loss/"): f"{value:.3f}" for key, value in record.items() if key.startswith("loss/")}
-        self._bar.set_postfix(losses, refresh=False)
-        self._bar.update()
+        elif (record["kind"], record.get("at")) == ("final", "best") and self._kind != "quiet":
+            said = f"validation {_losses(record, 'val_')}; test {_losses(record, 'test_')}"
+            self._say(f"{self._name}: best epoch {record['epoch']}, all images: {said}")
 
     def _epoch(self, scores: dict[str, Any]) -> None:
         now = time.monotonic()
@@ -136,12 +131,6 @@ class Progress:
             self._said = now
             said = _losses(scores, "val_")
             self._say(f"{self._name}: epoch {scores['epoch']}, step {scores['step']}: validation {said}")
-
-    def _best(self, scores: dict[str, Any]) -> None:
-        """The whole of validation and test at the best epoch."""
-        if self._kind != "quiet":
-            said = f"validation {_losses(scores, 'val_')}; test {_losses(scores, 'test_')}"
-            self._say(f"{self._name}: best epoch {scores['epoch']}, all images: {said}")
 
     def _say(self, line: str) -> None:
         if self._kind == "silent":

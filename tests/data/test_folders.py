@@ -45,25 +45,13 @@ def test_links_are_followed(tree, tmp_path, linked):
         path = tmp_path / "linked" / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         path.symlink_to(tree / name)
+    (tmp_path / "linked" / "train" / "n00000000" / "up").symlink_to(tmp_path / "linked" / "train")  # ends
     assert content(tmp_path / "linked") == content(tree)
     assert checksums.of_files(tmp_path / "linked") == content(tree)[2]
 
 
-def test_links_that_lead_back_end(tree):
-    before = content(tree)
-    (tree / "train" / "n00000000" / "up").symlink_to(tree / "train")
-    (tree / "train" / "n00000001" / "self").symlink_to(tree / "train" / "n00000001")
-    assert content(tree) == before
-
-
-def test_a_link_to_nothing_is_named(tree):
-    (tree / "train" / "n00000000" / "gone.jpg").symlink_to(tree / "nowhere.jpg")
-    with pytest.raises(ValueError, match=r"gone\.jpg"):
-        folders.read(tree)
-
-
 @pytest.mark.parametrize("link", ["symbolic", "hard", "folder"])
-def test_a_photograph_in_two_splits_is_refused(tree, link):
+def test_a_photograph_in_two_splits_is_refused_and_so_is_a_link_to_nothing(tree, link):
     source, target = tree / "train" / "n00000000" / "0.JPEG", tree / "val" / "n00000000" / "again.JPEG"
     if link == "folder":
         (tree / "val" / "n00000009").symlink_to(source.parent)
@@ -71,13 +59,15 @@ def test_a_photograph_in_two_splits_is_refused(tree, link):
         target.symlink_to(source) if link == "symbolic" else target.hardlink_to(source)
     with pytest.raises(ValueError, match=r"n0000000\d/.*\.JPEG .* must be disjoint"):
         folders.read(tree)
+    (tree / "train" / "n00000000" / "gone.jpg").symlink_to(tree / "nowhere.jpg")
+    with pytest.raises(ValueError, match=r"gone\.jpg"):
+        folders.read(tree)
 
 
 # Splits.
 
 
-@pytest.mark.parametrize("above", ["", "a/b/"])
-@pytest.mark.parametrize("name", ["val", "validation", "Test"])
+@pytest.mark.parametrize(("above", "name"), [("", "val"), ("a/b/", "validation"), ("a/b/", "Test")])
 def test_splits_that_lie_deeper_or_are_called_otherwise_are_never_split_anew(tree, tmp_path, above, name):
     outer = tmp_path / "outer"
     inner = outer / above
@@ -117,24 +107,15 @@ def test_what_is_not_read_is_counted_and_said(tree, capsys):
     assert "2 .png" in capsys.readouterr().err
 
 
-def test_a_folder_of_other_pictures_says_what_it_holds(tmp_path):
-    (tmp_path / "a.png").touch()
-    with pytest.raises(ValueError, match=r"1 \.png"):
-        folders.read(tmp_path)
-
-
-def test_validation_classes_without_training_images_are_said(tree, capsys):
+def test_classes_without_training_images_and_small_photographs_are_said(tree, capsys):
     imagenet256.load(tree, 8)
     assert capsys.readouterr().err == ""
     shutil.rmtree(tree / "train" / "n00000002")
-    imagenet256.load(tree, 8)
-    assert "1 of the 4 classes of val" in capsys.readouterr().err
-
-
-def test_small_photographs_are_said(tree, capsys):
     save(tree / "train" / "n00000000" / "small.jpg", size=(20, 7))
     imagenet256.load(tree, 8)
-    assert "1 photographs have fewer pixels" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "1 of the 4 classes of val" in told
+    assert "1 photographs have fewer pixels" in told
 
 
 # Decoding.

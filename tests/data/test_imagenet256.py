@@ -43,7 +43,7 @@ def parquet(tmp_path):
     return tmp_path
 
 
-def test_parquet(parquet):
+def test_parquet(parquet, monkeypatch):
     splits = imagenet256.load(parquet, 32)
     assert greys(splits.train) == [10, 20, 30]
     assert greys(splits.val) == [40, 60, 80]
@@ -51,6 +51,8 @@ def test_parquet(parquet):
     assert splits.train[0].shape == (3, 32, 32)
     assert splits.train[0].dtype == torch.uint8
     assert splits.title == f"{parquet.name} (8 images)"
+    monkeypatch.setattr(imagenet256, "FULL_TRAIN", 3)
+    assert imagenet256.load(parquet, 32).title == "ImageNet-256"
     assert splits.intensity.channels == 3
 
 
@@ -134,11 +136,6 @@ def test_a_withheld_label_makes_no_class(parquet, label):
     assert imagenet256.load(parquet, 32).groups is None
 
 
-def test_full_scale_alone_is_called_imagenet256(parquet, monkeypatch):
-    monkeypatch.setattr(imagenet256, "FULL_TRAIN", 3)
-    assert imagenet256.load(parquet, 32).title == "ImageNet-256"
-
-
 def test_a_folder_of_ones_own_is_called_by_its_own_name(tmp_path, monkeypatch):
     own = tmp_path / "my <b>photos\nof 2025"
     write_jpegs(own, ["train/10.jpg", "train/20.jpg", "val/30.jpg", "val/40.jpg"])
@@ -146,12 +143,6 @@ def test_a_folder_of_ones_own_is_called_by_its_own_name(tmp_path, monkeypatch):
     monkeypatch.setattr(imagenet256, "FULL_TRAIN", 2)
     monkeypatch.chdir(own)
     assert imagenet256.load(".", 32).title == "my <b>photos of 2025 (4 images)"  # however many they are
-
-
-def test_parquet_without_validation_is_refused(tmp_path):
-    write_parquet(tmp_path, "train-00000-of-00001.parquet", [10])
-    with pytest.raises(ValueError, match=r"`root`: no validation-\*.parquet"):
-        imagenet256.load(tmp_path, 32)
 
 
 def write_jpegs(root, names):
@@ -194,21 +185,19 @@ def test_grey_and_oblong_photographs_become_square_rgb():
     assert (square == 200).all()
 
 
-@pytest.mark.parametrize("root", [None, "nowhere"])
-def test_missing_root_says_how_to_name_one(root):
-    with pytest.raises(ValueError, match=r"`IMAGENET=DIR`.*`dataset.root=DIR`"):
-        imagenet256.load(root, 32)
-
-
-def test_folder_without_images_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"neither data/.*parquet nor a JPEG"):
+def test_folders_without_images_are_refused(tmp_path):
+    for root in (None, "nowhere"):
+        with pytest.raises(ValueError, match=r"`IMAGENET=DIR`.*`dataset.root=DIR`"):
+            imagenet256.load(root, 32)
+    (tmp_path / "a.png").touch()
+    with pytest.raises(ValueError, match=r"neither data/.*parquet nor a JPEG file; found 1 \.png"):
         imagenet256.load(tmp_path, 32)
-
-
-def test_table_without_images_is_refused(tmp_path):
+    empty = pa.table({"image": pa.array([], imagenet_struct())})
     (tmp_path / "data").mkdir()
-    for split in ("train", "validation"):
-        pq.write_table(pa.table({"image": pa.array([], imagenet_struct())}), tmp_path / "data" / f"{split}-0.parquet")
+    pq.write_table(empty, tmp_path / "data" / "train-0.parquet")
+    with pytest.raises(ValueError, match=r"`root`: no validation-\*.parquet"):
+        imagenet256.load(tmp_path, 32)
+    pq.write_table(empty, tmp_path / "data" / "validation-0.parquet")
     with pytest.raises(ValueError, match=r"no image in .* train"):
         imagenet256.load(tmp_path, 32)
 

@@ -11,25 +11,15 @@ def test_presets_are_what_their_names_say():
         if name.startswith("c"):
             centre, width = name[1:].split("w")
             assert ((hu_min + hu_max) / 2, hu_max - hu_min) == (int(centre), int(width))
-    assert windows.resolve("c600w2800") == (-800, 2000)
-    assert windows.resolve("m1000p2000") == (-1000, 2000)
     assert windows.resolve("m1024p2048") == (-1024, 2048)
     assert windows.resolve("12bit") == (-1024, 2**12 - 1 - 1024)
-
-
-def test_explicit_window():
     assert windows.resolve([-600, 1800]) == (-600, 1800)
 
 
-@pytest.mark.parametrize("window", [[2000, -800], [0, 0], [-2000, 1000], [0, 4000], [1, 2, 3]])
+@pytest.mark.parametrize("window", [[2000, -800], [0, 0], [-2000, 1000], [0, 4000], [1, 2, 3], "brain"])
 def test_impossible_window_is_refused(window):
     with pytest.raises(ValueError, match="`window`"):
         windows.resolve(window)
-
-
-def test_unknown_window_names_the_known_ones():
-    with pytest.raises(ValueError, match=r"c600w2800.*12bit.*'brain'"):
-        windows.resolve("brain")
 
 
 def test_statistics_of_a_histogram_are_those_of_the_pixels():

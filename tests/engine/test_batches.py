@@ -123,14 +123,6 @@ def test_processes_share_out_the_one_stream(estimator: Estimator, shares: list[l
         assert torch.equal(batch.hidden, whole[number].hidden)
 
 
-def test_a_process_with_workers_takes_its_share_alike() -> None:
-    alone, with_worker = share_of_stream([1, 3]), share_of_stream([1, 3], workers=1)
-    for one, other in zip(islice(alone, 5), with_worker, strict=False):
-        assert order([one]) == order([other])
-        assert torch.equal(one.hidden, other.hidden)
-    with_worker.close()
-
-
 def test_closing_ends_the_workers() -> None:
     before = multiprocessing.active_children()
     batches = share_of_stream([0], workers=1)
@@ -173,16 +165,6 @@ def test_the_next_copy_is_under_way_before_an_item_is_used() -> None:
         *("finish 1", "start 2", "use 1"),
         *("finish 2", "use 2"),
     ]
-
-
-@pytest.mark.parametrize("transfer", [None, Recorded()], ids=["none", "recorded"])
-@pytest.mark.parametrize("length", [0, 1, 5])
-def test_all_items_come_in_their_order(transfer: Recorded | None, length: int) -> None:
-    expected = items(range(length))
-    given = list(Ahead(iter(expected), transfer))
-    assert len(given) == length
-    for one, other in zip(given, expected, strict=True):
-        assert all(map(torch.equal, one, other))
 
 
 def test_without_a_transfer_nothing_is_taken_before_its_turn() -> None:

@@ -33,10 +33,6 @@ def test_parts_and_progress_come_back(tmp_path: Path, saved: nn.Linear) -> None:
     assert not torch.equal(nn.Linear(3, 2).weight, saved.weight)
 
 
-def test_without_a_checkpoint_a_run_begins_at_its_beginning(tmp_path: Path) -> None:
-    assert checkpoint(tmp_path, nn.Linear(3, 2)).load() == State(0, 0, 0, 0.0)
-
-
 @pytest.mark.parametrize("other", [{"run_hash": "9876543210"}, {"checksum": {"train": "aa", "val": "changed"}}])
 def test_another_run_and_other_data_are_refused(tmp_path: Path, saved: nn.Linear, other: dict) -> None:
     fresh = nn.Linear(3, 2)

@@ -137,21 +137,6 @@ def test_a_team_s_score_is_the_mean_over_all_images(size: int) -> None:
     assert found == pytest.approx(score_by_hand(list(range(7))), rel=1e-6)
 
 
-def test_the_body_of_a_ct_is_measured_by_itself() -> None:
-    """Half of the levels count as body here; the loop goes over single images and pixels."""
-    data = EvaluationSet.of(replace(DATA, body_above=127), "val", None, 16, 0.75)
-    found = means(evaluate(Normalised(), LOSS, DATA.intensity, data, TASKS, CPU))
-    model, expected = Normalised().eval(), []
-    for place in range(7):
-        z, hidden = DATA.intensity.normalise(DATA.val[place][None]), data.hidden[place : place + 1]
-        with torch.no_grad():
-            errors = (model(z, hidden) - select(patchify(z, 16), hidden)).abs()
-        expected.append(float(errors[select(patchify(DATA.val[place][None], 16), hidden) > 127].mean()))
-    assert found["body_l1"] == pytest.approx(sum(expected) / 7, rel=1e-6)
-    assert found["body_images"] == 7
-    assert found["l1"] == pytest.approx(score(Normalised())["l1"], rel=1e-12)
-
-
 CT = Intensity.of_hu_window(-800, 2000, mean=0.3, std=0.2)
 SSIM_LOSS = ReconstructionLoss(2, CT, ssim_window=1)
 
@@ -306,15 +291,6 @@ def test_nothing_is_measured_twice_where_the_last_epoch_is_the_best() -> None:
 
     assert len(list(final_records(best, 2, 20, SETS, measure))) == 6
     assert calls == list(SETS.values())
-
-
-def test_a_thinned_set_keeps_masks_and_groups() -> None:
-    whole, thin = SETS["val"], SETS["val"].thinned(3)
-    assert thin.groups == ["a", "b", "c"]
-    assert torch.equal(thin.hidden, whole.hidden[[0, 3, 6]])
-    assert torch.equal(image(thin, 1), image(whole, 3))
-    assert thin.body_above == 127
-    assert len(whole.thinned(None).images) == len(whole.thinned(100).images) == 7
 
 
 def image(data: EvaluationSet, place: int) -> Tensor:

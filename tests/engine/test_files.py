@@ -64,12 +64,6 @@ def test_other_errors_pass_as_they_are(other: Exception, tmp_path: Path) -> None
     assert passed.value is other
 
 
-def test_it_is_told_once(tmp_path: Path) -> None:
-    with pytest.raises(DiskFull) as told, disk_full_hint(tmp_path / ".."), disk_full_hint(tmp_path):
-        raise OSError(errno.ENOSPC, "No space left on device")
-    assert str(told.value).count("MB are free") == 1
-
-
 def test_an_error_about_a_full_disk_that_was_dealt_with_is_not_the_cause(tmp_path: Path) -> None:
     with suppress(OSError):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -36,30 +36,6 @@ def test_windows_divide_and_are_several() -> None:
     }
 
 
-def test_two_micro_batches_by_hand() -> None:
-    """a: (2, 0) then (0, 2), mean (1, 1); b: (0, -4) then (0, -4). cos(mean a, mean b) = -1 / sqrt 2.
-
-    Halves: cos(a first, b second) = 0, cos(a second, b first) = -1. Variance of a: |(1, -1)|^2 + |(-1, 1)|^2 over
-    2 - 1, that is 4, over |(1, 1)|^2 = 2.
-    """
-    vectors = np.array([[[2.0, 0], [0, -4]], [[0, 2], [0, -4]]])
-    assert describe(["a", "b"], 2, *grams(vectors, {"one": slice(None)})) == {
-        "cosine/all": pytest.approx(-(0.5**0.5)),
-        "cosine/one": pytest.approx(-(0.5**0.5)),
-        "cosine_disjoint/all": -0.5,
-        "cosine_disjoint/one": -0.5,
-        "self_cosine/a/all": 0.0,
-        "self_cosine/a/one": 0.0,
-        "self_cosine/b/all": 1.0,
-        "self_cosine/b/one": 1.0,
-        "norm/a": pytest.approx(2**0.5),
-        "norm/b": 4.0,
-        "noise/a/1": 2.0,
-        "noise/b/1": 0.0,
-        "sign_agreement/1": 0.5,  # cosines 0 and -1
-    }
-
-
 def cosine(x: np.ndarray, y: np.ndarray) -> float:
     return float(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
 

@@ -208,24 +208,6 @@ def test_a_graph_that_is_kept_is_counted_as_in_a_loop_that_keeps_it(graph: str) 
     assert counted["freed"] <= counted["kept"] < 0.7 * counted["kept until the next"]
 
 
-def test_another_loss_and_more_tasks_can_be_planned() -> None:
-    """Three tasks hold three rows; a third loss on the same prediction adds its own temporaries."""
-    cfg, model = small("strategy=pcgrad")
-    ours = Run("strategy=pcgrad").loss
-
-    def loss(predictions: Tensor, images: Tensor, hidden: Tensor, tasks: Sequence[str]) -> dict[str, Tensor]:
-        known = ours(predictions, images, hidden, [task for task in tasks if task in TASKS])
-        return known | {task: predictions.square().mean() for task in tasks if task == "square"}
-
-    device = torch.device("cpu")
-    three = dict.fromkeys((*TASKS, "square"), 1.0)
-    planner = Planner(cfg, model, device, Passes(cfg, model, device, loss), three)
-    parameters = sum(p.numel() for p in model.parameters())
-    assert planner.held(2, 2)["task-gradient rows"] == 3 * 4 * parameters
-    phase = "forward and backward"
-    assert planner.plan(2, 2).phases[phase] >= Planner(cfg, model, device).plan(2, 2).phases[phase]
-
-
 @contextmanager
 def autocast_of_cuda() -> Iterator[None]:
     """CUDA's own, without a GPU: `torch.autocast("cuda")` turns itself off where there is none."""
@@ -389,36 +371,35 @@ def test_live_bytes_by_hand() -> None:
         assert (live.now, live.peak) == (0, 12000)
 
 
-@pytest.fixture
-def script() -> Any:
-    return plan_memory
-
-
-def test_the_script_says_what_fits_without_data(script: Any) -> None:
+def test_the_script_says_what_fits_without_data() -> None:
     small = ("dataset=imagenet256", "scale=smoke", "model=mobilenetv3_small_050", "strategy=gcond_stochastic")
-    text = script.report(config(*small), "0.2GB")
+    text = plan_memory.report(config(*small), "0.2GB")
     assert "micro-batch 2, 2 of them a step" in text
     assert "\nfits into 0.2GB with a margin of 10%\n" in text
     kept = next(line for line in text.splitlines() if "effective batch kept at 4" in line)
     assert "scale.micro_batch=2 scale.accumulation_steps=2 " in kept
     free = next(line for line in text.splitlines() if "largest micro-batch with 2 of them a step" in line)
     assert int(re.search(r"scale.micro_batch=(\d+) scale.accumulation_steps=2", free)[1]) > 20  # type: ignore[index]
-    text = script.report(config(*small), "0.001GB")
+    text = plan_memory.report(config(*small), "0.001GB")
     assert "\ndoes not fit into 0.001GB with a margin of 10%\n" in text
     assert text.count("none fits") == 2
 
 
-def test_sizes_are_told_apart(script: Any) -> None:
+def test_sizes_are_told_apart() -> None:
     assert bytes_of("16GB", "--budget") == 16_000_000_000
     assert bytes_of("1.5GiB", "--budget") == 1_610_612_736
     for wrong in ("16", "16 GB", "16gb", "0GB", "-1GB", "16MB"):
         with pytest.raises(ValueError, match=r"`--budget`: expected a size such as 16GB"):
-            script.report(config(*SMALL), wrong)
+            plan_memory.report(config(*SMALL), wrong)
 
 
-def test_the_script_spells_out_the_batch_and_takes_the_papers_scale(script: Any) -> None:
-    assert script.overrides_of(["model=a", "batch=7"], "paper") == ["scale=paper", "model=a", "scale.micro_batch=7"]
-    assert script.overrides_of(["scale=mini"], "paper") == ["scale=mini"]
+def test_the_script_spells_out_the_batch_and_takes_the_papers_scale() -> None:
+    assert plan_memory.overrides_of(["model=a", "batch=7"], "paper") == [
+        "scale=paper",
+        "model=a",
+        "scale.micro_batch=7",
+    ]
+    assert plan_memory.overrides_of(["scale=mini"], "paper") == ["scale=mini"]
 
 
 def test_channels_of_data_are_known_without_reading_it() -> None:

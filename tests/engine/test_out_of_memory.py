@@ -91,6 +91,7 @@ def test_the_advice_is_the_largest_smaller_plan_that_fits(monkeypatch: pytest.Mo
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
 
 
+@pytest.mark.slow
 def test_where_the_plan_fits_and_the_run_did_not_the_advice_is_at_most_half(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg, model = small("strategy=gcond_stochastic", "scale.micro_batch=12")  # 8 would divide 48, but is more than half
     monkeypatch.setattr(out_of_memory, "room", lambda *_: 10**12)

@@ -80,14 +80,6 @@ def test_ctrl_c_twice_is_at_once_however_fast(heard: list, clock: list[float]) -
     assert heard == [signal.SIGINT]
 
 
-def test_the_second_one_may_be_the_other_one(heard: list, clock: list[float]) -> None:
-    with Interrupt():
-        signal.raise_signal(signal.SIGINT)
-        clock[0] += 1.1
-        signal.raise_signal(signal.SIGTERM)
-    assert heard == [signal.SIGTERM]
-
-
 @EACH
 def test_afterwards_signals_are_what_they_were(which: signal.Signals, heard: list) -> None:
     before = signal.getsignal(which)

@@ -131,11 +131,3 @@ def test_what_is_kept_is_what_is_drawn(tmp_path: Path) -> None:
             np.testing.assert_array_equal(np.moveaxis(kept[name], 1, -1), cells(drawn)[:, place])
         np.testing.assert_array_equal(kept["hidden"], split.hidden[:3].numpy())
         assert int(kept["patch_size"]) == PATCH
-
-
-def test_patients_are_kept_on_request_only(tmp_path: Path) -> None:
-    data = dataclasses.replace(tiny.load(SIZE), shows_patients=True)
-    for patients in (False, True):
-        path = tmp_path / f"{patients}.npz"
-        Reconstructions(tmp_path, data, evaluation(data), 2, patients).keep(Constant(torch.zeros(3)), CPU, path, PATCH)
-        assert path.exists() == patients

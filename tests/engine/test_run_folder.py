@@ -252,12 +252,6 @@ def test_a_config_that_cannot_be_read_is_told(folder: RunFolder, cfg) -> None:
             folder.check(cfg)
 
 
-def test_a_folder_in_the_locks_place_is_told(folder: RunFolder, cfg) -> None:
-    (folder.path / ".lock").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"\.lock: expected a file, found a folder; remove it"), folder.open(cfg):
-        pytest.fail("opened")
-
-
 @pytest.mark.parametrize("missing", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_is_told_with_the_remedy(
     missing: int, folder: RunFolder, cfg, monkeypatch: pytest.MonkeyPatch

@@ -5,8 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -25,6 +23,7 @@ from gcond.engine.run_state import BLOCK, RunState, recorded_by_data, standing, 
 from gcond.study.tables import collect
 from gcond.sweep.__main__ import print_summary
 from gcond.sweep.plan import estimate, looked_at_again, plan, print_plan
+from gcond.sweep.status import main as status_command
 from gcond.sweep.status import print_statuses
 
 NOW = 1_000_000.0  # seconds; every time below is set by hand
@@ -123,30 +122,23 @@ def test_steps_are_counted_however_long_a_line_is(folder: Folder, length: int) -
         assert steps_logged(folder.path / "metrics.jsonl") == 8
 
 
-def test_the_time_left_is_at_the_rate_of_this_attempt(at_work: Folder) -> None:
-    at_work.metrics(STEP % 23)  # 24 of 96 steps in 100 s: 72 more take 300 s
-    assert (at_work.status.steps, at_work.status.total, at_work.status.eta) == (24, 96, 300)
-    assert at_work.status.detail == "time left 5 min"
-
-
-def test_the_time_left_knows_steps_of_an_earlier_attempt(at_work: Folder) -> None:
-    at_work.checkpoint(16, NOW - 5000)  # hours before this attempt began
-    at_work.metrics(STEP % 35)  # 20 steps in 100 s; 60 are left
-    assert at_work.status.eta == 300
-
-
-def test_the_time_left_is_measured_between_checkpoints_where_there_are_some(at_work: Folder) -> None:
-    at_work.checkpoint(16, NOW - 40)  # the first 60 s went into reading data
-    at_work.checkpoint(32, NOW - 20)
-    at_work.metrics(STEP % 35)  # 20 steps in 40 s; 60 are left
-    assert at_work.status.eta == 120
-
-
-def test_the_time_left_is_unknown_before_the_first_step(at_work: Folder) -> None:
+@pytest.mark.parametrize(
+    ("checkpoints", "logged", "eta"),
+    [
+        ([], STEP % 23, 300),  # 24 of 96 steps in 100 s: 72 more take 300 s
+        ([(16, NOW - 5000)], STEP % 35, 300),  # hours before this attempt began: 20 steps in 100 s; 60 are left
+        ([(16, NOW - 40), (32, NOW - 20)], STEP % 35, 120),  # 60 s went into reading data: 20 steps in 40 s
+        ([(16, NOW - 5000)], STEP % 15 + VALIDATION % 16, None),  # continued, and nothing new yet
+    ],
+)
+def test_the_time_left_is_at_the_rate_of_this_attempt(
+    at_work: Folder, checkpoints: list[tuple[int, float]], logged: str, eta: float | None
+) -> None:
     assert (at_work.status.eta, at_work.status.detail) == (None, "time left not known yet, last step 2 min ago")
-    at_work.checkpoint(16, NOW - 5000)
-    at_work.metrics(STEP % 15 + VALIDATION % 16)  # continued, and nothing new yet
-    assert at_work.status.eta is None
+    for step, at in checkpoints:
+        at_work.checkpoint(step, at)
+    at_work.metrics(logged)
+    assert (at_work.status.total, at_work.status.eta) == (96, eta)
 
 
 def test_steps_of_an_epoch_that_is_a_pass_over_the_data_are_known_after_the_first(at_work: Folder) -> None:
@@ -201,16 +193,15 @@ def test_a_broken_folder_hides_no_other(folder: Folder, capsys: pytest.CaptureFi
     assert other.status.state == "interrupted"
 
 
-def test_the_command_lists_what_needs_a_look_first(folder: Folder) -> None:
+def test_the_command_lists_what_needs_a_look_first(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     (folder.path / "FAILED").write_text("OSError: disk full\n")
     busy = Folder(folder.path.with_name("xyz"))
     Folder(folder.path.parent.parent / "paper" / "elsewhere")
-    command = [sys.executable, "-m", "gcond.sweep.status", "--runs", str(folder.path.parents[1]), "--scale"]
     with busy.hold(NOW):
-        shown = subprocess.run([*command, "mini"], capture_output=True, text=True, check=True, timeout=60).stdout
-    assert [line.split()[0] for line in shown.splitlines()] == ["2", "running", "failed"]
-    shown = subprocess.run([*command, "smoke"], capture_output=True, text=True, check=True, timeout=60).stdout
-    assert shown.startswith("no runs in")
+        assert status_command(["--runs", str(folder.path.parents[1]), "--scale", "mini"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["2", "running", "failed"]
+    assert status_command(["--runs", str(folder.path.parents[1]), "--scale", "smoke"]) == 0
+    assert capsys.readouterr().out.startswith("no runs in")
 
 
 def test_damage_is_told_and_hides_no_other(folder: Folder) -> None:
@@ -229,7 +220,7 @@ def test_damage_is_told_and_hides_no_other(folder: Folder) -> None:
         "run": "unreadable", "locked": "unreadable", "nulls": "unreadable", "whole": "interrupted", "cut": "interrupted"
     }  # fmt: skip
     assert "the next sweep makes it again" in found[folder.path].detail
-    assert f"{locked.path}/.lock: expected a file, found a folder" in found[locked.path].detail
+    assert f"Is a directory: '{locked.path}/.lock'" in found[locked.path].detail
     assert "metrics.jsonl: expected a record in its last line" in found[nulls.path].detail
 
 

@@ -28,11 +28,6 @@ def test_warm_up_and_cosine_by_hand() -> None:
     assert all(rate(step) > rate(step + 1) for step in range(3, 11))
 
 
-def test_without_warm_up_the_cosine_starts_at_once() -> None:
-    rate = WarmupCosine(peak=1.0, final=0.0, warmup_steps=0, total_steps=2)
-    assert [rate(0), rate(1)] == pytest.approx([0.5, 0.0])
-
-
 @pytest.mark.parametrize(
     ("changed", "key"),
     [

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from hydra.utils import get_class
 from omegaconf import OmegaConf
+from strategy import problems
+from strategy.problems import matrix
 from torch import Tensor
 
 from gcond.strategy.conflict import Conflict, LossWeighting, StatelessResolver
@@ -55,25 +56,10 @@ def kind(name: str) -> str:
     return "coordinates" if resolver.resolve(conflict([[1.0, 0.0], [0.0, 1.0]])).coefficients is None else "Gram"
 
 
-def matrix(rows: object) -> Tensor:
-    return torch.as_tensor(rows, dtype=torch.float64)
-
-
 def conflict(rows: object, previous: object | None = None, seed: int = 0, step: int = 0) -> Conflict:
     """The conflict between the rows of a matrix [m, P]; the group "head" has the first half of the parameters."""
     rows = matrix(rows)
-    m = len(rows)
-    head = rows[:, : (rows.shape[1] + 1) // 2]
-    return Conflict(
-        tasks=tuple(f"t{i}" for i in range(m)),
-        gram=rows @ rows.T,
-        cross=torch.zeros(m, m, dtype=torch.float64) if previous is None else rows @ matrix(previous).T,
-        group_grams={"head": head @ head.T},
-        losses=torch.ones(m, dtype=torch.float64),
-        lambdas=torch.ones(m, dtype=torch.float64),
-        step=step,
-        generator=torch.Generator().manual_seed(seed),
-    )
+    return problems.conflict(rows, previous, group=rows[:, : (rows.shape[1] + 1) // 2], seed=seed, step=step)
 
 
 def update(name: str, rows: object, before: object | None = None, seed: int = 0, **changes: Any) -> Tensor:

@@ -6,11 +6,13 @@ Letters: m tasks, rows J [m, P], G = J J^T, update d [P], cosine c of two rows.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from methods.methods import build, conflict, matrix, random_cases, update
+from strategy.problems import assert_close as close
 from torch import Tensor
 
 J_BASE = [[-4, 1, 1], [6, 1, 1]]
@@ -21,10 +23,7 @@ PAIRS = [
 ]
 
 
-def assert_close(found: Tensor, expected: object, tolerance: float = 1e-6) -> None:
-    """Within `tolerance` of the largest expected entry."""
-    expected = matrix(expected)
-    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+assert_close = partial(close, tolerance=1e-6)
 
 
 def direction(vector: object) -> Tensor:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from methods.methods import UGLY, build, conflict, matrix, random_cases
 from torchjd import aggregation
 
-from gcond.strategy import PCGrad
 from gcond.strategy.resolve import torchjd as module
 from gcond.strategy.resolve.torchjd import TorchJD
 
@@ -60,10 +58,9 @@ def test_ugly_matrices_give_torchjd_s_update(name, rows):
 
 @pytest.mark.parametrize("name", ["nash_mtl", "fairgrad"])
 @pytest.mark.parametrize("ugly", UGLY)
-@pytest.mark.parametrize("scale", [1e-10, 1e15])
-def test_a_problem_without_solution_raises_and_any_other_is_solved(name, ugly, scale):
+def test_a_problem_without_solution_raises_and_any_other_is_solved(name, ugly):
     """sum_i w_i g_i = 0 for some w >= 0, not all 0: nothing fulfils G w = w^(-1/alpha)."""
-    rows = scale * matrix(UGLY[ugly])
+    rows = 1e15 * matrix(UGLY[ugly])
     if ugly in UNSOLVABLE or (name, ugly) in TOO_HARD:
         with pytest.raises(RuntimeError, match=r"(NashMTL|FairGrad), resolution 3: .*; Gram \[\["):
             build(name).resolve(conflict(rows, step=3))
@@ -123,17 +120,6 @@ def test_randomness_comes_from_the_resolver_s_generator_and_leaves_the_global_on
     assert not torch.equal(drawn[0], drawn[2])
 
 
-def test_random_order_of_pcgrad_is_drawn_per_resolution():
-    """TorchJD's PCGrad over many draws of one generator: the same set of results as ours."""
-    rows = np.array([[1, 0, 0.2], [-1, 1, 0.1], [1, -2, -0.5]])
-
-    def results(resolver):
-        seen = conflict(rows)
-        return {tuple((resolver.resolve(seen).weights @ matrix(rows)).numpy().round(9)) for _ in range(80)}
-
-    assert results(TorchJD("PCGrad")) == results(PCGrad())
-
-
 @pytest.mark.parametrize("name", ["nash_mtl", "fairgrad", "mgda", "upgrad", "config"])
 def test_nothing_depends_on_what_was_resolved_before(name):
     """So there is no state: a restored resolver goes on bit for bit."""
@@ -163,13 +149,6 @@ def test_nothing_depends_on_what_was_resolved_before(name):
 def test_what_does_not_fit_is_refused_at_once(method, settings, message):
     with pytest.raises(ValueError, match=message):
         TorchJD(method, **settings).check({"a": 1.0, "b": 1.0}, ("all",))
-
-
-def test_zero_lambda_is_refused_where_it_has_no_solution():
-    for name in ("nash_mtl", "fairgrad"):
-        with pytest.raises(ValueError, match=r"`tasks`: .* needs every lambda above 0, found 0 for \['b'\]"):
-            build(name).check({"a": 1.0, "b": 0.0}, ("all",))
-    build("mgda").check({"a": 1.0, "b": 0.0}, ("all",))
 
 
 def test_torchjd_is_imported_when_it_is_used_only():

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from archive import header, pixels
 from archive.header import read_header
 from archive.listing import Entry
 from archive.pixels import Picture, read_picture
+from archive.reasons import OTHER, REJECTED
 from prepare.synthetic import PADDING, slice_bytes
 
 PATIENTS = {"ich": "ID_0123abcd", "cspine": "10001", "radcure": "RADCURE-0005"}
@@ -66,7 +68,10 @@ class Archive:
         return Entry(source, name, "", (self.root / name).stat().st_size)
 
     def header(self, entry: Entry) -> dict:
-        return read_header(self.root, entry)
+        row = read_header(self.root, entry)
+        assert set((row["flags"] or "").split(",")) <= {"", *header.FLAGS}
+        assert row["reason"] in {"", *REJECTED, *OTHER}
+        return row
 
     def fate(self, entry: Entry) -> tuple[str, str]:
         row = self.header(entry)
@@ -75,7 +80,10 @@ class Archive:
     def picture(self, entry: Entry) -> Picture:
         row = self.header(entry)
         assert row["status"] == "image", row["reason"]
-        return read_picture(self.root, entry, row)
+        picture = read_picture(self.root, entry, row)
+        assert set(picture.flags) <= set(pixels.FLAGS)
+        assert list(picture.flags) == sorted(picture.flags)
+        return picture
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
 """Copies, links and identifiers that cannot be trusted, on whole archives: what is dropped, kept, refused and said."""
 
 import csv
+import re
 import zipfile
 
 import ct
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from archive import identity
@@ -56,23 +58,29 @@ def manifest_of(tmp_path):
     return pq.read_table(tmp_path / "out" / "manifest.parquet").to_pandas().set_index("path")
 
 
-def test_a_sound_archive_has_no_flags_and_no_warnings(tmp_path, capsys):
-    write_patients(tmp_path / "in")
-    status, told, errors = prepare(tmp_path, capsys)
-    assert (status, errors) == (0, [])
-    assert set(index_of(tmp_path)["flags"]) == {"upsampled"}
-    assert "warning" not in told
-    assert not (tmp_path / "out" / "rejected.csv").exists()
-
-
-def test_one_sop_uid_for_a_series_drops_nothing(tmp_path, capsys):
-    write_patients(tmp_path / "in", SOPInstanceUID=lambda p, z: f"1.2.{p}.9")
+@pytest.mark.parametrize(
+    ("tag", "value", "words", "flags", "linked"),
+    [
+        ("SOPInstanceUID", lambda p, z: f"1.2.{p}.9", "names 3 different pictures of 1 patient; there are 12 such UIDs",
+         "shared SOP UID,upsampled", 0),
+        ("StudyInstanceUID", "1.2.3.77", "1.2.3.77 is that of 12 patients, 36 slices: an anonymiser's constant",
+         "upsampled", 0),
+        ("StudyInstanceUID", lambda p, z: f"1.2.{max(p, 1)}", "2 patients share a picture or a study", "upsampled", 2),
+        ("StudyInstanceUID", lambda p, z: f"1.2.{(p + (z == 0)) if p < 6 else 100 + p}",
+         "warning: 6 patients are one by the pictures and studies that they share", "upsampled", 6),
+        ("SeriesInstanceUID", "1.2.3.77", "1.2.3.77 is that of 12 patients", "upsampled", 0),
+    ],
+)  # fmt: skip
+def test_an_identifier_of_many_is_said_and_drops_nothing(tmp_path, capsys, tag, value, words, flags, linked):
+    write_patients(tmp_path / "in", **{tag: value})
     status, told, _ = prepare(tmp_path, capsys)
-    assert status == 0
-    assert set(index_of(tmp_path)["flags"]) == {"shared SOP UID,upsampled"}
-    assert len(index_of(tmp_path)) == PATIENTS * SLICES
-    assert "names 3 different pictures of 1 patient; there are 12 such UIDs, 36 slices" in told
-    assert "warning: SOPInstanceUID 1.2." in told
+    assert (status, words in told) == (0, True)
+    index = index_of(tmp_path)
+    assert set(index["flags"]) == {flags}
+    assert len(index) == PATIENTS * SLICES
+    assert all(sorted(own.z) == [0, 1, 2] for _, own in index.groupby("patient"))
+    assert store.read_facts(tmp_path / "out")["linked_patients"] == linked
+    assert "1.2.3.77" not in (tmp_path / "out" / "facts.json").read_text()
 
 
 def test_one_sop_uid_for_all_is_an_error_that_names_it(tmp_path, capsys):
@@ -85,9 +93,9 @@ def test_one_sop_uid_for_all_is_an_error_that_names_it(tmp_path, capsys):
         rows = list(csv.DictReader(file))
     assert [(row["file"], row["cause"]) for row in rows][:1] == [("00/0.dcm", "SOP instance of another patient")]
     assert len(rows) == PATIENTS * SLICES
-    status, _, _ = prepare(tmp_path, capsys, "--max-bad-share", "1")
-    assert status == 0
+    assert prepare(tmp_path, capsys, "--max-bad-share", "1")[0] == 0
     assert len(index_of(tmp_path)) == PATIENTS * SLICES
+    assert not list((tmp_path / "out").glob(".building"))
 
 
 def test_copies_go_by_their_pixels(tmp_path, capsys):
@@ -106,17 +114,8 @@ def test_copies_go_by_their_pixels(tmp_path, capsys):
         "01/9.dcm": ("duplicate", "copy under another SOPInstanceUID"),
     }
     assert "warning" not in told
-
-
-def test_an_export_that_repeats_one_picture_is_said(tmp_path, capsys):
-    root = tmp_path / "in"
-    write_patients(root)
-    for p, z in np.ndindex(PATIENTS, SLICES):
-        tags = {"SOPInstanceUID": f"1.2.{p}.1.{z}", "ImagePositionPatient": [0, 0, 2 * z]}
-        write(root, p, f"{z}.dcm", head(p, 0), **tags)
-    status, told, _ = prepare(tmp_path, capsys)
-    assert status == 0
-    assert "warning: 24 of 36 pictures of radcure are equal to one of the same patient at another position" in told
+    assert set(manifest["flags"][manifest.status == "stored"]) == {"upsampled"}
+    assert not (tmp_path / "out" / "rejected.csv").exists()
 
 
 def test_nearly_constant_pictures_are_copies_only_under_one_sop_uid_and_link_nobody(tmp_path, capsys):
@@ -132,35 +131,6 @@ def test_nearly_constant_pictures_are_copies_only_under_one_sop_uid_and_link_nob
     manifest = manifest_of(tmp_path)
     assert set(manifest.index[manifest.status == "duplicate"]) == {f"{p:02}/c.dcm" for p in range(PATIENTS)}
     assert "share a picture or a study" not in told
-
-
-def test_a_study_uid_of_all_links_nobody_and_is_named(tmp_path, capsys):
-    write_patients(tmp_path / "in", StudyInstanceUID="1.2.3.77")
-    status, told, _ = prepare(tmp_path, capsys)
-    assert status == 0
-    assert "StudyInstanceUID 1.2.3.77 is that of 12 patients, 36 slices: an anonymiser's constant" in told
-    facts = store.read_facts(tmp_path / "out")
-    assert facts["linked_patients"] == 0
-    assert [(one["tag"], one["of"]) for one in facts["constants"]] == [("StudyInstanceUID", 12)]
-    assert "1.2.3.77" not in (tmp_path / "out" / "facts.json").read_text()
-
-
-def test_a_study_of_two_patients_links_them(tmp_path, capsys):
-    write_patients(tmp_path / "in", StudyInstanceUID=lambda p, z: f"1.2.{max(p, 1)}")
-    status, told, _ = prepare(tmp_path, capsys)
-    assert status == 0
-    assert "2 patients share a picture or a study" in told
-
-
-def test_a_series_uid_of_all_leaves_the_order_within_each_patient(tmp_path, capsys):
-    write_patients(tmp_path / "in", SeriesInstanceUID="1.2.3.78")
-    status, told, _ = prepare(tmp_path, capsys)
-    assert status == 0
-    assert "SeriesInstanceUID 1.2.3.78 is that of 12 patients" in told
-    index = index_of(tmp_path)
-    assert all(sorted(own.z) == [0, 1, 2] for _, own in index.groupby("patient"))
-    assert set(index.spacing_z_mm) == {2.0}
-    assert set(index["flags"]) == {"upsampled"}
 
 
 def test_a_patient_id_of_all_is_named(tmp_path, capsys):
@@ -187,13 +157,6 @@ def test_a_picture_of_many_patients_is_rejected(tmp_path, capsys):
     assert "share a picture" not in told
 
 
-def test_a_chain_of_links_that_makes_many_patients_one_is_said(tmp_path, capsys):
-    write_patients(tmp_path / "in", StudyInstanceUID=lambda p, z: f"1.2.{(p + (z == 0)) if p < 6 else 100 + p}")
-    status, told, _ = prepare(tmp_path, capsys)
-    assert status == 0
-    assert "warning: 6 patients are one by the pictures and studies that they share" in told
-
-
 def test_labels_are_left_empty_where_several_pictures_have_one_uid(tmp_path, capsys):
     root = tmp_path / "in"
     write_patients(root, "ich", SOPInstanceUID=lambda p, z: f"ID_{p:04x}{max(z, 1):05x}")
@@ -207,7 +170,7 @@ def test_labels_are_left_empty_where_several_pictures_have_one_uid(tmp_path, cap
     assert shared.sum() == 2 * PATIENTS
     assert index["any"][shared].isna().all()
     assert (index["any"][~shared] == 1).all()
-    assert f"labels of ICH: {PATIENTS} slices" in told
+    assert f"labels of ICH: labelled slices {PATIENTS}" in told
 
 
 @pytest.mark.parametrize("parts", [False, True])
@@ -252,7 +215,7 @@ def test_nothing_to_store_is_said_with_the_reasons(tmp_path, capsys):
     write_patients(tmp_path / "in", ImageOrientationPatient=[1, 0, 0, 0, 0, -1])
     status, told, (error,) = prepare(tmp_path, capsys)
     assert (status, error) == (1, "error: no file can be stored: the table says why")
-    assert "other             36  not axial" in told
+    assert re.search(r"other not axial +36", told)
 
 
 def test_a_refused_store_names_the_files_and_what_to_do(tmp_path, capsys):
@@ -277,45 +240,26 @@ def test_a_refused_store_names_the_files_and_what_to_do(tmp_path, capsys):
     ]
 
 
-def test_a_store_that_was_begun_by_other_rules_is_refused(tmp_path, capsys, monkeypatch):
-    write_patients(tmp_path / "in")
-    (tmp_path / "in" / "a.dcm").write_bytes(b"x" * 400)
-    assert prepare(tmp_path, capsys)[0] == 1
-    monkeypatch.setattr(ct.header, "VERSION", 0)
-    status, _, (error,) = prepare(tmp_path, capsys, "--max-bad-share", "1")
-    assert status == 1
-    assert "was begun with" in error
-
-
 # Splits
 
 NAMES = [f"ich-{i:05}" for i in range(20_000)]
 
 
-def test_shares_are_what_was_asked_for():
-    drawn = [identity.draw(0, patient) for patient in NAMES]
-    for name, share in zip(("train", "validation", "test"), identity.DEFAULT_SHARES, strict=True):
-        standard_error = (share * (1 - share) / len(NAMES)) ** 0.5
-        assert drawn.count(name) / len(NAMES) == pytest.approx(share, abs=4 * standard_error)
-
-
 def test_a_patient_stays_where_it_is_whoever_else_comes():
     few, _ = identity.assign(NAMES[:10], {}, 0, identity.DEFAULT_SHARES)
     all_of_them, _ = identity.assign(NAMES, {}, 0, identity.DEFAULT_SHARES)
+    drawn = list(all_of_them.values())
+    for name, share in zip(store.SPLITS, identity.DEFAULT_SHARES, strict=True):
+        standard_error = (share * (1 - share) / len(NAMES)) ** 0.5
+        assert drawn.count(name) / len(NAMES) == pytest.approx(share, abs=4 * standard_error)
     assert few == {patient: all_of_them[patient] for patient in few}
     assert identity.assign(NAMES, {}, 1, identity.DEFAULT_SHARES)[0] != all_of_them
 
 
 def test_links_join_patients_by_what_they_share_and_empty_keys_join_nobody():
-    keys, patients = ["x", "x", "y", "y", "", "", "z"], ["b", "a", "b", "c", "d", "e", "f"]
-    assert identity.links(keys, patients) == [("a", "b"), ("b", "c")]
-    assert identity.components([("b", "c"), ("a", "b"), ("x", "y")]) == {
-        "a": "a",
-        "b": "a",
-        "c": "a",
-        "x": "x",
-        "y": "x",
-    }
+    keys, patients = ["x", "x", "y", "y", None, None, "z", "w", "w"], ["b", "a", "b", "c", "d", "e", "f", "g", "h"]
+    found = identity.linked(pd.Series(keys), pd.Series(patients))
+    assert found == {"a": "a", "b": "a", "c": "a", "g": "g", "h": "g"}
 
 
 def test_linked_patients_go_to_one_side_and_those_who_moved_are_named():
@@ -323,14 +267,8 @@ def test_linked_patients_go_to_one_side_and_those_who_moved_are_named():
     first = next(p for p in NAMES if alone[p] == "test")
     later = [p for p in NAMES if p > first]
     stays, moves = next(p for p in later if alone[p] == "test"), next(p for p in later if alone[p] == "train")
-    linked = identity.components([(moves, stays), (first, stays)])
+    linked = dict.fromkeys((first, stays, moves), first)
     splits, moved = identity.assign(NAMES, linked, 0, identity.DEFAULT_SHARES)
     assert {splits[p] for p in (first, stays, moves)} == {"test"}
     assert moved == [moves]
     assert {p: s for p, s in splits.items() if p != moves} == {p: s for p, s in alone.items() if p != moves}
-
-
-@pytest.mark.parametrize("shares", [(0.8, 0.1), (0.9, 0.2, -0.1), (0.5, 0.25, 0.2)])
-def test_shares_that_cannot_be_meant(shares):
-    with pytest.raises(ValueError, match="`--shares`: expected 3 positive numbers that sum to 1"):
-        identity.check_shares(shares)

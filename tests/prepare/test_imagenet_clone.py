@@ -46,17 +46,9 @@ def test_photographs_of_the_size_keep_their_bytes_and_get_the_label_of_their_cla
         for row in found:
             assert row["image"]["bytes"] == (folders / row["image"]["path"]).read_bytes()
             assert CLASSES[row["label"]] in row["image"]["path"]
-
-
-def test_the_loader_reads_images_and_classes(folders, tmp_path):
-    convert(folders, tmp_path / "out", 8)
-    splits = loader.load(tmp_path / "out", 8)
-    for split in ("train", "val", "test"):
-        images, labels = getattr(splits, split), splits.groups[split]
-        assert {(int(image[0, 0, 0]) >= 99, label) for image, label in zip(list(images), labels, strict=True)} == {
-            (True, "0"),
-            (False, "1"),
-        }
+    assert loader.load(tmp_path / "out", 8).groups["train"] == [
+        str(row["label"]) for row in rows(tmp_path / "out", "train")
+    ]
     with pytest.raises(ValueError, match=r"train-00000-of-00001.parquet row 0 .*`image_size` 16 .* 8 x 8"):
         loader.load(tmp_path / "out", 16)
 

@@ -1,7 +1,6 @@
 """The pixel pass: HU by hand in every coding and transfer syntax; every damage is a reason, never a picture."""
 
 import hashlib
-import pickle
 import struct
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 from archive import pixels
 from archive.header import UNSPECIFIED
 from archive.listing import Entry
-from archive.pixels import FLAGS, Rejected, read_picture
+from archive.pixels import Rejected, read_picture
 from archive.reasons import REJECTED
 from prepare.broken import Failing
 from pydicom.encaps import encapsulate, generate_frames
@@ -70,15 +69,15 @@ def to_scaled(hu):
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES)
-@pytest.mark.parametrize("coding", [to_unsigned, to_signed, to_padded, to_unsigned_12, to_signed_12, to_scaled])
-def test_every_coding_in_every_syntax(archive, coding, syntax):
-    hu = picture_of_hu()
-    stored, tags = coding(hu)
-    picture = archive.picture(archive.write(stored, syntax=syntax, **tags))
-    np.testing.assert_array_equal(picture.stored, hu.clip(-1024, 3071) + 1024)
-    assert picture.stored.dtype == np.uint16
-    assert set(picture.flags) <= {UNSPECIFIED}  # GDCM, which compresses here, writes RescaleType US
-    assert picture.ambiguous_pixels == 0
+def test_every_coding_in_every_syntax(archive, syntax):
+    for coding in (to_unsigned, to_signed, to_padded, to_unsigned_12, to_signed_12, to_scaled):
+        hu = picture_of_hu()
+        stored, tags = coding(hu)
+        picture = archive.picture(archive.write(stored, syntax=syntax, **tags))
+        np.testing.assert_array_equal(picture.stored, hu.clip(-1024, 3071) + 1024, err_msg=coding.__name__)
+        assert picture.stored.dtype == np.uint16
+        assert set(picture.flags) <= {UNSPECIFIED}  # GDCM, which compresses here, writes RescaleType US
+        assert picture.ambiguous_pixels == 0
 
 
 def test_unsigned_16_bits_do_not_wrap(archive):
@@ -100,10 +99,7 @@ def test_signed_12_bits_with_zeros_above(archive):
     ("stored", "tags"),
     [
         (np.array([0, 4096], np.uint16), BITS_12),
-        (np.array([0, 63536], np.uint16), BITS_12),  # padding of -2000, written by a program without signs
         (np.array([-1, 2048], np.int16), BITS_12),
-        (np.array([-2049, 0], np.int16), BITS_12),
-        (np.array([0, 4096], np.int16), BITS_12),
     ],
 )
 def test_values_outside_the_bits_stored(archive, stored, tags):
@@ -138,7 +134,6 @@ def test_wrapped_group_of_ich(archive, intercept):
         ("ich", {"RescaleIntercept": -100, **BITS_12}),
         ("ich", {"RescaleIntercept": 0, "BitsStored": 13, "HighBit": 12}),
         ("cspine", {"RescaleIntercept": 0, **BITS_12}),
-        ("radcure", {"RescaleIntercept": 0, **BITS_12}),
     ],
 )
 def test_what_is_not_wrapped(archive, source, tags):
@@ -147,11 +142,6 @@ def test_what_is_not_wrapped(archive, source, tags):
     assert picture.stored[0, 0] == min(3000 + tags["RescaleIntercept"] + 1024, 4095)
     assert "wrapped 12 bit" not in picture.flags
     assert picture.ambiguous_pixels == 0
-
-
-def test_signed_12_bits_are_not_wrapped(archive):
-    picture = archive.picture(archive.write(np.full((256, 256), -1000, np.int16), RescaleIntercept=0, **BITS_12))
-    assert (picture.stored[0, 0], picture.flags, picture.ambiguous_pixels) == (24, ("nearly constant", "no tissue"), 0)
 
 
 def in_air(value: int, air: int, shape=(256, 256), dtype=np.uint16) -> np.ndarray:
@@ -165,7 +155,6 @@ def in_air(value: int, air: int, shape=(256, 256), dtype=np.uint16) -> np.ndarra
     ("tags", "flags", "stored", "air"),
     [
         ({"RescaleSlope": None}, ("no slope",), 1500, 24),
-        ({"RescaleSlope": "", "RescaleIntercept": -1000}, ("no slope",), 1524, 0),
         ({"PhotometricInterpretation": "MONOCHROME1"}, ("monochrome1",), 1500, 24),
     ],
 )
@@ -202,7 +191,6 @@ def test_where_the_header_does_not_say_the_values_must_look_like_hu(archive, tag
         ((638, 490), {"cropped"}),
         ((256, 300), {"cropped"}),
         ((512, 512), set()),
-        ((200, 200), {"upsampled"}),
         ((300, 128), {"cropped", "upsampled"}),
     ],
 )
@@ -250,14 +238,6 @@ def test_padding_that_tissue_has_too_is_left_where_it_is_scattered(archive):
     assert picture.stored[0, 0] == 0
 
 
-@pytest.mark.parametrize("value", [-2000, 63536])
-def test_padding_below_air_needs_no_flag_whatever_its_sign(archive, value):
-    stored = in_air(1064, 24, dtype=np.int16)
-    stored[:40] = -2000
-    picture = archive.picture(archive.write(stored, PixelPaddingValue=value))
-    assert (picture.flags, picture.stored[0, 0]) == ((), 0)
-
-
 @pytest.mark.parametrize("value", [-500, 65036, 3596])  # with its sign, without it, and of 12 bits
 def test_padding_of_signed_12_bits(archive, value):
     stored = in_air(40, -1000, dtype=np.int16)
@@ -283,9 +263,7 @@ def test_values_beyond_any_tissue(archive, values, tags):
     assert rejected(archive, archive.write(stored, source="cspine", **tags)) == "values beyond any tissue"
 
 
-@pytest.mark.parametrize(
-    ("share", "fate"), [(0, ()), (0.002, ()), (0.01, ("dense",)), (0.025, ("dense",)), (0.04, None)]
-)
+@pytest.mark.parametrize(("share", "fate"), [(0.002, ()), (0.01, ("dense",)), (0.04, None)])
 def test_metal_is_stored_up_to_a_few_per_cent(archive, share, fate):
     stored = in_air(1064, 24)
     side = round(256 * share**0.5)
@@ -312,42 +290,33 @@ def test_a_scale_that_is_off_is_flagged(archive, stored, tags, flag):
     assert flag in archive.picture(archive.write(noisy, source="cspine", **tags)).flags
 
 
-def test_flags_are_of_the_vocabulary_and_sorted(archive):
-    stored = in_air(0, 3096, (100, 120))
-    picture = archive.picture(
-        archive.write(stored, RescaleSlope=None, RescaleIntercept=0, PhotometricInterpretation="MONOCHROME1", **BITS_12)
-    )
-    assert picture.flags == ("cropped", "monochrome1", "no slope", "upsampled", "wrapped 12 bit")
-    assert set(picture.flags) < set(FLAGS)
-
-
 # Damage.
 
 
-def cut_pixels(archive, length: int) -> Entry:
-    """A sound file but for the length of its pixel data, as ID_6431af929.dcm of RSNA ICH."""
-    return archive.write(np.ones((512, 512), np.uint16), PixelData=bytes(length))
-
-
-def test_short_and_surplus_pixel_data(archive):
-    assert rejected(archive, cut_pixels(archive, 153_710)) == "short pixel data"
-    assert rejected(archive, cut_pixels(archive, 524_286)) == "short pixel data"
-    assert rejected(archive, cut_pixels(archive, 524_290)) == "surplus pixel data"
-    assert rejected(archive, cut_pixels(archive, 2 * 524_288)) == "surplus pixel data"
-    assert rejected(archive, cut_pixels(archive, 0)) == "short pixel data"
-    assert archive.picture(cut_pixels(archive, 524_288)).flags == ("nearly constant", "no tissue")
+@pytest.mark.parametrize(
+    ("length", "fault"),
+    [
+        (0, "short pixel data"),
+        (153_710, "short pixel data"),  # as ID_6431af929.dcm of RSNA ICH
+        (524_286, "short pixel data"),
+        (524_290, "surplus pixel data"),
+        (2 * 524_288, "surplus pixel data"),
+    ],
+)
+def test_short_and_surplus_pixel_data(archive, length, fault):
+    assert rejected(archive, archive.write(np.ones((512, 512), np.uint16), PixelData=bytes(length))) == fault
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES)
-@pytest.mark.parametrize("share", [0.5, 0.9, 0.999])
-def test_truncated_file(archive, syntax, share):
+def test_truncated_file(archive, syntax):
     archive.write(to_unsigned(picture_of_hu())[0], syntax=syntax)
     raw = archive.bytes_of("a")
-    entry = archive.put(raw[: int(share * len(raw))])
-    if syntax == "deflated":  # not even the header can be inflated
-        assert archive.fate(entry) == ("rejected", "truncated file")
-    else:
-        assert rejected(archive, entry) == "truncated file"
+    for share in (0.5, 0.999):
+        entry = archive.put(raw[: int(share * len(raw))])
+        if syntax == "deflated":  # not even the header can be inflated
+            assert archive.fate(entry) == ("rejected", "truncated file")
+        else:
+            assert rejected(archive, entry) == "truncated file"
 
 
 def frame_of(archive) -> bytes:
@@ -396,12 +365,12 @@ def test_runs_that_are_too_long_are_not_cut(archive):
 
 
 @pytest.mark.parametrize("syntax", GDCM_SYNTAXES)
-@pytest.mark.parametrize("size", [(32, 64), (64, 32), (128, 64), (64, 128)])
-def test_stream_of_another_size_than_the_header(archive, syntax, size):
+def test_stream_of_another_size_than_the_header(archive, syntax):
     """GDCM crops a JPEG-LS stream that is larger, and ends the process where it is smaller."""
     entry = archive.write(np.full((64, 64), 1024, np.uint16), syntax=syntax)
-    archive.change("a", Rows=size[0], Columns=size[1])
-    assert rejected(archive, entry) == "damaged stream"
+    for rows, columns in ((32, 64), (64, 32), (128, 64), (64, 128)):
+        archive.change("a", Rows=rows, Columns=columns)
+        assert rejected(archive, entry) == "damaged stream"
 
 
 def test_stream_with_fewer_bits_than_signed_values_need(archive):
@@ -412,18 +381,13 @@ def test_stream_with_fewer_bits_than_signed_values_need(archive):
     assert rejected(archive, put_frames(archive, frame[:place] + b"\x0c" + frame[place + 1 :])) == "unsupported bits"
 
 
-def test_two_streams_in_one_picture(archive):
-    archive.write(np.full((64, 64), 1024, np.uint16), syntax="jpeg lossless 70")
+def test_frames_and_fragments(archive):
+    hu = picture_of_hu()
+    entry = archive.write(to_unsigned(hu)[0], syntax="jpeg lossless 70")
     frame = frame_of(archive)
     assert rejected(archive, put_frames(archive, frame, frame)) == "surplus pixel data"
-
-
-def test_stream_in_several_fragments(archive):
-    hu = picture_of_hu()
-    archive.write(to_unsigned(hu)[0], syntax="jpeg lossless 70")
-    whole = encapsulate([frame_of(archive)], fragments_per_frame=5, has_bot=False)
-    archive.change("a", PixelData=whole)
-    np.testing.assert_array_equal(archive.picture(archive.entry("a")).stored, hu + 1024)
+    archive.change("a", PixelData=encapsulate([frame], fragments_per_frame=5, has_bot=False))
+    np.testing.assert_array_equal(archive.picture(entry).stored, hu + 1024)
 
 
 def test_what_lies_behind_the_pixels_does_not_matter(archive):
@@ -433,38 +397,19 @@ def test_what_lies_behind_the_pixels_does_not_matter(archive):
     np.testing.assert_array_equal(archive.picture(entry).stored, hu + 1024)
 
 
-def test_errors_of_the_disk_and_of_memory(archive, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "raised"), [(OSError(5, "Input/output error"), Rejected), (MemoryError(), MemoryError)]
+)
+def test_errors_are_a_files_own_or_end_the_pass(archive, monkeypatch, error, raised):
     entry = archive.write()
-    row = archive.header(entry)
-    raw = archive.bytes_of("a")
-
-    def failing(error):
-        file = Failing(raw, error)
-        return lambda root, entry: file
-
-    monkeypatch.setattr(pixels, "open_entry", failing(OSError(5, "Input/output error")))
-    with pytest.raises(Rejected, match="unreadable"):
-        read_picture(archive.root, entry, row)
-    monkeypatch.setattr(pixels, "open_entry", failing(MemoryError()))
-    with pytest.raises(MemoryError):
+    row, raw = archive.header(entry), archive.bytes_of("a")
+    monkeypatch.setattr(pixels, "open_entry", lambda root, entry: Failing(raw, error))
+    with pytest.raises(raised):
         read_picture(archive.root, entry, row)
     monkeypatch.undo()
     (archive.root / "a").unlink()  # between the passes: the archive is not what was listed
     with pytest.raises(FileNotFoundError):
         read_picture(archive.root, entry, row)
-
-
-def test_rejected_crosses_processes():
-    error = pickle.loads(pickle.dumps(Rejected("damaged stream")))
-    assert (type(error), error.reason) == (Rejected, "damaged stream")
-
-
-def test_zip_member_gives_the_same_picture(archive):
-    stored = to_unsigned(picture_of_hu())[0]
-    plain = archive.picture(archive.write(stored, name="b"))
-    packed = archive.picture(archive.zip(archive.bytes_of("b")))
-    np.testing.assert_array_equal(packed.stored, plain.stored)
-    assert packed[1:] == plain[1:]
 
 
 def test_damaged_zip_member(archive):
@@ -476,14 +421,6 @@ def test_damaged_zip_member(archive):
     archive.put(bytes(damaged), "a.zip")
     with pytest.raises(Rejected, match="damaged zip"):
         read_picture(archive.root, entry, row)
-
-
-def test_without_preamble(archive):
-    hu = picture_of_hu()
-    archive.write(to_signed(hu)[0], syntax="big endian", RescaleIntercept=0)
-    raw = archive.bytes_of("a")
-    entry = archive.put(raw[144 + struct.unpack_from("<I", raw, 140)[0] :])
-    np.testing.assert_array_equal(archive.picture(entry).stored, hu + 1024)
 
 
 # Fingerprints.
@@ -509,12 +446,6 @@ def test_fingerprint_is_of_the_hu_not_of_the_file(archive):
     assert len(prints) == 1
     hu[100, 100] += 1
     assert archive.picture(archive.write(to_unsigned(hu)[0])).fingerprint not in prints
-
-
-def test_fingerprint_knows_the_shape(archive):
-    stored = to_unsigned(picture_of_hu())[0]
-    prints = [archive.picture(archive.write(stored.reshape(shape))).fingerprint for shape in ((256, 256), (512, 128))]
-    assert prints[0] != prints[1]
 
 
 def test_nearly_constant_pictures_are_flagged(archive):

@@ -172,6 +172,46 @@ def three_losses(model: nn.Module) -> Losses:
     return losses
 
 
+class Net(nn.Module):
+    """Two layers, [B, 4] -> [B, 2]."""
+
+    @seeded(0)
+    def __init__(self) -> None:
+        super().__init__()
+        self.enc, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.enc(batch)))
+
+
+class TwoHeads(nn.Module):
+    """[B, 4] -> a prediction for each of two tasks, from heads of their own, and one that no loss reads; float64."""
+
+    @seeded(2)
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Linear(4, 4)
+        self.heads = nn.ModuleDict({name: nn.Linear(4, 1) for name in ("l1", "ssim", "unread")})
+        self.double()
+
+    def forward(self, batch: Tensor) -> tuple[Tensor, ...]:
+        features = torch.tanh(self.trunk(batch))
+        return tuple(head(features) for head in self.heads.values())
+
+
+def two_head_losses(called: Callable[[Tensor], tuple[Tensor, ...]]) -> Losses:
+    def losses(batch: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        first, second, _ = called(batch.double())
+        values = {"l1": (first - 1).square().mean(), "ssim": (second + first.detach() + 2).square().mean()}
+        return {name: values[name] for name in names}
+
+    return losses
+
+
+def batch_of(seed: int, size: int = 8) -> Tensor:
+    return torch.randn(size, 4, generator=torch.Generator().manual_seed(seed))
+
+
 def image_batches(count: int, seed: int = 0, size: int = 4) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(size, 3, 8, 8, generator=generator) for _ in range(count)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from strategy.problems import ConvNet, image_batches, three_losses
+from strategy.problems import ConvNet, image_batches, seeded, three_losses
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -64,26 +65,34 @@ class Case:
     lr: float = 1e-2
 
 
-class Heads(nn.Module):
-    """A trunk and three heads, each reached by one task; 43 parameters, which neither 2 nor 4 divides."""
+class Perceptron(nn.Module):
+    """Layers of 7, 5 and 3 outputs and a head for each task: 119 parameters, which neither 2 nor 4 divides."""
 
+    @seeded(1)
     def __init__(self) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.trunk = nn.Linear(4, 5)
-            self.heads = nn.ModuleDict({"l1": nn.Linear(5, 1), "ssim": nn.Linear(5, 1), "classify": nn.Linear(5, 1)})
+        self.first, self.second, self.third = nn.Linear(6, 7), nn.Linear(7, 5), nn.Linear(5, 3)
+        self.heads = nn.ModuleDict({name: nn.Linear(3, 1) for name in TASKS})
         self.double()
 
+    def forward(self, batch: Tensor) -> Tensor:
+        return torch.tanh(self.third(torch.tanh(self.second(torch.tanh(self.first(batch))))))
 
-def head_losses(model: nn.Module) -> Any:
-    goals = {"l1": 1.0, "ssim": -2.0, "classify": 0.5}
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {
+            "trunk": [*self.first.parameters(), *self.second.parameters()],
+            "head": list(self.third.parameters()),
+            "heads": list(self.heads.parameters()),
+        }
+
+
+def perceptron_losses(model: nn.Module) -> Any:
+    goals = {"l1": 1.0, "ssim": -1.0, "classify": 0.3}
 
     def losses(batch: Tensor, names: Any) -> dict[str, Tensor]:
-        features = torch.tanh(model.trunk(batch))
-        shared = features.sum(1)
+        features = model(batch)
         return {
-            name: ((model.heads[name](features).squeeze(1) + goals[name] * (shared - goals[name])) ** 2).mean()
+            name: ((features.sum(1) - goals[name] + 0.3 * model.heads[name](features).squeeze(1)) ** 2).mean()
             for name in names
         }
 
@@ -93,12 +102,11 @@ def head_losses(model: nn.Module) -> Any:
 class Routed(nn.Module):
     """A trunk, and an expert for batches whose first number is positive, another for the rest; 42 parameters."""
 
+    @seeded(3)
     def __init__(self) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(3)
-            self.trunk = nn.Linear(4, 5)
-            self.experts = nn.ModuleList([nn.Linear(5, 1), nn.Linear(5, 1)])
+        self.trunk = nn.Linear(4, 5)
+        self.experts = nn.ModuleList([nn.Linear(5, 1), nn.Linear(5, 1)])
         self.double()
 
 
@@ -144,6 +152,10 @@ def gcond_window() -> Any:
     return Sequential(K), GCond(), EMA()
 
 
+def perceptron(parts: Callable[[], tuple[Any, Any, Any]], **more: Any) -> Case:
+    return Case(parts, Perceptron, perceptron_losses, vectors(6), **more)
+
+
 TINY = {"model": Three, "losses": point_losses, "batches": vectors(3), "groups": lambda model: model.parameters()}
 ROUTED = {"model": Routed, "losses": routed_losses, "batches": vectors(4), "groups": lambda model: model.parameters()}
 CASES = {
@@ -157,7 +169,6 @@ CASES = {
     "pcgrad": Case(lambda: (Sequential(K), PCGrad(), Raw())),
     "pcgrad micro-batch": Case(lambda: (Sequential(K, resolve_every="micro_batch"), PCGrad(), Raw())),
     "cagrad": Case(lambda: (Sequential(K), CAGrad(), Raw())),
-    "gradnorm": Case(lambda: (Sequential(K), GradNorm(lr=0.1), Raw())),
     "gradnorm micro-batch": Case(lambda: (Sequential(K, resolve_every="micro_batch"), GradNorm(lr=0.1), Raw())),
     "graddrop": Case(lambda: (Sequential(K), GradDrop(), Raw())),
     "graddrop micro-batch": Case(lambda: (Sequential(K, resolve_every="micro_batch"), GradDrop(), Raw())),
@@ -165,17 +176,10 @@ CASES = {
     "uw": Case(lambda: (Joint(K), UW(), Raw())),
     "famo": Case(lambda: (Joint(K), FAMO(), Raw())),
     "upgrad": Case(lambda: (Sequential(K), TorchJD("UPGrad"), Raw())),
-    "heads": Case(
-        gcond_window,
-        Heads,
-        head_losses,
-        vectors(4),
-        lambda model: {"trunk": model.trunk.parameters(), "heads": model.heads.parameters()},
-    ),
+    "heads": perceptron(gcond_window),
     "experts": Case(gcond_window, **ROUTED),
     "experts micro-batch": Case(lambda: (Sequential(K, resolve_every="micro_batch"), PCGrad(), Raw()), **ROUTED),
     "fewer parameters than processes": Case(gcond_window, **TINY),
-    "fewer parameters, graddrop": Case(lambda: (Sequential(K), GradDrop(), Raw()), **TINY),
 }
 PER_RANK = ("gcond forward per task", "pcgrad micro-batch")
 SAVED = ("gcond", "gcond stochastic", "pcgrad", "sam-gs", "gradnorm micro-batch")  # continued by other numbers
@@ -230,10 +234,22 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def trained(name: str, processes: Processes) -> dict[str, Any]:
-    run = Run(CASES[name], processes)
-    records = run.steps(0, STEPS)
-    return {"records": records, "model": run.model_state(), "counts": dict(processes.counts)}
+def trained(case: Case, processes: Processes) -> dict[str, Any]:
+    """All that a run of the case logs and leaves, and its state before the last step."""
+    run = Run(case, processes)
+    records = run.steps(0, STEPS - 1)
+    counts = processes.counts.copy()
+    state = deepcopy(run.state())
+    processes.counts = counts  # what a checkpoint sends is left out
+    records += run.steps(STEPS - 1, STEPS)
+    return {"records": records, "state": state, "model": run.model_state(), "counts": dict(processes.counts)}
+
+
+def continued_from(state: dict[str, Any], case: Case, processes: Processes) -> list[dict[str, Any]]:
+    """What the last step logs."""
+    run = Run(case, processes)
+    run.restore(state)
+    return run.steps(STEPS - 1, STEPS)
 
 
 def message(call: Callable[[], Any]) -> str:
@@ -249,39 +265,22 @@ def message(call: Callable[[], Any]) -> str:
 
 
 def arbitrated_once(folder: Path) -> dict[str, Any]:
-    return {name: trained(name, Replicated()) for name in CASES}
-
-
-def states(folder: Path) -> dict[str, Any]:
-    """Conductors' states after two steps; process 0 leaves the whole run's state in `folder`."""
-    collected = {}
-    for name in SAVED:
-        run = Run(CASES[name], Replicated())
-        run.steps(0, 2)
-        state = run.state()
-        collected[name] = state["conductor"]
-        if dist.get_rank() == 0:
-            torch.save(state, folder / f"{name}-{dist.get_world_size()}.pt")
-    return collected
+    found = {name: trained(case, Replicated()) for name, case in CASES.items()}
+    if dist.get_rank() == 0 and dist.get_world_size() == 2:
+        torch.save({name: found[name]["state"] for name in SAVED}, folder / "saved by two.pt")
+    return found
 
 
 def continued(folder: Path) -> dict[str, Any]:
     """The runs that two processes have left, one step further."""
-    results = {}
-    for name in SAVED:
-        run = Run(CASES[name], Replicated())
-        run.restore(torch.load(folder / f"{name}-2.pt", weights_only=True))
-        results[name] = {"records": run.steps(2, 3), "model": run.model_state()}
-    return results
+    states = torch.load(folder / "saved by two.pt", weights_only=True)
+    return {name: continued_from(states[name], CASES[name], Replicated()) for name in SAVED}
 
 
 def per_rank(folder: Path) -> dict[str, Any]:
     """As published: each process for itself, then the mean. The gradients of the same network at every step."""
-    results = {}
-    for name in PER_RANK:
-        run = Run(replace(CASES[name], lr=0.0, settings={"clip_norm": None}), ReplicatedPerRank())
-        results[name] = {"records": run.steps(0, STEPS), "counts": dict(run.processes.counts)}
-    return results
+    cases = {name: replace(CASES[name], lr=0.0, settings={"clip_norm": None}) for name in PER_RANK}
+    return {name: trained(case, ReplicatedPerRank()) for name, case in cases.items()}
 
 
 def refused(folder: Path) -> dict[str, str]:
@@ -324,33 +323,26 @@ def poisoned(model: nn.Module, rank: int, where: str) -> Any:
 
 def not_finite(folder: Path) -> dict[str, Any]:
     """One process meets what is not finite: by kind of processes, by what it meets, by `nonfinite` and scaler."""
-    results: dict[str, Any] = {}
-    for kind in (Replicated, ReplicatedPerRank):
-        for where in ("loss", "gradient"):
-            for resolver, estimator in (
-                ("gcond", Sequential(K)),
-                ("pcgrad", Sequential(K, resolve_every="micro_batch")),
-            ):
-                for mode in ("raise", "skip", "scaler"):
-                    key = f"{kind.__name__}, {where}, {resolver}, {mode}"
-                    results[key] = _meet(kind(), where, estimator, GCond() if resolver == "gcond" else PCGrad(), mode)
-    return results
+    parts = {
+        "gcond": lambda: (Sequential(4), GCond()),
+        "pcgrad": lambda: (Sequential(4, resolve_every="micro_batch"), PCGrad()),
+    }
+    return {
+        f"{kind.__name__}, {where}, {name}, {mode}": _meet(kind(), where, *parts[name](), mode)
+        for kind in (Replicated, ReplicatedPerRank)
+        for where in ("loss", "gradient")
+        for name in parts
+        for mode in ("raise", "skip", "scaler")
+    }
 
 
 def _meet(processes: Processes, where: str, estimator: Any, resolver: Any, mode: str) -> dict[str, Any]:
     model = ConvNet().double()
-    conductor = GradientConductor(
-        model.named_parameters(),
-        TASKS,
-        estimator,
-        resolver,
-        Raw(),
-        nonfinite="skip" if mode == "skip" else "raise",
-        processes=processes,
-    )
+    policy = "skip" if mode == "skip" else "raise"
+    conductor = GradientConductor(model, TASKS, estimator, resolver, Raw(), nonfinite=policy, processes=processes)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=mode == "scaler")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    window = [batch.double() for batch in image_batches(K, 0, size=2)]
+    window = [batch.double() for batch in image_batches(4, 0, size=2)]
     own = [window[index] for index in conductor.micro_batch_indices]
     conductor.step(own, three_losses(model), scaler=scaler)
     before = conductor.state_dict()
@@ -363,65 +355,65 @@ def _meet(processes: Processes, where: str, estimator: Any, resolver: Any, mode:
         "gradients": [p.grad for p in model.parameters()],
     }
     if mode == "scaler" and not said:
-        held = [p.detach().clone() for p in model.parameters()]
+        held = flat(model)
         scaler.step(optimizer)
         scaler.update()
-        found["scale"] = scaler.get_scale()
-        found["moved"] = any(not torch.equal(p, old) for p, old in zip(model.parameters(), held, strict=True))
+        found |= {"scale": scaler.get_scale(), "moved": not torch.equal(flat(model), held)}
     dist.barrier()
     return found
+
+
+def flat(model: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 def unlike(folder: Path) -> dict[str, str]:
     """What is said where the last process differs from the others."""
     last = dist.get_rank() == dist.get_world_size() - 1
 
-    def stepped(
-        k: int = K,
-        tasks: Any = TASKS,
-        resolver: Any = PCGrad,
-        change: Any = None,
-        steps: int = 0,
-        kind: Any = Replicated,
-    ) -> str:
+    def started(k: int = K, tasks: Any = TASKS, parts: Any = None, kind: Any = Replicated) -> Any:
         model = ConvNet()
-        conductor = GradientConductor(model, tasks, Sequential(k), resolver(), Raw(), processes=kind())
-        if change and last:
-            with torch.no_grad():
-                change(model)
-        if last:
-            conductor.steps += steps
+        conductor = GradientConductor(model, tasks, Sequential(k), *(parts or (PCGrad(), Raw())), processes=kind())
         window = image_batches(len(conductor.micro_batch_indices), 0, size=2)
-        return message(lambda: conductor.step(window, three_losses(model)))
+        return model, conductor, lambda: conductor.step(window, three_losses(model))
 
-    def scaled(model: nn.Module) -> None:
-        model.body.weight[3, 7] *= 1.001
+    def changed(change: Callable[[nn.Module], Any], **settings: Any) -> str:
+        model, _, step = started(**settings)
+        if last:
+            change(model)
+        return message(step)
+
+    def other(**settings: Any) -> str:
+        return message(started(**settings if last else {})[2])
+
+    def ahead() -> str:
+        _, conductor, step = started()
+        conductor.steps += last
+        return message(step)
 
     def frozen_later() -> str:
         """All processes permute the weights after a step, and then only the last one has other numbers."""
-        model = ConvNet()
-        conductor = GradientConductor(model, TASKS, *gcond_window(), processes=Replicated())
-        window = image_batches(len(conductor.micro_batch_indices), 0, size=2)
-        conductor.step(window, three_losses(model))
+        model, _, step = started(parts=(GCond(), EMA()))
+        step()
         model.to(memory_format=torch.channels_last)
-        conductor.step(window, three_losses(model))
+        step()
         model.head.bias.requires_grad_(False)
         if last:
             model.head.bias.data.add_(1)
-        return message(lambda: conductor.step(window, three_losses(model)))
+        return message(step)
 
-    reordered = dict(reversed(TASKS.items()))
+    scaled = lambda model: model.body.weight.data[3, 7].mul_(1.001)  # noqa: E731
     return {
-        "weights": stepped(change=scaled),
-        "weights, per rank": stepped(change=scaled, kind=ReplicatedPerRank),
-        "strides": stepped(change=lambda model: model.to(memory_format=torch.channels_last)),
-        "K": stepped(k=2 * K if last else K),
-        "lambdas": stepped(tasks=TASKS | {"l1": 0.6} if last else TASKS),
-        "order of tasks": stepped(tasks=reordered if last else TASKS),
-        "resolver": stepped(resolver=CAGrad if last else PCGrad),
-        "steps": stepped(steps=1),
+        "weights": changed(scaled),
+        "weights, per rank": changed(scaled, kind=ReplicatedPerRank),
+        "strides": changed(lambda model: model.to(memory_format=torch.channels_last)),
+        "K": other(k=2 * K),
+        "lambdas": other(tasks=TASKS | {"l1": 0.6}),
+        "order of tasks": other(tasks=dict(reversed(TASKS.items()))),
+        "resolver": other(parts=(CAGrad(), Raw())),
+        "steps": ahead(),
         "later": frozen_later(),
-        "nothing": stepped(),
+        "nothing": other(),
     }
 
 
@@ -436,84 +428,14 @@ def permuted(folder: Path) -> dict[str, Any]:
 # FSDP2
 
 
-class Perceptron(nn.Module):
-    """Layers of 7, 5 and 3 outputs, which no two processes share evenly, and a head of one row."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(1)
-            self.first, self.second, self.third = nn.Linear(6, 7), nn.Linear(7, 5), nn.Linear(5, 3)
-            self.heads = nn.ModuleDict({name: nn.Linear(3, 1) for name in TASKS})
-        self.double()
-
-    def forward(self, batch: Tensor) -> Tensor:
-        return torch.tanh(self.third(torch.tanh(self.second(torch.tanh(self.first(batch))))))
-
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        return {
-            "trunk": [*self.first.parameters(), *self.second.parameters()],
-            "head": list(self.third.parameters()),
-            "heads": list(self.heads.parameters()),
-        }
-
-
-def perceptron_losses(model: nn.Module) -> Any:
-    goals = {"l1": 1.0, "ssim": -1.0, "classify": 0.3}
-
-    def losses(batch: Tensor, names: Any) -> dict[str, Tensor]:
-        features = model(batch)
-        return {
-            name: ((features.sum(1) - goals[name] + 0.3 * model.heads[name](features).squeeze(1)) ** 2).mean()
-            for name in names
-        }
-
-    return losses
-
-
-class Attention(nn.Module):
-    """One transformer block and one output that all tasks share."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(2)
-            self.block = nn.TransformerEncoderLayer(6, 2, 9, dropout=0.0, batch_first=True)
-            self.out = nn.Linear(6, 3)
-        self.double()
-
-    def forward(self, batch: Tensor) -> Tensor:
-        return self.out(self.block(batch.unsqueeze(1).expand(-1, 3, -1) * torch.arange(1, 4).unsqueeze(1)).mean(1))
-
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        return {"block": list(self.block.parameters()), "out": list(self.out.parameters())}
-
-
-def attention_losses(model: nn.Module) -> Any:
-    goals = {"l1": [1.0, 0, 0], "ssim": [-1.0, 0, 1], "classify": [0, 1.0, -1]}
-
-    def losses(batch: Tensor, names: Any) -> dict[str, Tensor]:
-        outputs = model(batch)
-        return {name: ((outputs - torch.tensor(goals[name])) ** 2).mean() for name in names}
-
-    return losses
-
-
-def perceptron(parts: Callable[[], tuple[Any, Any, Any]], **more: Any) -> Case:
-    return Case(parts, Perceptron, perceptron_losses, vectors(6), **more)
-
-
 SHARDED = {
     "joint": perceptron(lambda: (Joint(K), Linear(), Raw()), optimizer=partial(torch.optim.AdamW, foreach=True)),
     "joint diagnosed": perceptron(lambda: (Joint(K), Linear(), Raw()), diagnose=True),
     "gcond": perceptron(gcond_window),
-    "gcond clipped": perceptron(gcond_window, settings={"clip_norm": 0.05}),
     "gcond forward per task": perceptron(lambda: (Sequential(K, forward="per_task"), GCond(), EMA())),
     "gcond stochastic": perceptron(lambda: (Stochastic(K), GCond(), EMA())),
     "gcond lion": perceptron(lambda: (Stochastic(K), GCond(), LionLARS()), optimizer=torch.optim.SGD, lr=1e-3),
-    "pcgrad": perceptron(lambda: (Sequential(K), PCGrad(), Raw())),
     "uw": perceptron(lambda: (Joint(K), UW(), Raw())),
-    "transformer": Case(gcond_window, Attention, attention_losses, vectors(6)),
 }
 
 
@@ -534,22 +456,22 @@ def sharded_case(case: Case, reshard: bool) -> Case:
 
 
 def sharded(folder: Path) -> dict[str, Any]:
-    return {name: _trained_sharded(name, reshard=True) for name in SHARDED}
-
-
-def sharded_and_kept(folder: Path) -> dict[str, Any]:
-    """Parameters stay gathered from the forward to the backward pass."""
-    return {name: _trained_sharded(name, reshard=False) for name in ("gcond", "gcond stochastic")}
+    """Also where parameters stay gathered from the forward to the backward pass, and for a run that is continued."""
+    found = {name: trained(sharded_case(case, True), Sharded()) for name, case in SHARDED.items()}
+    for name in ("gcond", "gcond stochastic"):
+        found[f"{name}, kept"] = trained(sharded_case(SHARDED[name], False), Sharded())
+    case = sharded_case(SHARDED["gcond"], True)
+    found["gcond"]["continued"] = continued_from(found["gcond"]["state"], case, Sharded())
+    return _without_states(found)
 
 
 def sharded_gcond(folder: Path) -> dict[str, Any]:
-    return {"gcond": _trained_sharded("gcond", reshard=True)}
+    return _without_states({"gcond": trained(sharded_case(SHARDED["gcond"], True), Sharded())})
 
 
-def _trained_sharded(name: str, reshard: bool) -> dict[str, Any]:
-    run = Run(sharded_case(SHARDED[name], reshard), Sharded())
-    records = run.steps(0, STEPS)
-    return {"records": records, "model": run.model_state(), "counts": dict(run.processes.counts)}
+def _without_states(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A state of shards cannot be handed to another process."""
+    return {name: {key: value for key, value in own.items() if key != "state"} for name, own in found.items()}
 
 
 def sharded_refused(folder: Path) -> dict[str, str]:
@@ -567,16 +489,6 @@ def sharded_refused(folder: Path) -> dict[str, str]:
         "alone": message(conductor(Joint(K), Linear(), Raw(), processes=SingleProcess())),
         "half sharded": message(conductor(Joint(K), Linear(), Raw(), model=half)),
     }
-
-
-def sharded_state(folder: Path) -> dict[str, Any]:
-    """GCond, saved after two steps by each process and continued from that; and without a stop."""
-    case = sharded_case(SHARDED["gcond"], True)
-    straight, stopped, fresh = (Run(case, Sharded()) for _ in range(3))
-    expected = straight.steps(0, 3)[-1:]
-    stopped.steps(0, 2)
-    fresh.restore(stopped.state())
-    return {"expected": expected, "records": fresh.steps(2, 3)}
 
 
 def sharded_not_finite(folder: Path) -> dict[str, str]:
@@ -603,7 +515,6 @@ WORK = {
     work.__name__: work
     for work in (
         arbitrated_once,
-        states,
         continued,
         per_rank,
         refused,
@@ -611,10 +522,8 @@ WORK = {
         permuted,
         not_finite,
         sharded,
-        sharded_and_kept,
         sharded_gcond,
         sharded_refused,
-        sharded_state,
         sharded_not_finite,
     )
 }

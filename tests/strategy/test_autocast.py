@@ -6,25 +6,23 @@ import pytest
 import torch
 from strategy.problems import ESTIMATORS, ConvNet, flat_grad, image_batches, opposed_losses
 
-from gcond.strategy import EMA, GCond, GradientConductor, Joint, Linear, PCGrad, Raw, Sequential, Stochastic
-
-each_estimator = pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
+from gcond.strategy import GradientConductor, Joint, Linear, PCGrad, Raw, Sequential
 
 
-def gradients(estimator, dtype=None, scaler=None, resolver=None, update=None, factor=1.0, steps=2):
-    """What an optimizer sees [P] in the last step, and the metrics; lambdas are multiplied by `factor`."""
+def gradients(estimator, dtype=None, scaler=None, factor=1.0):
+    """What an optimizer sees [P] in the last of two steps, and the metrics; lambdas are multiplied by `factor`."""
     model = ConvNet()
     parameters = list(model.parameters())
-    resolver = resolver or (Linear() if isinstance(estimator, Joint) else PCGrad())
     tasks = {"l1": 0.85 * factor, "ssim": 0.15 * factor}
-    conductor = GradientConductor(parameters, tasks, estimator, resolver, update or Raw())
+    resolver = Linear() if isinstance(estimator, Joint) else PCGrad()
+    conductor = GradientConductor(parameters, tasks, estimator, resolver, Raw())
     optimizer = torch.optim.SGD(parameters, lr=0.0)
 
     def losses(batch, names):
         with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
             return opposed_losses(model)(batch, names)
 
-    for seed in range(steps):
+    for seed in range(2):
         metrics = conductor.step(image_batches(2, seed), losses, scaler=scaler)
         if scaler is not None:
             scaler.step(optimizer)
@@ -36,21 +34,17 @@ def distance(found, expected):
     return float((found - expected).norm() / expected.norm())
 
 
-@each_estimator
-def test_bfloat16_is_close_to_float32(estimator):
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
+def test_half_precision_is_close_to_float32(estimator):
     expected, metrics = gradients(estimator)
-    found, low = gradients(estimator, torch.bfloat16)
-    assert found.dtype == torch.float32
-    assert 1e-6 < distance(found, expected) < 0.1
-    assert low["resolved_norm"] == pytest.approx(metrics["resolved_norm"], rel=0.1)
-
-
-@each_estimator
-def test_float16_with_a_scaler_is_close_to_float32(estimator):
-    expected, metrics = gradients(estimator)
-    found, low = gradients(estimator, torch.float16, torch.amp.GradScaler("cpu", init_scale=1024.0))
-    assert 1e-6 < distance(found, expected) < 0.02
-    assert low["resolved_norm"] == pytest.approx(metrics["resolved_norm"], rel=0.02)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for found, low, tolerance in (
+        (*gradients(estimator, torch.bfloat16), 0.1),
+        (*gradients(estimator, torch.float16, scaler), 0.02),
+    ):
+        assert found.dtype == torch.float32
+        assert 1e-6 < distance(found, expected) < tolerance
+        assert low["resolved_norm"] == pytest.approx(metrics["resolved_norm"], rel=tolerance)
 
 
 def test_small_float16_gradients_live_through_the_scaler_alone():
@@ -72,12 +66,3 @@ def test_a_float16_loss_takes_the_largest_scale_that_its_gradient_allows():
     )
     assert "skipped" not in metrics
     assert parameter.grad.tolist() == [16384.0] * 2
-
-
-def test_float16_that_overflows_at_first_finds_its_scale():
-    """2^24 is too large for the float16 gradients within the network; the scaler halves it until they fit."""
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24)
-    found, metrics = gradients(Stochastic(2), torch.float16, scaler, GCond(), EMA(0.9), steps=20)
-    assert scaler.get_scale() < 2.0**24
-    assert "skipped" not in metrics
-    assert bool(torch.isfinite(found).all())

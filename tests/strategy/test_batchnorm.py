@@ -5,7 +5,6 @@ from __future__ import annotations
 from copy import deepcopy
 from threading import Barrier, Thread
 
-import pytest
 import torch
 from torch import nn
 
@@ -99,40 +98,14 @@ def test_merged_is_one_process_that_takes_all_in_order():
     assert [each.sums for each in processes] == [1] * SIZE
 
 
-def test_two_updates_by_hand():
-    """mu = 1/2, r_0 = 0, means 4 and 8, one of each process of two, then r = (0 / 2 + 4 / 2) / 2 + 8 / 2 = 5."""
-    told = [None, None]
-    barrier = Barrier(2)
-    models = [nn.BatchNorm1d(1, momentum=0.5) for _ in range(2)]
-
-    def run(rank: int) -> None:
-        process = Threads(rank, told, barrier)
-        process.size = 2
-        with merged_batchnorm(models[rank], process):
-            models[rank](torch.tensor([[3.0], [5.0]]) + 4 * rank)
-
-    threads = [Thread(target=run, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for model in models:
-        assert model.running_mean.item() == 5
-        assert model.num_batches_tracked.item() == 2
-
-
-def test_evaluation_mode_needs_no_merging():
+def test_only_modules_that_were_updated_are_merged():
     model = warm().eval()
     copies, processes, errors = together(model, lambda copy, rank: copy(batches(1)[0]))
     assert not errors
     assert [each.sums for each in processes] == [0] * SIZE
     for copy in copies:
         torch.testing.assert_close(copy.state_dict(), model.state_dict(), rtol=0, atol=0)
-
-
-def test_a_module_that_was_not_updated_stays():
-    model = warm()
-    model.norms[0].eval()
+    model.train().norms[0].eval()
     copies, _, errors = together(model, lambda copy, rank: copy(batches(1)[0]))
     assert not errors
     for copy in copies:
@@ -151,33 +124,26 @@ def test_different_numbers_of_updates_are_refused_by_all():
     assert all("expected as many updates of a module in each of the 3 processes" in str(error) for error in errors)
 
 
-def test_synchronised_batchnorm_is_left_alone():
-    model = nn.SyncBatchNorm(5)
-    model.num_batches_tracked.fill_(3)
-
-    def work(copy, rank):
+def test_synchronised_batchnorm_is_left_alone_and_so_is_all_after_an_error():
+    def diverge(copy, rank):
         copy.running_mean.fill_(rank)
         copy.num_batches_tracked.add_(1)
 
-    copies, processes, errors = together(model, work)
+    copies, processes, errors = together(nn.SyncBatchNorm(5), diverge)
     assert not errors
     assert [copy.running_mean[0].item() for copy in copies] == [0, 1, 2]
-    assert [each.sums for each in processes] == [0] * SIZE
 
-
-def test_nothing_is_merged_after_an_error():
-    def work(model, rank):
+    def fail(model, rank):
         model(batches(1)[0])
         raise ArithmeticError("nan")
 
-    _, processes, errors = together(warm(), work)
+    _, failed, errors = together(warm(), fail)
     assert [str(error) for error in errors] == ["nan"] * SIZE
-    assert [each.sums for each in processes] == [0] * SIZE
+    assert [each.sums for each in [*processes, *failed]] == [0] * (2 * SIZE)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_one_process_is_as_without(training):
-    model, expected = warm().train(training), warm().train(training)
+def test_one_process_is_as_without():
+    model, expected = warm(), warm()
     with merged_batchnorm(model, SingleProcess()):
         model(batches(1)[0])
     expected(batches(1)[0])

@@ -10,7 +10,19 @@ from typing import Any
 
 import pytest
 import torch
-from strategy.problems import ESTIMATORS, ConvNet, assert_refused, flat_grad, image_batches, opposed_losses, seeded
+from strategy.problems import (
+    ESTIMATORS,
+    ConvNet,
+    Net,
+    TwoHeads,
+    assert_refused,
+    batch_of,
+    flat_grad,
+    image_batches,
+    opposed_losses,
+    seeded,
+    two_head_losses,
+)
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
@@ -22,18 +34,6 @@ TASKS = {"l1": 0.85, "ssim": 0.15}
 BUT_BY_MICRO_BATCH = [each for each in ESTIMATORS if not each.resolves_micro_batches]
 
 
-class Net(nn.Module):
-    """Two layers, [B, 4] -> [B, 2]: an output for each task."""
-
-    @seeded(0)
-    def __init__(self) -> None:
-        super().__init__()
-        self.enc, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
-
-    def forward(self, batch: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.enc(batch)))
-
-
 def losses_of(model: Callable[[Tensor], Tensor]) -> Any:
     def losses(batch: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         outputs = model(batch)
@@ -41,10 +41,6 @@ def losses_of(model: Callable[[Tensor], Tensor]) -> Any:
         return {name: values[name] for name in names}
 
     return losses
-
-
-def batch_of(seed: int) -> Tensor:
-    return torch.randn(8, 4, generator=torch.Generator().manual_seed(seed))
 
 
 def plain_gradients(model: nn.Module, losses: Any, *batches: Tensor) -> None:
@@ -107,15 +103,6 @@ def test_strides_that_change_in_training_change_nothing_else(name):
     changes = {2: torch.channels_last, 4: torch.contiguous_format}
     for settings in ({}, {"reference_dtype": "bfloat16"})[: 1 + STRATEGIES[name]()[1].uses_history]:
         torch.testing.assert_close(trained(changes, **settings), trained({}, **settings), rtol=1e-9, atol=1e-11)
-
-
-def test_strides_that_change_before_the_first_step():
-    model, reference = ConvNet(), ConvNet().to(memory_format=torch.channels_last)
-    conductor = linear(model)
-    model.to(memory_format=torch.channels_last)
-    conductor.step(image_batches(1), opposed_losses(model))
-    plain_gradients(reference, opposed_losses(reference), *image_batches(1))
-    assert_plain(model, reference)
 
 
 def test_a_wider_dtype_is_followed():
@@ -364,30 +351,6 @@ def test_an_expert_that_a_window_does_not_use_is_not_moved(estimator):
     torch.testing.assert_close(trained(True), trained(False), rtol=1e-9, atol=1e-12)
 
 
-class TwoHeads(nn.Module):
-    """[B, 4] -> a prediction for each task, from heads of its own."""
-
-    @seeded(2)
-    def __init__(self) -> None:
-        super().__init__()
-        self.trunk = nn.Linear(4, 4)
-        self.heads = nn.ModuleDict({name: nn.Linear(4, 1) for name in TASKS})
-        self.double()
-
-    def forward(self, batch: Tensor) -> tuple[Tensor, ...]:
-        features = torch.tanh(self.trunk(batch))
-        return tuple(head(features) for head in self.heads.values())
-
-
-def two_head_losses(called: Callable[[Tensor], tuple[Tensor, ...]]) -> Any:
-    def losses(batch: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        first, second = called(batch.double())
-        values = {"l1": (first - 1).square().mean(), "ssim": (second + first.detach() + 2).square().mean()}
-        return {name: values[name] for name in names}
-
-    return losses
-
-
 def pcgrad(model: nn.Module, estimator: Any = None) -> GradientConductor:
     return GradientConductor(model, TASKS, estimator or Sequential(1), PCGrad(), Raw(), clip_norm=None)
 
@@ -451,14 +414,6 @@ def test_sparse_gradients_become_dense():
     expected = torch.zeros(5, 2)
     expected[[1, 3]] = table.weight.detach()[[1, 3]] * torch.tensor([[4.0], [2.0]])
     torch.testing.assert_close(table.weight.grad, expected)
-
-
-def test_conductors_may_take_turns_on_the_same_parameters():
-    model, reference = Net(), Net()
-    for seed, conductor in enumerate([linear(model), linear(model, Joint(1))] * 2):
-        conductor.step([batch_of(seed)], losses_of(model))
-        plain_gradients(reference, losses_of(reference), batch_of(seed))
-        assert_plain(model, reference)
 
 
 # What is no step

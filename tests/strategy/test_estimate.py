@@ -11,7 +11,7 @@ from strategy.problems import ESTIMATORS, flat_grad, matrix
 from strategy.reference import reference_pcgrad
 from torch import nn
 
-from gcond.strategy import GCond, GradientConductor, Joint, Linear, PCGrad, Raw, Sequential, Stochastic
+from gcond.strategy import GradientConductor, Joint, Linear, PCGrad, Raw, Sequential, Stochastic
 
 TASKS = {"a": 0.85, "b": 0.15}
 
@@ -80,13 +80,6 @@ def test_every_estimator_but_stochastic_is_plain_autograd_of_the_mean(estimator)
         assert metrics[f"loss/{task}"] == pytest.approx(value.item())
 
 
-def test_shared_and_per_task_forward_agree_where_forward_passes_do():
-    problem, batches = Problem(), windows(4)
-    shared, per_task = (problem.step(Sequential(4, forward), batches, GCond()) for forward in ("shared", "per_task"))
-    torch.testing.assert_close(shared[0], per_task[0])
-    assert shared[1].keys() == per_task[1].keys()
-
-
 def test_stochastic_gives_each_task_the_mean_over_its_own_block():
     problem, batches = Problem(), windows(6)
     tasks = {"a": 0.5, "b": 2.0, "c": 3.0}
@@ -111,15 +104,6 @@ def test_scale_does_not_depend_on_the_number_of_micro_batches(estimator):
         torch.testing.assert_close(gradient, expected)
 
 
-@pytest.mark.parametrize("estimator", [Joint, Sequential])
-def test_window_may_be_cut_anyhow(estimator):
-    """Without batch statistics, 2 micro-batches of 12 are 8 of 3: also for what GCond makes of them."""
-    problem, samples = Problem(), torch.cat(windows(4))
-    resolver = Linear if estimator is Joint else GCond
-    coarse, fine = (problem.step(estimator(k), list(samples.chunk(k)), resolver())[0] for k in (2, 8))
-    torch.testing.assert_close(coarse, fine)
-
-
 def test_micro_batch_resolution_averages_the_resolved_gradients():
     """PCGrad of two tasks by hand on every micro-batch; resolving their means would give something else."""
     problem, batches = Problem(), windows(4)
@@ -132,20 +116,6 @@ def test_micro_batch_resolution_averages_the_resolved_gradients():
     assert metrics["cosine/all"] == pytest.approx(min(cosines))
     at_once, _ = problem.step(Sequential(4), batches, PCGrad())
     assert float((at_once - expected).norm() / expected.norm()) > 1e-3
-
-
-@pytest.mark.parametrize("resolver", [GCond, PCGrad])
-def test_history_moves_on_with_every_resolved_micro_batch(resolver):
-    """A window of micro-batches resolved one by one is that many steps of one micro-batch each."""
-    batches = windows(4)
-    whole, single = Problem(), Problem()
-    found, _ = whole.step(Sequential(4, resolve_every="micro_batch"), batches, resolver())
-    conductor = GradientConductor(single.parameters, TASKS, Sequential(1), resolver(), Raw(), clip_norm=None)
-    gradients = []
-    for batch in batches:
-        conductor.step([batch], single.losses)
-        gradients.append(flat_grad(single.parameters).clone())
-    torch.testing.assert_close(found, mean(gradients))
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
@@ -194,10 +164,3 @@ def test_one_graph_at_a_time(estimator):
 
     GradientConductor(problem.parameters, TASKS, estimator, Linear(), Raw()).step(windows(2), losses)
     assert len(saved) == 0
-
-
-def test_an_iterator_is_left_where_the_window_ends():
-    problem = Problem()
-    batches = iter(windows(5))
-    problem.step(Sequential(2), batches)
-    assert len(list(batches)) == 3

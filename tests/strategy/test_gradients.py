@@ -14,7 +14,6 @@ from gcond.strategy import (
     CAGrad,
     GCond,
     GradientConductor,
-    GradNorm,
     Joint,
     Linear,
     PCGrad,
@@ -107,19 +106,10 @@ def test_parameter_with_gaps_in_memory(options):
     assert_equal(trained(True), trained(False))
 
 
-def test_gradients_have_their_parameters_strides():
-    model = ConvNet().to(memory_format=torch.channels_last)
-    linear(model.parameters(), Joint(1)).step(image_batches(1), opposed_losses(model))
-    assert not model.encoder[0].weight.is_contiguous()
-    for parameter in model.parameters():
-        assert parameter.grad.stride() == parameter.stride()
-
-
 @pytest.mark.parametrize(
     ("resolver", "update", "estimator"), [(Linear, Raw, Joint), (GCond, EMA, Stochastic), (PCGrad, Raw, Sequential)]
 )
-@pytest.mark.parametrize("set_to_none", [True, False])
-def test_zero_grad_changes_nothing(resolver, update, estimator, set_to_none):
+def test_zero_grad_changes_nothing(resolver, update, estimator):
     def trained(zero):
         model = ConvNet()
         conductor = GradientConductor(model.parameters(), TASKS, estimator(2), resolver(), update())
@@ -127,7 +117,7 @@ def test_zero_grad_changes_nothing(resolver, update, estimator, set_to_none):
 
         def gather(batch):
             if zero:
-                optimizer.zero_grad(set_to_none=set_to_none)
+                optimizer.zero_grad(set_to_none=False)
             conductor.step(batch, opposed_losses(model))
 
         return train(model, optimizer, gather, torch.stack(image_batches(8)).view(4, 2, 4, 3, 8, 8))
@@ -158,7 +148,7 @@ class Branches(nn.Module):
 
 
 @pytest.mark.parametrize("make", [Linear, PCGrad, CAGrad, GCond, lambda: GCond(smooth=False)])
-@pytest.mark.parametrize("estimator", [Sequential(2), Sequential(2, "per_task"), Stochastic(2)])
+@pytest.mark.parametrize("estimator", [Sequential(2), Stochastic(2)])
 def test_heads_of_one_task_take_no_part_in_the_conflict(make, estimator):
     """They are updated by their own task's gradient; the trunk is resolved as if they did not exist."""
     model = Branches(torch.float64)
@@ -175,17 +165,6 @@ def test_heads_of_one_task_take_no_part_in_the_conflict(make, estimator):
     torch.testing.assert_close(model.trunk.grad, trunk.grad)
     whole = torch.cat([model.trunk.grad, model.first.grad, model.second.grad])
     assert metrics["resolved_norm"] == pytest.approx(float(whole.norm()))
-
-
-def test_gradnorm_weights_heads_of_one_task_too():
-    model = Branches(torch.float64)
-    groups = {"head": [model.trunk], "rest": [model.first, model.second]}
-    conductor = GradientConductor(groups, TASKS, Sequential(1), GradNorm(group="head", lr=0.1), Raw())
-    for weights in ((1.0, 1.0), (1.1, 0.9)):  # Adam's first step is lr in size; task 1's norm of 5 is the larger
-        conductor.step([0], model.losses)
-        torch.testing.assert_close(model.first.grad, weights[0] * model.first.detach())
-        torch.testing.assert_close(model.second.grad, weights[1] * model.second.detach())
-        torch.testing.assert_close(model.trunk.grad[1].item(), weights[1] * 3.0)
 
 
 @pytest.mark.parametrize(("resolver", "share"), [(PCGrad, 1.0), (GCond, cos(pi / 18))])
@@ -319,21 +298,3 @@ def test_combine_may_overwrite_the_first_row():
 
 
 # Precision of the buffer
-
-
-@pytest.mark.parametrize("estimator", [Joint(4), Sequential(4), Sequential(4, "per_task"), Stochastic(4)])
-@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
-def test_bfloat16_buffer_is_close_to_float32(memory_format, estimator):
-    def gradient(dtype, resolver):
-        model = ConvNet().to(memory_format=memory_format)
-        conductor = GradientConductor(model.parameters(), TASKS, estimator, resolver, EMA(0.5), buffer_dtype=dtype)
-        for seed in range(2):
-            conductor.step(image_batches(4, seed), opposed_losses(model))
-        assert conductor.gradients.rows.dtype == (dtype or torch.float32)
-        assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
-        return flat_grad(list(model.parameters()))
-
-    for resolver in (Linear,) if isinstance(estimator, Joint) else (Linear, CAGrad):
-        exact = gradient(None, resolver())
-        error = float((gradient(torch.bfloat16, resolver()) - exact).norm() / exact.norm())
-        assert 1e-5 < error < 3e-2

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from strategy.problems import conflict, matrix
+from strategy.problems import conflict, matrix, resolved
 
 from gcond.strategy.resolve import PCGrad
 from gcond.strategy.resolve.gradops import GradOPS
@@ -15,10 +15,6 @@ from gcond.strategy.resolve.gradops import GradOPS
 J_BASE = [[-4, 1, 1], [6, 1, 1]]
 J3 = [[1, 0, 0, 0], [-1, 1, 0, 0], [0.5, -1, 1, 0]]
 ALL_CONFLICT_IN_THE_PLANE = [[2, 0], [-1, 2], [-1, -1], [0.5, -3]]
-
-
-def resolved(resolver, rows):
-    return resolver.resolve(conflict(rows)).weights @ matrix(rows)
 
 
 def by_least_squares(rows):
@@ -36,16 +32,16 @@ def by_least_squares(rows):
 def random_problems():
     random = np.random.default_rng(0)
     problems = []
-    for _ in range(2000):
+    for _ in range(500):
         shape = (random.integers(2, 7), random.integers(1, 12))
         problems.append(random.standard_normal(shape) * 10 ** random.uniform(-3, 3, (shape[0], 1)))
     return problems
 
 
-@pytest.mark.oracle("gradops", "least squares on 2000 matrices")
+@pytest.mark.oracle("gradops", "least squares on 500 matrices")
 @pytest.mark.filterwarnings("ignore:GradOPS")
 def test_modified_gradients_are_projections_and_no_combination_conflicts(random_problems):
-    """2,000 random matrices, a third of them with more tasks than parameters, norms from 1e-3 to 1e3."""
+    """500 random matrices, a third of them with more tasks than parameters, norms from 1e-3 to 1e3."""
     random = np.random.default_rng(1)
     more_tasks = 0
     for rows in random_problems:
@@ -55,26 +51,7 @@ def test_modified_gradients_are_projections_and_no_combination_conflicts(random_
         share = random.exponential(1 / norms)  # any weights >= 0; these give every task a say
         assert (rows @ (share @ modified) / norms).min() > -1e-7
         more_tasks += len(rows) > rows.shape[1]
-    assert more_tasks > 300
-
-
-@pytest.mark.oracle("gradops", "closed form by the inverse Gram matrix")
-def test_result_is_orthogonal_to_the_others_and_is_given_by_the_inverse_gram_matrix():
-    """g_i' = sum_j (G^-1)_ij g_j / (G^-1)_ii and ||g_i'||^2 = 1 / (G^-1)_ii, where every task conflicts."""
-    random = np.random.default_rng(2)
-    tried = 0
-    while tried < 50:
-        rows = random.standard_normal((4, 9))
-        gram = rows @ rows.T
-        if not (gram < 0).any(axis=1).all():
-            continue
-        tried += 1
-        coefficients = GradOPS().resolve(conflict(rows)).coefficients.numpy()
-        inverse = np.linalg.inv(gram)
-        np.testing.assert_allclose(coefficients, inverse / np.diag(inverse)[:, None], rtol=1e-9)
-        dots = coefficients @ gram
-        assert np.abs(dots - np.diag(np.diag(dots))).max() < 1e-12
-        np.testing.assert_allclose(np.diag(coefficients @ gram @ coefficients.T), 1 / np.diag(inverse))
+    assert more_tasks > 75
 
 
 @pytest.mark.oracle("gradops", "published values")
@@ -132,30 +109,9 @@ def test_warns_once_when_nothing_is_left():
         GradOPS().resolve(conflict(np.zeros((3, 4))))
 
 
-@pytest.mark.filterwarnings("ignore:GradOPS")
-@pytest.mark.parametrize("alpha", [-3.0, 2.0])
-def test_nothing_left_stays_nothing_when_weighted(alpha):
-    resolution = GradOPS("unverified_r_alpha", alpha).resolve(conflict(ALL_CONFLICT_IN_THE_PLANE))
-    assert not resolution.coefficients.any()
-
-
-@pytest.mark.parametrize("scale", [1e-8, 1e7])
-def test_each_modified_gradient_scales_with_its_own_task_only(scale):
-    scales = matrix([scale, 1, 3]).unsqueeze(1)
-    expected = scales * (GradOPS().resolve(conflict(J3)).coefficients @ matrix(J3))
-    found = GradOPS().resolve(conflict(scales * matrix(J3))).coefficients @ (scales * matrix(J3))
-    torch.testing.assert_close(found / scales, expected / scales, rtol=1e-9, atol=1e-12)
-
-
 def test_zero_gradient_takes_no_part():
     resolution = GradOPS().resolve(conflict([[1, 0], [0, 0], [-1, 1]]))
     torch.testing.assert_close(resolution.coefficients, matrix([[1, 0, 0.5], [0, 1, 0], [1, 0, 1]]))
-
-
-@pytest.mark.parametrize("make", [GradOPS, lambda: GradOPS("unverified_r_alpha", -3.0)])
-@pytest.mark.parametrize("rows", [[[3, -4]], np.zeros((2, 3)), [[0, 0], [0, 0], [2, 1]]], ids=str)
-def test_one_task_and_zeros(make, rows):
-    torch.testing.assert_close(resolved(make(), rows), matrix(rows).sum(0))
 
 
 # the weights that are not confirmed by the paper
@@ -172,24 +128,6 @@ def test_unverified_weights_by_hand():
     assert resolution.metrics["gradops/floored"] == 0
 
 
-def test_unverified_weights_favour_the_slow_below_zero_and_the_fast_above():
-    for alpha, slow_gains in ((-1.0, True), (1.0, False)):
-        diagonal = GradOPS("unverified_r_alpha", alpha).resolve(conflict(J3)).coefficients.diagonal()
-        assert bool(diagonal[1] > 1) == slow_gains
-        assert bool(diagonal[0] < 1) == slow_gains
-
-
-@pytest.mark.filterwarnings("ignore:GradOPS")
-@pytest.mark.parametrize("alpha", [-300.0, -3.0, 0.5, 300.0])
-def test_unverified_weights_stay_finite_and_without_conflict(random_problems, alpha):
-    for rows in random_problems[:100]:
-        resolution = GradOPS("unverified_r_alpha", alpha).resolve(conflict(rows))
-        assert bool(resolution.coefficients.isfinite().all())
-        update = resolution.weights @ matrix(rows)
-        norms = matrix(rows).norm(dim=1)
-        assert float((matrix(rows) @ update / norms / max(float(update.norm()), float(norms.max()))).min()) > -1e-6
-
-
 @pytest.mark.parametrize(("height", "floored"), [(1e-2, 2), (5e-4**0.5, 0)])
 def test_small_progress_is_floored_and_counted(height, floored):
     """Two nearly opposite gradients make R = sin^2 of their angle each, a third one is alone, R = 1: by hand."""
@@ -201,10 +139,3 @@ def test_small_progress_is_floored_and_counted(height, floored):
     torch.testing.assert_close(diagonal, 3 * matrix(powers) / sum(powers), rtol=1e-6, atol=0)
     assert resolution.metrics["gradops/floored"] == floored
     assert resolution.metrics["gradops/vanished"] == 0
-
-
-def test_vanished_tasks_take_no_share_of_the_weights():
-    """Three tasks of a plane vanish; of the other two, 2 g and g with R = 1 each, both keep weight 1."""
-    rows = [[1, 2, 0, 0], [3, -1, 0, 0], [-4, -1, 0, 0], [0, 0, 7, 0], [0, 0, 0, 2]]
-    found = GradOPS("unverified_r_alpha", -3.0).resolve(conflict(rows)).coefficients
-    torch.testing.assert_close(found, torch.diag(matrix([0, 0, 0, 1, 1])))

@@ -74,29 +74,6 @@ def test_uw_settles_where_s_is_log_loss():
     )
 
 
-@pytest.mark.oracle("uw", "finite differences of the objective")
-def test_uw_follows_the_objective_s_gradient():
-    """Finite differences of sum (exp(-s) L + s) / 2 give Adam the same steps."""
-
-    def objective(s, losses):
-        return float(((torch.exp(-s) * losses + s) / 2).sum())
-
-    method, random = started(UW()), torch.Generator().manual_seed(0)
-    s = torch.zeros(2, dtype=torch.float64)
-    adam = torch.optim.Adam([s], lr=0.025)
-    for _ in range(30):
-        losses = torch.rand(2, generator=random, dtype=torch.float64) * 3 + 0.1
-        shift = 1e-6 * torch.eye(2, dtype=torch.float64)
-        s.grad = torch.stack(
-            [torch.tensor((objective(s + d, losses) - objective(s - d, losses)) / 2e-6).double() for d in shift]
-        )
-        weights, metrics = window(method, losses.tolist())
-        torch.testing.assert_close(weights, torch.exp(-s) / 2, rtol=1e-6, atol=1e-8)
-        assert metrics["uw/weight/a"] == pytest.approx(exp(-float(s[0])) / 2, rel=1e-6)
-        adam.step()
-    assert float(s.abs().min()) > 0.01
-
-
 @pytest.mark.oracle("uw", "TorchJD in a training loop")
 def test_uw_trains_network_and_variances_as_torchjd_does():
     path, _, _ = train(UW(), range(12))

@@ -75,6 +75,17 @@ def test_compiled_conductor_gives_the_same_steps():
         torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-9)
 
 
+def test_bfloat16_buffers_are_close_to_float32():
+    options = STRATEGIES["gcond bfloat16"]
+    low, exact = Run(options()), Run(options() | {"buffer_dtype": None})
+    for run in (low, exact):
+        run.train(window(seed) for seed in range(2))
+        assert {p.grad.dtype for p in run.network.parameters()} == {torch.float32}
+    assert low.conductor.gradients.rows.dtype == torch.bfloat16
+    for found, expected in zip(low.gradients, exact.gradients, strict=True):
+        assert 1e-5 < float((found - expected).norm() / expected.norm()) < 3e-2
+
+
 class Allocations(TorchDispatchMode):
     """Sizes in numbers of what operations make, views and results in place left out."""
 

@@ -2,84 +2,17 @@
 
 from __future__ import annotations
 
-from itertools import permutations, product
+from itertools import product
 
 import numpy as np
 import pytest
-from strategy.problems import assert_close, assert_refused, conflict, matrix, random_rows, resolved
+from strategy.problems import assert_close, conflict, matrix, random_rows, resolved
 from strategy.reference import ReferenceGradNorm, reference_pcgrad
 from torchjd import aggregation
 
-from gcond.strategy import CAGrad, GCond, GradNorm, Linear, PCGrad
+from gcond.strategy import CAGrad, GradNorm, PCGrad
 
 J_BASE = [[-4, 1, 1], [6, 1, 1]]
-RESOLVERS = {
-    "linear": Linear,
-    "pcgrad": PCGrad,
-    "cagrad": CAGrad,
-    "cagrad sum": lambda: CAGrad(average="sum"),
-    "gradnorm": GradNorm,
-    "gcond": GCond,
-    "gcond steps": lambda: GCond(smooth=False),
-    "gcond absolute": lambda: GCond(vanishing="absolute"),
-}
-UGLY = {
-    "zero": np.zeros((3, 4)),
-    "one zero row": [[1, 2, 3], [0, 0, 0], [-1, -2, 1]],
-    "anti-parallel": [[1.3, -0.7, 2.1], [-2.6, 1.4, -4.2]],
-    "sum is zero": [[1, 0], [-0.5, 0.75**0.5], [-0.5, -(0.75**0.5)]],
-    "equal rows": [[1, 2], [1, 2], [-2, 0]],
-    "more tasks than parameters": random_rows(1, 6, 2),
-    "rank one": np.outer(random_rows(2, 4, 1), random_rows(3, 5, 1)),
-    "unlike norms": random_rows(4, 4, 8) * [[1e-6], [1e6], [1], [1e-3]],
-}
-
-
-@pytest.mark.parametrize("make", RESOLVERS.values(), ids=RESOLVERS)
-def test_update_is_finite_and_no_longer_than_the_gradients(make):
-    for name, rows in UGLY.items():
-        for scale in (1e-10, 1e-4, 1.0, 1e8, 1e15):
-            scaled = scale * matrix(rows)
-            update = resolved(make(), scaled)
-            assert bool(update.isfinite().all()), (name, scale)
-            assert float(update.norm()) <= 2 * float(scaled.norm(dim=1).sum()), (name, scale)
-
-
-@pytest.mark.parametrize("make", RESOLVERS.values(), ids=RESOLVERS)
-def test_one_task_is_left_alone(make):
-    resolver = make()
-    if isinstance(resolver, CAGrad):
-        resolver = CAGrad(rescale=2, average=resolver.average)  # what undoes d = (1 + c) g, see below
-    for _ in range(3):
-        assert_close(resolver.resolve(conflict([[3.0, -4.0]])).coefficients, [[1]], tolerance=1e-12)
-
-
-def test_linear_is_the_sum():
-    assert_close(resolved(Linear(), J_BASE), [2, 2, 2])
-
-
-def test_without_conflict_the_update_is_the_sum():
-    for make in (PCGrad, GCond, lambda: GCond(smooth=False), lambda: GCond(dominance_window=1)):
-        resolver = make()
-        for seed in range(3):
-            rows = np.abs(random_rows(seed, 4, 7))
-            assert_close(resolver.resolve(conflict(rows)).coefficients, np.eye(4))
-
-
-@pytest.mark.parametrize("make", [lambda: CAGrad(0.5), lambda: GCond(norm_ema_bias_correction=True)])
-def test_update_does_not_depend_on_the_order_of_tasks_nor_on_the_unit(make):
-    before, rows = random_rows(5, 4, 6) + 3, random_rows(6, 4, 6)
-
-    def second_update(scale, permutation):
-        resolver = make()
-        resolver.resolve(conflict(scale * before[permutation]))
-        return resolved(resolver, scale * rows[permutation], previous=scale * before[permutation])
-
-    expected = second_update(1.0, [0, 1, 2, 3])
-    assert float((expected - matrix(rows).sum(0)).norm()) > 0.1
-    assert_close(second_update(1.0, [2, 0, 3, 1]), expected, tolerance=1e-6)
-    for scale in (1e-8, 1e9):
-        assert_close(second_update(scale, [0, 1, 2, 3]) / scale, expected, tolerance=1e-6)
 
 
 # PCGrad
@@ -93,11 +26,6 @@ def test_pcgrad_of_two_tasks_is_torchjd_s():
         assert_close(resolved(PCGrad(), rows), aggregation.PCGrad()(matrix(rows)))
 
 
-def test_pcgrad_published_value():
-    """TorchJD, tests/unit/aggregation/test_values.py."""
-    assert_close(resolved(PCGrad(), J_BASE), [0.5848, 3.8012, 3.8012], tolerance=1e-4)
-
-
 @pytest.mark.oracle("pcgrad", "vector-space twin in every order")
 def test_pcgrad_takes_every_order_and_no_other():
     """Three tasks: each meets the other two in one of two orders, so there are eight results."""
@@ -107,21 +35,6 @@ def test_pcgrad_takes_every_order_and_no_other():
     found = {tuple(np.round(resolved(PCGrad(), rows, seed=seed).numpy(), 9)) for seed in range(60)}
     assert len(expected) >= 4
     assert found == expected
-
-
-def test_pcgrad_projects_each_task_in_some_order():
-    """Five tasks: each row of coefficients is the twin's projected gradient for one of the 24 orders."""
-    for seed in range(5):
-        rows = random_rows(seed, 5, 3)
-        found = PCGrad().resolve(conflict(rows, seed=seed)).coefficients.numpy() @ rows
-        for i, row in enumerate(rows):
-            others = [j for j in range(5) if j != i]
-            untouched = rows[others].sum(0)
-            choices = [
-                reference_pcgrad([[g] for g in rows], [order if t == i else () for t in range(5)])[0] - untouched
-                for order in permutations(others)
-            ]
-            assert min(np.abs(found[i] - choice).max() for choice in choices) < 1e-9 * np.linalg.norm(row)
 
 
 # CAGrad
@@ -210,7 +123,3 @@ def test_gradnorm_counts_the_weights_that_it_lifts():
     assert (first.metrics["gradnorm/weight/t0"], first.metrics["gradnorm/lifted"]) == (1.0, 1.0)
     second = fast.resolve(conflict([[3, 0], [0, 1]]))
     assert_close(second.weights, np.array([0.001, 3]) * 2 / 3.001, tolerance=1e-6)
-
-
-def test_gradnorm_needs_positive_first_losses():
-    assert_refused("first losses", GradNorm().resolve, conflict(J_BASE, losses=[1.0, 0.0]))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from strategy.faulty import STRATEGIES, Run, plain, window
 from strategy.problems import ConvNet, flat_grad, image_batches, opposed_losses, saved
 from torch import Tensor, nn
 
@@ -18,6 +19,27 @@ PARTS = {
     "lion": lambda: (Sequential(2), GCond(), LionLARS()),
     "sam-gs": lambda: (Sequential(2), SAMGS(), Raw()),
 }
+
+
+@pytest.mark.parametrize("options", STRATEGIES.values(), ids=STRATEGIES)
+def test_resume_is_bit_identical(options):
+    """Every third step is diagnosed; the parameters begin elsewhere, and all states come back from a file."""
+
+    def trained(run: Run, seeds: range) -> Any:
+        logged = []
+        for seed in seeds:
+            logged.append(run.conductor.step(window(seed), run.network.losses, diagnose=seed % 3 == 0))
+            run.optimizer.step()
+        return plain([logged, run.state()])
+
+    whole, continued = Run(options()), Run(options())
+    trained(whole, range(3))
+    parts = [[run.conductor, run.optimizer, run.network] for run in (whole, continued)]
+    states = saved([part.state_dict() for part in parts[0]])
+    expected = trained(whole, range(3, 7))
+    for part, state in zip(parts[1], states, strict=True):
+        part.load_state_dict(state)
+    assert repr(trained(continued, range(3, 7))) == repr(expected)
 
 
 def step(conductor: GradientConductor, model: nn.Module, seed: int) -> Tensor:

@@ -95,15 +95,15 @@ def test_a_diagnosed_window_waits_no_longer(device):
 
 
 @pytest.mark.usefixtures("one_of_one")
-@pytest.mark.parametrize("processes", [Replicated, ReplicatedPerRank])
 @pytest.mark.parametrize(
-    ("parts", "reads"),
+    ("parts", "reads", "processes"),
     [
-        (lambda: (Sequential(K), GCond(), Raw()), 2),
-        (lambda: (Sequential(K), GradDrop(), Raw()), 2 + 1),
-        (lambda: (Sequential(K, resolve_every="micro_batch"), PCGrad(), Raw()), 2 * K + 1),
+        (lambda: (Sequential(K), GCond(), Raw()), 2, Replicated),
+        (lambda: (Sequential(K), GCond(), Raw()), 2, ReplicatedPerRank),
+        (lambda: (Sequential(K), GradDrop(), Raw()), 2 + 1, Replicated),
+        (lambda: (Sequential(K, resolve_every="micro_batch"), PCGrad(), Raw()), 2 * K + 1, Replicated),
     ],
-    ids=["gcond", "graddrop", "pcgrad by micro-batch"],
+    ids=["gcond", "gcond per rank", "graddrop", "pcgrad by micro-batch"],
 )
 def test_processes_wait_twice_a_resolution(parts, reads, processes):
     tasks = {"l1": 0.5, "ssim": 0.5}

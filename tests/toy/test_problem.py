@@ -20,14 +20,6 @@ def test_losses_and_gradients_are_those_of_autograd():
         np.testing.assert_allclose(rows, jacobian.numpy(), rtol=1e-10, atol=1e-12, err_msg=str(point))
 
 
-def test_both_branches_pass_a_gradient_on_at_zero():
-    """By hand: a_i / 2 - q_i (0) / 2 along x_2, a_i = log |u_i| + 6."""
-    _, rows = evaluate(0.0, 0.0)
-    bowl = (49 + 6.4) / 10 - 20
-    expected = [(np.log(u) + 6) / 2 - bowl / 2 for u in (3.5, 3.5)]
-    np.testing.assert_allclose([row[1] for row in rows], expected, rtol=1e-12)
-
-
 def test_front_holds_the_optima_of_every_weighted_sum():
     """Independent: scipy's minimiser of w f_1 + (1 - w) f_2, without gradients."""
     for weight in (0.05, 0.3, 0.5, 0.8):

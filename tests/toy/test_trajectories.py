@@ -9,11 +9,12 @@ import pytest
 import torch
 from toy.authors import authors_losses
 
-from gcond.strategy import GradientConductor, Raw, Sequential
+from gcond.config import build
+from gcond.strategy import GradientConductor, Linear, Raw, Sequential
 from gcond.strategy.conflict import Conflict, Resolution, StatelessResolver
 from gcond.study.methods import STUDY
 from gcond.toy.descents import CONFIG, LEFT_OUT, TASKS, Adam, Descent, follow, lineup
-from gcond.toy.problem import STARTS, distance_to_front
+from gcond.toy.problem import STARTS
 
 METHODS = lineup()
 REFERENCES = pd.read_csv(STUDY / "toy_references.csv").set_index(["method", "start"])
@@ -69,7 +70,7 @@ def twin_path(resolve, start, steps):
 
 
 # At (0, 0) both gradients point the same way, where IMTL-G's weights are not unique.
-@pytest.mark.parametrize(("name", "start"), [(n, s) for n in TWINS for s in (0, 1, 4) if (n, s) != ("imtl_g", 1)])
+@pytest.mark.parametrize(("name", "start"), [(n, s) for n in TWINS for s in (1, 4) if (n, s) != ("imtl_g", 1)])
 def test_a_few_hundred_steps_are_those_of_the_twin(name, start):
     steps = 30 if name == "cagrad" else 80
     *_, (last, x1, x2) = follow(METHODS[name].descent(), STARTS[start], steps)
@@ -90,15 +91,12 @@ class Remembering(StatelessResolver):
         return Resolution(torch.diag(torch.tensor(weights, dtype=torch.float64)) * (1 + drawn + conflict.step % 2))
 
 
-@pytest.mark.parametrize(
-    "build",
-    [Remembering, METHODS["gcond_pure"].build, METHODS["graddrop"].build, METHODS["pcgrad"].build],
-    ids=["remembering", "gcond_pure", "graddrop", "pcgrad"],
-)
-def test_a_descent_is_what_the_conductor_does(build):
+@pytest.mark.parametrize("name", ["remembering", "gcond_pure", "graddrop"])
+def test_a_descent_is_what_the_conductor_does(name):
     """History, random numbers and all: the same steps through GradientConductor and autograd."""
+    first, second = (Remembering() if name == "remembering" else build(METHODS[name].resolver) for _ in range(2))
     x = torch.tensor(STARTS[4], dtype=torch.float64, requires_grad=True)
-    conductor = GradientConductor([x], dict.fromkeys(TASKS, 1.0), Sequential(1), build(), Raw(), clip_norm=None, seed=0)
+    conductor = GradientConductor([x], dict.fromkeys(TASKS, 1.0), Sequential(1), first, Raw(), clip_norm=None, seed=0)
     adam = torch.optim.Adam([x], lr=1e-3)
 
     def losses(_, names):
@@ -108,7 +106,7 @@ def test_a_descent_is_what_the_conductor_does(build):
     for _ in range(60):
         conductor.step([None], losses)
         adam.step()
-    *_, (_, x1, x2) = follow(Descent(build()), STARTS[4], 60)
+    *_, (_, x1, x2) = follow(Descent(second), STARTS[4], 60)
     np.testing.assert_allclose((x1, x2), x.detach().numpy(), atol=1e-9)
 
 
@@ -123,20 +121,19 @@ def test_adam_is_torchs():
     assert value == pytest.approx(parameter.item(), abs=1e-14)
 
 
-def test_the_update_is_clipped():
-    plain, clipped = Descent(METHODS["baseline"].build()), Descent(METHODS["baseline"].build(), clip_norm=0.1)
-    full, short = plain.direction(9.0, 9.0), clipped.direction(9.0, 9.0)
-    assert math.hypot(*short) == pytest.approx(0.1)
-    np.testing.assert_allclose(np.divide(short, 0.1), np.divide(full, math.hypot(*full)))
-
-
 def test_points_are_kept_by_distance_and_at_both_ends():
-    kept = list(follow(METHODS["baseline"].descent(), STARTS[1], 350))
-    assert kept[0] == (0, *STARTS[1])
-    assert kept[-1][0] == 350
+    kept = list(follow(Descent(Linear()), STARTS[1], 350))
+    assert (kept[0], kept[-1][0]) == ((0, *STARTS[1]), 350)
     gaps = [max(abs(a[1] - b[1]), abs(a[2] - b[2])) for a, b in pairwise(kept[:-1])]
     assert gaps
     assert all(0.1 <= gap < 0.102 for gap in gaps)
+
+
+def test_the_update_is_clipped():
+    plain, clipped = Descent(Linear()), Descent(Linear(), clip_norm=0.1)
+    full, short = plain.direction(9.0, 9.0), clipped.direction(9.0, 9.0)
+    assert math.hypot(*short) == pytest.approx(0.1)
+    np.testing.assert_allclose(np.divide(short, 0.1), np.divide(full, math.hypot(*full)))
 
 
 def test_every_strategy_is_shown_or_left_out_for_a_reason():
@@ -145,15 +142,6 @@ def test_every_strategy_is_shown_or_left_out_for_a_reason():
     assert set(LEFT_OUT) <= files
     assert not set(METHODS) & set(LEFT_OUT)
     assert set(REFERENCES.index.get_level_values(0)) <= set(METHODS)
-
-
-def test_methods_that_weigh_losses_learn_from_losses_above_zero():
-    """FAMO from (0, 0) for 300 steps: its weights leave the even start, and it does not refuse the negative losses."""
-    descent = METHODS["famo"].descent()
-    first = descent.direction(*STARTS[1])
-    kept = list(follow(METHODS["famo"].descent(), STARTS[1], 300))
-    assert math.hypot(*first) <= 1.0 + 1e-12  # clipped at 1, as its authors do
-    assert abs(kept[-1][1] - STARTS[1][0]) + abs(kept[-1][2] - STARTS[1][1]) > 0.05
 
 
 @pytest.mark.slow
@@ -166,10 +154,3 @@ def test_ends_where_the_reference_does(name, start):
     expected_x1, expected_x2, on_front = REFERENCES.loc[(name, start)]
     assert on_front
     assert math.hypot(x1 - expected_x1, x2 - expected_x2) <= 0.02
-
-
-@pytest.mark.slow
-def test_the_plain_sum_stalls_off_the_front():
-    """From (9, 9); where in the valley is chaotic in detail."""
-    *_, (_, x1, x2) = follow(METHODS["baseline"].descent(), STARTS[2], METHODS["baseline"].steps)
-    assert distance_to_front(x1, x2) > 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow.compute as pc
@@ -18,11 +18,11 @@ from gcond.data.images import check_size, hold_in_memory
 from gcond.data.intensity import Intensity
 from gcond.data.splits import Splits
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 PAPER_MEAN, PAPER_STD = 0.107961, 0.173622
 BODY_HU = -500  # between air and lung below, fat and everything denser above
+
+
+SPLITS = {"train": "train", "val": "validation", "test": "test"}  # of Splits -> of the store
 
 
 class StoreSlices:
@@ -82,17 +82,16 @@ def load(
     measured = (stated["mean"], stated["std"]) if stated else windows.statistics(histogram, hu_min, hu_max)
     mean, std = measured if statistics == "store" else (PAPER_MEAN, PAPER_STD)
     images = {
-        split: hold_in_memory(StoreSlices(pixels, where[split], image_size), f"CT {split}") for split in store.SPLITS
+        name: hold_in_memory(StoreSlices(pixels, where[split], image_size), f"CT {split}")
+        for name, split in SPLITS.items()
     }
     return Splits(
-        train=images["train"],
-        val=images["validation"],
-        test=images["test"],
+        **images,
         intensity=Intensity.of_hu_window(hu_min, hu_max, mean, std),
         title=facts["title"],
         facts={
             "version": facts["format_version"],
-            "counts": {"train": len(images["train"]), "val": len(images["validation"]), "test": len(images["test"])},
+            "counts": {name: len(own) for name, own in images.items()},
             "checksum": facts["checksum"],
             "missing_packages": facts["missing_packages"],
             "patients": {split: len(names) for split, names in patients.items()},
@@ -104,7 +103,8 @@ def load(
         },
         shows_patients=True,
         groups={
-            name: _patients(index, split) for name, split in zip(("train", "val", "test"), store.SPLITS, strict=True)
+            name: index.filter(pc.equal(index.column("split"), split)).column("patient").to_pylist()
+            for name, split in SPLITS.items()
         },
         body_above=BODY_HU + store.HU_OFFSET,
     )
@@ -121,11 +121,5 @@ def heights(root: str | Path) -> dict[str, tuple[np.ndarray, np.ndarray]] | None
         return None
     index["volume"] = index.patient + "/" + index.study.fillna("") + "/" + index.series.fillna("")
     index["mm"] = index.z * index.spacing_z_mm.astype(float)
-    named = {"train": "train", "val": "validation", "test": "test"}
-    own = {split: index[index.split == name] for split, name in named.items()}
+    own = {name: index[index.split == split] for name, split in SPLITS.items()}
     return {split: (rows.volume.to_numpy(dtype=str), rows.mm.to_numpy()) for split, rows in own.items()}
-
-
-def _patients(index: pa.Table, split: str) -> list[str]:
-    """The patient of each slice of a split, in the order of `store.positions`."""
-    return index.filter(pc.equal(index.column("split"), split)).column("patient").to_pylist()

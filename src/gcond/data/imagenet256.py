@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +43,8 @@ class EncodedPhotos:
         return int(self._ends[-1])
 
     def __getitem__(self, row: int) -> bytes:
-        return self._images[row]["bytes"]
+        image = self._images[row]
+        return (image if isinstance(image, dict) else image.as_py())["bytes"]
 
     def name(self, row: int) -> str:
         """Its file, and its row there."""
@@ -51,8 +52,16 @@ class EncodedPhotos:
         return f"{self.files[file]} row {row - (int(self._ends[file - 1]) if file else 0)}"
 
     @cached_property
-    def _images(self) -> Sequence[dict]:
-        return _open_parquet(self.files)
+    def _images(self) -> Any:
+        """Small files are read into memory; large ones are copied once into the Arrow cache (HF_DATASETS_CACHE)."""
+        if sum(file.stat().st_size for file in self.files) <= IN_MEMORY_BYTES:
+            _expect_checksums(self.files)
+            return _read(self.files, "image").column("image")
+        from datasets import Dataset  # takes a second, which small files can save
+        from datasets import Image as ImageFeature
+
+        dataset = Dataset.from_parquet([str(file) for file in self.files], columns=["image"])
+        return dataset.cast_column("image", ImageFeature(decode=False))["image"]
 
 
 class ParquetPhotos:
@@ -211,13 +220,10 @@ def _stated(folder: Path) -> dict[str, dict] | None:
     path = folder.parent / "facts.json"
     if not path.is_file():
         return None
-    try:
-        return {
-            Path(name).name: {"bytes": f["bytes"], "sha256": f["sha256"]}
-            for name, f in read_object(path)["files"].items()
-        }
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"`root`: {path} is not what data_prep/imagenet256.py writes; {AGAIN}") from error
+    files = read_object(path).get("files")
+    if not isinstance(files, dict) or not all({"bytes", "sha256"} <= set(stated) for stated in files.values()):
+        raise ValueError(f"`root`: {path} is not what data_prep/imagenet256.py writes; {AGAIN}")
+    return {Path(name).name: stated for name, stated in files.items()}
 
 
 def _missing(files: list[Path]) -> int:
@@ -232,12 +238,9 @@ def _missing(files: list[Path]) -> int:
         whole = {f"{m[1]}{i:0{len(m[2])}}-of-{m[3]}.parquet" for m in numbered for i in range(int(m[3]))}
         return len(whole - there.keys())
     for name in sorted(stated):
-        found = f"{there[name]:,}" if name in there else "none"
-        if there.get(name) != stated[name]["bytes"]:
-            raise ValueError(
-                f"`root`: expected {files[0].with_name(name)} of {stated[name]['bytes']:,} bytes, as facts.json says, "
-                f"found {found}; {AGAIN}"
-            )
+        size, path = stated[name]["bytes"], files[0].with_name(name)
+        if there.get(name) != size:
+            raise ValueError(f"`root`: {path} has {there.get(name, 'no')} bytes, facts.json says {size}; {AGAIN}")
     return 0
 
 
@@ -261,16 +264,3 @@ def _published(files: list[Path]) -> list[list[Path]]:
 def _halves(validation: Rows) -> dict[str, Rows]:
     """Val and test: the even and the odd ones of the validation split."""
     return {"val": validation[0::2], "test": validation[1::2]}
-
-
-def _open_parquet(files: list[Path]) -> Sequence[dict]:
-    """Small files are read into memory; large ones are copied once into the Arrow cache (HF_DATASETS_CACHE)."""
-    from datasets import Dataset  # takes a second, which those that are read back decoded can save
-    from datasets import Image as ImageFeature
-    from datasets.table import InMemoryTable
-
-    if sum(file.stat().st_size for file in files) <= IN_MEMORY_BYTES:
-        _expect_checksums(files)
-        return Dataset(InMemoryTable(_read(files, "image")))["image"]
-    dataset = Dataset.from_parquet([str(file) for file in files], columns=["image"])
-    return dataset.cast_column("image", ImageFeature(decode=False))["image"]

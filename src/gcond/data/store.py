@@ -17,12 +17,13 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 
 from gcond.files import cache, read_object
 
@@ -61,6 +62,29 @@ spacing are those before cropping and resizing; `flags` are joined by commas; la
 elsewhere; `shard` and `row` say where the pixels are."""
 
 
+class _Shard(BaseModel, strict=True):
+    name: str = Field(pattern=r"^[^/]+$")
+    slices: NonNegativeInt
+    sha256: str
+
+
+class _Statistics(BaseModel, strict=True):
+    mean: float = Field(ge=0, le=1)
+    std: float = Field(gt=0, le=1)
+
+
+class _Facts(BaseModel, strict=True):
+    """What every facts.json holds, whatever else it has."""
+
+    title: str
+    counts: dict[Literal[SPLITS], NonNegativeInt] = Field(min_length=len(SPLITS))
+    missing_packages: list[str]
+    train_statistics: dict[str, _Statistics]
+    shards: list[_Shard]
+    index_sha256: str
+    checksum: str
+
+
 def read_facts(root: Path) -> dict:
     """Raises ValueError where there is no store, one of another format, or one whose facts contradict themselves."""
     path = root / "facts.json"
@@ -76,8 +100,13 @@ def read_facts(root: Path) -> dict:
             f"`root`: the store at {root} has format version {facts.get('format_version')!r}, this code reads "
             f"{FORMAT_VERSION}; remove that folder and {HOW_TO_MAKE}"
         )
-    if (fault := _fault(facts)) is not None:
-        raise damaged(path, fault)
+    try:
+        _Facts.model_validate(facts)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise damaged(path, f"states no valid {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    if facts["checksum"] != checksum(facts):
+        raise damaged(path, "states a `checksum` that is not that of its shards and index")
     return facts
 
 
@@ -85,30 +114,6 @@ def damaged(path: Path, how: str) -> ValueError:
     """What is to be said of a file of a store that `how`, a verb with its object."""
     root = path.parent.parent if path.parent.name == "shards" else path.parent
     return ValueError(f"`root`: {path} {how}; remove {root} and {HOW_TO_MAKE}")
-
-
-def _fault(facts: Mapping[str, Any]) -> str | None:
-    """What is wrong with the facts by themselves, as `damaged` takes it."""
-
-    def whole(number: Any) -> bool:
-        return isinstance(number, int) and number >= 0
-
-    try:
-        if set(facts["counts"]) != set(SPLITS) or not all(map(whole, facts["counts"].values())):
-            return f"states {facts['counts']} as counts of {', '.join(SPLITS)}"
-        for shard in facts["shards"]:
-            if Path(shard["name"]).name != shard["name"] or not whole(shard["slices"]):
-                return f"states {shard} as name and slices of a shard"
-        for window, stated in facts["train_statistics"].items():
-            if not (0 <= stated["mean"] <= 1 and 0 < stated["std"] <= 1):
-                return f"states {stated} as mean and std in {window}, expected numbers in 0..1"
-        if facts["checksum"] != checksum(facts):
-            return "states a `checksum` that is not that of its shards and index"
-        if not (isinstance(facts["title"], str) and isinstance(facts["missing_packages"], list)):
-            return "states no title, or no list of missing packages"
-    except (KeyError, TypeError, AttributeError) as error:
-        return f"does not hold the facts of a store ({type(error).__name__}: {error})"
-    return None
 
 
 class Pixels:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
 from gcond.data.intensity import Intensity
@@ -50,29 +51,22 @@ def score_constants(
     if len(hidden) != len(evaluate):
         raise ValueError(f"`hidden` must have one row per image, found {len(hidden)} rows and {len(evaluate)} images")
     global_median, pixel_median = _training_medians(train, intensity, max_train_images)
-    constants = {
-        "dataset_mean": torch.zeros_like(global_median),
-        "global_median": global_median,
-        "pixel_median": pixel_median,
-    }
-    constants = {name: image.to(hidden.device) for name, image in constants.items()}
-
+    constants = {"dataset_mean": torch.zeros_like(global_median), "global_median": global_median}
+    constants = {name: image.to(hidden.device) for name, image in (constants | {"pixel_median": pixel_median}).items()}
     scores: dict[str, list[Scores]] = {}
     for start in range(0, len(evaluate), BATCH):
         rows = hidden[start : start + BATCH]
-        raw = _stack(evaluate, range(start, start + len(rows)))
-        raw = raw.to(hidden.device)
+        raw = _stack(evaluate, range(start, start + len(rows))).to(hidden.device)
         images = intensity.normalise(raw)
         body = None if body_above is None else raw > body_above
         predicted = constants | {"visible_mean": _visible_mean(images, rows, loss.patch_size)}
         for name, image in predicted.items():
             patches = select(patchify(image.expand_as(images), loss.patch_size), rows)
             scores.setdefault(name, []).append(per_image(loss, patches, images, rows, loss.pixel_tasks, body))
-    return {name: means(_joined(parts)) for name, parts in scores.items()}
-
-
-def _joined(parts: Sequence[Scores]) -> Scores:
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return {
+        name: means({task: torch.cat([part[task] for part in parts]) for task in parts[0]})
+        for name, parts in scores.items()
+    }
 
 
 def _training_medians(train: ImageSet, intensity: Intensity, max_images: int) -> tuple[Tensor, Tensor]:
@@ -108,6 +102,7 @@ def _stack(images: ImageSet, indices: Sequence[int]) -> Tensor:
 
 
 Baselines = dict[str, dict[str, float]]
+TABLES = TypeAdapter(Baselines, config=ConfigDict(strict=True, allow_inf_nan=False))
 VERSION = 2  # of what is measured
 
 
@@ -153,11 +148,7 @@ def baseline_scores(
 def _kept(path: Path, needed: set[str]) -> Baselines | None:
     """The scores in `path`; None unless every predictor has finite numbers, those that are `needed` among them."""
     try:
-        scores = json.loads(path.read_bytes())
-        sound = scores and all(
-            needed <= own.keys() and all(type(value) is float and math.isfinite(value) for value in own.values())
-            for own in scores.values()
-        )
-    except (ValueError, AttributeError):  # neither JSON nor tables of numbers
+        scores = TABLES.validate_json(path.read_bytes())
+    except ValidationError:
         return None
-    return scores if sound else None
+    return scores if scores and all(needed <= own.keys() for own in scores.values()) else None

@@ -140,13 +140,13 @@ def _sound(path: Path) -> bool:
 
 def _write(content: dict[str, Any], folder: Path) -> Path:
     unnamed = folder / "unnamed"
-    write_atomically(unnamed, lambda temporary: _save(content, temporary))
+
+    def save(path: Path) -> None:
+        with path.open("wb") as file:  # given a path, PyTorch does not tell why it could not write
+            torch.save(content, file)
+
+    write_atomically(unnamed, save)
     return unnamed.replace(folder / f"{content['state']['step']:08}-{sha256(unnamed)}.pt")
-
-
-def _save(content: dict[str, Any], path: Path) -> None:
-    with path.open("wb") as file:  # given a path, PyTorch does not tell why it could not write
-        torch.save(content, file)
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -63,14 +63,12 @@ class World:
 
     def main_first(self, work: Callable[[], T]) -> T:
         """`work` in the main process, then in the others, which find what it has written."""
-        if self._store is None:
-            return work()
-        if self.main:
-            result = work()
+        if self._store is not None and not self.main:
+            self._meet("", FIRST)
+        result = work()
+        if self._store is not None and self.main:
             self._meet("", COMING)
-            return result
-        self._meet("", FIRST)
-        return work()
+        return result
 
     def leave(self) -> None:
         """Tell the others, where they meet next, that this process has failed."""
@@ -78,7 +76,7 @@ class World:
             self._store.set(_key(f"meeting {self._meetings + 1}", self.rank), FAILED)
 
     def _meet(self, told: str, patience: timedelta) -> list[str]:
-        """What every process tells at this place of the program; Lost names those that failed or have not come."""
+        """What every process tells at this place; Lost names those that failed or have not come."""
         assert self._store is not None
         self._meetings += 1
         return _meet(self._store, f"meeting {self._meetings}", self.rank, self.size, told, patience)
@@ -128,11 +126,8 @@ class EveryState:
 def gathered(arbitration: str, device: str, threads: int) -> Iterator[World]:
     """The team that torchrun started, until the end of the block; a team of one where it did not.
 
-    Raises ValueError for another `arbitration` than once and per_rank, and for a `device` that is not there; Lost where
-    another process does not come, or not any more.
+    Raises ValueError for a `device` that is not there; Lost where another process does not come, or not any more.
     """
-    if arbitration not in ARBITRATION:
-        raise ValueError(f"`arbitration`: expected once or per_rank, found {arbitration!r}")
     picked = devices.pick(device, threads)
     if started() == 1:
         yield World(SingleProcess(), picked, arbitration == "per_rank")

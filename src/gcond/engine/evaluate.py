@@ -104,11 +104,8 @@ def evaluate(
     team = team or World(SingleProcess(), device)
     part = data.part(team.rank, team.size)
     model.eval()
-    names = [
-        *tasks,
-        *(["top1"] if loss.classifies else []),
-        *([] if data.body_above is None else [BODY, "body_images"]),
-    ]
+    names = [*tasks, *(["top1"] if loss.classifies else [])]
+    names += [] if data.body_above is None else [BODY, "body_images"]
     table = torch.zeros(len(data.images), len(names), dtype=torch.float64, device=device)
     own = table[team.rank :: team.size]
     with signals_held_back():

@@ -146,11 +146,8 @@ def _left_by_control_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Pat
         _, controllers, group = line.split(":", 2)
         if controllers not in ("", "memory"):
             continue
-        limit, use, cache = (
-            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache")
-            if controllers
-            else ("memory.max", "memory.current", "file")
-        )
+        version1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache")
+        limit, use, cache = version1 if controllers else ("memory.max", "memory.current", "file")
         mount = root / controllers
         inside = mount / group.strip("/")
         for folder in [inside, *inside.parents]:

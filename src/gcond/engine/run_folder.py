@@ -230,7 +230,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises RuntimeError where another process holds it, ValueError where the file system has no locks.
     """
-    with _opened(folder, "w") as lock:
+    with (folder / LOCK).open("w") as lock:
         for _ in range(TRIES):
             if _take(lock, folder, fcntl.LOCK_EX):
                 break
@@ -247,18 +247,11 @@ def locked(folder: Path) -> Iterator[None]:
 def running(folder: Path) -> bool:
     """Whether a process holds the run's lock, here or, where the file system shares locks, on another machine."""
     try:
-        lock = _opened(folder, "r")
+        lock = (folder / LOCK).open()
     except FileNotFoundError:
         return False
     with lock:
         return not _take(lock, folder, fcntl.LOCK_SH)
-
-
-def _opened(folder: Path, mode: str) -> TextIO:
-    try:
-        return (folder / LOCK).open(mode)  # type: ignore[return-value]
-    except IsADirectoryError:
-        raise ValueError(f"{folder / LOCK}: expected a file, found a folder; remove it") from None
 
 
 def _take(lock: TextIO, folder: Path, kind: int) -> bool:

@@ -144,9 +144,7 @@ class RunReport:
             results["collectives_per_window"] = {
                 name: count / self.windows for name, count in self.team.processes.counts.items()
             }
-        results["validation"] = [_without(epoch, "kind") for epoch in epochs]
-        results["final"] = final
-        return results
+        return results | {"validation": [_without(epoch, "kind") for epoch in epochs], "final": final}
 
     def _write(self, **results: Any) -> None:
         seconds, cpu_seconds = self.spent()

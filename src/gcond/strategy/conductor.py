@@ -83,8 +83,7 @@ class GradientConductor:
         self.estimator: Estimator = object_or_default("estimator", estimator, "gather", Stochastic)
         self.resolver: Resolver = object_or_default("resolver", resolver, "resolve", GCond)
         self.update: Update = object_or_default("update", update, "apply", EMA)
-        if clip_norm is not None and not clip_norm > 0:
-            raise ValueError(f"`clip_norm`: expected None or a number > 0, found {clip_norm}")
+        expect(clip_norm is None or clip_norm > 0, "clip_norm", "None or a number > 0", clip_norm)
         self.clip_norm = clip_norm
         expect(nonfinite in NONFINITE, "nonfinite", '"raise" or "skip"', repr(nonfinite))
         self.nonfinite = nonfinite

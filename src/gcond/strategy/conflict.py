@@ -51,7 +51,7 @@ class Resolution:
 
 
 class Resolver(Protocol):
-    """Settles the conflicts between task gradients.
+    """Settles the conflicts between task gradients. One that sets no flag reads Gram matrices and no history.
 
     `uses_history`: whether it reads `Conflict.cross`; if not, no reference rows are held.
     `needs_task_gradients`: whether it needs a row per task; if not, one joint backward pass serves all tasks.
@@ -60,11 +60,11 @@ class Resolver(Protocol):
     `remembers_coordinates`: whether its state is of the size of the rows.
     """
 
-    uses_history: bool
-    needs_task_gradients: bool
-    weighs_losses: bool
-    works_on_coordinates: bool
-    remembers_coordinates: bool
+    uses_history: bool = False
+    needs_task_gradients: bool = True
+    weighs_losses: bool = False
+    works_on_coordinates: bool = False
+    remembers_coordinates: bool = False
 
     def check(self, tasks: dict[str, float], groups: tuple[str, ...]) -> None:
         """Raise ValueError where the resolver cannot serve these tasks (name -> lambda) or parameter groups."""
@@ -76,20 +76,7 @@ class Resolver(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-class ResolverDefaults:
-    """The flags of a resolver that reads Gram matrices and no history, and that serves any tasks."""
-
-    uses_history = False
-    needs_task_gradients = True
-    weighs_losses = False
-    works_on_coordinates = False
-    remembers_coordinates = False
-
-    def check(self, tasks: dict[str, float], groups: tuple[str, ...]) -> None:
-        pass
-
-
-class StatelessResolver(ResolverDefaults):
+class StatelessResolver(Resolver):
     """A resolver that keeps nothing between steps."""
 
     def state_dict(self) -> dict[str, Any]:

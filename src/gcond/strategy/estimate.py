@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gcond.strategy.arguments import expect_one_of
 from gcond.strategy.gradients import TaskGradients
-from gcond.strategy.safety import ADVICE, keeping_buffers, refused_donated_buffers
+from gcond.strategy.safety import ADVICE, keeping_buffers
 
 Losses = Callable[[Any, Sequence[str]], Mapping[str, Tensor]]
 Weigh = Callable[[Tensor], Tensor]  # losses [m] of a micro-batch, detached -> weights [m] in place of the lambdas
@@ -62,7 +62,7 @@ class Window:
             with keeping_buffers(backward=True) if retain_graph else nullcontext():
                 self.scale_loss(loss).backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
         except RuntimeError as error:
-            if refused_donated_buffers(error):
+            if "donated buffer" in str(error):
                 raise RuntimeError(ADVICE) from error
             raise
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -38,15 +38,23 @@ class Gathered:
     nonfinite: str = ""
 
 
-class Processes(Protocol):
-    """`counts` says how often a window called each collective, and of how many numbers it made or read a whole."""
+class SingleProcess:
+    """One process, and what the kinds of several have in common.
 
-    rank: int
-    size: int
-    counts: Counter[str]
+    `counts` says how often a window called each collective, and of how many numbers it made or read a whole.
+    """
+
+    rank, size = 0, 1
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
 
     def check(self, estimator: Estimator, resolver: Resolver, sharded: bool) -> None:
         """Raise ValueError where these processes cannot serve the strategy."""
+        if sharded:
+            raise ValueError(
+                f"`processes`: expected Sharded() for sharded parameters (DTensor), found {type(self).__name__}()"
+            )
 
     def bind(self, gradients: TaskGradients) -> None:
         """Tell the buffer which part of it is this process's work."""
@@ -59,63 +67,30 @@ class Processes(Protocol):
 
     def gather(self, gradients: TaskGradients, reference: Tensor | None, losses: Tensor) -> Gathered:
         """From filled rows to what there is to resolve."""
+        gradients.merge_reached(gradients.reached()[None])
+        products, losses = _read(gradients.products(reference), losses)
+        return Gathered([gradients.summarise(products)], [losses])
 
     def finish(self, out: Tensor, gradients: TaskGradients) -> None:
         """Make `out` [P], combined by every process for itself, the same everywhere; in place."""
 
     def gather_full(self, reference: Tensor, gradients: TaskGradients) -> Tensor:
         """The reference rows [m, P] with every process's part, for a checkpoint."""
+        return reference
 
     def merge_metrics(self, metrics: dict[str, float]) -> list[dict[str, float]]:
         """The metrics of every process whose resolutions differ."""
+        return [metrics]
 
     def sum(self, tensor: Tensor) -> None:
         """Add up `tensor` over the processes, in place."""
 
     def min_index(self, index: int) -> int:
         """The smallest `index` of any process."""
-
-
-class SingleProcess:
-    """One process."""
-
-    rank, size = 0, 1
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-
-    def check(self, estimator: Estimator, resolver: Resolver, sharded: bool) -> None:
-        if sharded:
-            raise ValueError("`processes`: expected Sharded() for sharded parameters (DTensor), found SingleProcess()")
-
-    def bind(self, gradients: TaskGradients) -> None:
-        pass
-
-    def check_unchanged(self) -> None:
-        pass
-
-    def compare(self, facts: Mapping[str, Any]) -> None:
-        pass
-
-    def gather(self, gradients: TaskGradients, reference: Tensor | None, losses: Tensor) -> Gathered:
-        gradients.merge_reached(gradients.reached()[None])
-        products, losses = _read(gradients.products(reference), losses)
-        return Gathered([gradients.summarise(products)], [losses])
-
-    def finish(self, out: Tensor, gradients: TaskGradients) -> None:
-        pass
-
-    def gather_full(self, reference: Tensor, gradients: TaskGradients) -> Tensor:
-        return reference
-
-    def merge_metrics(self, metrics: dict[str, float]) -> list[dict[str, float]]:
-        return [metrics]
-
-    def sum(self, tensor: Tensor) -> None:
-        pass
-
-    def min_index(self, index: int) -> int:
         return index
+
+
+Processes = SingleProcess  # the type of any kind of them
 
 
 class ImplicitSingleProcess(SingleProcess):
@@ -131,7 +106,7 @@ class ImplicitSingleProcess(SingleProcess):
 
 
 class _Group(SingleProcess):
-    """What the kinds of several processes share: counted collectives over `group` (None is the default group)."""
+    """Counted collectives over `group` (None is the default group)."""
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         super().__init__()
@@ -142,12 +117,6 @@ class _Group(SingleProcess):
             )
         self._group = group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-
-    def check(self, estimator: Estimator, resolver: Resolver, sharded: bool) -> None:
-        if sharded:
-            raise ValueError(
-                f"`processes`: expected Sharded() for sharded parameters (DTensor), found {type(self).__name__}()"
-            )
 
     def check_unchanged(self) -> None:
         there = dist.is_initialized()

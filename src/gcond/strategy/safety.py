@@ -97,7 +97,3 @@ def note_kept_buffers(node: Node) -> bool:
     if metadata.bw_donated_idxs is None:
         metadata.bw_donated_idxs = []
     return True
-
-
-def refused_donated_buffers(error: RuntimeError) -> bool:
-    return "donated buffer" in str(error)

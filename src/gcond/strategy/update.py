@@ -19,25 +19,13 @@ from gcond.strategy.gradients import TaskGradients
 
 
 class Update(Protocol):
+    """Without another's methods: a resolved gradient is written as it is, and nothing is kept."""
+
     def apply(self, direction: Tensor, gradients: TaskGradients) -> None:
         """Overwrite `direction` [P] with what `p.grad` is to hold where `gradients.reached_in_window`."""
 
     def follow(self, move: Move) -> None:
         """Carry what is kept for each coordinate over to another layout; ValueError where that would change it."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-class Raw:
-    """The resolved gradient as it is (GCond "pure"; every peer). The outer optimizer has its own momentum."""
-
-    def apply(self, direction: Tensor, gradients: TaskGradients) -> None:
-        pass
-
-    def follow(self, move: Move) -> None:
-        pass
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -46,7 +34,11 @@ class Raw:
         pass
 
 
-class EMA:
+class Raw(Update):
+    """The resolved gradient as it is (GCond "pure"; every peer). The outer optimizer has its own momentum."""
+
+
+class EMA(Update):
     """Bias-corrected moving average of the resolved gradient (GCond "integrated"; equation 10).
 
     The outer AdamW then runs with beta1 = 0, else the gradient would be smoothed twice. At the same learning rate this

@@ -10,15 +10,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from gcond.engine.run_state import state_of
 from gcond.output import output_may_be_lost
 from gcond.sweep.disk import disk_needed
-from gcond.sweep.launch import LAUNCHERS, Stopped, at_work, launch
+from gcond.sweep.launch import LAUNCHERS, Stopped, launch
 from gcond.sweep.plan import (
     Planned,
     estimate,
@@ -44,9 +46,8 @@ def _why(run: Planned) -> str:
     """It is not finished."""
     if run.refused:
         return run.standing.said
-    if at_work(run):
-        return "another process is at work on it"
-    return run.folder.error or "not finished; the same command continues it"
+    state = state_of(run.folder.path, time.time())
+    return f"{state.state}, {state.detail}" if run.folder.path.exists() else "not begun; the same command begins it"
 
 
 OVERRIDES = """as for gcond-train --multirun, e.g. experiment=table2 scale=mini; a path is one value, commas and all

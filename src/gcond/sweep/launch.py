@@ -24,7 +24,6 @@ LAUNCHERS = ("basic", "joblib", "local", "slurm")  # Hydra's, and two of conf/hy
 POLL_SECONDS = 1.0
 LOG_SECONDS = 60.0  # between states of the bar where it is not on a terminal
 ASK_SECONDS = 2.0
-BLOCK = 1 << 16  # bytes
 LINGER_SECONDS = 5.0  # that a process may take to end once its run is no longer at work
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -52,7 +51,7 @@ def launch(overrides: Sequence[str], launcher: str, jobs: int, runs: Sequence[Pl
         _signals_raise(),
         tempfile.TemporaryFile() as output,  # not a pipe, which would break with this process
         subprocess.Popen(
-            _command(overrides, launcher, jobs),
+            command_of(overrides, launcher, jobs),
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
@@ -87,11 +86,6 @@ def launch(overrides: Sequence[str], launcher: str, jobs: int, runs: Sequence[Pl
             watch.look(last=True)
 
 
-def _command(overrides: Sequence[str], launcher: str, jobs: int) -> list[str]:
-    command = [sys.executable, "-m", "gcond.command", "--multirun", *overrides]
-    return [*command, "progress=quiet", "hydra/hydra_logging=disabled", *launcher_overrides(launcher, jobs)]
-
-
 class _Watch:
     """Passes on what runs say and have done, look by look. `output` is the file that they write to."""
 
@@ -106,23 +100,19 @@ class _Watch:
 
     def _pass_on(self, last: bool) -> None:
         """Whole lines, and of the `last` one what there is."""
-        said = b"".join(iter(self._more, b""))
+        said = os.pread(self._output, os.fstat(self._output).st_size - self._read, self._read)
         whole = len(said) if last else said.rfind(b"\n") + 1
-        self._read -= len(said) - whole
+        self._read += whole
         for line in said[:whole].decode(errors="replace").splitlines():
             self._bar.write(line)
 
-    def _more(self) -> bytes:
-        block = os.pread(self._output, BLOCK, self._read)
-        self._read += len(block)
-        return block
 
-
-def launcher_overrides(launcher: str, jobs: int) -> list[str]:
-    """What makes Hydra's `launcher` work on `jobs` runs at a time (`local` has no such limit)."""
+def command_of(overrides: Sequence[str], launcher: str, jobs: int) -> list[str]:
+    """`gcond-train --multirun` with Hydra's `launcher` at work on `jobs` runs at a time (`local` has no such limit)."""
     limits = {"joblib": "n_jobs", "slurm": "array_parallelism"}
     limit = [f"hydra.launcher.{limits[launcher]}={jobs}"] if launcher in limits else []
-    return [f"hydra/launcher={launcher}", *limit]
+    command = [sys.executable, "-m", "gcond.command", "--multirun", *overrides]
+    return [*command, "progress=quiet", "hydra/hydra_logging=disabled", f"hydra/launcher={launcher}", *limit]
 
 
 @contextmanager

@@ -28,8 +28,7 @@ from tqdm import tqdm
 from gcond.config import CONFIG
 from gcond.data.checksums import checksum_of
 from gcond.engine.run_folder import RunFolder, resolved
-from gcond.engine.run_state import TO_DO, Standing, standing
-from gcond.files import read_rows
+from gcond.engine.run_state import TO_DO, Standing, recorded_rows, standing
 from gcond.output import duration, size
 from gcond.schema import check
 
@@ -76,6 +75,14 @@ class Record:
     memory_mb: float | None
     device: str
 
+    @staticmethod
+    def of(row: Mapping[str, Any]) -> Record:
+        """Of a report or a row of runs.csv. On the CPU the seconds are the processor's where they are known, since a
+        run waits for others on a loaded machine; several threads use more of them than time passes."""
+        seconds, cpu, memory, device = (row.get(key) for key in ("seconds", "cpu_seconds", "peak_memory_mb", "device"))
+        alone = min(float(seconds), float(cpu)) if cpu and (device or "").startswith("CPU") else float(seconds)
+        return Record(alone, float(memory) if memory else None, device or "")
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -92,15 +99,14 @@ def with_paths_quoted(overrides: Sequence[str]) -> list[str]:
 
     A path that is quoted already, or that chooses among several (`choice(A,B)`), stays as it is.
     """
-    return [_path_quoted(override) for override in overrides]
-
-
-def _path_quoted(override: str) -> str:
-    key, _, value = override.partition("=")
-    if not PATHS.fullmatch(key) or re.fullmatch(r"[\w./~-]*", value, re.ASCII) or NOT_LITERAL.match(value):
-        return override
-    value = value.replace('"', '\\"')
-    return f'{key}="{value}"'
+    quoted = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if PATHS.fullmatch(key) and not re.fullmatch(r"[\w./~-]*", value, re.ASCII) and not NOT_LITERAL.match(value):
+            value = value.replace('"', '\\"')
+            override = f'{key}="{value}"'
+        quoted.append(override)
+    return quoted
 
 
 def plan(overrides: Sequence[str]) -> list[Planned]:
@@ -242,14 +248,11 @@ def estimate(runs: Sequence[Planned], results: Path) -> Estimate:
     known = recorded(results)
     for run in runs:
         if not run.refused and (report := run.folder.finished()) is not None:
-            known.setdefault(run.cost, []).append(_record(report))
+            known.setdefault(run.cost, []).append(Record.of(report))
     left = [run for run in runs if run.left]
-    largest = max((record for run in left for record in known.get(run.cost, [])), key=_memory, default=None)
-    return Estimate(
-        _seconds(left, known),
-        None if largest is None else largest.memory_mb,
-        "" if largest is None else largest.device,
-    )
+    records = [record for run in left for record in known.get(run.cost, [])]
+    largest = max(records, key=lambda record: record.memory_mb or 0.0, default=Record(0.0, None, ""))
+    return Estimate(_seconds(left, known), largest.memory_mb, largest.device)
 
 
 def _seconds(left: Sequence[Planned], known: dict[Cost, list[Record]]) -> float | None:
@@ -259,9 +262,8 @@ def _seconds(left: Sequence[Planned], known: dict[Cost, list[Record]]) -> float 
     by_scale: dict[str, list[float]] = {}
     for (scale, *_), records in known.items():
         by_scale.setdefault(scale, []).extend(record.seconds for record in records)
-    paces = [
-        seconds / pixels for scale, times in by_scale.items() if (pixels := _pixels(_scale(scale))) for seconds in times
-    ]
+    pixels_of = {scale: _pixels(_scale(scale)) for scale in by_scale}
+    paces = [seconds / pixels for scale, times in by_scale.items() if (pixels := pixels_of[scale]) for seconds in times]
     pace = statistics.median(paces) if paces else None
     total = 0.0
     for run in left:
@@ -297,11 +299,10 @@ def recorded(results: Path) -> dict[Cost, list[Record]]:
     known: dict[Cost, list[Record]] = {}
     for path in sorted(results.glob("*/runs.csv")):
         try:
-            header, rows = read_rows(path)
             found = [
-                ((path.parent.name, row["dataset"], row["model"], row["strategy"]), _record(row))
-                for row in (dict(zip(header, cells, strict=True)) for _, cells in rows)
-                if row.get("status", "done") == "done" and row["variant"] == "" and row["seconds"]
+                ((path.parent.name, row["dataset"], row["model"], row["strategy"]), Record.of(row))
+                for row in recorded_rows(path)
+                if row["variant"] == "" and row["seconds"]
             ]
         except (ValueError, KeyError) as error:
             print(f"{path} is left out of the estimate: {error}", file=sys.stderr)
@@ -309,22 +310,6 @@ def recorded(results: Path) -> dict[Cost, list[Record]]:
         for cost, record in found:
             known.setdefault(cost, []).append(record)
     return known
-
-
-def _record(row: Mapping[str, Any]) -> Record:
-    memory = row.get("peak_memory_mb")
-    return Record(_seconds_alone(row), float(memory) if memory else None, row.get("device") or "")
-
-
-def _seconds_alone(row: Mapping[str, Any]) -> float:
-    """Of work on an idle machine: on the CPU those of the processor where they are known, since a run waits for others
-    on a loaded one; several threads or loading processes use more of them than time passes."""
-    seconds, cpu = float(row["seconds"]), row.get("cpu_seconds")
-    return min(seconds, float(cpu)) if cpu and (row.get("device") or "").startswith("CPU") else seconds
-
-
-def _memory(record: Record) -> float:
-    return record.memory_mb or 0.0
 
 
 def print_plan(runs: Sequence[Planned], jobs: int, expected: Estimate) -> None:
@@ -346,7 +331,7 @@ def print_plan(runs: Sequence[Planned], jobs: int, expected: Estimate) -> None:
     if expected.memory_mb is not None:
         one = expected.memory_mb * 2**20
         memory = f"{size(one)} a run, {size(jobs * one)} side by side, as recorded on {expected.device}"
-        memory += f"; this machine has {size(machine_memory())}"
+        memory += f"; this machine has {size(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))}"
     print(f"      memory {memory}", flush=True)
 
 
@@ -368,12 +353,5 @@ def print_disk(folder: Path, lasting: float, passing: float) -> None:
     while_running = f" and {size(passing)} while they run" if passing else ""
     print(f"      disk {size(lasting)} more in {folder}{while_running}, {size(free)} free", flush=True)
     if lasting + passing > free:
-        print(
-            f"      NOT ENOUGH: expected {size(lasting + passing)} free; set runs= to a folder on a larger disk",
-            flush=True,
-        )
-
-
-def machine_memory() -> int:
-    """Bytes of RAM."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        needed = size(lasting + passing)
+        print(f"      NOT ENOUGH: expected {needed} free; set runs= to a folder on a larger disk", flush=True)

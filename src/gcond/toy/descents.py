@@ -8,9 +8,7 @@ settings are still the same.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import math
 import sys
@@ -19,8 +17,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import pandas as pd
 import torch
 from omegaconf import OmegaConf
 from tqdm import tqdm
@@ -32,9 +31,8 @@ from gcond.toy.problem import F1_SCALE, STARTS, Row, distance_to_front, evaluate
 
 Point = tuple[int, float, float]  # step, x_1, x_2
 TASKS = ("f1", "f2")
-LOWEST = torch.tensor(
-    [-2.1, -21.0], dtype=torch.float64
-)  # below both losses (FAMO's authors): loss weighting needs losses above 0
+LOWEST = torch.tensor([-2.1, -21.0], dtype=torch.float64)
+"""Below both losses (FAMO's authors): loss weighting needs losses above 0."""
 ONES = torch.ones(2, dtype=torch.float64)
 
 
@@ -145,15 +143,8 @@ LEFT_OUT = {
     "gcond_stochastic": "the resolver of gcond_pure: these gradients have no noise",
     "gradnorm": "divides by the first losses, which are not above 0 here",
 }
-ORDER = (
-    "baseline",
-    "pcgrad",
-    "gradops",
-    "cagrad",
-    "gcond_pure",
-    "gcond_accumulated",
-    "gcond_as_pcgrad",
-)  # first in figure and table
+FIRST = ("baseline", "pcgrad", "gradops", "cagrad", "gcond_pure", "gcond_accumulated", "gcond_as_pcgrad")
+"""Of figure and table."""
 SLOW = ("mgda", "nash_mtl")  # an hour of one core for both: TorchJD's solvers take 7 and 13 ms a step
 CHANGES: dict[str, dict[str, Any]] = {
     "famo": {"steps": 50_000, "clip_norm": 1.0, "resolver": {"weight_decay": 0.0}},  # as in its authors' toy problem
@@ -184,18 +175,15 @@ class Method:
         content = {key: value for key, value in asdict(self).items() if key != "label"}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
-    def build(self) -> Resolver:
-        return build(self.resolver)
-
     def descent(self) -> Descent:
-        return Descent(self.build(), self.clip_norm, self.seed)
+        return Descent(build(self.resolver), self.clip_norm, self.seed)
 
 
 def lineup(folder: Path = CONFIG) -> dict[str, Method]:
-    """Every strategy in `folder` that is not left out, and VARIANTS: those of ORDER first, the rest by the alphabet."""
+    """Every strategy in `folder` that is not left out, and VARIANTS: those of FIRST first, the rest by the alphabet."""
     sources = {path.stem: (path.stem, CHANGES.get(path.stem, {})) for path in folder.glob("*.yaml")}
     sources = {name: source for name, source in {**sources, **VARIANTS}.items() if name not in LEFT_OUT}
-    ordered = [name for name in ORDER if name in sources] + sorted(set(sources) - set(ORDER))
+    ordered = [name for name in FIRST if name in sources] + sorted(set(sources) - set(FIRST))
     return {name: _read(name, folder / f"{sources[name][0]}.yaml", sources[name][1]) for name in ordered}
 
 
@@ -208,28 +196,8 @@ def _read(name: str, path: Path, changes: dict[str, Any]) -> Method:
 
 # Descents and records
 
-COLUMNS = (
-    "method",
-    "label",
-    "start",
-    "start_x1",
-    "start_x2",
-    "steps",
-    "x1",
-    "x2",
-    "f1",
-    "f2",
-    "to_front",
-    "stopped",
-    "settings",
-)
-
-
-class Part(NamedTuple):
-    """A finished descent, and why its resolver gave up before the last step ("" if it did not)."""
-
-    points: list[Point]
-    stopped: str
+COLUMNS = ("method", "label", "start", "start_x1", "start_x2", "steps", "x1", "x2", "f1", "f2", "to_front", "stopped")
+COLUMNS += ("settings",)
 
 
 def descend(methods: Sequence[Method], parts: Path, jobs: int) -> list[str]:
@@ -245,9 +213,7 @@ def descend(methods: Sequence[Method], parts: Path, jobs: int) -> list[str]:
         return failures
     # Fresh processes: forking one that has used torch's threads may hang.
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        running = {
-            pool.submit(_run, method, start, parts): f"{method.name} from {STARTS[start]}" for method, start in todo
-        }
+        running = {pool.submit(_run, *each, parts): f"{each[0].name} from {STARTS[each[1]]}" for each in todo}
         bar = tqdm(as_completed(running), total=len(running), desc="descents", unit="descent", disable=None)
         for future in bar:
             error = future.exception()
@@ -259,20 +225,23 @@ def descend(methods: Sequence[Method], parts: Path, jobs: int) -> list[str]:
 
 def record(methods: Sequence[Method], asked: Iterable[str], parts: Path, out: Path) -> None:
     """Write endpoints.csv and trajectories/ of `methods`, from parts where asked for, else from the record."""
-    recorded = _recorded(out / "endpoints.csv")
+    path = out / "endpoints.csv"
+    recorded = _read_csv(path, dtype=str).to_dict("records") if path.exists() else []
     asked, rows = set(asked), []
     for method in methods:
         found = {
-            start: _read_part(_part(parts, method, start))
+            start: _read_csv(_part(parts, method, start))
             for start in range(len(STARTS))
             if method.name in asked and _part(parts, method, start).exists()
         }
         if found:
-            _write_trajectories(out / "trajectories" / f"{method.name}.csv", found)
+            points = pd.concat(found, names=["start"]).reset_index("start")[["start", "step", "x1", "x2"]]
+            text = points.to_csv(index=False, float_format="%.2f", lineterminator="\n")
+            write_text(out / "trajectories" / f"{method.name}.csv", text)
             rows += [_row(method, start, part) for start, part in found.items()]
         else:
-            rows += [row for row in recorded if row["method"] == method.name and row["settings"] == method.settings]
-    write_csv(out / "endpoints.csv", COLUMNS, [[row[key] for key in COLUMNS] for row in rows])
+            rows += [row for row in recorded if (row["method"], row["settings"]) == (method.name, method.settings)]
+    write_csv(path, COLUMNS, [[row[key] for key in COLUMNS] for row in rows])
 
 
 def end_point(method: Method, start: int, parts: Path) -> dict[str, float] | None:
@@ -280,11 +249,17 @@ def end_point(method: Method, start: int, parts: Path) -> dict[str, float] | Non
     path = _part(parts, method, start)
     if not path.exists():
         return None
-    (f1, f2), _ = evaluate(*_read_part(path).points[-1][1:])
+    last = _read_csv(path).iloc[-1]
+    (f1, f2), _ = evaluate(float(last.x1), float(last.x2))
     return dict(zip(TASKS, (F1_SCALE * f1, f2), strict=True))
 
 
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    write_text(path, pd.DataFrame(list(rows), columns=list(columns)).to_csv(index=False, lineterminator="\n"))
+
+
 def _run(method: Method, start: int, parts: Path) -> None:
+    """A part: its points, and in the row of the last why the resolver gave up before the last step ("" elsewhere)."""
     torch.set_num_threads(1)
     points, stopped = [], ""
     try:
@@ -301,42 +276,16 @@ def _part(parts: Path, method: Method, start: int) -> Path:
     return parts / f"{method.name}-{start}-{method.settings}.csv"
 
 
-def _read_part(path: Path) -> Part:
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return Part([(int(row["step"]), float(row["x1"]), float(row["x2"])) for row in rows], rows[-1]["stopped"])
+def _read_csv(path: Path, **how: Any) -> pd.DataFrame:
+    return pd.read_csv(path, keep_default_na=False, **how)
 
 
-def _row(method: Method, start: int, part: Part) -> dict[str, object]:
-    step, x1, x2 = part.points[-1]
-    stopped = f"step {step}: {part.stopped}" if part.stopped else ""
+def _row(method: Method, start: int, part: pd.DataFrame) -> dict[str, object]:
+    last = part.iloc[-1]
+    x1, x2 = float(last.x1), float(last.x2)
     (f1, f2), _ = evaluate(x1, x2)
     numbers = {"x1": x1, "x2": x2, "f1": f1, "f2": f2, "to_front": distance_to_front(x1, x2)}
-    named = {"method": method.name, "label": method.label, "start": start, "steps": method.steps}
-    place = {
-        "start_x1": STARTS[start][0],
-        "start_x2": STARTS[start][1],
-        "stopped": stopped,
-        "settings": method.settings,
-    }
-    return {**named, **place, **{key: f"{value:.5f}" for key, value in numbers.items()}}
-
-
-def _recorded(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _write_trajectories(path: Path, found: dict[int, Part]) -> None:
-    lines = [(start, step, f"{x1:.2f}", f"{x2:.2f}") for start, part in found.items() for step, x1, x2 in part.points]
-    write_csv(path, ("start", "step", "x1", "x2"), lines)
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    write_text(path, buffer.getvalue())
+    row = {"method": method.name, "label": method.label, "steps": method.steps, "settings": method.settings}
+    row |= {"start": start, "start_x1": STARTS[start][0], "start_x2": STARTS[start][1]}
+    row |= {"stopped": f"step {last.step}: {last.stopped}" if last.stopped else ""}
+    return row | {key: f"{value:.5f}" for key, value in numbers.items()}

@@ -21,6 +21,7 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 from tqdm import tqdm
 
 Array = NDArray[np.float64]
@@ -79,9 +80,11 @@ class NoisyQuadratic:
 
     def noise(self, micro_batches: int, random: np.random.Generator) -> Array:
         """sigma xi for one window [K, 2, d]."""
-        return self._mix(
-            *(self._draw(random, shape) for shape in ((1, 1), (1, 2), (micro_batches, 1), (micro_batches, 2)))
-        )
+        shapes = ((1, 1), (1, 2), (micro_batches, 1), (micro_batches, 2))
+        window, window_task, batch, batch_task = (random.standard_normal((*s, self.dimensions)) for s in shapes)
+        own, common = math.sqrt(1 - self.tau), math.sqrt(self.tau)
+        shared = math.sqrt(self.rho) * (common * window + own * window_task)
+        return self.sigma * (shared + math.sqrt(1 - self.rho) * (common * batch + own * batch_task))
 
     def accumulated_noise(self, estimator: str, micro_batches: int, trials: int, random: np.random.Generator) -> Array:
         """The error of both accumulated gradients in R windows [R, 2, d]."""
@@ -109,14 +112,6 @@ class NoisyQuadratic:
         spread = math.sqrt(2 * v + 2 * w * self.cosine + self.dimensions * (v**2 + w**2))
         return NormalDist().cdf(-math.copysign(1, self.cosine) * mean / spread)
 
-    def _draw(self, random: np.random.Generator, shape: tuple[int, int]) -> Array:
-        return random.standard_normal((*shape, self.dimensions))
-
-    def _mix(self, window: Array, window_task: Array, batch: Array, batch_task: Array) -> Array:
-        own, common = math.sqrt(1 - self.tau), math.sqrt(self.tau)
-        shared = math.sqrt(self.rho) * (common * window + own * window_task)
-        return self.sigma * (shared + math.sqrt(1 - self.rho) * (common * batch + own * batch_task))
-
 
 def mean_noise(noise: Array, estimator: str) -> Array:
     """Each task's mean [2, d] over the micro-batches that serve it, of [K, 2, d].
@@ -143,7 +138,6 @@ KINDS = (("sequential", 0.0), ("sequential", 0.3), ("stochastic", 0.3))  # estim
 SNR = 0.05
 TRIALS = 2000
 RESAMPLES = 400
-Z95 = 1.959964
 COLUMNS = (
     "estimator", "rho", "tau", "snr", "dimensions", "cosine", "micro_batches", "trials",
     "variance", "variance_low", "variance_high", "variance_theory",
@@ -177,10 +171,8 @@ def measure(trials: int = TRIALS, windows: tuple[int, ...] = WINDOWS, seed: int 
 
 def wilson(hits: int, trials: int) -> tuple[float, float]:
     """95 % interval of a probability (Wilson 1927)."""
-    share, square = hits / trials, Z95**2 / trials
-    centre = (share + square / 2) / (1 + square)
-    half = Z95 / (1 + square) * math.sqrt(share * (1 - share) / trials + square / (4 * trials))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    found = binomtest(hits, trials).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 def _variance(errors: Array, random: np.random.Generator) -> tuple[float, float, float]:

@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 
 from gcond.strategy.arguments import expect, expect_one_of
-from gcond.strategy.conflict import Conflict, Resolution, ResolverDefaults
+from gcond.strategy.conflict import Conflict, Resolution, Resolver
 
 Matrix = NDArray[np.float64]
 ZONES = ("weak", "main", "critical")
 
 
-class GCond(ResolverDefaults):
+class GCond(Resolver):
     """Take the pair with the smallest cosine, choose a winner, project both, and repeat.
 
     Args (defaults: Table 5 of the paper):
@@ -145,13 +145,16 @@ class GCond(ResolverDefaults):
             return math.pi / 2 * (1 + math.pow(depth, self.remap_power))
         return math.pi / 2 * (1 - (cosine - self.main) / (self.weak - self.main))
 
+    def _shares(self, cosine: float) -> tuple[float, float]:
+        """How much of their projections on each other winner and loser lose."""
+        if not self.smooth:
+            return (1.0, 1.0) if self.zone(cosine) == "weak" else (0.0, 1.0)
+        alpha = self.effective_angle(cosine)
+        return math.sin(alpha), math.sin(min(alpha, math.pi / 2))
+
     def _project(self, coefficients: Matrix, current: Matrix, winner: int, loser: int, cosine: float) -> Matrix:
         """Both at once, each from the other's value before this iteration (equations 5 and 6)."""
-        if self.smooth:
-            alpha = self.effective_angle(cosine)
-            winner_share, loser_share = math.sin(alpha), math.sin(min(alpha, math.pi / 2))
-        else:
-            winner_share, loser_share = (1.0, 1.0) if self.zone(cosine) == "weak" else (0.0, 1.0)
+        winner_share, loser_share = self._shares(cosine)
         dot = current[winner, loser]
         projected = coefficients.copy()
         projected[winner] -= winner_share * dot / current[loser, loser] * coefficients[loser]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gcond.strategy.conflict import Conflict, Resolution
-from gcond.strategy.resolve.gcond import GCond, Matrix
+from gcond.strategy.resolve.gcond import GCond
 
 
 class GCondAsPCGrad(GCond):
@@ -44,9 +44,5 @@ class GCondAsPCGrad(GCond):
     def _arbitrate(self, pair: tuple[int, int], scores: list[float]) -> tuple[int, int]:
         return pair
 
-    def _project(self, coefficients: Matrix, current: Matrix, winner: int, loser: int, cosine: float) -> Matrix:
-        dot = current[winner, loser]
-        projected = coefficients.copy()
-        projected[winner] -= dot / current[loser, loser] * coefficients[loser]
-        projected[loser] -= dot / current[winner, winner] * coefficients[winner]
-        return projected
+    def _shares(self, cosine: float) -> tuple[float, float]:
+        return 1.0, 1.0

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from gcond.strategy.arguments import expect
-from gcond.strategy.conflict import Conflict, Resolution, ResolverDefaults
+from gcond.strategy.conflict import Conflict, Resolution, Resolver
 
 MIN_WEIGHT = 1e-3  # the paper does not keep weights positive; a weight that falls below is counted and lifted to this
 
 
-class GradNorm(ResolverDefaults):
+class GradNorm(Resolver):
     """Loss weights w that equalise the gradient norms on one shared layer, faster for tasks that train slowly.
 
     With G_i = w_i ||grad_W L_i||, its mean over tasks G, and the relative inverse training rate

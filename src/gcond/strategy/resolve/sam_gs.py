@@ -45,8 +45,7 @@ class SAMGS(StatelessResolver):
     def __init__(self, psi: str = "paper", beta1: float = 0.9, beta2: float = 0.99, gamma: float = 0.1) -> None:
         expect_one_of("psi", psi, "paper", "code")
         for name, value in {"beta1": beta1, "beta2": beta2}.items():
-            if not 0 <= value < 1:
-                raise ValueError(f"`{name}`: expected a number in [0, 1), found {value}")
+            expect(0 <= value < 1, name, "a number in [0, 1)", value)
         expect(0 <= gamma <= 1, "gamma", "a number in [0, 1]", gamma)
         self.psi, self.beta1, self.beta2, self.gamma = psi, beta1, beta2, gamma
         self._steps = 0
