@@ -1,16 +1,17 @@
-"""The figures of results/toy. Colours: Okabe and Ito's, safe for colour-blind readers."""
+"""Figures that need no training run: the toy problems, and GCond's zones (Table 1). Okabe and Ito's colours."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter, ScalarFormatter
 
-from gcond.files import write_atomically
+from gcond.study.figure_runs import frame
+from gcond.study.methods import facts
 from gcond.study.toy_page import ON_FRONT
 from gcond.toy.problem import F1_SCALE, evaluate, front
 
@@ -21,10 +22,26 @@ KINDS = {
     ("stochastic", 0.3): ("#009E73", "^", "stochastic, disjoint samples (half of K per task)"),
 }
 COLUMNS = 6
+WINNER, LOSER = "#D55E00", "#0072B2"
+THIN_POWERS = {1.0: (0, (1, 1.2)), 3.0: (0, (5, 1.5))}  # dashes of the remap powers that are not the paper's
 EXTENT = (-10.0, 10.0, -10.0, 10.0)
 
 
-def draw_trajectories(ends: pd.DataFrame, paths: dict[str, pd.DataFrame], path: Path) -> None:
+def toy(folder: Path) -> dict[str, Figure]:
+    """Name -> figure of the records in results/toy. Raises ValueError, naming the file, where one is missing."""
+    for name in ("endpoints", "noise", "tradeoff"):
+        if not (folder / f"{name}.csv").exists():
+            raise ValueError(f"expected {folder / name}.csv, which does not exist; `make reproduce-toy` makes it")
+    ends, noise, tradeoff = (pd.read_csv(folder / f"{name}.csv") for name in ("endpoints", "noise", "tradeoff"))
+    paths = {name: pd.read_csv(folder / "trajectories" / f"{name}.csv") for name in ends.method.unique()}
+    return {
+        "trajectories": trajectories(ends, paths),
+        "noise": noise_by_k(noise),
+        "tradeoff": tradeoff_by_alpha(tradeoff),
+    }
+
+
+def trajectories(ends: pd.DataFrame, paths: dict[str, pd.DataFrame]) -> Figure:
     """One panel per method; the last panel of the grid is the legend."""
     labels = dict(zip(ends.method, ends.label, strict=True))
     rows = -(-(len(labels) + 1) // COLUMNS)
@@ -45,10 +62,10 @@ def draw_trajectories(ends: pd.DataFrame, paths: dict[str, pd.DataFrame], path: 
         "fall without the other rising.",
         fontsize=11,
     )
-    _save(figure, path)
+    return figure
 
 
-def draw_noise(noise: pd.DataFrame, path: Path) -> None:
+def noise_by_k(noise: pd.DataFrame) -> Figure:
     """Variance and wrong conflict signs against K: points are measured, lines predicted."""
     cosines = sorted(noise.cosine.unique())
     figure = Figure(figsize=(11, 8.2), layout="constrained")
@@ -80,16 +97,16 @@ def draw_noise(noise: pd.DataFrame, path: Path) -> None:
         f"micro-batch, {first.trials:.0f} windows per point)\nPoints: measured, with 95 % intervals. Lines: predicted.",
         fontsize=12,
     )
-    _save(figure, path)
+    return figure
 
 
-def draw_tradeoff(tradeoff: pd.DataFrame, path: Path) -> None:
+def tradeoff_by_alpha(tradeoff: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(11.5, 4.9), layout="constrained")
     left, right = figure.subplots(1, 2)
     _draw_front_by_alpha(left, tradeoff[tradeoff.problem == "two-dimensional"])
     _draw_shares(right, tradeoff[tradeoff.problem == "regressions"])
     figure.suptitle("GradOPS re-weighted by alpha (formula unverified; alpha = 0 is the published sum)", fontsize=12)
-    _save(figure, path)
+    return figure
 
 
 def _draw_panel(axes: Axes, surface: tuple[np.ndarray, ...], ends: pd.DataFrame, points: pd.DataFrame) -> None:
@@ -144,19 +161,18 @@ def _draw_against_k(axes: Axes, noise: pd.DataFrame, what: str) -> None:
 
 
 def _draw_front_by_alpha(axes: Axes, ends: pd.DataFrame) -> None:
-    curve = np.array([evaluate(*point)[0] for point in front().tolist()]) * (F1_SCALE, 1.0)
-    axes.plot(*curve.T, color="black", linewidth=1.5, label="Pareto front")
+    """Where on the front each start ends; an end off the front is a cross at the top."""
     table = ends.pivot_table(index=["alpha", "run"], columns="task", values="value").reset_index()
-    on = table[(table.f1 < -0.03) & (table.f2 < -0.3)]
-    colours = _alpha_colours(sorted(table.alpha.unique()))
-    for index, (alpha, own) in enumerate(table.groupby("alpha")):
-        below = own[own.index.isin(on.index)]
-        axes.plot(below.f1, below.f2, "o", color=colours[alpha], markersize=4 + 1.2 * index, fillstyle="none",
-                  markeredgewidth=1.8, label=f"alpha = {alpha:g}")  # fmt: skip
-    axes.set(xlabel="$0.1\\,f_1$ (lower is better)", ylabel="$f_2$ (lower is better)")
-    outside = f"{len(table) - len(on)} of {len(table)} ends lie outside the frame"
-    axes.set_title(f"Two-dimensional problem: ends from five starts\n({outside})", fontsize=10)
-    axes.legend(fontsize=9, frameon=False)
+    on = (table.f1 < -0.03) & (table.f2 < -0.3)
+    for start, colour in enumerate(STARTS):
+        own = table[table.run == start].assign(share=table.f2 / -20)
+        reached = own.share.where(on)
+        axes.plot(own.alpha, reached, "o-", color=colour, markersize=5, label=f"start {start + 1}")
+        axes.plot(own.alpha[reached.isna()] + 0.12 * (start - 2), np.full(reached.isna().sum(), 1.1), "x", color=colour)
+    axes.set(xlabel="alpha", ylabel="share of the second loss's best value", ylim=(-0.04, 1.2))
+    missed = f"crosses: {(~on).sum()} of {len(table)} ends off the front"
+    axes.set_title(f"Two-dimensional problem: where on the front five starts end\n({missed})", fontsize=10)
+    axes.legend(fontsize=9, frameon=False, loc="lower left", ncols=2)
 
 
 def _draw_shares(axes: Axes, shares: pd.DataFrame) -> None:
@@ -173,10 +189,55 @@ def _draw_shares(axes: Axes, shares: pd.DataFrame) -> None:
     axes.legend(fontsize=9, frameon=False, loc="upper center", ncols=2)
 
 
-def _alpha_colours(alphas: list[float]) -> dict[float, tuple[float, ...]]:
-    scale = LinearSegmentedColormap.from_list("alpha", ["#0072B2", "#56B4E9", "#555555", "#E69F00", "#D55E00"])
-    return {alpha: scale(i / max(1, len(alphas) - 1)) for i, alpha in enumerate(alphas)}
+# Table 1.
 
 
-def _save(figure: Figure, path: Path) -> None:
-    write_atomically(path, lambda to: figure.savefig(to, dpi=100, metadata={"Software": None}))
+def zones(folder: Path) -> dict[str, Figure]:
+    """Of the resolver itself: shares of the full projection, and the cosine afterwards, against the cosine before."""
+    path = folder / "zones.csv"
+    if not path.exists():
+        raise ValueError(f"nothing to draw: {path} does not exist; `make reproduce-table1` makes it")
+    samples = pd.read_csv(path)
+    figure = Figure(figsize=(10.5, 6.4), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True, sharey="row")
+    for (upper, lower), logic in zip(panels.T, ("smooth", "step"), strict=True):
+        own = samples[samples.logic == logic]
+        upper.set_title(f"{logic} logic" + (" (the default)" if logic == "smooth" else ""), fontsize=10.5)
+        for axes in (upper, lower):
+            _shade(axes, own.iloc[0])
+        for power, part in own.groupby("remap_power", dropna=False):
+            # By zone where the step logic jumps: a line across a threshold would draw a slope.
+            for piece in [rows for _, rows in part.groupby("zone")] if logic == "step" else [part]:
+                _projection(upper, lower, piece, power)
+        ends = [-1, own.cosine.max()]
+        lower.plot(ends, ends, color="0.4", linewidth=1, linestyle=":", label="unchanged")
+        lower.axhline(0, color="0.4", linewidth=0.8)
+        lower.set_xlabel("cosine c of the pair")
+    panels[1, 1].text(-0.9, 0.15, "the loser\nvanishes", ha="center", fontsize=8.5)
+    panels[0, 0].set(ylabel="share of the full projection", ylim=(-0.04, 1.14), xlim=(-1, samples.cosine.max()))
+    panels[1, 0].set(ylabel="cosine after one iteration", ylim=(-1.05, 1.05))
+    spec = facts("figures")["figures"]["table1"]
+    frame(figure, spec["title"], "thresholds -0.8, -0.5 and 0; remap power 2", spec["caption"])
+    return {"zones": figure}
+
+
+def _projection(upper: Axes, lower: Axes, piece: pd.DataFrame, power: float) -> None:
+    resolved = piece[piece.zone != "none"]
+    if power in THIN_POWERS:
+        thin = {"linewidth": 1, "linestyle": THIN_POWERS[power]}
+        upper.plot(resolved.cosine, resolved.s_w, color=WINNER, **thin)
+        lower.plot(piece.cosine, piece.cosine_after, color="black", label=f"the same, remap power {power:g}", **thin)
+        return
+    upper.plot(resolved.cosine, resolved.s_w, color=WINNER, linewidth=2.4, label="winner: s_w")
+    marks = {"marker": "o", "markersize": 4, "markevery": 12, "markerfacecolor": "white"}
+    upper.plot(resolved.cosine, resolved.s_l.fillna(1), color=LOSER, linewidth=1.4, label="loser: s_l", **marks)
+    lower.plot(piece.cosine, piece.cosine_after, color="black", linewidth=2.4, label="cosine afterwards")
+
+
+def _shade(axes: Axes, settings: Any) -> None:
+    edges = [-1.0, settings.critical, settings.main, settings.weak]
+    shades = {"critical": "0.82", "moderate": "0.90", "mild": "0.96"}
+    for (zone, shade), low, high in zip(shades.items(), edges, edges[1:], strict=False):
+        axes.axvspan(low, high, color=shade, linewidth=0, zorder=0)
+        place = {"ha": "center", "va": "top", "transform": axes.get_xaxis_transform()}
+        axes.text((low + high) / 2, 0.985, zone, fontsize=8.5, color="0.25", **place)

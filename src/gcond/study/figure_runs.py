@@ -1,0 +1,161 @@
+"""What a figure is drawn from, and what stands around its panels: title, legend, caption."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from gcond.study import tables
+from gcond.study.methods import facts, label
+
+SMALL = {"smoke", "mini"}  # scales that show that the machinery works
+FAMILIES = ("photographs", "ct")
+RATES = {
+    "own": "the scale's learning rate",
+    "paper": "the paper's rate 2e-4",
+    "best": "each method's best rate",
+}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a figure is drawn from. `arms`: those with runs, in the order of the figure; `missing`: in words."""
+
+    name: str
+    spec: dict[str, Any]
+    folder: Path  # of results, named as the scale
+    runs: pd.DataFrame
+    arms: list[str]
+    datasets: list[str]
+    rate: str  # in words
+    missing: list[str]
+    local: Path  # of the runs themselves
+
+    def log(self, run: Any, kind: str) -> pd.DataFrame:
+        return tables.log(self.folder, run.log, kind)
+
+
+def choose(name: str, spec: dict[str, Any], folder: Path, lr: float | str | None = None, datasets: Sequence[str] = (),
+           seeds: Sequence[int] = (), local: Path = Path("runs")) -> Chosen:  # fmt: skip
+    """The finished runs of a figure in train mode at one rate (`tables.at_rate`; None: where most arms ran).
+
+    Raises ValueError that names the command where there is none.
+    """
+    recorded = tables.runs(folder)
+    wanted = [*spec["arms"], *spec.get("controls", ())]
+    families = spec.get("datasets", FAMILIES)
+    own = recorded[
+        recorded.strategy.isin(wanted)
+        & (recorded.model == spec.get("model", "mobilenetv3_small"))
+        & (recorded.model_mode == "train")
+        & (recorded.seed != tables.TUNING_SEED)
+        & np.array([one in datasets if datasets else family(one) in families for one in recorded.dataset], dtype=bool)
+        & np.array([fits(each, spec.get("settings", {})) for each in recorded.setting], dtype=bool)
+    ]
+    if kind := spec.get("after"):
+        own = own[[len(tables.log(folder, run, kind)) > 0 for run in own.log]]
+    lr = usual_rate(own) if lr is None and len(own) else lr
+    own = tables.at_rate(own, lr) if len(own) and lr is not None else own
+    own = own[own.seed.isin(seeds)] if seeds else own
+    if own.empty:
+        rate = "" if lr is None else f" at {RATES.get(str(lr), f'learning rate {lr}')}"
+        raise ValueError(
+            f"nothing to draw: {folder} records no finished run of {name}{rate}; "
+            f"`make reproduce-{name} SCALE={folder.name}` makes them"
+        )
+    shown = ordered_datasets(own.dataset)
+    rate = RATES.get(str(lr)) or f"learning rate {written(float(lr or 0))}"
+    missing = absent(own, spec["arms"], shown, () if datasets else families)
+    arms = [arm for arm in wanted if (own.strategy == arm).any()]
+    return Chosen(name, spec, folder, own, arms, shown, rate, missing, local)
+
+
+def ordered_datasets(there: Iterable[str]) -> list[str]:
+    """As in methods.yaml; data sets that it does not know come last."""
+    known = list(facts("methods")["datasets"])
+    return sorted(set(there), key=lambda one: (known.index(one) if one in known else len(known), one))
+
+
+def fits(setting: str, wanted: dict[str, Any]) -> bool:
+    """True where `setting` (of `tables.runs`) is what is wanted; `any` stands for any value."""
+    given = tables.overrides(setting)
+    return given.keys() <= wanted.keys() and all(v in ("any", given.get(key)) for key, v in wanted.items())
+
+
+def usual_rate(runs: pd.DataFrame) -> float:
+    """The learning rate at which most arms ran on most data sets; of equals the paper's, else the smallest."""
+    arms = runs.drop_duplicates(["dataset", "strategy", "lr"]).groupby("lr").size()
+    return float(max(arms.index, key=lambda lr: (arms[lr], bool(np.isclose(lr, tables.PAPER_LR)), -lr)))
+
+
+def absent(runs: pd.DataFrame, arms: Sequence[str], shown: list[str], families: Iterable[str]) -> list[str]:
+    """What of a figure was not run, in words."""
+    found = [f"no run on {each}" for each in families if each not in map(family, shown)]
+    counts = runs.groupby(["dataset", "strategy"]).seed.nunique().unstack(0).reindex(arms).fillna(0).astype(int)
+    for dataset in shown:
+        own, where = counts[dataset], f" on {title(dataset)}" if len(shown) > 1 else ""
+        gone = [label(arm) for arm in arms if not own[arm]]
+        fewer = [f"{label(arm)} ({n} of {own.max()})" for arm, n in own.items() if 0 < n < own.max()]
+        found += [f"not run{where}: {', '.join(gone)}"] if gone else []
+        found += [f"fewer seeds{where}: {', '.join(fewer)}"] if fewer else []
+    return found
+
+
+def family(dataset: str) -> str:
+    """ct, or photographs: which stand for the paper's ImageNet."""
+    return "ct" if facts("methods")["datasets"].get(dataset, {}).get("paper") == "ct" else "photographs"
+
+
+def title(dataset: str) -> str:
+    return str(facts("methods")["datasets"].get(dataset, {}).get("label", dataset))
+
+
+def written(lr: float) -> str:
+    """2e-4"""
+    return f"{lr:.3g}" if lr >= 0.1 else f"{lr:.1e}".replace("e-0", "e-").replace(".0e", "e")
+
+
+def finish(figure: Figure, chosen: Chosen, reading: str) -> None:
+    """Title, one legend below all panels, and below it the caption."""
+    seeds = chosen.runs.groupby(["dataset", "strategy"]).seed.nunique()
+    count = f"{seeds.min()} to {seeds.max()}" if seeds.min() < seeds.max() else str(seeds.max())
+    scale = chosen.folder.name
+    where = [title(chosen.datasets[0])] if len(chosen.datasets) == 1 else []
+    where += [f"scale {scale}", chosen.rate, f"{count} seed{'s' * (count != '1')} a method"]
+    parts = [chosen.spec.get("caption", ""), reading]
+    parts += [f"The paper: {chosen.spec['paper']}"] if "paper" in chosen.spec else []
+    parts += [f"Missing: {'; '.join(chosen.missing)}."] if chosen.missing else []
+    if (machines := chosen.runs.device.nunique()) > 1:
+        parts.append(f"The runs come from {machines} kinds of machine: do not compare across them.")
+    if scale in SMALL:
+        parts.append(f"Scale {scale} shows that the machinery works; it is no evidence about any method.")
+    frame(figure, chosen.spec["title"], "; ".join(where), " ".join(filter(None, parts)), map(label, chosen.arms))
+
+
+def frame(figure: Figure, title: str, where: str, caption: str, order: Iterable[str] = ()) -> None:
+    """Title, legend with the labels of `order` first, and caption; the figure grows by what they need."""
+    width, height = figure.get_size_inches()
+    found: dict[str, Any] = {}
+    for axes in figure.axes:
+        found = {words: handle for handle, words in zip(*axes.get_legend_handles_labels(), strict=True)} | found
+    first = [words for words in order if words in found]
+    names = [*first, *(words for words in found if words not in first)]
+    columns = max(1, min(len(names), int(width // 2.9)))
+    text = textwrap.wrap(caption, int(width * 17.5))
+    below, legend = 0.155 * len(text) + 0.1, 0.2 * -(-len(names) // columns) + 0.1
+    total = height + below + legend
+    figure.set_size_inches(width, total)
+    figure.get_layout_engine().set(rect=(0, (below + legend) / total, 1, height / total))
+    above = textwrap.wrap(title, int(width * 11)) + textwrap.wrap(where, int(width * 11))
+    figure.suptitle("\n".join(above), fontsize=10.5)
+    figure.text(0.008, 0.05 / total, "\n".join(text), fontsize=8, va="bottom", parse_math=False, linespacing=1.25)
+    if names:
+        figure.legend([found[words] for words in names], names, ncols=columns, frameon=False, fontsize=8.5,
+                      handlelength=3.2, loc="center", bbox_to_anchor=(0.5, (below + legend / 2) / total))  # fmt: skip

@@ -1,0 +1,390 @@
+"""The study's figures: study/figures.yaml says what each shows, this file knows the few ways to draw.
+
+A figure is made of a tidy table, a row a point. A panel without points is not drawn, and the caption, which is part of
+the picture, says what is missing.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from gcond.files import write_atomically
+from gcond.study import computed_plots, tables
+from gcond.study.figure_runs import Chosen, choose, finish, title, written
+from gcond.study.forest import forest
+from gcond.study.methods import facts, label, look, paper_table2
+from gcond.study.pictures import pictures
+
+NAMES = tuple(facts("figures")["figures"])
+BINS = 50  # of a run's steps, at most
+BEST, FLAT = "best predictor without training", "dataset_mean"
+STATES = {"initial": ("initial weights", "#0072B2", (0, (4, 2)), "s"), "last": ("last checkpoint", "#D55E00", "-", "o")}
+X_LABELS = {"step": "optimizer step", "window": "K, micro-batches in a window"}
+BANDS = (  # of activations: quantiles, shade, words
+    ("0.001", "0.999", 0.16, "0.1 to 99.9 %"),
+    ("0.05", "0.95", 0.34, "5 to 95 %"),
+    ("0.25", "0.75", 0.62, "middle half"),
+)
+PROBE_LEVELS = {"untrained_test": "untrained encoder", "pixels_test": "pixels", "chance": "chance"}
+NO_POINTS = pd.DataFrame({"state": pd.Series(dtype=str), "x": pd.Series(dtype=float), "y": pd.Series(dtype=float)})
+
+
+def draw(
+    name: str,
+    results: Path,
+    *,
+    scale: str = "mini",
+    lr: float | str | None = None,
+    datasets: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    runs: Path = Path("runs"),
+) -> list[Path]:
+    """Draw the figure `name` from results/<scale> as PNG; returns the files written.
+
+    `lr`: a number, "own", "paper" or "best" (None: see figures.yaml). `runs` holds the local runs, which figure10 alone
+    reads. Raises ValueError where there is nothing to draw.
+    """
+    if name not in NAMES:
+        raise ValueError(f"`name` of a figure: expected one of {', '.join(NAMES)}, found {name!r}")
+    spec = facts("figures")["figures"][name]
+    if spec["kind"] in APART:
+        found = APART[spec["kind"]](results / name)
+        return [_save(figure, results / name / "figures" / f"{each}.png") for each, figure in found.items()]
+    folder = results / scale
+    if spec["kind"] == "forest":
+        figure = forest(name, spec, folder, lr, datasets or (), seeds or ())
+    else:
+        figure = KINDS[spec["kind"]](choose(name, spec, folder, lr, datasets or (), seeds or (), runs))
+    suffix = "" if lr is None else f"_lr{lr if isinstance(lr, str) else written(lr)}"
+    return [_save(figure, folder / "figures" / f"{name}{suffix}.png")]
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    """As PNG without a date: the same records give the same bytes."""
+    write_atomically(path, lambda to: figure.savefig(to, dpi=100, metadata={"Software": None}))
+    return path
+
+
+# Lines.
+
+
+def lines(chosen: Chosen) -> Figure:
+    """Panels of lines: mean over seeds, and single seeds where there are several."""
+    spec, points = chosen.spec, tidy(chosen)
+    rows, columns = _keys(spec.get("rows", "quantity")), _keys(spec.get("columns", "dataset"))
+    apart = "arm" in rows + columns  # the arms have panels of their own
+    figure, cells = _grid(points, rows, columns)
+    for axes, own in cells:
+        first = own.iloc[0]
+        quantity = facts("figures")["quantities"][first.quantity]
+        named = [label(first.arm)] if apart and len(chosen.arms) > 1 else []
+        _title(axes, chosen, first.dataset, *named, quantity.get("title", ""))
+        axes.set(xlabel=X_LABELS.get(quantity["of"], "epoch"), ylabel=quantity["label"])
+        _references(axes, chosen, first, quantity, own)
+        for order, (style, line) in enumerate(_lines(own, spec.get("line", "arm"), chosen)):
+            _line(axes, line, style, order, alone=apart)
+        _scale(axes, quantity, own, points)
+        _ordering(axes, chosen, first)
+    several = points.groupby(["arm", "dataset"], observed=True).seed.nunique().max() > 1
+    finish(figure, chosen, "Thick: mean over seeds; thin: single seeds." if several else "One seed.")
+    return figure
+
+
+def tidy(chosen: Chosen) -> pd.DataFrame:
+    """Points of a figure of lines: dataset, arm, seed, quantity, state (of windows), x, y."""
+    parts = []
+    for run in chosen.runs.itertuples():
+        logs: dict[tuple[str, int], pd.DataFrame] = {}
+        for name in chosen.spec["quantities"]:
+            quantity = facts("figures")["quantities"][name]
+            key = (quantity["of"], quantity.get("bins", BINS))
+            if key not in logs:
+                log = chosen.log(run, key[0])
+                logs[key] = binned(log, key[1]) if key[0] == "step" else log
+            own = _points(logs[key], name, quantity)
+            own["y"] *= 100.0 if quantity.get("percent") else 1.0
+            parts.append(own.assign(dataset=run.dataset, arm=run.strategy, seed=run.seed, quantity=name))
+    points = _ordered(pd.concat(parts, ignore_index=True), chosen, quantity=chosen.spec["quantities"])
+    return points.sort_values(["quantity", "dataset", "arm", "seed", "state", "x"], kind="stable")
+
+
+def _points(log: pd.DataFrame, name: str, quantity: dict[str, Any]) -> pd.DataFrame:
+    """x, y and state of one quantity of one run."""
+    if quantity["of"] == "window":
+        own = log[(log["mode"] == "train") & (log.group == "all")]
+        counts = [column for column in own if re.fullmatch(rf"{name}/\d+", str(column))]
+        table = own.melt("state", counts, "x", "y") if counts else NO_POINTS.copy()
+        table["x"] = [float(text.rpartition("/")[2]) for text in table.x]
+        table = table.sort_values("x")
+        if quantity.get("falls"):
+            table["y"] = table.y / table.groupby("state").y.transform("first")
+        return table
+    if name not in log:
+        return NO_POINTS.copy()
+    x = (log.first_step + log.last_step) / 2 if quantity["of"] == "step" else log.epoch
+    return pd.DataFrame({"state": "", "x": x.astype(float), "y": log[name].astype(float)})
+
+
+def binned(log: pd.DataFrame, bins: int) -> pd.DataFrame:
+    """A run's steps as at most `bins` means; minima are averaged, conflicts weigh a bin by its steps with a cosine.
+
+    `published` is what the published code shows as the minimum cosine: 1 wherever no pair lies below 0.
+    """
+    table = tables.steps(log, bins).reset_index(drop=True)
+    if "cosine_min" not in table:
+        return table
+    derived = table.cosine_min.where(table.cosine_min < 0, 1.0).where(table.cosine_min.notna())
+    table["published"] = table.published_cosine if "published_cosine" in table else derived
+    if len(table) <= bins:
+        return table
+    place = table.index // math.ceil(len(table) / bins)
+    merged = table.groupby(place).mean(numeric_only=True)
+    merged["first_step"] = table.first_step.groupby(place).min()
+    merged["last_step"] = table.last_step.groupby(place).max()
+    weight = table.cosine_steps.where(table.conflicts.notna())
+    merged["conflicts"] = (table.conflicts * weight).groupby(place).sum() / weight.groupby(place).sum()
+    return merged
+
+
+def _ordered(points: pd.DataFrame, chosen: Chosen, **orders: list[str]) -> pd.DataFrame:
+    """Without gaps; groups come in the order of the figure."""
+    for name, order in {"dataset": chosen.datasets, "arm": chosen.arms, **orders}.items():
+        points[name] = pd.Categorical(points[name], order, ordered=True)
+    return points[points.x.notna() & points.y.notna()]
+
+
+def _keys(names: str | list[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _grid(points: pd.DataFrame, rows: list[str], columns: list[str]) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
+    """A panel for each pair of a row and a column that has points; a single column of panels goes across."""
+    if points.empty:
+        raise ValueError("nothing to draw: these runs have no records of what the figure shows")
+    down, across = ([key for key, _ in points.groupby(names, observed=True)] for names in (rows, columns))
+    n = len(rows)
+    placed = {
+        (down.index(key[:n]), across.index(key[n:])): own
+        for key, own in points.groupby([*rows, *columns], observed=True)
+    }
+    shape = (len(down), len(across))
+    if len(across) == 1 and len(down) > 1:
+        wide = 2 if len(down) in (2, 4) else 3
+        placed = {divmod(row, wide): own for (row, _), own in placed.items()}
+        shape = (-(-len(down) // wide), wide)
+    width = {1: 6.4, 2: 5.0, 3: 4.2}.get(shape[1], 3.4)
+    figure = Figure(figsize=(width * shape[1], 2.9 * shape[0] + 1.6), layout="constrained")
+    grid = figure.add_gridspec(*shape)
+    return figure, [(figure.add_subplot(grid[place]), own) for place, own in sorted(placed.items())]
+
+
+def _title(axes: Axes, chosen: Chosen, dataset: str, *words: str, second: str = "") -> None:
+    """Of a panel; the only data set of a figure stands above all panels."""
+    named = ", ".join(filter(None, (*words, title(dataset) if len(chosen.datasets) > 1 else "")))
+    width = int(10.5 * axes.figure.get_figwidth() / axes.get_gridspec().ncols)
+    axes.set_title("\n".join([*textwrap.wrap(named, width), *filter(None, [second])]), fontsize=9.5, parse_math=False)
+    axes.grid(color="0.92", linewidth=0.6)
+
+
+def _lines(own: pd.DataFrame, line: str, chosen: Chosen) -> Iterable[tuple[dict[str, Any], pd.DataFrame]]:
+    """(its look, its points) for each line of a panel, in order."""
+    for value, points in own.groupby(line, observed=True):
+        if line == "state":
+            name, colour, dash, marker = STATES[str(value)]
+        else:
+            name, style = label(str(value)), look(str(value), chosen.arms)
+            colour, marker = style["colour"], style["marker"]
+            dash = (0, tuple(style["dash"])) if style["dash"] else "-"
+        yield {"label": name, "color": colour, "linestyle": dash, "marker": marker}, points
+
+
+def _line(axes: Axes, points: pd.DataFrame, style: dict[str, Any], order: int, alone: bool) -> None:
+    """Baseline lies wide below the others, since a method that resolves nothing lies on it exactly."""
+    table = points.pivot_table(values="y", index="x", columns="seed")
+    wide = style["label"] == label("baseline") and not alone
+    if table.shape[1] > 1:
+        thin = {"linewidth": 0.6, "alpha": 0.3, "color": style["color"], "linestyle": style["linestyle"]}
+        axes.plot(table.index, table.to_numpy(), zorder=1.5, **thin)
+    every = max(1, len(table) // 8)
+    marks = {"markersize": 5, "markevery": (order % every, every), "markeredgecolor": "white", "markeredgewidth": 0.4}
+    thick = {"linewidth": 3.4, "zorder": 2} if wide else {"linewidth": 1.7, "zorder": 3}
+    axes.plot(table.index, table.mean(axis=1, skipna=False), **thick, **style, **marks)
+
+
+def _references(axes: Axes, chosen: Chosen, first: Any, quantity: dict[str, Any], own: pd.DataFrame) -> None:
+    """The best predictor without training, levels that mean something, 1/K."""
+    for level in quantity.get("levels", ()):
+        axes.axhline(level, color="0.45", linewidth=0.9, linestyle="-" if level == 0 else ":")
+    if quantity.get("falls"):
+        counts = np.array(sorted(own.x.unique()))
+        axes.plot(counts, 1 / counts, color="0.6", linewidth=5, alpha=0.5, zorder=1, label="1/K")
+    known = tables.predictors(chosen.folder) if quantity.get("beside") == "best" else pd.DataFrame()
+    if len(known) and (known.dataset == first.dataset).any():
+        best = known[known.dataset == first.dataset][first.quantity].min()
+        axes.axhline(best, color="0.45", linestyle=(0, (6, 3)), linewidth=1.3, label=BEST)
+
+
+def _scale(axes: Axes, quantity: dict[str, Any], own: pd.DataFrame, points: pd.DataFrame) -> None:
+    if "limits" in quantity:
+        axes.set_ylim(quantity["limits"])
+    if quantity.get("shared"):  # of the means: single seeds may leave the panel
+        alike = [name for name, other in facts("figures")["quantities"].items() if other["label"] == quantity["label"]]
+        keys = ["quantity", "dataset", "arm", "x"]
+        means = points[points.quantity.isin(alike)].groupby(keys, observed=True).y.mean()
+        low, high = min(means.min(), 0), max(means.max(), 0)
+        axes.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
+    if quantity.get("log") and (own.y > 0).all():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    if quantity["of"] == "window":
+        counts = sorted(own.x.unique())
+        axes.set_xscale("log")
+        axes.set_xticks(counts, [f"{count:g}" for count in counts])
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _ordering(axes: Axes, chosen: Chosen, first: Any) -> None:
+    """The order of the methods by validation loss at the best epoch, in the paper's Table 2 and here."""
+    if first.quantity not in ("val_l1", "val_ssim") or "model" in chosen.spec:
+        return
+    paper = {arm: mean for arm, (mean, _) in paper_table2(first.dataset, first.quantity.removeprefix("val_")).items()}
+    runs = chosen.runs[chosen.runs.dataset == first.dataset]
+    ours = runs.groupby("strategy")[f"best_{first.quantity}"].mean().to_dict()
+    both = [arm for arm in ours if arm in paper]
+    if len(both) > 1:
+        box = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.5}
+        text = [
+            f"{who}: " + " < ".join(f"{label(arm)} {values[arm]:.3f}" for arm in sorted(both, key=values.get))
+            for who, values in (("the paper", paper), ("here", ours))
+        ]
+        text = [line for part in text for line in textwrap.wrap(part, 62, subsequent_indent="    ")]
+        axes.text(0.985, 0.975, "\n".join(text), transform=axes.transAxes, ha="right", va="top", fontsize=6.8,
+                  multialignment="left", bbox=box)  # fmt: skip
+
+
+# Clouds of runs.
+
+
+def scatter(chosen: Chosen) -> Figure:
+    """A mark a run, small, and a method's mean, large."""
+    probed = "panels" not in chosen.spec
+    figure, cells = _grid((_probed if probed else _losses)(chosen), ["dataset", "row"], ["column"])
+    for axes, own in cells:
+        first = own.iloc[0]
+        _title(axes, chosen, first.dataset, first["row"])
+        axes.set(xlabel=first.x_label, ylabel=first.y_label)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        for style, runs in _lines(own, "arm", chosen):
+            style = style | {"linestyle": "none"}
+            axes.plot(runs.x, runs.y, markersize=4, alpha=0.4, **style | {"label": None})
+            axes.plot([runs.x.mean()], [runs.y.mean()], markersize=9, markeredgecolor="white", **style)
+        (_probe_levels if probed else _mean_image)(axes, first, chosen)
+    finish(figure, chosen, "Large: mean over seeds; small: single seeds.")
+    return figure
+
+
+def _losses(chosen: Chosen) -> pd.DataFrame:
+    """Points of the trade-off between losses, at each of the figure's epochs."""
+    measures, epochs = (facts("methods")[name] for name in ("measures", "epochs"))
+    parts = [
+        chosen.runs[["dataset", "strategy", "seed"]].assign(
+            arm=chosen.runs.strategy, epoch=epoch, row=epochs[epoch], column=place,
+            **{axis: chosen.runs[f"{epoch}_{panel[axis]}"] for axis in "xy"},
+            **{f"{axis}_of": panel[axis] for axis in "xy"}, **{f"{axis}_label": measures[panel[axis]] for axis in "xy"},
+        )
+        for epoch in chosen.spec["epochs"]
+        for place, panel in enumerate(chosen.spec["panels"])
+    ]  # fmt: skip
+    return _ordered(pd.concat(parts, ignore_index=True), chosen, row=[epochs[each] for each in chosen.spec["epochs"]])
+
+
+def _probed(chosen: Chosen) -> pd.DataFrame:
+    """Points of the linear probe: loss on test after the last epoch against the probe's score."""
+    parts = []
+    for run in chosen.runs.itertuples():
+        log = chosen.log(run, "linear_probe")
+        loss = run.lambda_l1 * run.last_test_l1 + run.lambda_ssim * run.last_test_ssim
+        parts.append(log.assign(dataset=run.dataset, arm=run.strategy, seed=run.seed, x=loss, y=log.test_score,
+                                row=log.task, column=0, x_label="reconstruction loss, test, last epoch",
+                                y_label="probe: " + log.measure))  # fmt: skip
+    points = pd.concat(parts, ignore_index=True)
+    return _ordered(points, chosen, row=list(points["row"].unique()))
+
+
+def _probe_levels(axes: Axes, first: Any, chosen: Chosen) -> None:
+    for column, words in PROBE_LEVELS.items():
+        thick = column == "untrained_test"
+        style = {"color": "0.35", "linewidth": 2.6 if thick else 1.2, "linestyle": "-" if thick else ":", "zorder": 0}
+        axes.axhline(first[column], **style)
+        axes.text(
+            1, first[column], f"{words} ", fontsize=8, transform=axes.get_yaxis_transform(), ha="right", va="bottom"
+        )
+
+
+def _mean_image(axes: Axes, first: Any, chosen: Chosen) -> None:
+    """The predictor that has learnt nothing, and the bound of L1 + inverted L1, on which it lies."""
+    known = tables.predictors(chosen.folder)
+    flat = known[(known.dataset == first.dataset) & (known.predictor == FLAT)]
+    if flat.empty:
+        return
+    split = first.epoch.rpartition("_")[2]
+    losses = {measure: float(flat[f"{split}_{measure}"].iloc[0]) for measure in ("l1", "ssim")}
+    losses["flipped"] = losses["l1"]  # the mean is as far from the inverted image as from the image
+    cross = {"color": "black", "markersize": 13, "markerfacecolor": "none", "markeredgewidth": 1.6, "zorder": 5}
+    axes.plot([losses[first.x_of]], [losses[first.y_of]], "X", label="mean image (no training)", **cross)
+    if {first.x_of, first.y_of} == {"l1", "flipped"}:
+        (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+        total = 2 * losses["l1"]
+        ends = np.array([max(left, total - high, 0.0), min(right, total - low, total)])
+        axes.plot(ends, total - ends, color="0.6", linewidth=1.4, zorder=0, label="least L1 + inverted L1")
+
+
+# Distributions of activations.
+
+
+def bands(chosen: Chosen) -> Figure:
+    """A panel for each method: quantiles by epoch, all on one axis."""
+    names = [f"quantiles.{end}" for low, high, *_ in BANDS for end in (low, high)]
+    logs = [chosen.log(run, "activations").assign(dataset=run.dataset, arm=run.strategy, seed=run.seed)
+            for run in chosen.runs.itertuples()]  # fmt: skip
+    points = pd.concat(logs, ignore_index=True).reindex(columns=["dataset", "arm", "epoch", "quantiles.0.5", *names])
+    points = _ordered(points.assign(x=points.epoch, y=points["quantiles.0.5"]), chosen)
+    figure, cells = _grid(points, ["dataset"], ["arm"])
+    most = points[names].abs().max().max() * 1.05
+    for axes, own in cells:
+        mean = own.groupby("epoch")[["y", *names]].mean()
+        for low, high, alpha, words in BANDS:
+            ends = mean[f"quantiles.{low}"], mean[f"quantiles.{high}"]
+            axes.fill_between(mean.index, *ends, color="0.35", alpha=alpha, linewidth=0, label=words)
+        axes.plot(mean.index, mean.y, "o-", color="black", linewidth=1.8, markersize=4, label="median")
+        width = mean[names[1]].iloc[-1] - mean[names[0]].iloc[-1]
+        _title(axes, chosen, own.dataset.iloc[0], label(own.arm.iloc[0]),
+               second=f"last epoch: 99.8 % within a band of {width:,.0f}")  # fmt: skip
+        axes.set(xlabel="epoch", ylabel="activation", ylim=(-most, most))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    finish(figure, chosen, "All panels share their axis.")
+    return figure
+
+
+KINDS: dict[str, Callable[[Chosen], Figure]] = {
+    "lines": lines,
+    "scatter": scatter,
+    "bands": bands,
+    "pictures": pictures,
+}
+APART: dict[str, Callable[[Path], dict[str, Figure]]] = {"zones": computed_plots.zones, "toy": computed_plots.toy}
