@@ -52,6 +52,9 @@ RECORDED = """
 claim=S1; theirs=gcond_sequential_per_task; model=convnext_tiny | 7, 0.510876, 0.502674, 0.526188 | holds
 claim=S2; ours=gcond_stochastic; model=convnext_tiny | 7, 1.01864, 0.991206, 1.05974 | undecided
 claim=M1; ours=pcgrad; label=a third task, graph kept; unit=% | 1, 0.882793, nan, nan | contradicted
+claim=M1; model=mobilenetv3_small; label=K = 2, 8, 24, largest against smallest | 1, 0, nan, nan | holds
+claim=M1; model=resnet50; label=K = 2, 4, 8, 24, largest against smallest | 1, 0, nan, nan | holds
+claim=M1; ours=gcond_stochastic; label=a third task, graph freed; unit=MB | 1, 22.3867, nan, nan |
 claim=M2; ours=gcond_stochastic | 1, 45, nan, nan | contradicted
 claim=M2; ours=pcgrad, cagrad | 1, 5.98308, nan, nan | contradicted
 claim=O5; ours=gcond_sequential; mode=eval; label=bfloat16 buffers; measure=written_distance | 96, 0.627878, nan, nan |

@@ -73,27 +73,27 @@ def throughput(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -> l
 
 def memory_against_window_and_tasks(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -> list[Row]:
     """Planned peaks: GCond's over K, and what a third task adds; of the peers also with the graph freed."""
-    plans = _bench(results, "memory").query("quantity == 'peak'")
-    ours = plans[(plans.strategy == STOCHASTIC) & (plans.case == "")]
     found = []
-    for model, own in ours[ours.tasks == 2].groupby("model"):
-        if len(own) > 1:
-            steps = ", ".join(map(str, sorted(own.accumulation_steps)))
-            about = {"label": f"K = {steps}, largest against smallest", "model": model, "ours": STOCHASTIC}
-            spread = exactly(100 * (own.value.max() / own.value.min() - 1), claim["over_windows"])
-            found.append(about | {"measure": "peak_memory", "unit": "%"} | spread)
-    for model in sorted(plans[plans.tasks == 3].model.unique()):
-        grown = _third_task(ours[ours.model == model])
+    alike = ["model", "dataset", "precision", "image_size", "micro_batch"]
+    for (model, dataset, *_), plans in _bench(results, "memory").query("quantity == 'peak'").groupby(alike):
+        about = {"dataset": dataset, "model": model, "measure": "peak_memory", "unit": "%"}
+        ours = plans[(plans.strategy == STOCHASTIC) & (plans.case == "")]
+        windows = ours[ours.tasks == 2].sort_values("accumulation_steps")
+        if len(windows) > 1:
+            steps = ", ".join(map(str, windows.accumulation_steps))
+            label = {"label": f"K = {steps}, largest against smallest", "ours": STOCHASTIC}
+            spread = 100 * (windows.value.max() / windows.value.min() - 1)
+            found.append(about | label | exactly(spread, claim["over_windows"]))
+        grown = _third_task(ours)
         for strategy, case in product((STOCHASTIC, *PEERS), ("", "graph kept")):
-            own = _third_task(plans[(plans.model == model) & (plans.strategy == strategy) & (plans.case == case)])
+            own = _third_task(plans[(plans.strategy == strategy) & (plans.case == case)])
             if own is None or grown is None:
                 continue
             percent, added = own
             decides = strategy != STOCHASTIC and case
-            label = f"a third task, {case or 'graph freed'}"
-            about = {"label": label, "model": model, "ours": strategy, "measure": "peak_memory"}
+            label = {"label": f"a third task, {case or 'graph freed'}", "ours": strategy}
             grows = exactly(percent, claim["third_task"], added > grown[1]) if decides else told(percent)
-            found += [about | {"unit": "%"} | grows, about | {"unit": "MB"} | told(added)]
+            found += [about | label | grows, about | label | {"unit": "MB"} | told(added)]
     return found
 
 
