@@ -60,8 +60,8 @@ def _mean(values: pd.Series, factor: float = 1.0, zero: bool = False) -> Row:
 
 
 def noise(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -> list[Row]:
-    """K x variance at the largest K over that at K = 1, and windows whose sign of the conflict is right, at the largest
-    less the smallest K: at frozen weights (kind window) where that was measured, else as probed during training."""
+    """K x variance over that at K = 1, and windows whose sign of the conflict is right, less those at the smallest K;
+    the largest K decides: at frozen weights (kind window) where that was measured, else as probed during training."""
     arms = [
         (about | {"ours": strategy}, own[strategy])
         for about, group in _groups(runs)
@@ -78,11 +78,16 @@ def noise(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -> list[R
         kinds = pd.Series({name: int(name.rpartition("/")[2]) for name in table})
         for kind, sizes in kinds.groupby([name.rpartition("/")[0] for name in kinds.index]):
             first, last = table[f"{kind}/{sizes.min()}"], table[f"{kind}/{sizes.max()}"]
-            row = about | {"label": f"{about['label']}, K = {sizes.max()}", "measure": kind}
-            if kind.startswith("scaled_noise/"):
-                found.append(row | {"unit": "ratio", "wants": claim["variance"]} | _mean(last))
-            elif not ((first == 1) & (last == 1)).all():  # else nothing can be gained
-                found.append(row | {"unit": "%", "wants": claim["signs"]} | _mean(last - first, 100, zero=True))
+            if "sign" in kind and ((first == 1) & (last == 1)).all():  # nothing can be gained
+                continue
+            for size in sorted(set(sizes) - {1}):
+                row = about | {"label": f"{about['label']}, K = {size}", "measure": kind}
+                values = table[f"{kind}/{size}"]
+                if kind.startswith("scaled_noise/"):
+                    effect = {"unit": "ratio", "wants": claim["variance"]} | _mean(values)
+                else:
+                    effect = {"unit": "%", "wants": claim["signs"]} | _mean(values - first, 100, zero=True)
+                found.append(row | effect | ({} if size == sizes.max() else {"wants": ""}))
     return found
 
 
