@@ -6,9 +6,8 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from gcond.report import toy_figures
 from gcond.strategy import Linear
-from gcond.study import pages, toy_page
+from gcond.study import computed_plots, pages, toy_page
 from gcond.toy import descents, noise, tradeoff
 from gcond.toy.descents import descend, end_point, follow, lineup, record
 from gcond.toy.problem import STARTS
@@ -148,4 +147,4 @@ def test_end_points_against_references():
 
 
 def test_every_kind_of_the_noise_study_has_a_look():
-    assert set(toy_figures.KINDS) == set(noise.KINDS)
+    assert set(computed_plots.KINDS) == set(noise.KINDS)

@@ -148,7 +148,7 @@ def frame(figure: Figure, title: str, where: str, caption: str, order: Iterable[
     first = [words for words in order if words in found]
     names = [*first, *(words for words in found if words not in first)]
     columns = max(1, min(len(names), int(width // 2.9)))
-    text = textwrap.wrap(caption, int(width * 17.5))
+    text = textwrap.wrap(caption, int(width * 16))
     below, legend = 0.155 * len(text) + 0.1, 0.2 * -(-len(names) // columns) + 0.1
     total = height + below + legend
     figure.set_size_inches(width, total)

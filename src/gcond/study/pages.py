@@ -341,8 +341,10 @@ def _against_predictors(folder: Path) -> list[dict[str, Any]]:
 
 
 def _recorded_pages(results: Path) -> dict[str, list[str]]:
-    """By scale, of the largest first: its pages."""
-    names = {scale: sorted(path.name for path in (results / scale).glob("*.md")) for scale in judge.SCALES}
+    """By scale, of the largest first: its pages, then its figures."""
+    there = {scale: [path for kind in ("*.md", "figures/*.png") for path in sorted((results / scale).glob(kind))]
+             for scale in judge.SCALES}  # fmt: skip
+    names = {scale: [path.relative_to(results / scale).as_posix() for path in own] for scale, own in there.items()}
     return {scale: pages for scale, pages in names.items() if pages}
 
 

@@ -1,7 +1,7 @@
 """Compute what results/toy shows: python -m gcond.toy [--out reproduced/toy] [--jobs N] [--all] [--methods a,b]
 
 Three parts, in this order: descents on the two-dimensional problem (a finished one, kept in --parts, is not repeated),
-the noisy quadratic, GradOPS's trade-off. `python -m gcond.report.toy` then draws figures and tables.
+the noisy quadratic, GradOPS's trade-off. `make reproduce-toy` then draws figures and tables.
 Exit status 1 if a descent failed; the rest is done all the same.
 """
 
