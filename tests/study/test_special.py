@@ -112,8 +112,9 @@ def test_the_interval_of_a_ratio_is_where_a_t_test_of_its_numerator_less_r_denom
 
 
 def test_a_factor_is_a_mean_of_changes_and_an_interaction_their_difference():
-    runs = pd.concat([arm("baseline", [1.0, 1.0]), arm("baseline_integrated", [0.9, 0.7]),
-                      arm("gcond_pure", [1.1, 1.1]), arm("gcond_stochastic", [0.8, 0.6])])  # fmt: skip
+    runs = pd.concat([arm("baseline", [2.0, 2.0]), arm("baseline_integrated", [1.8, 1.4]),
+                      arm("gcond_pure", [2.2, 2.2]), arm("gcond_stochastic", [1.6, 1.2]),
+                      arm("baseline", [3.0, 3.0], model_mode="eval")])  # fmt: skip
     found = special.factorial(runs.reset_index(drop=True), RESULTS, {})
     where = {"measure": "l1", "epoch": "best_val"}
     update = only(found, label="EMA, mean of 2", **where)
