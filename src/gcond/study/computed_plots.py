@@ -24,6 +24,7 @@ KINDS = {
 COLUMNS = 6
 WINNER, LOSER = "#D55E00", "#0072B2"
 THIN_POWERS = {1.0: (0, (1, 1.2)), 3.0: (0, (5, 1.5))}  # dashes of the remap powers that are not the paper's
+SHADES = {"critical": "0.82", "moderate": "0.90", "mild": "0.96"}
 EXTENT = (-10.0, 10.0, -10.0, 10.0)
 
 
@@ -236,8 +237,7 @@ def _projection(upper: Axes, lower: Axes, piece: pd.DataFrame, power: float) -> 
 
 def _shade(axes: Axes, settings: Any) -> None:
     edges = [-1.0, settings.critical, settings.main, settings.weak]
-    shades = {"critical": "0.82", "moderate": "0.90", "mild": "0.96"}
-    for (zone, shade), low, high in zip(shades.items(), edges, edges[1:], strict=False):
+    place = {"ha": "center", "va": "top", "transform": axes.get_xaxis_transform(), "fontsize": 8.5, "color": "0.25"}
+    for (zone, shade), low, high in zip(SHADES.items(), edges, edges[1:], strict=False):
         axes.axvspan(low, high, color=shade, linewidth=0, zorder=0)
-        place = {"ha": "center", "va": "top", "transform": axes.get_xaxis_transform()}
-        axes.text((low + high) / 2, 0.985, zone, fontsize=8.5, color="0.25", **place)
+        axes.text((low + high) / 2, 0.985, zone, **place)
