@@ -1,0 +1,147 @@
+"""The study's tables, figures and questions, and the sweeps that each needs (study/artefacts.yaml, figures.yaml)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[3]
+STUDY, EXPERIMENTS = ROOT / "study", ROOT / "conf" / "experiment"
+PAPER_SEEDS = (11, 42, 2025)
+MORE_SEEDS = (1, 2, 3, 4, 5, 6, 7)  # `--seeds 10` are the paper's and these
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A table, a figure or a question.
+
+    Args:
+        trains: experiments of conf/experiment, in order.
+        strategy, dataset: the arms and the data sets that it needs of them; all where it is empty.
+        then: what is measured on the finished runs: linear_probe, static_weights or window_noise.
+        claims: rows of claims.yaml that its runs decide.
+    """
+
+    name: str
+    asks: str
+    trains: tuple[str, ...] = ()
+    strategy: tuple[str, ...] = ()
+    dataset: tuple[str, ...] = ()
+    then: str | None = None
+    claims: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a user narrows or adds: the runs of an artefact at one scale."""
+
+    scale: str = "mini"
+    seeds: tuple[int, ...] = PAPER_SEEDS
+    datasets: tuple[str, ...] = ()
+    strategies: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()  # Hydra's, for every run
+    photos: str | None = None  # the data set that stands for the photographs, where the user has one
+
+
+class Catalogue:
+    """study/artefacts.yaml and the figures of study/figures.yaml."""
+
+    def __init__(self, study: Path = STUDY) -> None:
+        content = _read(study / "artefacts.yaml")
+        figures = _read(study / "figures.yaml")["figures"]
+        self._photographs: list[str] = content["photographs"]
+        self._datasets: Mapping[str, Mapping[str, str]] = content["datasets"]
+        self._at_mini: dict[str, tuple[str, ...]] = {}
+        self.artefacts: dict[str, Artefact] = {}
+        for name, entry in content["artefacts"].items():
+            self.artefacts[name] = Artefact(
+                name,
+                entry["asks"],
+                _tuple(entry, "trains"),
+                _tuple(entry, "strategy"),
+                _tuple(entry, "dataset"),
+                entry.get("then"),
+                _tuple(entry, "claims"),
+            )
+            self._at_mini[name] = _tuple(entry, "at_mini")
+        self.figures = [name for name in figures if name.startswith("figure")]
+        for name in self.figures:
+            entry = figures[name]
+            title = entry["title"].split(". ", 1)[-1]
+            datasets = tuple("photos" if each == "photographs" else each for each in entry.get("datasets", ()))
+            self.artefacts[name] = Artefact(
+                name, title, (entry.get("experiment", "table2"),), _tuple(entry, "arms"), datasets
+            )
+        self._all = [each for name in content["all"] for each in (self.figures if name == "figures" else [name])]
+
+    def find(self, names: Sequence[str]) -> list[Artefact]:
+        """`all` is the whole study. Raises ValueError for an unknown name."""
+        names = [each for name in names for each in (self._all if name == "all" else [name])]
+        if unknown := [name for name in names if name not in self.artefacts]:
+            raise ValueError(f"expected {', '.join([*self.artefacts, 'all'])}; found {', '.join(unknown)}")
+        return [self.artefacts[name] for name in names]
+
+    def sweeps(self, artefacts: Sequence[Artefact], choices: Choices) -> list[list[str]]:
+        """The overrides of each sweep that the artefacts need; what needs an experiment in part is left out where
+        another needs all of it.
+
+        Raises ValueError where none of them has the data sets asked for.
+        """
+        whole = len(artefacts) > 1  # of several artefacts, mini takes the small part of a large one
+        parts: dict[tuple[str, tuple[str, ...], tuple[str, ...]], None] = {}
+        for artefact in artefacts:
+            small = self._at_mini.get(artefact.name, ()) if whole and choices.scale == "mini" else ()
+            for experiment in small or artefact.trains:
+                arms = experiment_lists(experiment)["strategy"]
+                all_of_them = len(arms) == 1 or set(artefact.strategy) >= set(arms)
+                parts[experiment, () if all_of_them else artefact.strategy, artefact.dataset] = None
+        needed = [part for part in parts if not any(part[1:]) or (part[0], (), ()) not in parts]
+        sweeps = [sweep for part in needed if (sweep := self._sweep(*part, choices))]
+        if needed and not sweeps:
+            raise ValueError(
+                f"`datasets`: expected one of the kind that {', '.join(part[0] for part in needed)} trains on, found "
+                f"{', '.join(choices.datasets)}"
+            )
+        return sweeps
+
+    def _sweep(
+        self, experiment: str, arms: tuple[str, ...], datasets: tuple[str, ...], choices: Choices
+    ) -> list[str] | None:
+        """None where no data set is asked for that the experiment trains on."""
+        stand_ins = dict(self._datasets.get(choices.scale, {}))
+        if choices.photos:
+            stand_ins["photos"] = choices.photos
+        own = [stand_ins.get(name, name) for name in datasets or experiment_lists(experiment)["dataset"]]
+        kinds = {name in self._photographs for name in own}
+        chosen = [name for name in choices.datasets or own if (name in self._photographs) in kinds]
+        strategies = choices.strategies or arms
+        return [
+            f"experiment={experiment}",
+            f"scale={choices.scale}",
+            f"dataset={','.join(chosen)}",
+            f"seed={','.join(map(str, choices.seeds))}",
+            *([f"strategy={','.join(strategies)}"] if strategies else []),
+            *choices.overrides,
+        ] if chosen else None  # fmt: skip
+
+
+def experiment_lists(experiment: str) -> dict[str, list[str]]:
+    """What an experiment sweeps over: key -> values, `dataset` and `strategy` among them."""
+    params = _read(EXPERIMENTS / f"{experiment}.yaml")["hydra"]["sweeper"]["params"]
+    lists = {key: str(value).split(",") for key, value in params.items() if key in ("dataset", "strategy", "seed")}
+    return {"dataset": ["ct"], "strategy": ["baseline"], **lists}
+
+
+def _tuple(entry: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    return tuple(entry.get(key, ()))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: expected YAML, found {error}") from None
