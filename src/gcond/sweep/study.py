@@ -55,7 +55,7 @@ def print_study(study: Sequence[Part], jobs: int, results: Path) -> None:
         largest = max(study, key=lambda part: sum(run.left for run in part.new))
         to_do = sum(run.left for run in largest.new)
         print(f"       {to_do} of them are {largest.name}'s alone, {_hours(largest.new, jobs, results)}: to leave a "
-              "part out, name the others (make reproduce-all STUDY='o1 table2 …')")  # fmt: skip
+              "part out, name the others (gcond study run o1 table2 …)")  # fmt: skip
         room = disk_needed(runs, jobs)
         print_disk(Path(runs[0].cfg.runs), room.lasting, room.passing)
     width = max(len(part.name) for part in study)

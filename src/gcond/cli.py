@@ -1,0 +1,341 @@
+"""gcond: train, sweep, run the study and look at it (`gcond --help`)."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import math
+import os
+import runpy
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from gcond.files import OWN, RECORDED
+from gcond.output import output_may_be_lost
+from gcond.study.artefacts import MORE_SEEDS, PAPER_SEEDS, ROOT, Artefact, Catalogue, Choices
+
+Command = Callable[[list[str]], int | None]
+
+ABOUT = """\
+gcond train OVERRIDES       one run, or many with --multirun (the same as gcond-train)
+gcond sweep OVERRIDES       many runs with plan, progress and summary (gcond sweep --help)
+gcond study plan NAME       the runs that a table, figure or question needs, and what they cost
+gcond study run NAME        train what is not finished, record it, and make the table or figure
+gcond study table NAME      make it again from what is recorded; trains nothing
+gcond study claims          what holds of the paper's claims
+gcond study status          the runs in runs/: running, failed, interrupted, done
+gcond study list            every table, figure and question
+gcond dashboard             one HTML page of all runs
+gcond data ct|samples|headneck|imagenet ARGUMENTS   make a data set (each has --help)
+gcond plan-memory CHOICES   what a step holds in memory
+
+NAME: table2, figure3, o1, conflict, …, `all`, or `queue`, the study's own runs in order of value.
+"""
+
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
+DATA = {
+    "ct": "data_prep/ct.py",
+    "samples": "data_prep/samples.py",
+    "headneck": "data_prep/samples.py",
+    "imagenet": "data_prep/imagenet256.py",
+}
+
+
+@output_may_be_lost()
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status 0: complete; 1: a run failed or a cell is missing; 2: bad input."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words or words[0] in ("-h", "--help"):
+        print(ABOUT, end="")
+        return 0 if words else 2
+    command, rest = words[0], words[1:]
+    commands: Mapping[str, Command] = {
+        "train": _train,
+        "sweep": _sweep,
+        "study": study,
+        "dashboard": _dashboard,
+        "data": _data,
+        "plan-memory": _plan_memory,
+    }
+    if command not in commands:
+        print(f"error: expected {', '.join(commands)}; found {command!r} (gcond --help)", file=sys.stderr)
+        return 2
+    return commands[command](rest) or 0
+
+
+def _train(rest: list[str]) -> None:
+    from gcond import command
+
+    sys.argv = ["gcond-train", *rest]  # Hydra reads it
+    command.main()
+
+
+def _sweep(rest: list[str]) -> int:
+    from gcond.sweep.__main__ import main as sweep
+
+    return sweep(rest)
+
+
+def _dashboard(rest: list[str]) -> int:
+    from gcond.study.dashboard import main as dashboard
+
+    return dashboard(rest)
+
+
+def _plan_memory(rest: list[str]) -> int:
+    from gcond.engine.plan_memory import main as plan_memory
+
+    return plan_memory(rest)
+
+
+def _data(rest: list[str]) -> int:
+    if not rest or rest[0] not in DATA:
+        print(f"error: expected gcond data {'|'.join(DATA)}, found {' '.join(rest[:1]) or 'nothing'}", file=sys.stderr)
+        return 2
+    script = ROOT / DATA[rest[0]]
+    if not script.exists():
+        raise ValueError(f"expected {script}, found nothing: data sets are made from a clone of the repository")
+    sys.argv = [f"gcond data {rest[0]}", *(["--catalogue", "headneck"] if rest[0] == "headneck" else []), *rest[1:]]
+    sys.path.insert(0, str(script.parent))
+    runpy.run_path(str(script), run_name="__main__")
+    return 0
+
+
+def study(words: list[str]) -> int:
+    """`gcond study …`."""
+    options = _parser().parse_args(words)
+    try:
+        return int(options.act(options))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Train, record, measure, and make the pages; goes on to what is left where a run fails."""
+    if options.name == ["queue"]:
+        return _queue(options, [])
+    catalogue, choices = Catalogue(), _choices(options)
+    artefacts = catalogue.find(options.name)
+    sweeps = catalogue.sweeps(artefacts, choices)
+    if len(sweeps) > 1:
+        _print_plan(sweeps, options)
+    failed = 0
+    for overrides in sweeps:
+        print(f"== {overrides[0].removeprefix('experiment=')}", flush=True)
+        if (status := _sweep([*_sweep_options(options), *overrides])) >= 128:  # stopped by a signal
+            return status
+        failed |= status
+    if sweeps:
+        _record(options)
+    for then in dict.fromkeys(artefact.then for artefact in artefacts if artefact.then):
+        failed |= _measure(then, options, choices)
+        _record(options)
+    for artefact in artefacts:
+        failed |= _compute(artefact, options) or _make(artefact, options)
+    return failed
+
+
+def _plan(options: argparse.Namespace) -> int:
+    if options.name == ["queue"]:
+        return _queue(options, ["--plan"])
+    catalogue = Catalogue()
+    sweeps = catalogue.sweeps(catalogue.find(options.name), _choices(options))
+    if not sweeps:
+        print(f"{', '.join(options.name)}: no run is needed")
+        return 0
+    if len(sweeps) > 1:
+        return _print_plan(sweeps, options)
+    return _sweep([*_sweep_options(options), "--plan-only", *sweeps[0]])
+
+
+def _table(options: argparse.Namespace) -> int:
+    failed = 0
+    for artefact in Catalogue().find(options.name):
+        failed |= _make(artefact, options)
+    return failed
+
+
+def _claims(options: argparse.Namespace) -> int:
+    from gcond.study import pages
+
+    for name in ("claims", "readme"):
+        for path in pages.make(name, options.out, scale=options.scale):
+            print(f"written: {path}")
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from gcond.sweep.status import main as status
+
+    return status(["--runs", str(options.runs), *(["--scale", options.scale] if options.scale else [])])
+
+
+def _list(options: argparse.Namespace) -> int:
+    for artefact in Catalogue().artefacts.values():
+        print(f"{artefact.name:12} {artefact.asks}")
+    print("queue        The study's own runs, in order of value (study/queue.yaml)")
+    return 0
+
+
+def _queue(options: argparse.Namespace, more: list[str]) -> int:
+    from gcond.study.__main__ import main as queue
+    from gcond.sweep.plan import with_paths_quoted
+
+    results = [] if options.out == OWN else ["--results", str(options.out / "study")]
+    return queue([*more, *results, "--jobs", str(options.jobs), *with_paths_quoted(_choices(options).overrides)])
+
+
+def _print_plan(sweeps: Sequence[Sequence[str]], options: argparse.Namespace) -> int:
+    from gcond.sweep.study import main as plan_all
+
+    quoted = [shlex.join(overrides) for overrides in sweeps]
+    status = plan_all(["--jobs", str(options.jobs), *_recorded(options), *quoted])
+    if status:
+        raise ValueError("nothing was started")
+    return 0
+
+
+def _record(options: argparse.Namespace) -> None:
+    from gcond.study import tables
+
+    for remark in tables.collect(options.runs / options.scale, options.out / options.scale):
+        print(remark)
+
+
+def _measure(then: str, options: argparse.Namespace, choices: Choices) -> int:
+    """What is measured on finished runs, or trained because of them; the exit status."""
+    if then == "static_weights":
+        from gcond.study import special, tables
+
+        status = 0
+        for overrides in special.static_weights(tables.runs(options.out / options.scale), choices.datasets):
+            settings = [f"scale={choices.scale}", f"seed={','.join(map(str, choices.seeds))}", *choices.overrides]
+            status |= _sweep([*_sweep_options(options), *settings, *overrides])
+        return status
+    module = {"linear_probe": "gcond.linear_probe.__main__", "window_noise": "gcond.study.window_noise"}[then]
+    paths = {"ct": options.ct, "headneck": options.headneck, "imagenet": options.imagenet}
+    words = ["--scale", options.scale, "--results", str(options.out), "--device", options.device]
+    words += [word for name, path in paths.items() if path for word in (f"--{name}", path)]
+    words += ["--datasets", ",".join(choices.datasets)] if choices.datasets else []
+    return int(importlib.import_module(module).main(words))
+
+
+def _compute(artefact: Artefact, options: argparse.Namespace) -> int:
+    """What an artefact needs that is no training run; the exit status."""
+    if artefact.name in ("table3", "table4"):
+        bench = [str(ROOT / "bench" / "steps.py"), artefact.name, "--device", options.device, "--cap", options.cap]
+        return subprocess.run([sys.executable, *bench, "--results", str(options.out)], env=ONE_THREAD).returncode
+    module = {"table1": "gcond.study.zones", "table5": "gcond.study.settings", "toy": "gcond.toy"}.get(artefact.name)
+    if not module:
+        return 0
+    words = [
+        "--out",
+        str(options.out / artefact.name),
+        *(["--jobs", str(options.jobs)] if module == "gcond.toy" else []),
+    ]
+    return subprocess.run([sys.executable, "-m", module, *words], env=ONE_THREAD).returncode
+
+
+def _make(artefact: Artefact, options: argparse.Namespace) -> int:
+    """Pages and figures of an artefact from what is recorded; 1 where a cell is missing."""
+    from gcond.study import pages, plots
+
+    choices = {name: getattr(options, name) or None for name in ("scale", "lr", "seeds", "datasets")}
+    made: list[Path] = []
+    if artefact.name in pages.NAMES:
+        made += pages.make(artefact.name, options.out, **choices)
+    if artefact.name in plots.NAMES:
+        made += plots.draw(artefact.name, options.out, **choices)
+    text, complete = pages.text(artefact, options.out, **choices)
+    print(text)
+    for path in made:
+        print(f"written: {path}")
+    return 0 if complete else 1
+
+
+def _sweep_options(options: argparse.Namespace) -> list[str]:
+    launcher = ["--launcher", options.launcher] if options.launcher else []
+    return ["--jobs", str(options.jobs), *launcher, *_recorded(options)]
+
+
+def _recorded(options: argparse.Namespace) -> list[str]:
+    return ["--results", str(options.out), "--missing"] if options.missing else []
+
+
+def _choices(options: argparse.Namespace) -> Choices:
+    paths = {"ct": options.ct, "headneck": options.headneck, "imagenet": options.imagenet}
+    overrides = [f"paths.{name}={path}" for name, path in paths.items() if path]
+    overrides += [f"device={options.device}"] if options.device != "auto" else []
+    if options.scale == "paper" and not options.imagenet:
+        raise ValueError("--scale paper: expected --imagenet DIR and --ct DIR (a store of the CT archives), found none")
+    return Choices(
+        options.scale,
+        options.seeds,
+        options.datasets,
+        options.strategies,
+        (*overrides, *options.overrides),
+        "imagenet256" if options.imagenet else None,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gcond study", description="Tables, figures and questions of the study.")
+    acts = parser.add_subparsers(required=True, metavar="plan|run|table|claims|status|list")
+    where = argparse.ArgumentParser(add_help=False)
+    where.add_argument("--scale", default="mini", help="mini takes minutes, sample hours, study a day (default: mini)")
+    where.add_argument(
+        "--out", type=Path, default=OWN, help=f"records and tables (default: {OWN}; {RECORDED}/ is ours)"
+    )
+    where.add_argument("--runs", type=Path, default=Path("runs"), help="folder of local runs")
+    where.add_argument("--datasets", type=_names, default=(), help="only these, comma-separated")
+    where.add_argument("--seeds", type=_seeds, default=PAPER_SEEDS, help="11,42,2025; 10: ten, these three first")
+    where.add_argument("--strategies", type=_names, default=(), help="these arms instead of the experiment's")
+    where.add_argument("--lr", type=_rate, help="tables and figures of the runs at this learning rate")
+    runs = argparse.ArgumentParser(add_help=False)
+    runs.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side (default: cores)")
+    runs.add_argument("--launcher", choices=["joblib", "local", "slurm"], help="docs/running.md")
+    runs.add_argument("--missing", action="store_true", help="leave out runs that --out records as done")
+    runs.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
+    runs.add_argument("--cap", default="16GB", help="memory that a method may use in tables 3 and 4 (default: 16GB)")
+    runs.add_argument("--ct", help="a CT store (default: data/ct)")
+    runs.add_argument("--headneck", help="its store (default: data/headneck)")
+    runs.add_argument("--imagenet", help="a copy of ImageNet-256 or a folder of JPEG files")
+    for name, act, about in (("run", _run, "train, record, make"), ("plan", _plan, "say what would be trained")):
+        of = acts.add_parser(name, parents=[where, runs], help=about)
+        of.add_argument("name", nargs="+", metavar="NAME")
+        of.add_argument("--set", dest="overrides", nargs="+", default=[], help="further Hydra overrides of every run")
+        of.set_defaults(act=act)
+    table = acts.add_parser("table", parents=[where], help="make it from what is recorded")
+    table.add_argument("name", nargs="+", metavar="NAME")
+    table.set_defaults(act=_table)
+    for name, act, about in (("claims", _claims, "judge every claim"), ("status", _status, "how the runs stand")):
+        of = acts.add_parser(name, parents=[where], help=about)
+        of.set_defaults(act=act, scale=None)
+    acts.add_parser("list", help="every artefact").set_defaults(act=_list)
+    return parser
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(","))
+    if not all(names) or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"expected different names with commas between them, found {text!r}")
+    return names
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    return (*PAPER_SEEDS, *MORE_SEEDS) if text == "10" else tuple(int(part) for part in _names(text))
+
+
+def _rate(text: str) -> float:
+    rate = float(text)
+    if not 0 < rate < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a learning rate above 0, found {text!r}")
+    return rate
+
+
+if __name__ == "__main__":
+    sys.exit(main())
