@@ -134,6 +134,7 @@ def _run(options: argparse.Namespace) -> int:
     for then in dict.fromkeys(artefact.then for artefact in artefacts if artefact.then):
         failed |= _measure(then, options, choices)
         _record(options)
+    options.seeds = choices.seeds
     for artefact in artefacts:
         failed |= _compute(artefact, options) or _make(artefact, options)
     return failed
@@ -241,20 +242,23 @@ def _compute(artefact: Artefact, options: argparse.Namespace) -> int:
 
 
 def _make(artefact: Artefact, options: argparse.Namespace) -> int:
-    """Pages and figures of an artefact from what is recorded; 1 where a cell is missing."""
+    """Pages and figures of an artefact from what is recorded; 1 where a cell is missing that was asked for."""
     from gcond.study import pages, plots
 
     choices = {name: getattr(options, name) or None for name in ("scale", "lr", "seeds", "datasets")}
     made: list[Path] = []
-    if artefact.name in pages.NAMES:
-        made += pages.make(artefact.name, options.out, **choices)
-    if artefact.name in plots.NAMES:
-        made += plots.draw(artefact.name, options.out, **choices)
-    text, complete = pages.text(artefact, options.out, **choices)
-    print(text)
+    try:
+        for maker, names in ((pages.make, pages.NAMES), (plots.draw, plots.NAMES)):
+            made += maker(artefact.name, options.out, **choices) if artefact.name in names else []
+        text, complete = pages.text(artefact, options.out, **choices)
+    except ValueError as error:  # nothing is recorded; other artefacts may have something
+        print(f"error: {artefact.name}: {error}", file=sys.stderr)
+        return 1
+    if text:
+        print(text)
     for path in made:
         print(f"written: {path}")
-    return 0 if complete else 1
+    return 0 if complete or options.strategies else 1
 
 
 def _sweep_options(options: argparse.Namespace) -> list[str]:
@@ -274,7 +278,7 @@ def _choices(options: argparse.Namespace) -> Choices:
         raise ValueError("--scale paper: expected --imagenet DIR and --ct DIR (a store of the CT archives), found none")
     return Choices(
         options.scale,
-        options.seeds,
+        options.seeds or PAPER_SEEDS,
         options.datasets,
         options.strategies,
         (*overrides, *options.overrides),
@@ -286,15 +290,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gcond study", description="Tables, figures and questions of the study.")
     acts = parser.add_subparsers(required=True, metavar="plan|run|table|claims|status|list")
     where = argparse.ArgumentParser(add_help=False)
-    where.add_argument("--scale", default="mini", help="mini takes minutes, sample hours, study a day (default: mini)")
-    where.add_argument(
-        "--out", type=Path, default=OWN, help=f"records and tables (default: {OWN}; {RECORDED}/ is ours)"
-    )
+    where.add_argument("--out", type=Path, default=OWN, help=f"records and tables (default: {OWN}, not {RECORDED})")
     where.add_argument("--runs", type=Path, default=Path("runs"), help="folder of local runs")
-    where.add_argument("--datasets", type=_names, default=(), help="only these, comma-separated")
-    where.add_argument("--seeds", type=_seeds, default=PAPER_SEEDS, help="11,42,2025; 10: ten, these three first")
-    where.add_argument("--strategies", type=_names, default=(), help="these arms instead of the experiment's")
-    where.add_argument("--lr", type=_rate, help="tables and figures of the runs at this learning rate")
+    which = argparse.ArgumentParser(add_help=False)
+    which.add_argument("--scale", default="mini", help="mini takes minutes, sample hours, study a day (default: mini)")
+    which.add_argument("--datasets", type=_names, default=(), help="only these, comma-separated")
+    which.add_argument("--seeds", type=_seeds, default=(), help="10: ten (default: 11,42,2025; of a table, all)")
+    which.add_argument("--strategies", type=_names, default=(), help="train these instead of the experiment's arms")
+    which.add_argument("--lr", type=_rate, help="tables and figures of the runs at this learning rate")
     runs = argparse.ArgumentParser(add_help=False)
     runs.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side (default: cores)")
     runs.add_argument("--launcher", choices=["joblib", "local", "slurm"], help="docs/running.md")
@@ -305,16 +308,17 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("--headneck", help="its store (default: data/headneck)")
     runs.add_argument("--imagenet", help="a copy of ImageNet-256 or a folder of JPEG files")
     for name, act, about in (("run", _run, "train, record, make"), ("plan", _plan, "say what would be trained")):
-        of = acts.add_parser(name, parents=[where, runs], help=about)
+        of = acts.add_parser(name, parents=[where, which, runs], help=about)
         of.add_argument("name", nargs="+", metavar="NAME")
         of.add_argument("--set", dest="overrides", nargs="+", default=[], help="further Hydra overrides of every run")
         of.set_defaults(act=act)
-    table = acts.add_parser("table", parents=[where], help="make it from what is recorded")
+    table = acts.add_parser("table", parents=[where, which], help="make it from what is recorded")
     table.add_argument("name", nargs="+", metavar="NAME")
     table.set_defaults(act=_table)
     for name, act, about in (("claims", _claims, "judge every claim"), ("status", _status, "how the runs stand")):
         of = acts.add_parser(name, parents=[where], help=about)
-        of.set_defaults(act=act, scale=None)
+        of.add_argument("--scale", help="only this one (default: all)")
+        of.set_defaults(act=act)
     acts.add_parser("list", help="every artefact").set_defaults(act=_list)
     return parser
 

@@ -468,7 +468,7 @@ def read(path: Path) -> pd.DataFrame:
     if not path.exists():
         raise ValueError(f"expected {path}, which does not exist; `make claims` makes it")
     return pd.read_csv(path, dtype=dict.fromkeys([*TEXT, "wants", "verdict"], str), keep_default_na=False,
-                       na_values=dict.fromkeys(["low", "high", "p", "against"], ""))  # fmt: skip
+                       na_values=dict.fromkeys(["effect", "low", "high", "p", "against"], ""))  # fmt: skip
 
 
 def write(results: Path) -> Path:

@@ -117,7 +117,7 @@ def ends(pair: Iterable[float]) -> str:
 # Pages.
 
 
-def _table1(results: Path) -> list[Path]:
+def _table1(results: Path, **_: Any) -> list[Path]:
     """GCond's zones, of the samples that gcond.study.zones takes from the resolver."""
     folder = results / "table1"
     samples, sides = (_csv(folder / name, "make reproduce-table1") for name in ("zones.csv", "thresholds.csv"))
@@ -132,7 +132,7 @@ def _table1(results: Path) -> list[Path]:
                   paper=facts("paper")["table1"])  # fmt: skip
 
 
-def _table5(results: Path) -> list[Path]:
+def _table5(results: Path, **_: Any) -> list[Path]:
     """The settings that gcond.study.settings composes, beside the paper's."""
     folder, table = results / "table5", facts("paper")["table5"]
     composed = _csv(folder / "composed.csv", "make reproduce-table5", dtype=str, keep_default_na=False)
@@ -166,7 +166,7 @@ def same(ours: str, theirs: str) -> bool:
     return alike and ours.count("/") == theirs.count("/")
 
 
-def _toy(results: Path) -> list[Path]:
+def _toy(results: Path, **_: Any) -> list[Path]:
     folder, command = results / "toy", "make reproduce-toy"
     ends, noise, tradeoff = (_csv(folder / f"{name}.csv", command) for name in ("endpoints", "noise", "tradeoff"))
     paths = {name: _csv(folder / "trajectories" / f"{name}.csv", command) for name in ends.method.unique()}
@@ -406,7 +406,7 @@ def _write(path: Path, template: str, **content: Any) -> list[Path]:
     return [path]
 
 
-def _bench(results: Path) -> list[Path]:
+def _bench(results: Path, **_: Any) -> list[Path]:
     """Costs of steps, arbitration, memory and data, of the rows that bench/*.py record."""
     return _write(results / "bench.md", "bench", **bench_page.tables(results))
 
