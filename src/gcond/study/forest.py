@@ -33,8 +33,10 @@ def forest(name: str, spec: dict[str, Any], folder: Path, lr: float | str | None
         if len(found):
             break
     else:
-        raise ValueError(f"nothing to draw: {folder} records no comparison of {name} at learning rate {lr or 'own'}; "
-                         f"`make reproduce-{name} SCALE={folder.name}` makes the runs")  # fmt: skip
+        raise ValueError(
+            f"nothing to draw: {folder} records no comparison of {name} at learning rate {lr or 'paper or own'}; "
+            f"`make reproduce-{spec.get('artefact', name)} SCALE={folder.name}` makes the runs"
+        )
     figure = _draw(found, spec)
     caption = [spec["caption"]]
     caption += [f"Bars: 95 % intervals over seeds; hollow: fewer than {judge.FEWEST} seeds; an arrow: the bar goes on."]
