@@ -32,30 +32,34 @@ def test_pages_are_made_without_torch():
 
 SENTENCES = {name: KNOWN["sentences_of"] | where for name, where in KNOWN["sentences"].items()}
 for table in KNOWN["tables"]:
-    for row, cells in table.get("lies", {}).items():
-        about = table["where"] | KNOWN["rows"][row] | table.get("rows", {}).get(row, {})
+    for row, cells in table["lies"].items():
+        about = table["where"] | KNOWN["rows"][row]
         SENTENCES |= {f"{table['where']['scale']} {row} {column}": about | KNOWN["columns"][column] | {"lies": lies}
                       for column, lies in cells.items()}  # fmt: skip
 
 
 def lies(low: float, high: float, where: str) -> bool:
-    """ "< 0", "> 0", "around 0", "around 0 within 2": the interval."""
+    """ "< 0", "> 0", "in -5, 0", "around 0", "around 0 within 2": the interval."""
     if where.startswith("around 0"):
         bound = float(where.removeprefix("around 0").removeprefix(" within") or math.inf)
         return -bound < low < 0 < high < bound
+    if where.startswith("in"):
+        lowest, highest = map(float, where.removeprefix("in").split(","))
+        return lowest < low and high < highest
     return high < float(where[1:]) if where[0] == "<" else low > float(where[1:])
 
 
 @pytest.mark.parametrize("name", SENTENCES)
 def test_what_a_sentence_of_the_first_page_says_is_so(name, found):
     finding = pages.finding(SENTENCES[name], found)
-    assert finding["n"] >= judge.FEWEST
+    assert finding["n"] >= pages.ENOUGH_TO_SHOW
     assert lies(finding["low"], finding["high"], SENTENCES[name]["lies"]), dict(finding)
 
 
 @pytest.mark.parametrize(("interval", "where", "so"), [
     ((-3, -1), "< 0", True), ((-3, 1), "< 0", False), ((-3, -1), "around 0", False), ((-1, 1), "around 0", True),
-    ((-1, 3), "around 0 within 2", False), ((0.4, 0.5), "> 0.3", True)])  # fmt: skip
+    ((-1, 3), "around 0 within 2", False),
+    ((-4, -1), "in -5, 0", True), ((-4, 1), "in -5, 0", False), ((0.4, 0.5), "> 0.3", True)])  # fmt: skip
 def test_where_an_interval_lies(interval, where, so):
     assert lies(*interval, where) is so
 
@@ -74,12 +78,10 @@ def test_the_committed_pages_are_those_of_the_committed_findings(tmp_path, monke
     for scale in scales:
         (tmp_path / scale).symlink_to(RESULTS / scale)
     monkeypatch.setattr(judge, "write", lambda results: RESULTS / "findings.csv")
+    monkeypatch.setattr(pages, "RECORDED", tmp_path)
     written: dict[str, str] = {}
     monkeypatch.setattr(pages, "write_text", lambda path, text: written.update({str(path.relative_to(tmp_path)): text}))
     pages.make("claims", tmp_path)
-    for scale, lr in (("mini", None), ("sample", None), ("sample", 2e-4), ("sample_gpu", 2e-4)):
-        monkeypatch.setattr(pages, "RECORDED", tmp_path)
-        pages.make("table2", tmp_path, scale=scale, lr=lr)
     assert len(written) == 3 + 4 * 3
     for name, text in written.items():
         assert (RESULTS / name).read_text(encoding="utf-8") == text, name
@@ -102,16 +104,26 @@ def test_a_claims_marks_are_its_verdicts():
     assert marks == {judge.HOLDS: "✓", judge.CONTRADICTED: "✗", "": "*"}
 
 
-@pytest.mark.parametrize(("seeds", "order"), [(6, ["study", "sample"]), (3, ["sample", "study"]), (2, ["sample"])])
+@pytest.mark.parametrize(("seeds", "order"), [(3, ["study", "sample"]), (2, ["sample"])])
 def test_the_study_comes_first_as_soon_as_it_has_seeds_enough(seeds, order, found):
     """Copies of sample's findings stand for the study's."""
-    copies = found[(found.scale == "sample") & (found.dataset == "ct")].assign(
-        scale="study", dataset="headneck", n=seeds
-    )
+    ct = found[(found.scale == "sample") & (found.dataset == "ct")]
+    copies = ct.assign(scale="study", dataset="headneck", n=seeds)
     shown = pages.first_tables(pd.concat([found[found.scale != "study"], copies]))
-    titles = {table["about"]: table["where"]["scale"] for table in KNOWN["tables"]}
-    assert [titles[table["about"]] for table in shown] == order
-    assert shown[0]["rows"][0][0] == KNOWN["rows"]["sequential"]["title"]
+    assert [table["scale"] for table in shown] == order
+    assert shown[-1]["rows"][2][:2] == ["GCond sequential", "**-23.0 [-24.7, -21.4]**"]
+    assert shown[-1]["rows"][1][2:4] == ["*-21.4*", "*-18.7*"]  # the paper's
+
+
+def test_the_first_table_stands_in_the_readme_too(found):
+    shown = pages.first_tables(found)[0]
+    (table,) = re.findall(r"<!-- first table -->\n(.*?)<!-- end -->", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert table.strip() == pages.grid(shown["rows"])
+    assert table in (RESULTS / "README.md").read_text()
+
+
+def test_a_users_results_have_no_such_page(tmp_path):
+    assert pages.make("readme", tmp_path) == []
 
 
 def test_a_sentence_that_two_findings_fit_is_refused(found):

@@ -25,7 +25,7 @@ from gcond.study.table2 import Table2, effect, plus_minus
 NOT_EVIDENCE = ("smoke", "mini")  # scales that show that the machinery works; their pages have validation alone
 TEMPLATES = Path(__file__).with_name("templates")
 ON_PAGE = {"": "", "train_tail": "training", "best_val": "validation", "best_test": "test"}  # epochs in claims.md
-ENOUGH_TO_SHOW = 3  # seeds of a table of results/README.md; judge.FEWEST put it first
+ENOUGH_TO_SHOW = 3  # seeds of a table of results/README.md, as many as the paper has
 
 
 def make(name: str, results: Path, **choices: Any) -> list[Path]:
@@ -74,7 +74,14 @@ def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(TEMPLATES)
     found = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     found.globals["not_evidence"] = NOT_EVIDENCE
-    found.filters |= {"grid": grid, "ends": ends, "number": number, "effect": effect, "compared": compared}
+    found.filters |= {
+        "grid": grid,
+        "ends": ends,
+        "number": number,
+        "effect": effect,
+        "compared": compared,
+        "upper_first": upper_first,
+    }
     return found
 
 
@@ -102,6 +109,10 @@ def _cell(value: object) -> str:
     """Without what Markdown would take for a bar or a tag: labels come from data sets and errors too."""
     text = "" if isinstance(value, float) and math.isnan(value) else str(value)
     return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", text.replace("|", "\\|")).replace("\n", " ")
+
+
+def upper_first(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def number(value: float) -> str:
@@ -231,18 +242,28 @@ def latex(table: Table2, command: str) -> str:
 
 
 def _claims(results: Path, **_: Any) -> list[Path]:
-    """findings.csv, and for each scale a page of every claim that was run there."""
+    """findings.csv, and for each scale Table 2 and a page of every claim that was run there."""
     written, claims = [judge.write(results)], facts("claims")
     found = judge.read(written[0])
     for scale, own in found.groupby("scale", sort=False):
         if not (results / str(scale) / "runs.csv").exists():  # of benchmarks, toys and tests; their pages have them
             continue
         shown = own[own.epoch.isin(judge.DECIDING)] if scale in NOT_EVIDENCE else own
-        tables = {name: finding_tables(rows) for name, rows in shown.groupby("claim", sort=False)}
+        parts = {name: finding_tables(rows) for name, rows in shown.groupby("claim", sort=False)}
         stand = {row["claim"]: row["verdict"] for row in judge.verdicts(claims, own).to_dict("records")}
         written += _write(results / str(scale) / "claims.md", "claims", scale=scale, claims=claims, verdicts=stand,
-                          tables=tables)  # fmt: skip
+                          tables=parts)  # fmt: skip
+        written += _tables2(results, str(scale))
     return written
+
+
+def _tables2(results: Path, scale: str) -> list[Path]:
+    """Table 2 at the scale's learning rate and at the paper's, where more than one method ran."""
+    runs = tables.runs(results / scale)
+    runs = runs[table2.in_lineup(runs) & (runs.seed != tables.TUNING_SEED)]
+    at_paper = ~runs.own_lr & np.isclose(runs.lr, tables.PAPER_LR)
+    rates: list[tuple[str | float, pd.Series]] = [("own", runs.own_lr), (tables.PAPER_LR, at_paper)]
+    return [path for lr, ran in rates if runs[ran].strategy.nunique() > 1 for path in _table2(results, scale, lr)]
 
 
 def finding_tables(found: pd.DataFrame) -> list[list[list[str]]]:
@@ -251,7 +272,7 @@ def finding_tables(found: pd.DataFrame) -> list[list[list[str]]]:
     Losses at the last epoch, single parts of the network, and levels at other rates than the paper's where that was
     run, stand in findings.csv alone.
     """
-    found = found[found.epoch.isin(ON_PAGE) & found.group.isin(["", "all"])]
+    found = found[found.epoch.isin(ON_PAGE) & found.group.isin(["", "all", "patients"])]
     pairs, levels = found[found.theirs != ""], found[found.theirs == ""]
     at_paper = set(levels.dataset[levels.lr == "paper"])
     levels = levels[(levels.lr == "paper") | ~levels.dataset.isin(at_paper)]
@@ -274,49 +295,66 @@ def cell(row: dict[str, Any]) -> str:
 
 
 def measured(row: dict[str, Any]) -> str:
-    return str(facts("methods")["measures"].get(row["measure"], row["measure"]))
+    return str(facts("methods")["measures"].get(row["measure"], row["measure"].replace("_", " ")))
 
 
 def compared(row: dict[str, Any]) -> str:
     """ "as published: GCond stochastic - Baseline"."""
+    if row["group"] == "patients":
+        return f"{compared(row | {'group': ''})}, over patients"
     arms = label(row["ours"]) + (f" - {label(row['theirs'])}" if row["theirs"] else "")
     return f"{row['label']}: {arms}" if row["label"] else arms
 
 
 def _readme(results: Path, **_: Any) -> list[Path]:
-    """One screen of what was found, then the claims; no page where nothing of study/headlines.yaml is recorded."""
-    found, claims, known = judge.read(results / "findings.csv"), facts("claims"), facts("headlines")
-    shown = first_tables(found)
-    if not shown:
+    """One screen of what was found, then the claims; its first table stands in the README of the repository, too.
+
+    Its sentences are about what this project recorded: there is no such page of a user's own results.
+    """
+    if results.resolve() != RECORDED.resolve():
         return []
-    paper = {measure: paper_table2("ct", measure) for measure in ("l1", "ssim")}
-    gaps = {name: 100 * (of["gcond_sequential"][0] / of["baseline"][0] - 1) for name, of in paper.items()}
+    found, claims, known = judge.read(results / "findings.csv"), facts("claims"), facts("headlines")
 
     def named(name: str) -> dict[str, Any]:
         return finding(known["sentences_of"] | known["sentences"][name], found)
 
+    shown = first_tables(found)
     runs = {folder.parent.name: len(tables.read(folder.parent)) for folder in sorted(results.glob("*/runs.csv"))}
-    return _write(results / "README.md", "readme", shown=shown, paper_gaps=gaps, runs=runs, claims=claims,
-                  verdicts=[row | {"what": f"{row['dataset']} {measured(row)}: {compared(row)}" if row["n"] else ""}
-                            for row in judge.verdicts(claims, found).to_dict("records")],
-                  trivial=_against_predictors(results / "sample"), scales=_recorded_pages(results),
-                  say=lambda name: effect(named(name)),
-                  level=lambda name: f"{named(name)['effect']:.1f}")  # fmt: skip
+    stand = [row | {"what": f"{row['dataset']} {measured(row)}: {compared(row)}".strip() if row["n"] else ""}
+             for row in judge.verdicts(claims, found).to_dict("records")]  # fmt: skip
+    root = results.resolve().parent / "README.md"
+    spliced = re.sub(r"(<!-- first table -->\n).*?(\n<!-- end -->)", rf"\1\n{grid(shown[0]['rows'])}\n\2",
+                     root.read_text(encoding="utf-8"), flags=re.DOTALL)  # fmt: skip
+    write_text(root, spliced)
+    return [root, *_write(results / "README.md", "readme", shown=shown, runs=runs, claims=claims, verdicts=stand,
+                          trivial=_against_predictors(results / shown[0]["scale"], shown[0]["dataset"]),
+                          scales=_recorded_pages(results), say=lambda name: effect(named(name)),
+                          level=lambda name: f"{named(name)['effect']:.1f}")]  # fmt: skip
 
 
 def first_tables(found: pd.DataFrame) -> list[dict[str, Any]]:
-    """The tables of study/headlines.yaml that enough seeds stand behind, the first choice with FEWEST of them first:
-    `about`, `says`, `n`, and `rows`, the printed cells."""
+    """The tables of study/headlines.yaml that have ENOUGH_TO_SHOW seeds, in its order: what it says of each, `n` and
+    `rows`, printed cells below a heading and the paper's numbers."""
     known, shown = facts("headlines"), []
     for table in known["tables"]:
-        about = {row: known["rows"][row] | table.get("rows", {}).get(row, {}) for row in known["rows"]}
-        cells = {row: [finding(table["where"] | about[row] | column, found) for column in known["columns"].values()]
-                 for row in about}  # fmt: skip
-        n = min(each["n"] for row in known["decide"] for each in cells[row])
+        columns = {name: known["columns"][name] for name in table["columns"]}
+        cells = {row: [finding(table["where"] | known["rows"][row] | column, found) for column in columns.values()]
+                 for row in table["rows"]}  # fmt: skip
+        n = min(each["n"] for row in known["decide"] for each in cells[row] if each["group"] != "patients")
         if n >= ENOUGH_TO_SHOW:
-            rows = [[about[row]["title"], *(effect(each) or "not run" for each in cells[row])] for row in about]
-            shown.append({"about": table["about"], "says": table.get("says", ""), "n": n, "rows": rows})
-    return sorted(shown, key=lambda table: table["n"] < judge.FEWEST)
+            heading = ["change in % of the weighted sum", *(column["title"] for column in columns.values())]
+            paper = [_paper_gap(column.get("paper")) for column in columns.values()]
+            rows = [[known["rows"][row]["title"], *(effect(each) or "not run" for each in cells[row])] for row in cells]
+            rows = [heading, ["*the paper: GCond sequential, 1.8 million CT slices*", *paper], *rows]
+            shown.append(table["where"] | {"about": table["about"], "says": table["says"], "n": n, "rows": rows})
+    return shown
+
+
+def _paper_gap(measure: str | None) -> str:
+    if measure is None:
+        return ""
+    of = paper_table2("ct", measure)
+    return f"*{100 * (of['gcond_sequential'][0] / of['baseline'][0] - 1):+.1f}*"
 
 
 def finding(where: dict[str, Any], found: pd.DataFrame) -> dict[str, Any]:
@@ -326,18 +364,16 @@ def finding(where: dict[str, Any], found: pd.DataFrame) -> dict[str, Any]:
         rows = rows if column not in found else rows[rows[column] == value]
     if len(rows) > 1:
         raise ValueError(f"study/headlines.yaml: expected one finding of {where}, found {len(rows)}")
-    return dict(rows.iloc[0]) if len(rows) else dict.fromkeys(found, "") | {"n": 0, "effect": math.nan, "low": math.nan}
+    nothing = dict.fromkeys(found, "") | where | dict.fromkeys(("effect", "low", "high"), math.nan) | {"n": 0}
+    return dict(rows.iloc[0]) if len(rows) else nothing
 
 
-def _against_predictors(folder: Path) -> list[dict[str, Any]]:
-    """By data set: how many runs have a lower L1 than the best predictor without training."""
+def _against_predictors(folder: Path, dataset: str) -> dict[str, int]:
+    """How many runs have a lower L1 than the best predictor without training."""
     runs, guesses = tables.runs(folder), tables.predictors(folder)
-    counts = []
-    for dataset, own in runs.groupby("dataset"):
-        best = guesses[guesses.dataset == dataset]
-        below = {part: int((own[f"best_{part}_l1"] < best[f"{part}_l1"].min()).sum()) for part in ("val", "test")}
-        counts.append({"label": table2.named(dataset), "runs": len(own), **below})
-    return counts
+    own, best = runs[runs.dataset == dataset], guesses[guesses.dataset == dataset]
+    below = {part: int((own[f"best_{part}_l1"] < best[f"{part}_l1"].min()).sum()) for part in ("val", "test")}
+    return {"runs": len(own), **below}
 
 
 def _recorded_pages(results: Path) -> dict[str, list[str]]:
