@@ -424,7 +424,7 @@ def _pages_of(name: str, results: Path) -> list[Path]:
         *(
             Path(scale, each)
             for scale in judge.SCALES
-            for each in (f"{name}.md", f"{name}_lr2e-4.md", f"figures/{name}.md")
+            for each in (f"{name}.md", f"{name}_lr2e-4.md", f"figures/{name}.png")
         ),
     ]
     places = [Path("bench.md")] if name in ("table3", "table4") else places
