@@ -151,3 +151,25 @@ def test_the_terminal_shows_table2_of_ones_own_runs_and_below_it_the_recorded_on
 def test_an_unknown_page_is_refused():
     with pytest.raises(ValueError, match="name"):
         pages.make("tabel2", RESULTS)
+
+
+EXPERIMENTS = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "conf" / "experiment").glob("*.yaml")}
+COUNTS = {name: int(said[1]) for name, text in EXPERIMENTS.items() if (said := re.search(r"= (\d+) runs", text))}
+
+
+def test_a_sweep_has_as_many_runs_as_its_file_says():
+    assert len(COUNTS) > 15
+    assert {name: pages.sweep_size([f"experiment={name}"]) for name in COUNTS} == COUNTS
+    assert pages.sweep_size(["experiment=o8_weights", "seed=1", "loss.tasks={l1:1,ssim:2},{l1:2,ssim:1}"]) == 2 * 2 * 3
+
+
+def test_the_page_of_experiments_lists_every_artefact_with_its_runs(monkeypatch):
+    written: list[str] = []
+    monkeypatch.setattr(pages, "write_text", lambda path, text: written.append(text))
+    pages.make("experiments", RESULTS)
+
+    def runs(text: str) -> list[list[str]]:
+        return [[cell.strip() for cell in line.split("|")[1:4]] for line in text.splitlines() if line.startswith("|")]
+
+    assert len(runs(written[0])) > 30
+    assert runs((ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")) == runs(written[0])
