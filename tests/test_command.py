@@ -47,6 +47,7 @@ def test_a_run_with_another_task_is_judged_by_its_own_weights_and_one_without_nu
 def test_data_that_are_not_there_end_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
+    monkeypatch.setattr("hydra._internal.utils.is_under_debugger", lambda: False)  # as it takes coverage for one
     words = [*TINY, "dataset=ct", "dataset._target_=gcond.data.ct.load", f"dataset.root={tmp_path}", f"runs={tmp_path}"]
     monkeypatch.setattr(sys, "argv", ["gcond-train", "hydra/hydra_logging=disabled", "hydra.run.dir=.", *words])
     with pytest.raises(SystemExit):

@@ -101,9 +101,8 @@ def read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
-        raise damaged(
-            path, raw[: error.start].count(b"\n") + 1, "UTF-8", f"the byte 0x{raw[error.start]:02x}"
-        ) from None
+        line, found = raw[: error.start].count(b"\n") + 1, f"the byte 0x{raw[error.start]:02x}"
+        raise damaged(path, line, "UTF-8", found) from None
     if (nul := text.find("\0")) >= 0:
         raise damaged(path, text[:nul].count("\n") + 1, "text", "a NUL byte")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -122,9 +121,7 @@ def read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
 
 
 def damaged(path: Path, line: int, expected: str, found: str) -> ValueError:
-    return ValueError(
-        f"{path}, line {line}: expected {expected}, found {found}; mend the file, or move it away and record again"
-    )
+    return ValueError(f"{path}, line {line}: expected {expected}, found {found}; mend it, or move it away")
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

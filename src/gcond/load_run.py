@@ -79,10 +79,8 @@ class LoadedRun:
         if not checkpoints(folder):
             raise ValueError(f"{folder}: expected the run's last checkpoint, found none; the run must be made again")
         step = Checkpoint(folder, self.report["hash"], checksum, {"model": model}, writes=False).load().step
-        if step != self.report["steps"]:
-            raise ValueError(
-                f"{folder}: expected a checkpoint of step {self.report['steps']}, found one of step {step}"
-            )
+        if step != (last := self.report["steps"]):
+            raise ValueError(f"{folder}: expected a checkpoint of step {last}, found one of step {step}")
         return model, step
 
     def objective(self, model: MaskedAutoencoder, data: Splits) -> Objective:

@@ -38,12 +38,9 @@ class ReconstructionLoss:
     targets its gradients of "l1" and "flipped" are exactly opposed, elsewhere equal: so the cosine of the two gradients
     in the predictions is 1 - 2 x the share of pixels in between.
 
-    Predictions are not clamped to [0, 1]: a clamp has no gradient, and would silence the loss wherever a prediction
-    leaves the range. `outside_unit_share` tells how often that happens.
-
-    Both are computed in float32 (float64 stays float64), under autocast too: variances are small differences of
-    products, and in bfloat16 the SSIM of CT patches is wrong by its own size. (TF32 matrix products, off by default
-    in PyTorch, would do the same; keep `torch.get_float32_matmul_precision()` at "highest".)
+    Predictions are not clamped to [0, 1]: a clamp has no gradient (`outside_unit_share` tells how often they leave).
+    All is computed in float32 (float64 stays float64), under autocast too: in bfloat16 or with TF32 matrix products the
+    SSIM of CT patches is wrong by its own size.
     """
 
     classifies = False  # whether it needs logits and labels besides

@@ -29,13 +29,9 @@ def channels_of(cfg: DictConfig) -> int:
 
 
 class SyntheticRun:
-    """The config's model, strategy and optimizer, in real optimizer steps on one made micro-batch, shown again and
-    again.
+    """The config's model, strategy and optimizer in real optimizer steps on one made micro-batch, always the same.
 
-    Args:
-        cfg: of the run; its data set is not read, only the number of channels matters.
-        device: where the steps run.
-        diagnose_every: as in the scale, but by default the diagnosed steps, which cost more, are left out.
+    The data set is not read. Diagnosed steps, which cost more, are left out unless `diagnose_every` asks for them.
     """
 
     def __init__(self, cfg: DictConfig, device: torch.device, diagnose_every: int = 10**9) -> None:

@@ -171,6 +171,7 @@ WRITTEN = {
     "a slice less": rewrite(SECOND, lambda slices: slices[1:]),
     "another column": rewrite(FIRST, lambda slices: slices, pa.schema([("image", pa.binary())])),
     "text for a shard": RAW["text for a shard"],
+    "text for an index": change("index.parquet", lambda content: b"split,patient\n"),
     "half a shard": RAW["half a shard"],
     "a row of the next shard": index(row={3: 4}),
     "a negative shard": index(shard={0: -1}),

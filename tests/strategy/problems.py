@@ -91,6 +91,16 @@ def resolved(resolver: Any, rows: object, **others: Any) -> Tensor:
     return resolver.resolve(conflict(rows, **others)).weights @ matrix(rows)
 
 
+def by_blocks(resolver: Any, rows: Tensor, sizes: Sequence[int] | None = None, seed: int = 0) -> Tensor:
+    """The update [P] of a resolver that works on coordinates, from blocks of `sizes`; one block if there are none."""
+    blockwise = resolver.resolve(conflict(rows, seed=seed)).blockwise
+    parts, start = [], 0
+    for size in sizes or [rows.shape[1]]:
+        parts.append(blockwise(rows[:, start : start + size], start))
+        start += size
+    return torch.cat(parts)
+
+
 def random_rows(seed: int, m: int, size: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((m, size))
 

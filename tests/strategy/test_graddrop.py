@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from strategy.problems import conflict, flat_grad, prescribed
+from strategy.problems import by_blocks, conflict, flat_grad, prescribed
 from torchjd import aggregation
 
 from gcond.strategy import GradientConductor, Raw, Sequential, gradients
@@ -12,13 +12,7 @@ from gcond.strategy.resolve.graddrop import GradDrop
 
 
 def update(rows, seed=0, resolver=None, sizes=None):
-    """The update [P] between the rows of a float32 matrix, in blocks of `sizes`."""
-    blockwise = (resolver or GradDrop()).resolve(conflict(rows, seed=seed)).blockwise
-    parts, start = [], 0
-    for size in sizes or [rows.shape[1]]:
-        parts.append(blockwise(rows[:, start : start + size], start))
-        start += size
-    return torch.cat(parts)
+    return by_blocks(resolver or GradDrop(), rows, sizes, seed)
 
 
 def random_rows(m, size):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from strategy.problems import conflict, matrix, saved
+from strategy.problems import by_blocks, conflict, matrix, saved
 
 from gcond.strategy.resolve.sam_gs import SAMGS
 
@@ -40,13 +40,7 @@ class BySteps:
 
 
 def update(resolver, rows, sizes=None):
-    rows = torch.as_tensor(rows)
-    blockwise = resolver.resolve(conflict(rows)).blockwise
-    parts, start = [], 0
-    for size in sizes or [rows.shape[1]]:
-        parts.append(blockwise(rows[:, start : start + size], start))
-        start += size
-    return torch.cat(parts)
+    return by_blocks(resolver, torch.as_tensor(rows), sizes)
 
 
 @pytest.mark.oracle("sam_gs", "NumPy twin over 30 steps")

@@ -73,20 +73,15 @@ class Plan:
         return sum(own(self.held)) + max(own(self.phases))
 
     def fits(self, room: float) -> bool:
-        """Whether it fits into `room` bytes, with the margin."""
+        """Into `room` bytes, with the margin."""
         return self.peak * self.margin <= room
 
 
 class Planner:
-    """Plans of one config at any micro-batch.
+    """Plans of one config at any micro-batch; `model` may be on "meta" and is not changed, `device` need not exist.
 
-    Args:
-        cfg: of the run.
-        model: of the run, on any device, "meta" included. It is not run and not changed.
-        device: that the run is for; it need not exist here.
-        passes: counts of the same model, loss and precision to share with other planners; None makes them.
-        tasks: name -> lambda, in place of the config's.
-        graph: of `gcond.engine.passes.GRAPHS`; the conductor's own is "freed".
+    `passes` are counts of the same model, loss and precision to share with other planners, `tasks` (name -> lambda)
+    takes the place of the config's, `graph` is one of `gcond.engine.passes.GRAPHS`: the conductor's own is "freed".
     """
 
     def __init__(

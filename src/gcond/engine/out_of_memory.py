@@ -51,10 +51,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def advice(cfg: DictConfig, model: MaskedAutoencoder, device: torch.device, before: int = 0) -> str:
-    """What to try in place of the config's micro-batch, which failed: a sentence or a few.
+    """The largest smaller micro-batch of the same effective batch that is planned to fit; half where planning fails.
 
-    The largest smaller micro-batch of the same effective batch that the planner says fits; half of it where planning
-    fails. `before`: bytes of this process (CPU) that are not the run's.
+    `before`: bytes of this process (CPU) that are not the run's.
     """
     failed = f"out of memory at scale.micro_batch={cfg.scale.micro_batch} on {device.type}."
     try:

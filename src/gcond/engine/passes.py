@@ -47,12 +47,9 @@ Loss = Callable[..., Mapping[str, Tensor]]
 class Passes:
     """Counts of one model, loss and precision, each made once; strategies that run the same passes share them.
 
-    Args:
-        cfg: of the run; `precision` (fp32, bf16, fp16) is read where there is one.
-        model: of the run, on any device, "meta" included. It is not run and not changed.
-        device: that the run is for; it need not exist here.
-        loss: called as the config's, which it replaces: for tasks that the project does not have.
-        lines: count few micro-batches and draw a line where the counts lie on one (`LINE`), to plan many.
+    `model` may be on "meta" and is not changed, `device` need not exist here. `loss` replaces the config's, for tasks
+    that the project does not have. With `lines` few micro-batches are counted and a line is drawn where the counts lie
+    on one (`LINE`), to plan many.
     """
 
     def __init__(

@@ -59,10 +59,7 @@ EDGE = 0.1  # share of the steps that "first" and "tail" average over
 
 
 class RunReport:
-    """Writes report.json when the run ends, with status "done" or, on an exception, "failed".
-
-    Only rank 0 writes. `team` may be told later than the run begins.
-    """
+    """Writes report.json (rank 0 only) when the run ends: status "done" or, on an exception, "failed"."""
 
     def __init__(self, cfg: DictConfig, folder: RunFolder, team: World | None = None) -> None:
         self._cfg, self._folder = cfg, folder
@@ -168,10 +165,7 @@ def _without(record: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 
 def variant() -> str:
-    """What was overridden beside the named choices: "optimizer.lr=1e-4,threads=2", "" for nothing.
-
-    An override without which the config would be the same is none.
-    """
+    """Overrides beside the named choices, without which the config would differ: "optimizer.lr=1e-4,threads=2"."""
     if not HydraConfig.initialized():
         return ""
     hydra = HydraConfig.get()
