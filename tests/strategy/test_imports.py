@@ -30,6 +30,7 @@ ALLOWED = {
     "study": "config output sweep engine data files strategy model load_run synthetic_run toy",
     "study.window_noise": "data engine files load_run study.tables",
     "study.bench_page": "study",
+    "cli": "command engine files output study sweep",
     "command": "config schema engine train output",
     "train": "config schema command data model loss strategy engine files output",  # command where train itself is run
     "timing": "engine",
