@@ -124,19 +124,11 @@ def runs(results: Path) -> pd.DataFrame:
 
 
 def log(results: Path, name: str, *kinds: str) -> pd.DataFrame:
-    """Records of these kinds of the run `name`, without columns that they lack; numbers as float64.
+    """Records of these kinds of the run `name` (all without any), without columns that they lack; floats as float64.
 
     `name` may leave the fingerprint out where one machine alone made the run. Raises ValueError, naming the file, where
     there is no log.
     """
-    return _whole_log(results, name, *kinds).dropna(axis="columns", how="all").reset_index(drop=True)
-
-
-def log_name(name: str, arithmetic: str) -> str:
-    return "-".join(filter(None, (name, arithmetic)))
-
-
-def _whole_log(results: Path, name: str, *kinds: str) -> pd.DataFrame:
     path = results / "logs" / f"{name}.parquet"
     if not path.exists():
         others = sorted((results / "logs").glob(f"{name}-????????.parquet"))
@@ -144,9 +136,14 @@ def _whole_log(results: Path, name: str, *kinds: str) -> pd.DataFrame:
             found = ", ".join(each.stem for each in others) or "none"
             raise ValueError(f"{path}: expected the log of a run, found {found}; restore it with git or record it anew")
         path = others[0]
-    found = pd.read_parquet(path, filters=[("kind", "in", kinds)] if kinds else None)
-    floats = found.select_dtypes("floating").columns
-    return found.astype(dict.fromkeys(floats, "float64"))
+    found = pq.read_table(path, filters=[("kind", "in", kinds)] if kinds else None)
+    found = found.select([name for name in found.column_names if found[name].null_count < len(found)])
+    double = [each.with_type(pa.float64()) if pa.types.is_floating(each.type) else each for each in found.schema]
+    return found.cast(pa.schema(double)).to_pandas()
+
+
+def log_name(name: str, arithmetic: str) -> str:
+    return "-".join(filter(None, (name, arithmetic)))
 
 
 def overrides(variant: str) -> dict[str, str]:
@@ -222,7 +219,7 @@ def _digest(results: Path, name: str) -> tuple[dict[str, float], list[dict[str, 
 
 @lru_cache(maxsize=4096)
 def _digest_of(results: Path, name: str, changed: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    found = _whole_log(results, name)
+    found = log(results, name)
     trivial = found[found.kind == "trivial"].dropna(axis="columns", how="all").drop(columns="kind")
     return numbers(found), trivial.to_dict("records")
 
@@ -329,7 +326,7 @@ def record(folder: Path, results: Path) -> pd.DataFrame:
     name = log_name(row["name"], row["arithmetic"])
     rows = pd.DataFrame([*_records(folder / "metrics.jsonl"), *_trivial(folder / "report.json")])
     if (results / "logs" / f"{name}.parquet").exists():
-        before = _whole_log(results, name)
+        before = log(results, name)
         rows = pd.concat([rows, before[before.kind.isin(AFTERWARDS)].dropna(axis="columns", how="all")])
     _write_log(results, name, rows)
     return _write_rows(results, [row])
@@ -338,7 +335,7 @@ def record(folder: Path, results: Path) -> pd.DataFrame:
 def add(results: Path, name: str, kind: str, rows: pd.DataFrame) -> None:
     """Put `rows` into a recorded log, in the place of those of the same kind: what was measured on its weights later.
     `name`: of the log."""
-    before = _whole_log(results, name)
+    before = log(results, name)
     kept = before[before.kind != kind].dropna(axis="columns", how="all")
     _write_log(results, name, pd.concat([kept, rows.assign(kind=kind)], ignore_index=True))
 
