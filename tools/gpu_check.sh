@@ -24,11 +24,11 @@ record() { # at home
   "$PYTHON" - <<'PYTHON'
 from pathlib import Path
 
-from gcond.study import pages, table
+from gcond.study import pages, tables
 
 pages.make("bench", Path("results"))
 for done in sorted(Path("runs/gpu").glob("*/*/DONE")):
-    table.record(done.parent, Path("results/study"))
+    tables.record(done.parent, Path("results/study"))
     print("recorded", done.parent.name)
 PYTHON
 }
