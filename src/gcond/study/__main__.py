@@ -91,17 +91,20 @@ def tell_plan(study: Study, machine: str, jobs: int) -> None:
     ends."""
     print(f"{'block':24} {'runs':>5} {'left':>5} {'wait':>5} {'until':>8}  question")
     seen: set[str] = set()
-    seconds, runs = 0.0, 0
+    seconds, runs, waiting = 0.0, 0, 0
     for block, items in study.left(machine):
         names = {item: study.run(item).folder.name for item in items}
         new = [item for item in items if names[item] not in seen]
         seen |= set(names.values())
         seconds += study.seconds([*new, *block.waiting])
         runs += len(new) + len(block.waiting)
+        waiting += len(block.waiting)
         until = duration(seconds / jobs) if new or block.waiting else "done"
         every = len(block.items) + len(block.waiting)
         print(f"{block.name:24} {every:5} {len(new):5} {len(block.waiting):5} {until:>8}  {block.question}")
-    print(f"{runs} runs left, {duration(seconds / jobs)} of {jobs} idle cores; a run waits for its arm's learning rate")
+    print(f"{runs} runs left, {duration(seconds / jobs)} of {jobs} idle cores")
+    if waiting:
+        print(f"{waiting} of them wait for the learning rate of their arm, which earlier runs decide")
     for dataset, reason in study.absent.items():
         print(f"no run of {dataset} can be made here: {reason}")
     sys.stdout.flush()
@@ -159,14 +162,12 @@ def _say(line: str) -> None:
     print(f"{datetime.now():%H:%M:%S} {line}", flush=True)
 
 
-def here() -> str:
-    """The fingerprint of this machine's arithmetic, with one thread as the runs have."""
-    import torch
+def here(more: Sequence[str]) -> str:
+    """The fingerprint of the arithmetic that the runs have on this machine: of their device, with one thread."""
+    from gcond.engine.device import fingerprint, pick
 
-    from gcond.engine.device import fingerprint
-
-    torch.set_num_threads(1)
-    return fingerprint(torch.device("cpu"))
+    devices = [word.removeprefix("device=") for word in more if word.startswith("device=")]
+    return fingerprint(pick((devices or ["auto"])[-1], 1))
 
 
 @output_may_be_lost()
@@ -181,7 +182,7 @@ def main(words: list[str] | None = None) -> int:
     if arguments.jobs < 1:
         parser.error(f"--jobs: expected an integer >= 1, found {arguments.jobs}")
     try:
-        machine = here()
+        machine = here(arguments.more)
         study = Study(arguments.queue, arguments.results, arguments.more)
         study.collect([item for _, items in study.left(machine) for item in items])
         tell_plan(study, machine, arguments.jobs)

@@ -302,7 +302,8 @@ def compared(row: dict[str, Any]) -> str:
     """ "as published: GCond stochastic - Baseline"."""
     if row["group"] == "patients":
         return f"{compared(row | {'group': ''})}, over patients"
-    arms = label(row["ours"]) + (f" - {label(row['theirs'])}" if row["theirs"] else "")
+    ours = label(row["ours"]) if row["ours"] or not row["theirs"] else "all trained encoders"  # of linear probes
+    arms = ours + (f" - {label(row['theirs'])}" if row["theirs"] else "")
     return f"{row['label']}: {arms}" if row["label"] else arms
 
 
