@@ -30,8 +30,8 @@ def test_every_mutant_applies_and_its_tests_exist():
 
 UNNOTICED = {"file": "update.py", "old": '"""The resolved gradient as it', "new": '"""The gradient as it'}
 NOTICED = {"file": "update.py", "old": "lerp_(own, 1 - self.beta)", "new": "lerp_(own, 1.0)"}
-UNUSABLE = {"file": "update.py", "old": "class Raw:", "new": "class Crude:"}
-REST = {"imitates": "see above", "tests": ["tests/strategy/test_update.py::test_ema_by_hand"]}
+UNUSABLE = {"file": "update.py", "old": "class Raw(Update):", "new": "class Crude(Update):"}
+REST = {"imitates": "see above", "tests": ["tests/strategy/test_update.py::test_ema_is_the_twin"]}
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ REST = {"imitates": "see above", "tests": ["tests/strategy/test_update.py::test_
     [
         ({"old": "not in the file"}, "mutant 'm': expected `old` exactly once in update.py, found it 0 times"),
         ({"old": "return"}, r"mutant 'm': expected `old` exactly once in update.py, found it \d+ times"),
-        ({"old": "class Raw:", "new": "class Raw("}, r"mutant 'm': .*update.py"),
+        ({"old": "class Raw(Update):", "new": "class Raw("}, r"mutant 'm': .*update.py"),
         ({"file": "gone.py"}, r"mutant 'm': .*No such file"),
     ],
 )
@@ -58,9 +58,11 @@ def test_survivors_and_mutants_that_do_not_run_fail_the_check(tmp_path):
         (tmp_path / "declared.toml").write_text("\n".join(tables))
         command = [sys.executable, ROOT / "tools" / "mutants.py", "--declarations", tmp_path]
         done = subprocess.run(command, capture_output=True, text=True)
-        return done.returncode, dict(re.findall(r"^(\w+)\t(\S*test_ema_by_hand|NOT \w+)", done.stdout, re.MULTILINE))
+        return done.returncode, dict(
+            re.findall(r"^(\w+)\t(\S*test_ema_is_the_twin|NOT \w+)", done.stdout, re.MULTILINE)
+        )
 
     before = (PACKAGE / "update.py").read_text()
-    assert check(noticed=NOTICED) == (0, {"noticed": "strategy/test_update.py::test_ema_by_hand"})
+    assert check(noticed=NOTICED) == (0, {"noticed": "strategy/test_update.py::test_ema_is_the_twin"})
     assert check(unnoticed=UNNOTICED, unusable=UNUSABLE) == (1, {"unnoticed": "NOT CAUGHT", "unusable": "NOT RUN"})
     assert (PACKAGE / "update.py").read_text() == before

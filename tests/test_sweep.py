@@ -467,7 +467,7 @@ def test_a_run_that_fails_stops_no_other_and_only_what_is_missing_is_repeated(
     launcher: str, jobs: int, tmp_path: Path
 ) -> None:
     sweep = Sweep(tmp_path, "--launcher", launcher, "--jobs", str(jobs))
-    choices = ["strategy=gcond_stochastic", "scale.accumulation_steps=3,2,5,4"]  # 3 and 5 do not serve two tasks
+    choices = ["seed=1,2", "dataset._target_=engine.tiny.never,engine.tiny.load"]
 
     process = sweep.start(*choices)
     first, _ = process.communicate(timeout=600)
@@ -484,7 +484,7 @@ def test_a_run_that_fails_stops_no_other_and_only_what_is_missing_is_repeated(
     assert {path: path.stat().st_mtime_ns for path in before} == before
     for attempt in (first, second):
         summary = attempt.split("Sweep: 2 of 4 runs finished")[1]
-        assert summary.count("`accumulation_steps`: the stochastic estimator expects a multiple of") == 2
+        assert summary.count("failed, AssertionError: data was read") == 2
 
 
 @pytest.mark.slow
@@ -499,8 +499,9 @@ def test_a_sweep_that_is_stopped_leaves_no_process_and_goes_on_where_it_was(laun
     process.send_signal(signal.SIGTERM)
     shown, _ = process.communicate(timeout=600)
     assert process.returncode == 128 + signal.SIGTERM
-    assert shown.count("interrupted, goes on from step") == 2
-    assert shown.count("not begun; the same command begins it") == 1
+    summary = shown.split("Sweep: 0 of 3 runs finished")[1]
+    assert summary.count("interrupted, goes on from step") >= 2
+    assert summary.count("-gcond_stochastic-seed") == 3  # the third may have begun as well
     assert processes(str(tmp_path)) == []
     assert not any((run / "DONE").exists() for run in sweep.runs())
     saved = {run: max(int(path.name[:8]) for path in (run / "checkpoints").glob("*.pt")) for run in begun}

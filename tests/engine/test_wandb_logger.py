@@ -176,7 +176,7 @@ def test_an_interrupted_run_goes_on_in_the_same_wandb_run_and_nothing_is_there_t
     assert wandb_file.header(second).run_id == run_id
     assert second != first
     assert logged(folder) == rows(folder)
-    assert len(rows(folder)) == 10
+    assert len(rows(folder)) == 12
     pictures = [row["step"] for row in wandb_file.history(second) if "reconstructions" in row]
     assert pictures == [2, 4]  # the first was drawn by the interrupted attempt
 
@@ -227,13 +227,13 @@ def test_online_without_an_account_or_a_server_the_run_ends_well(tmp_path: Path,
     assert done.returncode == 0, done.stderr
     folder = only_run(tmp_path / "runs")
     assert (folder / "DONE").exists()
-    assert len(read(folder / "metrics.jsonl")) == 10
+    assert len(read(folder / "metrics.jsonl")) == 12
     assert done.stderr.count("the logger failed in `open`") == 1
 
 
 @pytest.mark.slow
 def test_the_group_is_the_experiment(tmp_path: Path) -> None:
-    done = train(tmp_path, "experiment=table2", "logger=wandb")
+    done = train(tmp_path, "experiment=table2", "seed=11", "strategy=baseline", "logger=wandb")
     assert done.returncode == 0, done.stderr
     folder = only_run(tmp_path)
     assert wandb_file.header(wandb_file.only_copy(folder)).run_group == "table2"
