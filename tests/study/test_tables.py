@@ -38,9 +38,10 @@ loss: {tasks: {l1: 0.85, ssim: 0.15}}
 """
 METRICS = [
     {"kind": "step", "step": 0, "loss/l1": 0.1, "cosine/all": None},
-    {"kind": "activations", "epoch": 1, "quantiles": {"0.5": 0.5}},
+    {"kind": "activations", "epoch": 1, "step": 0, "quantiles": {"0.5": 0.5}},
     {
         "kind": "groups",
+        "step": 0,
         "at": "best",
         "split": "val",
         "groups": {"p1": {"images": 2, "l1": 0.5}, "p2": {"images": 1, "l1": 0.25}},

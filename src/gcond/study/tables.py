@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from gcond.engine import metrics_log
 from gcond.engine.run_folder import read_report
 from gcond.engine.run_state import selection_weights, weighted_loss
 from gcond.files import write_atomically
@@ -322,6 +323,11 @@ def record(folder: Path, results: Path) -> pd.DataFrame:
 
     A run that is recorded already is written again. Raises ValueError, naming the file, where the run is not finished.
     """
+    return _write_rows(results, [_record_log(folder, results)])
+
+
+def _record_log(folder: Path, results: Path) -> dict[str, Any]:
+    """Write the log of a finished run; returns its row."""
     row = row_of(folder)
     name = log_name(row["name"], row["arithmetic"])
     rows = pd.DataFrame([*_records(folder / "metrics.jsonl"), *_trivial(folder / "report.json")])
@@ -329,7 +335,7 @@ def record(folder: Path, results: Path) -> pd.DataFrame:
         before = log(results, name)
         rows = pd.concat([rows, before[before.kind.isin(AFTERWARDS)].dropna(axis="columns", how="all")])
     _write_log(results, name, rows)
-    return _write_rows(results, [row])
+    return row
 
 
 def add(results: Path, name: str, kind: str, rows: pd.DataFrame) -> None:
@@ -346,24 +352,23 @@ def collect(runs: Path, results: Path) -> list[str]:
     A failed or unfinished run is a row without numbers, so that a table can say how many were asked for; it does not
     replace the same run recorded as finished.
     """
-    remarks, rows, recorded = [], [], 0
+    remarks, rows, recorded = [], [], []
     for folder in sorted(path for path in runs.glob("*") if (path / "config.yaml").exists()):
         if (folder / "DONE").exists():
             try:
-                record(folder, results)
-                recorded += 1
+                recorded.append(_record_log(folder, results))
             except (ValueError, KeyError) as error:
                 remarks.append(f"{folder.name}: unreadable, left out: {error}")
             continue
         rows.append(_unfinished(folder))
-    done = set(read(results).query("status == @DONE").name)
-    rows = [row for row in rows if row["name"] not in done]
+    table = _write_rows(results, recorded) if recorded else read(results)
+    table = table[table.status == DONE]
+    rows = [row for row in rows if row["name"] not in set(table.name)]
     if rows or (results / "runs.csv").exists():
-        table = read(results)
-        _write_rows(results, rows, table[table.status == DONE])
+        _write_rows(results, rows, table)
     remarks += [f"{row['name']}: {row['status']}{': ' * bool(row['error'])}{row['error']}" for row in rows]
     failed = sum(row["status"] == FAILED for row in rows)
-    return [*remarks, f"{results}: {recorded} runs recorded, {failed} failed, {len(rows) - failed} unfinished"]
+    return [*remarks, f"{results}: {len(recorded)} runs recorded, {failed} failed, {len(rows) - failed} unfinished"]
 
 
 def row_of(folder: Path) -> dict[str, Any]:
@@ -447,8 +452,7 @@ def _at(content: Mapping[str, Any], where: str) -> Any:
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
     """Of metrics.jsonl; a record of groups is one for each group."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        content = json.loads(line)
+    for content in metrics_log.read(path):
         for group, scores in content.pop("groups", {"": {}}).items():
             flat = content | scores | ({"group": group} if group else {})
             yield pd.json_normalize(flat).iloc[0].to_dict() if any(isinstance(v, dict) for v in flat.values()) else flat
