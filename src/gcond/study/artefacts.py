@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from gcond.study.methods import kind
+
 ROOT = Path(__file__).resolve().parents[3]
 STUDY, EXPERIMENTS = ROOT / "study", ROOT / "conf" / "experiment"
 PAPER_SEEDS = (11, 42, 2025)
@@ -53,7 +55,6 @@ class Catalogue:
     def __init__(self, study: Path = STUDY) -> None:
         content = _read(study / "artefacts.yaml")
         figures = _read(study / "figures.yaml")["figures"]
-        self._photographs: list[str] = content["photographs"]
         self._datasets: Mapping[str, Mapping[str, str]] = content["datasets"]
         self._at_mini: dict[str, tuple[str, ...]] = {}
         self.artefacts: dict[str, Artefact] = {}
@@ -116,8 +117,8 @@ class Catalogue:
         if choices.photos:
             stand_ins["photos"] = choices.photos
         own = [stand_ins.get(name, name) for name in datasets or experiment_lists(experiment)["dataset"]]
-        kinds = {name in self._photographs for name in own}
-        chosen = [name for name in choices.datasets or own if (name in self._photographs) in kinds]
+        kinds = {kind(name) == "photographs" for name in own}
+        chosen = [name for name in choices.datasets or own if (kind(name) == "photographs") in kinds]
         strategies = choices.strategies or arms
         return [
             f"experiment={experiment}",

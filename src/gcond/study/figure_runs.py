@@ -13,15 +13,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from gcond.study import tables
-from gcond.study.methods import facts, label
+from gcond.study.methods import NOT_EVIDENCE, PAPER_MODEL, RATES, dataset_label, facts, kind, label
 
-SMALL = {"smoke", "mini"}  # scales that show that the machinery works
 FAMILIES = ("photographs", "ct")
-RATES = {
-    "own": "the scale's learning rate",
-    "paper": "the paper's rate 2e-4",
-    "best": "each method's best rate",
-}
 
 
 @dataclass(frozen=True)
@@ -53,7 +47,7 @@ def choose(name: str, spec: dict[str, Any], folder: Path, lr: float | str | None
     families = spec.get("datasets", FAMILIES)
     own = recorded[
         recorded.strategy.isin(wanted)
-        & (recorded.model == spec.get("model", "mobilenetv3_small"))
+        & (recorded.model == spec.get("model", PAPER_MODEL))
         & (recorded.model_mode == "train")
         & (recorded.seed != tables.TUNING_SEED)
         & np.array([one in datasets if datasets else family(one) in families for one in recorded.dataset], dtype=bool)
@@ -100,7 +94,7 @@ def absent(runs: pd.DataFrame, arms: Sequence[str], shown: list[str], families: 
     found = [f"no run on {each}" for each in families if each not in map(family, shown)]
     counts = runs.groupby(["dataset", "strategy"]).seed.nunique().unstack(0).reindex(arms).fillna(0).astype(int)
     for dataset in shown:
-        own, where = counts[dataset], f" on {title(dataset)}" if len(shown) > 1 else ""
+        own, where = counts[dataset], f" on {dataset_label(dataset)}" if len(shown) > 1 else ""
         gone = [label(arm) for arm in arms if not own[arm]]
         fewer = [f"{label(arm)} ({n} of {own.max()})" for arm, n in own.items() if 0 < n < own.max()]
         found += [f"not run{where}: {', '.join(gone)}"] if gone else []
@@ -109,12 +103,8 @@ def absent(runs: pd.DataFrame, arms: Sequence[str], shown: list[str], families: 
 
 
 def family(dataset: str) -> str:
-    """ct, or photographs: which stand for the paper's ImageNet."""
-    return "ct" if facts("methods")["datasets"].get(dataset, {}).get("paper") == "ct" else "photographs"
-
-
-def title(dataset: str) -> str:
-    return str(facts("methods")["datasets"].get(dataset, {}).get("label", dataset))
+    """ct, or photographs, for which any other data set stands."""
+    return "ct" if kind(dataset) == "ct" else "photographs"
 
 
 def written(lr: float) -> str:
@@ -127,14 +117,14 @@ def finish(figure: Figure, chosen: Chosen, reading: str) -> None:
     seeds = chosen.runs.groupby(["dataset", "strategy"]).seed.nunique()
     count = f"{seeds.min()} to {seeds.max()}" if seeds.min() < seeds.max() else str(seeds.max())
     scale = chosen.folder.name
-    where = [title(chosen.datasets[0])] if len(chosen.datasets) == 1 else []
+    where = [dataset_label(chosen.datasets[0])] if len(chosen.datasets) == 1 else []
     where += [f"scale {scale}", chosen.rate, f"{count} seed{'s' * (count != '1')} a method"]
     parts = [chosen.spec.get("caption", ""), reading]
     parts += [f"The paper: {chosen.spec['paper']}"] if "paper" in chosen.spec else []
     parts += [f"Missing: {'; '.join(chosen.missing)}."] if chosen.missing else []
     if (machines := chosen.runs.device.nunique()) > 1:
         parts.append(f"The runs come from {machines} kinds of machine: do not compare across them.")
-    if scale in SMALL:
+    if scale in NOT_EVIDENCE:
         parts.append(f"Scale {scale} shows that the machinery works; it is no evidence about any method.")
     frame(figure, chosen.spec["title"], "; ".join(where), " ".join(filter(None, parts)), map(label, chosen.arms))
 

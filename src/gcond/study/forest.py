@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gcond.study import judge, tables
-from gcond.study.figure_runs import RATES, frame, ordered_datasets, title
-from gcond.study.methods import facts, paper_table2
+from gcond.study.figure_runs import frame, ordered_datasets
+from gcond.study.methods import RATES, dataset_label, facts, paper_table2
 
 LOOKS = {"l1": ("#000000", "o", -0.14), "ssim": ("#D55E00", "^", 0.14)}  # colour, marker, place beside the row
 
@@ -93,7 +93,7 @@ def _draw(found: pd.DataFrame, spec: dict[str, Any]) -> Figure:
             _mark(axes, one, rows.index.get_loc(one.place), *limits)
         axes.set_yticks(range(len(rows)), rows if across == 0 else [""] * len(rows), fontsize=9)
         axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=limits, xlabel=spec["x"])
-        axes.set_title(f"{title(dataset)}\n{facts('methods')['epochs'][epoch]}", fontsize=9.5, parse_math=False)
+        axes.set_title(f"{dataset_label(dataset)}\n{facts('methods')['epochs'][epoch]}", fontsize=9.5, parse_math=False)
     return figure
 
 

@@ -31,14 +31,13 @@ from scipy import stats
 
 from gcond.files import write_text
 from gcond.study import tables
-from gcond.study.methods import facts, ordered
+from gcond.study.methods import PAPER_MODEL, facts, kind, ordered
 
 FEWEST = 6  # seeds: 2 / 2^6 = .031
 LEVEL = 0.95
 MOST, DRAWS = 24, 100_000  # seeds whose 2^n sign flips are all counted; patterns drawn beyond
 HOLDS, CONTRADICTED, UNDECIDED, NOT_RUN = "holds", "contradicted", "undecided", "not run"
 SCALES = ("paper", "study", "study_gpu", "sample", "sample_gpu", "mini", "smoke")  # the first that decides, decides
-PAPER_MODEL = "mobilenetv3_small"
 DECIDING = ("", "best_val")  # epochs; the others stand beside them
 
 TEXT = ["claim", "label", "scale", "dataset", "model", "ours", "theirs", "of", "mode", "lr", "measure", "group",
@@ -375,12 +374,6 @@ def unit(measure: str, how: str) -> str:
 
 def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def kind(dataset: str) -> str:
-    """ct or photographs; of a user's own data set its name."""
-    paper = facts("methods")["datasets"].get(dataset, {}).get("paper", dataset)
-    return {"imagenet": "photographs"}.get(paper, str(paper))
 
 
 # Verdicts.

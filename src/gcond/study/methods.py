@@ -10,6 +10,13 @@ from typing import Any
 import yaml
 
 STUDY = Path(__file__).resolve().parents[3] / "study"
+PAPER_MODEL = "mobilenetv3_small"
+NOT_EVIDENCE = ("smoke", "mini")  # scales that show that the machinery works
+RATES = {
+    "own": "the scale's learning rate",
+    "paper": "the paper's rate 2e-4",
+    "best": "each method's best rate",
+}
 PREDICTOR = "trivial:"  # prefix of a predictor without training where it stands among strategies
 
 
@@ -25,6 +32,16 @@ def label(strategy: str) -> str:
     if strategy.startswith(PREDICTOR):
         return str(known["predictors"].get(strategy.removeprefix(PREDICTOR), strategy))
     return str(known["methods"][strategy]["label"]) if strategy in known["methods"] else strategy
+
+
+def dataset_label(dataset: str) -> str:
+    return str(facts("methods")["datasets"].get(dataset, {}).get("label", dataset))
+
+
+def kind(dataset: str) -> str:
+    """ct or photographs; of a user's own data set its name."""
+    paper = facts("methods")["datasets"].get(dataset, {}).get("paper", dataset)
+    return {"imagenet": "photographs"}.get(paper, str(paper))
 
 
 def group(strategy: str) -> str:

@@ -19,10 +19,9 @@ import yaml
 
 from gcond.files import RECORDED, write_text
 from gcond.study import bench_page, judge, table2, tables, toy_page
-from gcond.study.methods import facts, label, paper_table2
+from gcond.study.methods import NOT_EVIDENCE, RATES, facts, label, paper_table2
 from gcond.study.table2 import Table2, effect, plus_minus
 
-NOT_EVIDENCE = ("smoke", "mini")  # scales that show that the machinery works; their pages have validation alone
 TEMPLATES = Path(__file__).with_name("templates")
 ON_PAGE = {"": "", "train_tail": "training", "best_val": "validation", "best_test": "test"}  # epochs in claims.md
 ENOUGH_TO_SHOW = 3  # seeds of a table of results/README.md, as many as the paper has
@@ -191,14 +190,9 @@ def _table2(results: Path, scale: str = "mini", lr: str | float = "own", **choic
         raise ValueError(f"nothing to report: no run of Table 2 in {results / scale}; `make reproduce-table2` makes it")
     rate = lr if isinstance(lr, str) else np.format_float_scientific(lr, trim="-", exp_digits=1)
     base = results / scale / ("table2" if lr == "own" else f"table2_lr{rate}")
-    rates = {
-        "own": "the scale's learning rate",
-        "paper": "the paper's learning rate 2e-4",
-        "best": "each method's best rate",
-    }
     command = f"gcond study table table2 --scale {scale}" + ("" if lr == "own" else f" --lr {rate}")
     written = _write(base.with_suffix(".md"), "table2", own=own, beside=beside, scale=scale, command=command,
-                     rate=rates.get(rate, f"learning rate {rate}"), seeds=(own or beside).seeds)  # fmt: skip
+                     rate=RATES.get(rate, f"learning rate {rate}"), seeds=(own or beside).seeds)  # fmt: skip
     if own is not None:
         csv, tex = (base.with_suffix(suffix) for suffix in (".csv", ".tex"))
         write_text(csv, own.cells.to_csv(index=False, float_format="%.8g", lineterminator="\n"))

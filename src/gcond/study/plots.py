@@ -21,9 +21,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from gcond.files import write_atomically
 from gcond.study import computed_plots, tables
-from gcond.study.figure_runs import Chosen, choose, finish, title, written
+from gcond.study.figure_runs import Chosen, choose, finish, written
 from gcond.study.forest import forest
-from gcond.study.methods import facts, label, look, paper_table2
+from gcond.study.methods import dataset_label, facts, label, look, paper_table2
 from gcond.study.pictures import pictures
 
 NAMES = tuple(facts("figures")["figures"])
@@ -191,7 +191,7 @@ def _grid(points: pd.DataFrame, rows: list[str], columns: list[str]) -> tuple[Fi
 
 def _title(axes: Axes, chosen: Chosen, dataset: str, *words: str, second: str = "") -> None:
     """Of a panel; the only data set of a figure stands above all panels."""
-    named = ", ".join(filter(None, (*words, title(dataset) if len(chosen.datasets) > 1 else "")))
+    named = ", ".join(filter(None, (*words, dataset_label(dataset) if len(chosen.datasets) > 1 else "")))
     width = int(10.5 * axes.figure.get_figwidth() / axes.get_gridspec().ncols)
     axes.set_title("\n".join([*textwrap.wrap(named, width), *filter(None, [second])]), fontsize=9.5, parse_math=False)
     axes.grid(color="0.92", linewidth=0.6)

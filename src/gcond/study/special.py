@@ -20,7 +20,8 @@ from scipy import stats
 from gcond.engine.run_state import selection_weights
 from gcond.study import costs, tables
 from gcond.study.costs import BASELINE, SEQUENTIAL, STOCHASTIC, Row, exactly
-from gcond.study.judge import LEVEL, PAPER_MODEL, by_pair, compare, interval, of_seeds
+from gcond.study.judge import LEVEL, by_pair, compare, interval, of_seeds
+from gcond.study.methods import PAPER_MODEL
 
 Arms = dict[str, pd.DataFrame]
 

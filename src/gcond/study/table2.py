@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 
 from gcond.study import tables
-from gcond.study.judge import FEWEST, PAPER_MODEL, judge
-from gcond.study.methods import PREDICTOR, facts, group, label, ordered, paper_table2
+from gcond.study.judge import FEWEST, judge
+from gcond.study.methods import PAPER_MODEL, PREDICTOR, dataset_label, facts, group, label, ordered, paper_table2
 
 MEASURES, EPOCHS = ("l1", "ssim"), ("best_val", "last_val", "best_test")
 CELL = ["dataset", "measure", "epoch"]  # what names a column
@@ -56,7 +56,7 @@ class Table2:
     def title(self, dataset: str) -> str:
         """As the runs call their data, such as "CT (public samples, 10 patients)"."""
         titles = self.runs[self.runs.dataset == dataset].get("dataset_title", pd.Series(dtype=str)).dropna()
-        return str(titles.iloc[0]) if len(titles) else named(dataset)
+        return str(titles.iloc[0]) if len(titles) else dataset_label(dataset)
 
     def rows(self, dataset: str, epochs: Sequence[str]) -> list[list[str]]:
         """A printed table of one data set: heading, then a row a method below the title of its group; at the best
@@ -116,10 +116,6 @@ def effect(row: Any, name: str = "effect", n: str = "n") -> str:
     none = 1 if row.get("unit") == "ratio" else 0  # no difference
     differs = row.get("theirs", "baseline") and (low > none or high < none)
     return f"**{text}**" if row[n] >= FEWEST and differs else text
-
-
-def named(dataset: str) -> str:
-    return str(facts("methods")["datasets"].get(dataset, {}).get("label", dataset))
 
 
 def build(
