@@ -34,7 +34,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from datasets import Array2D, Dataset, Features, Value, disable_progress_bars, load_from_disk
-from hydra.errors import HydraException
 from PIL import Image
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -54,6 +53,7 @@ from gcond.engine.run_folder import RunFolder
 from gcond.engine.settings import Settings
 from gcond.engine.trainer import Objective, Trainer
 from gcond.files import OWN
+from gcond.output import status_of
 from gcond.strategy import GradientConductor
 from gcond.strategy.estimate import Window
 from gcond.study import bench, pages
@@ -396,12 +396,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.benches = benches or ["reading", "trace"]
     if unknown := sorted(set(options.benches) - {"reading", "trace"}):
         parser.error(f"expected reading or trace, found {', '.join(unknown)}")
-    try:
-        run(options)
-    except (ValueError, HydraException) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status_of(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from gcond.engine.settings import Settings
 from gcond.files import OWN
 from gcond.loss import TASKS
 from gcond.model.patches import patchify, select
+from gcond.output import status_of
 from gcond.strategy import GradientConductor, Joint
 from gcond.strategy import Sequential as SequentialEstimator
 from gcond.study import bench, pages
@@ -200,12 +201,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--budget", default="16GB", help="of a device, such as 16GB or 16GiB")
     parser.add_argument("--anew", action="store_true", help="plan also what is recorded")
     parser.add_argument("--results", type=Path, default=OWN, help=f"folder of bench.csv (default: {OWN})")
-    try:
-        run(parser.parse_args(arguments))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    options = parser.parse_args(arguments)
+    return status_of(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -47,6 +46,7 @@ from gcond.engine.device import describe, pick
 from gcond.engine.memory import bytes_of
 from gcond.engine.out_of_memory import is_out_of_memory
 from gcond.files import OWN
+from gcond.output import status_of
 from gcond.strategy import (
     EMA,
     CAGrad,
@@ -591,12 +591,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.rounds is not None and options.rounds < 1:
         parser.error(f"--rounds: expected a number >= 1, found {options.rounds}")
     warnings.filterwarnings("ignore", module="torch")
-    try:
-        run(options)
-    except (ValueError, HydraException) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status_of(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ def _table(options: argparse.Namespace) -> int:
 def _claims(options: argparse.Namespace) -> int:
     from gcond.study import pages
 
-    for name in ("claims", "readme"):
+    for name in ("claims", "readme", "experiments"):
         for path in pages.make(name, options.out, scale=options.scale):
             print(f"written: {path}")
     return 0
@@ -233,11 +233,8 @@ def _compute(artefact: Artefact, options: argparse.Namespace) -> int:
     module = {"table1": "gcond.study.zones", "table5": "gcond.study.settings", "toy": "gcond.toy"}.get(artefact.name)
     if not module:
         return 0
-    words = [
-        "--out",
-        str(options.out / artefact.name),
-        *(["--jobs", str(options.jobs)] if module == "gcond.toy" else []),
-    ]
+    words = ["--out", str(options.out / artefact.name)]
+    words += ["--jobs", str(options.jobs)] if module == "gcond.toy" else []
     return subprocess.run([sys.executable, "-m", module, *words], env=ONE_THREAD).returncode
 
 

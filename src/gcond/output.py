@@ -10,11 +10,23 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from tqdm import tqdm
+
+
+def status_of(act: Callable[[], object]) -> int:
+    """The exit status of a command: 0, or 2 where it refuses its input (ValueError, or Hydra's), told on stderr."""
+    from hydra.errors import HydraException
+
+    try:
+        act()
+    except (ValueError, HydraException) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 class Lossy:

@@ -380,7 +380,10 @@ def _recorded_pages(results: Path) -> dict[str, list[str]]:
 
 
 def _experiments(results: Path, **_: Any) -> list[Path]:
-    """docs/experiments.md: every artefact, its runs and their cost at mini and sample, and where its answer stands."""
+    """docs/experiments.md: every artefact, its runs and their cost at mini and sample, and where its answer stands; of
+    what this project recorded, as `_readme` is."""
+    if results.resolve() != RECORDED.resolve():
+        return []
     from gcond.study.artefacts import ROOT, Catalogue, Choices
 
     catalogue, claims = Catalogue(), facts("claims")
