@@ -24,7 +24,6 @@ from gcond.study.table2 import Table2, effect, plus_minus
 
 TEMPLATES = Path(__file__).with_name("templates")
 ON_PAGE = {"": "", "train_tail": "training", "best_val": "validation", "best_test": "test"}  # epochs in claims.md
-ENOUGH_TO_SHOW = 3  # seeds of a table of results/README.md, as many as the paper has
 
 
 def make(name: str, results: Path, **choices: Any) -> list[Path]:
@@ -309,40 +308,42 @@ def _readme(results: Path, **_: Any) -> list[Path]:
     if results.resolve() != RECORDED.resolve():
         return []
     found, claims, known = judge.read(results / "findings.csv"), facts("claims"), facts("headlines")
+    table = known["table"]
 
     def named(name: str) -> dict[str, Any]:
         return finding(known["sentences_of"] | known["sentences"][name], found)
 
-    shown = first_tables(found)
+    n, rows = first_table(found)
     runs = {folder.parent.name: len(tables.read(folder.parent)) for folder in sorted(results.glob("*/runs.csv"))}
-    stand = [row | {"what": f"{row['dataset']} {measured(row)}: {compared(row)}".strip() if row["n"] else ""}
-             for row in judge.verdicts(claims, found).to_dict("records")]  # fmt: skip
+    stand = [row | {"what": _decided_by(row)} for row in judge.verdicts(claims, found).to_dict("records")]
     root = results.resolve().parent / "README.md"
-    spliced = re.sub(r"(<!-- first table -->\n).*?(\n<!-- end -->)", rf"\1\n{grid(shown[0]['rows'])}\n\2",
+    spliced = re.sub(r"(<!-- first table -->\n).*?(\n<!-- end -->)", rf"\1\n{grid(rows)}\n\2",
                      root.read_text(encoding="utf-8"), flags=re.DOTALL)  # fmt: skip
     write_text(root, spliced)
-    return [root, *_write(results / "README.md", "readme", shown=shown, runs=runs, claims=claims, verdicts=stand,
-                          trivial=_against_predictors(results / shown[0]["scale"], shown[0]["dataset"]),
-                          scales=_recorded_pages(results), say=lambda name: effect(named(name)),
+    return [root, *_write(results / "README.md", "readme", table=table, rows=rows, n=n, runs=runs, claims=claims,
+                          verdicts=stand, trivial=_against_predictors(results, **table["where"]),
+                          scales=[scale for scale in judge.SCALES if (results / scale / "claims.md").exists()],
+                          say=lambda name: effect(named(name)),
                           level=lambda name: f"{named(name)['effect']:.1f}")]  # fmt: skip
 
 
-def first_tables(found: pd.DataFrame) -> list[dict[str, Any]]:
-    """The tables of study/headlines.yaml that have ENOUGH_TO_SHOW seeds, in its order: what it says of each, `n` and
-    `rows`, printed cells below a heading and the paper's numbers."""
-    known, shown = facts("headlines"), []
-    for table in known["tables"]:
-        columns = {name: known["columns"][name] for name in table["columns"]}
-        cells = {row: [finding(table["where"] | known["rows"][row] | column, found) for column in columns.values()]
-                 for row in table["rows"]}  # fmt: skip
-        n = min(each["n"] for row in known["decide"] for each in cells[row] if each["group"] != "patients")
-        if n >= ENOUGH_TO_SHOW:
-            heading = ["change in % of the weighted sum", *(column["title"] for column in columns.values())]
-            paper = [_paper_gap(column.get("paper")) for column in columns.values()]
-            rows = [[known["rows"][row]["title"], *(effect(each) or "not run" for each in cells[row])] for row in cells]
-            rows = [heading, ["*the paper: GCond sequential, 1.8 million CT slices*", *paper], *rows]
-            shown.append(table["where"] | {"about": table["about"], "says": table["says"], "n": n, "rows": rows})
-    return shown
+def _decided_by(row: dict[str, Any]) -> str:
+    short = row | {"label": row["label"].partition(",")[0]}
+    return f"{row['dataset']} {measured(row)}: {compared(short)}".strip() if row["n"] else ""
+
+
+def first_table(found: pd.DataFrame) -> tuple[int, list[list[str]]]:
+    """The fewest seeds of a cell, and the printed cells of the table of study/headlines.yaml below a heading and the
+    paper's numbers."""
+    known = facts("headlines")
+    table, columns = known["table"], list(known["columns"].values())
+    cells = {row: [finding(table["where"] | known["rows"][row] | column, found) for column in columns]
+             for row in table["rows"]}  # fmt: skip
+    n = min(each["n"] for row in cells.values() for each in row if each["group"] != "patients")
+    heading = ["change in % of the weighted sum", *(column["title"] for column in columns)]
+    paper = [_paper_gap(column.get("paper")) for column in columns]
+    rows = [[known["rows"][row]["title"], *(effect(each) or "not run" for each in cells[row])] for row in cells]
+    return n, [heading, ["*the paper: GCond sequential, 1.8 million CT slices*", *paper], *rows]
 
 
 def _paper_gap(measure: str | None) -> str:
@@ -363,20 +364,12 @@ def finding(where: dict[str, Any], found: pd.DataFrame) -> dict[str, Any]:
     return dict(rows.iloc[0]) if len(rows) else nothing
 
 
-def _against_predictors(folder: Path, dataset: str) -> dict[str, int]:
+def _against_predictors(results: Path, scale: str, dataset: str) -> dict[str, int]:
     """How many runs have a lower L1 than the best predictor without training."""
-    runs, guesses = tables.runs(folder), tables.predictors(folder)
+    runs, guesses = tables.runs(results / scale), tables.predictors(results / scale)
     own, best = runs[runs.dataset == dataset], guesses[guesses.dataset == dataset]
     below = {part: int((own[f"best_{part}_l1"] < best[f"{part}_l1"].min()).sum()) for part in ("val", "test")}
     return {"runs": len(own), **below}
-
-
-def _recorded_pages(results: Path) -> dict[str, list[str]]:
-    """By scale, of the largest first: its pages, then its figures."""
-    there = {scale: [path for kind in ("*.md", "figures/*.png") for path in sorted((results / scale).glob(kind))]
-             for scale in judge.SCALES}  # fmt: skip
-    names = {scale: [path.relative_to(results / scale).as_posix() for path in own] for scale, own in there.items()}
-    return {scale: pages for scale, pages in names.items() if pages}
 
 
 def _experiments(results: Path, **_: Any) -> list[Path]:
