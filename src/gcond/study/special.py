@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import combinations, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -70,25 +70,21 @@ def noise(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -> list[R
         for strategy in (BASELINE, SEQUENTIAL, STOCHASTIC)
         if strategy in own
     ]
-    measured = [
-        (about | {"label": f"{state} weights"}, table) for about, arm in arms for state, table in _windows(results, arm)
-    ]
+    measured = [(about | {"label": f"{state} weights"}, table) for about, arm in arms
+                for state, table in _windows(results, arm)]  # fmt: skip
     measured = measured or [(about | {"label": "in training"}, _probed(arm)) for about, arm in arms]
     found = []
     for about, table in measured:
-        kinds = pd.Series({name: int(name.rpartition("/")[2]) for name in table})
-        for kind, sizes in kinds.groupby([name.rpartition("/")[0] for name in kinds.index]):
-            first, last = table[f"{kind}/{sizes.min()}"], table[f"{kind}/{sizes.max()}"]
-            if "sign" in kind and ((first == 1) & (last == 1)).all():  # nothing can be gained
+        for measure, own in table.T.groupby(lambda name: name.rpartition("/")[0]):
+            by_size = own.set_axis(own.index.map(lambda name: int(name.rpartition("/")[2]))).sort_index()
+            signs, smallest = "sign" in measure, by_size.iloc[0]
+            if signs and (by_size.iloc[[0, -1]] == 1).all(axis=None):  # nothing can be gained
                 continue
-            for size in sorted(set(sizes) - {1}):
-                row = about | {"label": f"{about['label']}, K = {size}", "measure": kind}
-                values = table[f"{kind}/{size}"]
-                if kind.startswith("scaled_noise/"):
-                    effect = {"unit": "ratio", "wants": claim["variance"]} | _mean(values)
-                else:
-                    effect = {"unit": "%", "wants": claim["signs"]} | _mean(values - first, 100, zero=True)
-                found.append(row | effect | ({} if size == sizes.max() else {"wants": ""}))
+            for size, values in by_size.drop(index=1, errors="ignore").iterrows():
+                effect = _mean(values - smallest, 100, zero=True) if signs else _mean(values)
+                wants = claim["signs" if signs else "variance"] if size == by_size.index[-1] else ""
+                about_size = {"label": f"{about['label']}, K = {size}", "measure": measure, "wants": wants}
+                found.append(about | about_size | {"unit": "%" if signs else "ratio"} | effect)
     return found
 
 
@@ -104,39 +100,12 @@ def _windows(results: Path, arm: pd.DataFrame) -> Iterator[tuple[str, pd.DataFra
 
 def _probed(arm: pd.DataFrame) -> pd.DataFrame:
     probes = arm.filter(regex=r"^probe:(noise/\w+|sign_agreement)/\d+$").rename(
-        columns=lambda name: name.removeprefix("probe:")
+        columns=lambda each: each.removeprefix("probe:")
     )
-    for name in [name for name in probes if name.startswith("noise/")]:
-        kind, _, size = name.rpartition("/")
-        probes[f"scaled_{name}"] = int(size) * probes[name] / probes[f"{kind}/1"]
+    for name in probes.filter(regex="^noise/"):
+        measure, _, size = name.rpartition("/")
+        probes[f"scaled_{name}"] = int(size) * probes[name] / probes[f"{measure}/1"]
     return probes.filter(regex="^(scaled_noise|sign_agreement)/").dropna(axis="columns", how="all")
-
-
-def noise_of_the_quadratic(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -> list[Row]:
-    """Made noise, K = 24 and 1. Correlated micro-batches (rho) decide nothing: the claim does not speak of them."""
-    path = results / "toy" / "noise.csv"
-    table = (
-        pd.read_csv(path).query("estimator == 'sequential'")
-        if path.exists()
-        else pd.DataFrame(columns=["rho", "tau", "cosine"])
-    )
-    found = []
-    for (rho, tau, cosine), own in table.groupby(["rho", "tau", "cosine"]):
-        own = own.set_index("micro_batches")
-        if not {1, 24} <= set(own.index):
-            continue
-        first, last = own.loc[1], own.loc[24]
-        kind = f"quadratic, K = 24, cosine {cosine:+g}, noise {tau:g}" + (f", correlated {rho:g}" if rho else "")
-        about = {"label": kind, "ours": "sequential", "n": int(last.trials), "how": "normal"}
-        scaled = {"effect": 24 * last.variance, "low": 24 * last.variance_low, "high": 24 * last.variance_high}
-        wants = claim["variance"] if rho == 0 else ""
-        found.append(about | {"measure": "scaled_noise", "unit": "ratio", "wants": wants} | scaled)
-        if rho == 0 and cosine < 0:
-            # Two Wilson intervals: the difference of their ends is at least as wide as an interval of the difference.
-            ends = [last.wrong - first.wrong, last.wrong_low - first.wrong_high, last.wrong_high - first.wrong_low]
-            fall = {name: 100 * end for name, end in zip(("effect", "low", "high"), ends, strict=True)}
-            found.append(about | {"measure": "wrong_signs", "unit": "%", "wants": claim["wrong_signs"]} | fall)
-    return found
 
 
 def gradops(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -> list[Row]:
@@ -384,72 +353,9 @@ def ratio(ours: np.ndarray, theirs: np.ndarray) -> Row:
     return {"n": n, "effect": over / under + 0.0 if under else math.nan, "low": low, "high": high}
 
 
-# The factorial of mode x update x resolution, in percent of Baseline in train mode.
-
-CELLS = {  # strategy -> (update, resolution)
-    BASELINE: ("adamw", "none"),
-    INTEGRATED: ("ema", "none"),
-    "gcond_sequential_pure": ("adamw", "sequential"),
-    SEQUENTIAL: ("ema", "sequential"),
-    "gcond_pure": ("adamw", "stochastic"),
-    STOCHASTIC: ("ema", "stochastic"),
-}
-LEVELS = {"mode": ("train", "eval"), "update": ("adamw", "ema"), "resolution": ("none", "sequential", "stochastic")}
-FACTORS = {  # name -> (factor, from, to)
-    "EMA": ("update", "adamw", "ema"),
-    "eval mode": ("mode", "train", "eval"),
-    "sequential resolution": ("resolution", "none", "sequential"),
-    "stochastic resolution": ("resolution", "none", "stochastic"),
-}
-
-
-def factorial(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -> list[Row]:
-    """Effects of a factor, mean over the levels of the others; interactions, how much larger the first's effect is with
-    the second than without; and the share of GCond stochastic's gap to Baseline that its update alone gives."""
-    found: list[Row] = []
-    for about, group in _groups(runs, (*RATES, "best")):
-        arms = {mode: _arms(group, mode=mode) for mode in LEVELS["mode"]}
-        for loss, epoch in product(LOSSES, EPOCHS) if BASELINE in arms["train"] else ():
-            columns = {
-                (mode, *CELLS[strategy]): arm[f"{epoch}_{loss}"]
-                for mode, own in arms.items()
-                for strategy, arm in own.items()
-                if strategy in CELLS
-            }
-            values = pd.DataFrame(columns).reindex(columns=pd.MultiIndex.from_product(LEVELS.values(), names=LEVELS))
-            row = about | {"of": BASELINE, "measure": loss, "epoch": epoch, "unit": "%"}
-            found += [row | each for each in (*_effects(values), _share_of_the_gap(values["train"]))]
-    return [row for row in found if row["n"]]
-
-
-def _effects(values: pd.DataFrame) -> Iterator[Row]:
-    """`values`: a row a pair, a column a cell. Means over the changes with the most seeds, over their common seeds."""
-
-    def change(cells: pd.DataFrame, factor: str, low: str, high: str) -> pd.DataFrame:
-        return cells.xs(high, axis="columns", level=factor) - cells.xs(low, axis="columns", level=factor)
-
-    mains = {name: change(values, *factor) for name, factor in FACTORS.items()}
-    pairs = [(a, b) for a, b in combinations(FACTORS, 2) if FACTORS[a][0] != FACTORS[b][0]]
-    both = {f"{a} x {b}": change(mains[a], *FACTORS[b]) for a, b in pairs}
-    for name, changes in (mains | both).items():
-        full = changes.loc[:, changes.count() == changes.count().max()].dropna()
-        if len(full) and (name in both or full.shape[1] > 1):
-            base = values["train", "adamw", "none"][full.index].mean()
-            yield {"label": f"{name}, mean of {full.shape[1]}"} | _mean(
-                full.mean(axis="columns"), 100 / base, zero=True
-            )
-
-
-def _share_of_the_gap(cells: pd.DataFrame) -> Row:
-    gaps = cells.rsub(cells["adamw", "none"], axis="index")[[CELLS[INTEGRATED], CELLS[STOCHASTIC]]].dropna()
-    share = ratio(*(of_seeds(gaps[cell]) for cell in gaps))
-    label = {"label": "share of the gap that the update alone gives", "ours": INTEGRATED, "theirs": STOCHASTIC}
-    return label | {"unit": "share"} | {name: value if name == "n" else 100 * value for name, value in share.items()}
-
-
 SPECIAL: dict[str, Callable[[pd.DataFrame, Path, Mapping[str, Any]], list[Row]]] = {
     each.__name__: each
     for each in (costs.half_of_sequential, costs.throughput, costs.memory_against_window_and_tasks,
-                 costs.base_in_16_gb, costs.bfloat16_in_one_step, noise, noise_of_the_quadratic, gradops,
-                 larger_network, linear_probes, against_static, frozen_weights, factorial)
+                 costs.base_in_16_gb, costs.bfloat16_in_one_step, noise, gradops,
+                 larger_network, linear_probes, against_static, frozen_weights)
 }  # fmt: skip
