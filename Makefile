@@ -9,15 +9,14 @@ GCOND    := $(BIN)/python -m gcond.cli
 THREAD   := OMP_NUM_THREADS=1 $(BIN)/python
 quoted    = '$(subst ','\'',$1)'
 option    = $(if $($2),--$1 $(call quoted,$($2)))
+options   = $(foreach each,$1,$(call option,$(shell echo $(each) | tr A-Z a-z),$(each)))
 TRAINED  := $(if $(CT)$(filter study%,$(SCALE)),,data)# the public CT patients, where no other CT is named
-WHERE     = $(call option,scale,SCALE) $(call option,out,OUT) $(call option,datasets,DATASETS) $(call option,seeds,SEEDS) $(call option,strategies,STRATEGIES) $(call option,lr,LR)
-RUNS      = $(WHERE) $(call option,jobs,JOBS) $(call option,device,DEVICE) $(call option,launcher,LAUNCHER) $(call option,ct,CT) \
-            $(call option,headneck,HEADNECK) $(call option,imagenet,IMAGENET) $(call option,cap,CAP) $(if $(MISSING),--missing) $(if $(MORE),--set $(MORE))
-BENCH     = $(call option,device,DEVICE) $(call option,results,OUT)
+WHERE     = $(call options,SCALE OUT DATASETS SEEDS STRATEGIES LR)
+RUNS      = $(WHERE) $(call options,JOBS DEVICE LAUNCHER CT HEADNECK IMAGENET CAP) $(if $(MISSING),--missing) $(if $(MORE),--set $(MORE))
 UNTRAINED:= $(addprefix reproduce-,table1 table3 table4 table5 toy)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data data-headneck data-ct $(UNTRAINED) plan status table2 claims study-queue dashboard plan-memory methods bench test test-slow lint format mutants torture rehearse-paper
+.PHONY: help setup data data-headneck data-ct $(UNTRAINED) plan status claims study-queue dashboard bench methods test test-slow lint mutants torture
 
 help: ## this list
 	@grep -hE '^##|^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^## (.*)/\n\1/; s/^([a-z0-9%-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -37,7 +36,7 @@ data: $(READY) ## fetch ten public CT patients (130 MB) into data/ct
 data-headneck: $(READY) ## make data/headneck from OPENKBP=DIR, a clone of github.com/ababier/open-kbp
 	@$(GCOND) data headneck --out $(call quoted,$(or $(HEADNECK),data/headneck)) $(if $(OPENKBP),--folder $(call quoted,open-kbp=$(OPENKBP)))
 data-ct: $(READY) ## make CT=DIR from your archives: ICH=DIR CSPINE=DIR RADCURE=DIR
-	@$(GCOND) data ct $(call option,ich,ICH) $(call option,cspine,CSPINE) $(call option,radcure,RADCURE) --out $(call quoted,$(or $(CT),data/ct)) $(call option,workers,JOBS)
+	@$(GCOND) data ct $(call options,ICH CSPINE RADCURE) --out $(call quoted,$(or $(CT),data/ct)) $(call option,workers,JOBS)
 
 ## Reproduce (SCALE=mini|sample|study|paper SEEDS= DATASETS= STRATEGIES= LR= OUT= DEVICE= JOBS= MISSING=1 MORE=overrides)
 $(UNTRAINED): reproduce-%: $(READY)
@@ -48,20 +47,16 @@ plan: $(READY) ## what reproduce-table2 (or NAME=…) would train, and its time,
 	@$(GCOND) study plan $(or $(NAME),table2) $(RUNS)
 status: $(READY) ## the runs in runs/
 	@$(GCOND) study status
-table2: $(READY) ## Table 2 again, from what is recorded
-	@$(GCOND) study table table2 $(WHERE)
 claims: $(READY) ## what holds of the paper's claims
-	@$(GCOND) study claims $(call option,out,OUT)
+	@$(GCOND) study claims $(call options,OUT)
 study-queue: $(READY) ## the study's own runs at idle priority, in order of value (PLAN=1: what is left)
-	@$(GCOND) study $(if $(PLAN),plan,run) queue $(call option,out,OUT) $(call option,jobs,JOBS) $(call option,headneck,HEADNECK) $(if $(MORE),--set $(MORE))
+	@$(GCOND) study $(if $(PLAN),plan,run) queue $(call options,OUT JOBS HEADNECK) $(if $(MORE),--set $(MORE))
 dashboard: $(READY) ## one HTML page of all runs: runs/dashboard.html
 	@$(GCOND) dashboard
 
 ## Measure
 bench: $(READY) data ## what a step costs in time, memory and data (hours on a CPU)
-	@$(THREAD) bench/steps.py step convnext_tiny convnextv2_base table3 table4 resolve processes $(BENCH) $(call option,cap,CAP) && $(THREAD) bench/memory.py $(call option,results,OUT) $(call option,budget,BUDGET) && $(THREAD) bench/data.py $(BENCH)
-plan-memory: $(READY) ## what a step holds: CHOICES="model=convnext_tiny strategy=pcgrad batch=96" BUDGET=16GB
-	@$(GCOND) plan-memory $(CHOICES) $(call option,budget,BUDGET)
+	@$(THREAD) bench/steps.py step convnext_tiny convnextv2_base table3 table4 resolve processes $(call options,DEVICE CAP) $(call option,results,OUT) && $(THREAD) bench/memory.py $(call option,results,OUT) $(call options,BUDGET) && $(THREAD) bench/data.py $(call options,DEVICE) $(call option,results,OUT)
 methods: $(READY) ## which method has which property
 	@$(THREAD) -m pytest tests/methods tests/strategy -q -m "oracle or measures" --methods-table $(call quoted,$(or $(OUT),reproduced)/methods.md)
 
@@ -72,11 +67,7 @@ test-slow: $(READY) ## all tests
 	@$(THREAD) -m pytest -q
 lint: $(READY) ## style, format and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-format: $(READY) ## format the code
-	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 mutants: $(READY) ## show that the tests catch realistic mistakes (10 minutes)
-	@$(THREAD) tools/mutants.py $(call option,jobs,JOBS)
+	@$(THREAD) tools/mutants.py $(call options,JOBS)
 torture: $(READY) data ## kill N=100 runs at random moments and go on with them
-	@$(THREAD) tools/torture.py -n $(or $(N),100) $(call option,jobs,JOBS)
-rehearse-paper: $(READY) ## start every experiment at SCALE=paper for one step (an hour)
-	@$(THREAD) tools/rehearse_paper.py --out runs/rehearsal.csv
+	@$(THREAD) tools/torture.py -n $(or $(N),100) $(call options,JOBS)
