@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,11 +15,31 @@ from gcond.engine.batches import labelling_of, seeded
 from gcond.engine.checkpoint import Checkpoint, checkpoints
 from gcond.engine.run_folder import finished_report, read_config, read_report
 from gcond.engine.trainer import Objective
+from gcond.files import OWN
 from gcond.model import MaskedAutoencoder
 
 STATES = ("initial", "last")
-TRUST = "a package of your own, whose classes and data sets a run's config may name; its code is run"
+STORES = ("ct", "headneck", "imagenet84")  # data sets that stand below data/
 NAMED_BY = {"imagenet256": "--imagenet"}  # data set -> the option of a command that names its folder
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Of a command that measures something on the weights of finished runs and adds it to their recorded logs."""
+    parser.add_argument("--scale", default="mini", help="folder below --runs and --results (default: mini)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of local runs, only read")
+    parser.add_argument("--results", type=Path, default=OWN, help=f"folder of records (default: {OWN})")
+    parser.add_argument("--datasets", type=lambda text: text.split(","), help="comma-separated (default: all)")
+    for name in STORES:
+        parser.add_argument(f"--{name}", type=Path, default=Path("data", name), help=f"default: data/{name}")
+    parser.add_argument("--imagenet", type=Path, help="the ImageNet-256 of the runs")
+    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="a package of your own, whose "
+                        "classes and data sets a run's config may name; its code is run")  # fmt: skip
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+
+
+def roots(options: argparse.Namespace) -> dict[str, Path | None]:
+    """Data set -> where the options say that its data are."""
+    return {name: getattr(options, name) for name in STORES} | {"imagenet256": options.imagenet}
 
 
 class LoadedRun:

@@ -12,26 +12,23 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
+from omegaconf import DictConfig
 from tqdm import tqdm
 
 from gcond.data.splits import Splits
 from gcond.engine import device as devices
-from gcond.files import OWN
-from gcond.linear_probe import probe as seen
-from gcond.linear_probe.probe import Array, Probed, probe
-from gcond.linear_probe.tasks import Task, tasks
-from gcond.load_run import TRUST, LoadedRun
+from gcond.linear_probe.probe import Describe, Probed, encoder, features, pixels, probe, tasks
+from gcond.load_run import LoadedRun, add_options, roots
 from gcond.output import output_may_be_lost
 from gcond.study import tables
+from gcond.study.methods import PAPER_MODEL
 
 KIND = "linear_probe"  # of the records in a run's log
-PAPER_MODEL = "mobilenetv3_small"
 IMAGES = 50_000  # of a split, evenly spaced
 
 
@@ -42,64 +39,55 @@ class Prober:
         self, roots: dict[str, Path | None], device: torch.device, images: int, trusted: Sequence[str] = ()
     ) -> None:
         self._roots, self._device, self._images, self._trusted = roots, device, images, trusted
-        self._data: tuple[Any, Splits, dict[str, list[int]], list[Task]] | None = None
-        self._controls: dict[Any, dict[str, Probed]] = {}
+        self._data: tuple[DictConfig, Splits] | None = None
+        self._controls: dict[str, dict[str, Probed]] = {}
 
-    def rows(self, folder: Path) -> Iterator[dict[str, object]]:
+    def rows(self, folder: Path) -> list[dict[str, object]]:
         """One for every task. Raises ValueError for a run that cannot be probed."""
-        finished = LoadedRun(folder, self._roots, self._trusted)
-        data, places, asked = self._read(finished)
-        own = self._probe(seen.encoder(finished.model("last", data)[0].to(self._device)), data, places, asked)
-        about = finished.cfg.dataset
-        untrained = self._control(
-            (about, finished.cfg.model, finished.cfg.seed, finished.cfg.loss.get("labels")),
-            lambda: seen.encoder(finished.model("initial", data)[0].to(self._device)),
-            data, places, asked,
-        )  # fmt: skip
-        pixels = self._control((about,), lambda: seen.pixels, data, places, asked)
-        for task in asked:
-            yield {
-                "hash": finished.report["hash"], "task": task.name,
-                "measure": task.measure, "device": devices.describe(self._device),
-                "step": finished.report["steps"], **{split: len(chosen) for split, chosen in places.items()},
+        run = LoadedRun(folder, self._roots, self._trusted)
+        data, dataset = self._read(run), run.cfg.dataset
+        images = {"train": data.train, "val": data.val, "test": data.test}
+        places = {split: spaced(len(own), self._images) for split, own in images.items()}
+        asked = tasks(dataset, places)
+
+        def probed(describe: Describe) -> dict[str, Probed]:
+            found = {split: features(describe, images[split], chosen, data.intensity, self._device)
+                     for split, chosen in places.items()}  # fmt: skip
+            return {task.name: probe(found, task) for task in asked}
+
+        def of_weights(state: str) -> dict[str, Probed]:
+            return probed(encoder(run.model(state, data)[0].to(self._device)))
+
+        own = of_weights("last")
+        begins = [dataset, run.cfg.model, run.cfg.seed, run.cfg.loss.get("labels")]
+        untrained = self._once(begins, lambda: of_weights("initial"))
+        of_pixels = self._once([dataset], lambda: probed(pixels))
+        about = {"device": devices.describe(self._device), "step": run.report["steps"]}
+        about |= {split: len(chosen) for split, chosen in places.items()}
+        return [
+            {
+                "hash": run.report["hash"], "task": task.name, "measure": task.measure, **about,
                 "val_score": own[task.name].val, "test_score": own[task.name].test,
                 "strength": own[task.name].strength,
                 "untrained_val": untrained[task.name].val, "untrained_test": untrained[task.name].test,
-                "pixels_val": pixels[task.name].val, "pixels_test": pixels[task.name].test, "chance": task.chance,
-            }  # fmt: skip
+                "pixels_val": of_pixels[task.name].val, "pixels_test": of_pixels[task.name].test,
+                "chance": task.chance,
+            }
+            for task in asked
+        ]  # fmt: skip
 
-    def _read(self, run: LoadedRun) -> tuple[Splits, dict[str, list[int]], list[Task]]:
+    def _read(self, run: LoadedRun) -> Splits:
         if self._data is None or self._data[0] != run.cfg.dataset:
-            data = run.data()
-            counts = {"train": len(data.train), "val": len(data.val), "test": len(data.test)}
-            places = {split: spaced(count, self._images) for split, count in counts.items()}
-            self._data = (run.cfg.dataset, data, places, tasks(run.cfg.dataset, places))
-        else:
-            run.expect(self._data[1])
-        return self._data[1:]
+            self._data = run.cfg.dataset, run.data()
+        run.expect(self._data[1])
+        return self._data[1]
 
-    def _control(self, key: tuple[Any, ...], describe: Any, data: Splits, *rest: Any) -> dict[str, Probed]:
-        name = "\n".join(map(str, key))
+    def _once(self, settings: Sequence[object], compute: Callable[[], dict[str, Probed]]) -> dict[str, Probed]:
+        """What `compute` gave for the same settings the first time."""
+        name = "\n".join(map(str, settings))
         if name not in self._controls:
-            self._controls[name] = self._probe(describe(), data, *rest)
+            self._controls[name] = compute()
         return self._controls[name]
-
-    def _probe(
-        self, describe: seen.Describe, data: Splits, places: dict[str, list[int]], asked: list[Task]
-    ) -> dict[str, Probed]:
-        images = {"train": data.train, "val": data.val, "test": data.test}
-        found = {
-            split: seen.features(describe, images[split], chosen, data.intensity, self._device)
-            for split, chosen in places.items()
-        }
-        return {task.name: probe(turned(found, task), task.targets, task.score, task.groups) for task in asked}
-
-
-def turned(features: dict[str, Array], task: Task) -> dict[str, Array]:
-    """[T, n, D] -> [T * n, D], turn by turn, or the images as they are [n, D]."""
-    if task.turned:
-        return {split: values.reshape(-1, values.shape[-1]) for split, values in features.items()}
-    return {split: values[0] for split, values in features.items()}
 
 
 def spaced(count: int, most: int) -> list[int]:
@@ -107,7 +95,7 @@ def spaced(count: int, most: int) -> list[int]:
     return [place * count // chosen for place in range(chosen)]
 
 
-def todo(results: Path, runs: Path, datasets: tuple[str, ...] | None, every: bool) -> pd.DataFrame:
+def todo(results: Path, runs: Path, datasets: Sequence[str] | None, every: bool) -> pd.DataFrame:
     """The recorded runs below `runs` whose log holds no probe of them, those of one data set and seed together.
 
     Of other models and settings than Table 2's only where `every` one is wanted.
@@ -137,22 +125,25 @@ def _recorded(results: Path, log: str, run_hash: str) -> bool:
 
 @output_may_be_lost()
 def main(words: list[str] | None = None) -> int:
-    options = _parser().parse_args(words)
+    parser = argparse.ArgumentParser(
+        prog="python -m gcond.linear_probe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_options(parser)
+    parser.add_argument("--all", action="store_true", help="also other models and settings than Table 2's")
+    parser.add_argument("--images", type=int, default=IMAGES, help=f"of a split at most (default: {IMAGES})")
+    options = parser.parse_args(words)
     results, runs = options.results / options.scale, options.runs / options.scale
     try:
-        if options.images < 1:
-            raise ValueError(f"--images: expected an integer >= 1, found {options.images}")
         device = devices.pick(options.device, threads=1)
         left = todo(results, runs, options.datasets, options.all)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    roots = {name: getattr(options, name) for name in ("ct", "headneck", "imagenet84")}
-    prober = Prober(roots | {"imagenet256": options.imagenet}, device, options.images, options.trust)
+    prober = Prober(roots(options), device, options.images, options.trust)
     errors = []
     for run in tqdm(list(left.itertuples()), desc="probe", unit="run", disable=None):
         try:
-            rows = list(prober.rows(runs / run.name))
+            rows = prober.rows(runs / run.name)
         except ValueError as error:
             errors.append(f"{run.name}: {error}")
             continue
@@ -162,26 +153,6 @@ def main(words: list[str] | None = None) -> int:
     for error in errors:
         print(f"not probed: {error}", file=sys.stderr)
     return 1 if errors else 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m gcond.linear_probe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--scale", default="mini", help="folder below --runs and --results (default: mini)")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of local runs, only read")
-    parser.add_argument("--results", type=Path, default=OWN, help=f"folder of records (default: {OWN})")
-    parser.add_argument("--datasets", type=lambda text: tuple(text.split(",")), help="comma-separated (default: all)")
-    parser.add_argument(
-        "--all", action="store_true", help="runs of other models and with other settings than Table 2's as well"
-    )
-    for name in ("ct", "headneck", "imagenet84"):
-        parser.add_argument(f"--{name}", type=Path, default=Path("data", name), help=f"default: data/{name}")
-    parser.add_argument("--imagenet", type=Path, help="the ImageNet-256 of the runs")
-    parser.add_argument("--images", type=int, default=IMAGES, help=f"of a split at most (default: {IMAGES})")
-    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help=TRUST)
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    return parser
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -25,14 +24,12 @@ from tqdm import tqdm
 from gcond.data.splits import Splits
 from gcond.engine import device as devices
 from gcond.engine.batches import TrainingImages
-from gcond.engine.probes import FEWEST, SIZES, Estimates, WindowProbe
-from gcond.files import OWN
-from gcond.load_run import STATES, TRUST, LoadedRun
+from gcond.engine.probes import FEWEST, SIZES, WindowProbe
+from gcond.load_run import STATES, LoadedRun, add_options, roots
 from gcond.study import tables
 
 KIND = "window"  # of the records in a run's log
 MODES = ("train", "eval")
-STORES = ("ct", "headneck", "imagenet84")  # data sets that stand below data/
 OF_THE_BEGINNING = ("seed", "precision", "dataset", "model", "loss", "scale")
 
 
@@ -51,40 +48,33 @@ def beginning(run: LoadedRun) -> str:
     return OmegaConf.to_yaml({name: run.cfg[name] for name in OF_THE_BEGINNING})
 
 
-def measure(
-    run: LoadedRun, data: Splits, state: str, mode: str, n: int, device: torch.device
-) -> tuple[int, dict[str, Estimates]]:
-    """The step that the weights are of, and per parameter group what `window_noise.statistics` says."""
+def measure(run: LoadedRun, data: Splits, state: str, mode: str, n: int, device: torch.device) -> pd.DataFrame:
+    """What `WindowProbe` finds, a row a parameter group; the standard error of NAME is NAME:error."""
     model, step = run.model(state, data)
-    scale = run.cfg.scale
-    probe = WindowProbe(
-        model.to(device),
-        run.objective(model, data),
-        run.tasks,
-        TrainingImages(
-            data.train, data.intensity, scale.micro_batch, run.patches, scale.mask_ratio, run.cfg.seed, device
-        ),
-        n,
-        training=mode == "train",
-        scaler=run.scaler(device),
-    )
-    return step, probe.measure()
-
-
-def rows_of(run: LoadedRun, state: str, step: int, mode: str, n: int, found: dict[str, Estimates]) -> pd.DataFrame:
-    """A row a parameter group; the standard error of NAME is NAME:error."""
-    about = {"state": state, "step": step, "mode": mode, "micro_batches": n, "batch_size": run.cfg.scale.micro_batch}
+    scale, seed = run.cfg.scale, run.cfg.seed
+    images = TrainingImages(data.train, data.intensity, scale.micro_batch, run.patches, scale.mask_ratio, seed, device)
+    probe = WindowProbe(model.to(device), run.objective(model, data), run.tasks, images, n,
+                        training=mode == "train", scaler=run.scaler(device))  # fmt: skip
+    about = {"state": state, "step": step, "mode": mode, "micro_batches": n, "batch_size": scale.micro_batch}
     return pd.DataFrame(
         about
         | {"group": group}
         | {name: value for name, (value, _) in said.items()}
         | {f"{name}:error": error for name, (_, error) in said.items()}
-        for group, said in found.items()
+        for group, said in probe.measure().items()
     )
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(words)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    add_options(parser)
+    for name in ("strategies", "seeds"):
+        parser.add_argument(f"--{name}", type=lambda text: text.split(","), help="comma-separated (default: all)")
+    parser.add_argument("--lr", default="own", help="own (the scale's, the default), paper, best or a number")
+    parser.add_argument("--micro-batches", type=int, default=FEWEST * SIZES[-1], help=f"a multiple of {SIZES[-1]}")
+    for name, choices in (("states", STATES), ("modes", MODES)):
+        parser.add_argument(f"--{name}", nargs="+", choices=choices, default=choices)
+    options = parser.parse_args(words)
     device = devices.pick(options.device, threads=1)
     results, runs = options.results / options.scale, recorded(options)
     if runs.empty:
@@ -94,48 +84,28 @@ def main(words: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    measured: dict[tuple[str, str], tuple[int, dict[str, Estimates]]] = {}
+    measured: dict[tuple[str, str], pd.DataFrame] = {}
     n = options.micro_batches
-    roots = {name: getattr(options, name) for name in STORES} | {"imagenet256": options.imagenet}
     asked = [(state, mode) for state in options.states for mode in options.modes]
     with tqdm(total=len(runs) * len(asked), unit="measurement", mininterval=2) as bar:
         for row in runs.itertuples():
             known = tables.log(results, row.log, KIND)
-            known = known[known.micro_batches == n] if len(known) else known
-            done = set(zip(known.state, known["mode"], strict=True)) if len(known) else set()
+            done = {(each.state, each.mode) for each in known.itertuples() if each.micro_batches == n}
             left = [each for each in asked if each not in done]
             bar.update(len(asked) - len(left))
-            run = LoadedRun(options.runs / options.scale / row.name, roots, options.trust) if left else None
-            data = run.data() if run else None
+            if not left:
+                continue
+            run = LoadedRun(options.runs / options.scale / row.name, roots(options), options.trust)
+            data = run.data()
             for state, mode in left:
                 which = beginning(run) if state == "initial" else row.log
                 if (which, mode) not in measured:
                     measured[which, mode] = measure(run, data, state, mode, n, device)
-                step, found = measured[which, mode]
                 before = tables.log(results, row.log, KIND)
-                tables.add(results, row.log, KIND, pd.concat([before, rows_of(run, state, step, mode, n, found)]))
+                tables.add(results, row.log, KIND, pd.concat([before, measured[which, mode]]))
                 bar.update()
     print(f"written: {results / 'logs'}")
     return 0
-
-
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--scale", default="mini", help="folder below --runs and --results (default: mini)")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of local runs; only read")
-    parser.add_argument("--results", type=Path, default=OWN, help=f"folder of records (default: {OWN})")
-    for name in ("strategies", "seeds", "datasets"):
-        parser.add_argument(f"--{name}", type=lambda text: text.split(","), help="comma-separated (default: all)")
-    parser.add_argument("--lr", default="own", help="own (the scale's, the default), paper, best or a number")
-    parser.add_argument("--micro-batches", type=int, default=FEWEST * SIZES[-1], help=f"a multiple of {SIZES[-1]}")
-    for name, choices in (("states", STATES), ("modes", MODES)):
-        parser.add_argument(f"--{name}", nargs="+", choices=choices, default=choices)
-    for name in STORES:
-        parser.add_argument(f"--{name}", type=Path, default=Path("data", name), help=f"default: data/{name}")
-    parser.add_argument("--imagenet", type=Path, help="the ImageNet-256 of the runs")
-    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help=TRUST)
-    parser.add_argument("--device", default="auto")
-    return parser
 
 
 if __name__ == "__main__":
