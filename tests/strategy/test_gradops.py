@@ -9,7 +9,7 @@ import pytest
 import torch
 from strategy.problems import conflict, matrix, resolved
 
-from gcond.strategy.resolve import PCGrad
+from gcond.strategy import PCGrad
 from gcond.strategy.resolve.gradops import GradOPS
 
 J_BASE = [[-4, 1, 1], [6, 1, 1]]

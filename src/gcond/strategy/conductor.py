@@ -19,7 +19,7 @@ from gcond.strategy.estimate import Estimator, Losses, Sequential, Stochastic, W
 from gcond.strategy.flat import FlatParameters, Layout, Move, Parameters, described, grouped, read
 from gcond.strategy.gradients import Statistics, TaskGradients
 from gcond.strategy.processes import Processes, processes_or_default
-from gcond.strategy.resolve import GCond
+from gcond.strategy.resolve.gcond import GCond
 from gcond.strategy.safety import GradientNotFinite, NotFinite, check_finite, scale_of
 from gcond.strategy.update import EMA, Update
 from gcond.strategy.watch import Watch
