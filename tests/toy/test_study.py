@@ -19,43 +19,27 @@ def short():
     return [replace(lineup()[name], steps=5) for name in ("baseline", "pcgrad")]
 
 
-@pytest.fixture
-def in_this_process(monkeypatch):
-    """A pool without processes, which take seconds to start."""
-    import concurrent.futures
-
-    class Pool(concurrent.futures.ThreadPoolExecutor):
-        def __init__(self, jobs, mp_context=None):
-            super().__init__(1)
-
-    monkeypatch.setattr(descents, "ProcessPoolExecutor", Pool)
-
-
 def read(path):
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def test_a_finished_descent_is_not_repeated(short, tmp_path, in_this_process, monkeypatch):
+def test_a_finished_descent_is_not_repeated_unless_its_settings_change(short, tmp_path):
     assert descend(short, tmp_path, 1) == []
     parts = sorted(tmp_path.glob("*.csv"))
     assert len(parts) == 2 * len(STARTS)
+    for part in parts:
+        part.write_text("done")
     parts[0].unlink()
-    done = []
-    run = descents._run
-    monkeypatch.setattr(descents, "_run", lambda *arguments: (done.append(arguments[:2]), run(*arguments)))
     assert descend(short, tmp_path, 1) == []
-    assert done == [(short[0], 0)]
-
-
-def test_other_settings_are_another_part(short, tmp_path, in_this_process):
-    descend(short[:1], tmp_path, 1)
-    assert end_point(short[0], 0, tmp_path) is not None
-    assert end_point(replace(short[0], clip_norm=1.0), 0, tmp_path) is None
+    assert [part.read_text() == "done" for part in parts] == [False] + [True] * 9
     assert short[0].settings == replace(short[0], label="another").settings
+    assert end_point(replace(short[0], clip_norm=1.0), 0, tmp_path) == {}
+    descend([replace(short[0], clip_norm=1.0)], tmp_path, 1)
+    assert len(list(tmp_path.glob("*.csv"))) == 3 * len(STARTS)
 
 
-def test_a_failure_is_reported_and_the_rest_is_done(short, tmp_path, in_this_process):
+def test_a_failure_is_reported_and_the_rest_is_done(short, tmp_path):
     broken = replace(short[0], resolver={"_target_": "gcond.strategy.CAGrad", "c": -1.0})
     failures = descend([broken, short[1]], tmp_path, 1)
     assert len(failures) == len(STARTS)
@@ -70,34 +54,36 @@ class GivesUp(Linear):
         return super().resolve(conflict)
 
 
-def test_a_solver_that_gives_up_ends_its_descent_and_is_named(short, tmp_path, in_this_process, monkeypatch):
+def test_a_solver_that_gives_up_ends_its_descent_and_is_named(short, tmp_path, monkeypatch):
     """After 3 steps of 5; compared with the plain sum's own 3 steps."""
     parts, out = tmp_path / "parts", tmp_path / "out"
     monkeypatch.setattr(descents, "build", lambda resolver: GivesUp())
     assert descend(short[:1], parts, 1) == []
-    record(short[:1], ["baseline"], parts, out)
+    record(short[:1], parts, out)
     row = read(out / "endpoints.csv")[0]
     assert row["stopped"] == "step 3: no weights"
     *_, (_, x1, x2) = follow(descents.Descent(Linear()), STARTS[0], 3)
     assert (float(row["x1"]), float(row["x2"])) == pytest.approx((x1, x2), abs=1e-5)
 
 
-def test_recorded_methods_stay_until_their_settings_change(short, tmp_path, in_this_process):
+def test_recorded_methods_stay_until_their_settings_change(short, tmp_path):
     parts, out = tmp_path / "parts", tmp_path / "out"
     descend(short, parts, 1)
-    record(short, ["baseline", "pcgrad"], parts, out)
+    record(short, parts, out)
     before = read(out / "endpoints.csv")
     assert [row["method"] for row in before] == ["baseline"] * 5 + ["pcgrad"] * 5
-    record(short, ["pcgrad"], parts, out)
+    for part in parts.glob("baseline-*.csv"):
+        part.unlink()
+    record(short, parts, out)
     assert read(out / "endpoints.csv") == before
-    record([replace(short[0], steps=6), short[1]], ["pcgrad"], parts, out)
+    record([replace(short[0], steps=6), short[1]], parts, out)
     assert {row["method"] for row in read(out / "endpoints.csv")} == {"pcgrad"}
 
 
 @pytest.mark.slow
 def test_a_descent_in_its_own_process(short, tmp_path):
     """The real pool: what is sent to a worker can be sent."""
-    assert descend([replace(short[0], steps=1)], tmp_path, 1) == []
+    assert descend([replace(short[0], steps=1)], tmp_path, 2) == []
     assert len(list(tmp_path.glob("*.csv"))) == len(STARTS)
 
 
@@ -116,10 +102,10 @@ def test_gradops_follows_alpha():
     assert max(abs(a - b) for a, b in zip(shares[-3.0], shares[3.0], strict=True)) > 0.05
 
 
-def test_the_page_needs_the_recorded_files_alone(short, tmp_path, in_this_process):
+def test_the_page_needs_the_recorded_files_alone(short, tmp_path):
     parts, out = tmp_path / "parts", tmp_path / "toy"
     descend(short, parts, 1)
-    record(short, ["baseline", "pcgrad"], parts, out)
+    record(short, parts, out)
     descents.write_csv(out / "noise.csv", noise.COLUMNS, noise.measure(20, (8, 24, 64)))
     shares = [["regressions", a, 0, 1, t, 0.3] for a in (-1.0, 0.0) for t in tradeoff.TASKS]
     descents.write_csv(out / "tradeoff.csv", tradeoff.COLUMNS, shares)

@@ -2,8 +2,8 @@
 
 A descent is the library's own resolver and Adam on (x_1, x_2), all float64. A finished one is not repeated: its part is
 `parts`/METHOD-START-SETTINGS.csv, at full precision. What is recorded in `out` is put together from the parts:
-endpoints.csv and, thinned, trajectories/METHOD.csv. Recorded methods that are not asked for stay as they are if their
-settings are still the same.
+endpoints.csv and, thinned, trajectories/METHOD.csv. Recorded methods without parts stay as they are if their settings
+are still the same.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from joblib import Parallel, delayed
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
@@ -34,6 +33,7 @@ TASKS = ("f1", "f2")
 LOWEST = torch.tensor([-2.1, -21.0], dtype=torch.float64)
 """Below both losses (FAMO's authors): loss weighting needs losses above 0."""
 ONES = torch.ones(2, dtype=torch.float64)
+LR, BETAS, EPS = 1e-3, (0.9, 0.999), 1e-8  # of Adam
 
 
 class Descent:
@@ -45,92 +45,64 @@ class Descent:
 
     def __init__(self, resolver: Resolver, clip_norm: float | None = None, seed: int = 0) -> None:
         resolver.check(dict.fromkeys(TASKS, 1.0), ("all",))
-        self._resolver = resolver
-        self._clip_norm = clip_norm
+        self._resolver, self._clip_norm = resolver, clip_norm
         self._generator = torch.Generator().manual_seed(seed)
         self._previous = torch.zeros(2, 2, dtype=torch.float64)
         self._step = 0
 
     def direction(self, x1: float, x2: float) -> Row:
-        """What stands in the gradient's place."""
+        """What stands in the gradient's place. Raises FloatingPointError where it is not finite."""
         (f1, f2), (row1, row2) = evaluate(x1, x2)
-        values = torch.tensor([F1_SCALE * f1, f2], dtype=torch.float64)
+        losses = torch.tensor([F1_SCALE * f1, f2], dtype=torch.float64)
         rows = torch.tensor([[F1_SCALE * row1[0], F1_SCALE * row1[1]], row2], dtype=torch.float64)
         if isinstance(self._resolver, LossWeighting):
-            update = self._resolver.weigh(values - LOWEST) @ rows
-            self._resolver.after_window(values - LOWEST)
+            update = self._resolver.weigh(losses - LOWEST) @ rows
+            self._resolver.after_window(losses - LOWEST)
         else:
-            update = self._resolve(rows, values)
+            update = self._resolve(rows, losses)
         self._step += 1
-        return self._clipped(*update.tolist())
-
-    def _resolve(self, rows: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        gram = rows @ rows.T
-        resolution = self._resolver.resolve(
-            Conflict(
-                tasks=TASKS,
-                gram=gram,
-                cross=rows @ self._previous.T,
-                group_grams={"all": gram},
-                losses=values,
-                lambdas=ONES,
-                step=self._step,
-                generator=self._generator,
-            )
-        )
-        self._previous = rows
-        if resolution.blockwise is not None:
-            return resolution.blockwise(rows.clone(), 0)
-        return resolution.weights @ rows
-
-    def _clipped(self, first: float, second: float) -> Row:
+        first, second = update.tolist()
         norm = math.hypot(first, second)
         if not math.isfinite(norm):
             raise FloatingPointError(f"step {self._step}: the update is ({first}, {second})")
         factor = 1.0 if self._clip_norm is None else self._clip_norm / max(norm, self._clip_norm)
         return first * factor, second * factor
 
-
-class Adam:
-    """Kingma and Ba 2015, on one number: torch's takes longer than the problem itself."""
-
-    def __init__(self, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
-        self._lr, self._betas, self._eps = lr, betas, eps
-        self._first = self._second = 0.0
-        self._steps = 0
-
-    def step(self, gradient: float) -> float:
-        """What to subtract from the parameter."""
-        self._steps += 1
-        one, two = self._betas
-        self._first = one * self._first + (1 - one) * gradient
-        self._second = two * self._second + (1 - two) * gradient**2
-        root = math.sqrt(self._second / (1 - two**self._steps))
-        return self._lr / (1 - one**self._steps) * self._first / (root + self._eps)
+    def _resolve(self, rows: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
+        gram, cross = rows @ rows.T, rows @ self._previous.T
+        conflict = Conflict(TASKS, gram, cross, {"all": gram}, losses, ONES, self._step, self._generator)
+        resolution = self._resolver.resolve(conflict)
+        self._previous = rows
+        return resolution.blockwise(rows.clone(), 0) if resolution.blockwise is not None else resolution.weights @ rows
 
 
 def follow(descent: Descent, start: Row, steps: int, spacing: float = 0.1) -> Iterator[Point]:
     """(step, x_1, x_2) wherever a coordinate is `spacing` away from where it was last given, and at both ends.
 
-    Where the resolver gives up (RuntimeError), the place where it did is given before the error is raised.
+    Adam (Kingma and Ba 2015) on plain floats: torch's takes longer than the problem itself. Where the resolver gives up
+    (RuntimeError), the place where it did is given before the error is raised.
     """
-    adam1, adam2 = Adam(), Adam()
+    x, first, second = list(start), [0.0, 0.0], [0.0, 0.0]
+    one, two = BETAS
     last = (0, *start)
     yield last
-    x1, x2 = start
     for step in range(1, steps + 1):
         try:
-            first, second = descent.direction(x1, x2)
+            update = descent.direction(*x)
         except RuntimeError:
-            yield (step - 1, x1, x2)
+            yield (step - 1, *x)
             raise
-        x1, x2 = x1 - adam1.step(first), x2 - adam2.step(second)
-        if step == steps or max(abs(x1 - last[1]), abs(x2 - last[2])) >= spacing:
-            last = (step, x1, x2)
+        for i, slope in enumerate(update):
+            first[i] = one * first[i] + (1 - one) * slope
+            second[i] = two * second[i] + (1 - two) * slope**2
+            root = math.sqrt(second[i] / (1 - two**step))
+            x[i] -= LR / (1 - one**step) * first[i] / (root + EPS)
+        if step == steps or max(abs(x[0] - last[1]), abs(x[1] - last[2])) >= spacing:
+            last = (step, *x)
             yield last
 
 
-# Methods
+# Methods.
 
 CONFIG = Path(__file__).resolve().parents[3] / "conf" / "strategy"
 STEPS = 35_000  # Nash-MTL's authors
@@ -141,20 +113,19 @@ LEFT_OUT = {
     "gcond_sequential": "the resolver of gcond_pure: these gradients have no noise",
     "gcond_sequential_pure": "the resolver of gcond_pure: these gradients have no noise",
     "gcond_stochastic": "the resolver of gcond_pure: these gradients have no noise",
+    "stochastic_integrated": "resolves nothing, as baseline; these gradients have no noise",
     "gradnorm": "divides by the first losses, which are not above 0 here",
 }
 FIRST = ("baseline", "pcgrad", "gradops", "cagrad", "gcond_pure", "gcond_accumulated", "gcond_as_pcgrad")
 """Of figure and table."""
 SLOW = ("mgda", "nash_mtl")  # an hour of one core for both: TorchJD's solvers take 7 and 13 ms a step
-CHANGES: dict[str, dict[str, Any]] = {
+CHANGES: dict[str, dict[str, Any]] = {  # strategy -> what differs from conf/strategy
     "famo": {"steps": 50_000, "clip_norm": 1.0, "resolver": {"weight_decay": 0.0}},  # as in its authors' toy problem
     "sam_gs": {"label": "SAM-GS (the code's psi)", "resolver": {"psi": "code"}},  # the paper's equalises no two tasks
-}
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> the strategy it changes, and how
-    "gcond_accumulated": (
-        "gcond_pure",
-        {"label": "GCond (stability of the text)", "resolver": {"stability_reference": "accumulated"}},
-    ),
+    "gcond_accumulated": {  # a variant of gcond_pure
+        "label": "GCond (stability of the text)",
+        "resolver": {"stability_reference": "accumulated"},
+    },
 }
 
 
@@ -179,62 +150,63 @@ class Method:
         return Descent(build(self.resolver), self.clip_norm, self.seed)
 
 
-def lineup(folder: Path = CONFIG) -> dict[str, Method]:
-    """Every strategy in `folder` that is not left out, and VARIANTS: those of FIRST first, the rest by the alphabet."""
-    sources = {path.stem: (path.stem, CHANGES.get(path.stem, {})) for path in folder.glob("*.yaml")}
-    sources = {name: source for name, source in {**sources, **VARIANTS}.items() if name not in LEFT_OUT}
-    ordered = [name for name in FIRST if name in sources] + sorted(set(sources) - set(FIRST))
-    return {name: _read(name, folder / f"{sources[name][0]}.yaml", sources[name][1]) for name in ordered}
+def lineup() -> dict[str, Method]:
+    """Every strategy of conf/strategy that is not left out, and the variant: FIRST first, the rest by the alphabet."""
+    names = {path.stem for path in CONFIG.glob("*.yaml")} | {"gcond_accumulated"}
+    found = {}
+    for name in [*FIRST, *sorted(names - set(FIRST) - set(LEFT_OUT))]:
+        file = "gcond_pure" if name == "gcond_accumulated" else name
+        strategy = OmegaConf.load(CONFIG / f"{file}.yaml").strategy
+        resolver = OmegaConf.to_container(strategy.conductor.resolver, resolve=True)
+        changes = CHANGES.get(name, {})
+        resolver |= changes.get("resolver", {})
+        found[name] = Method(**{"name": name, "label": strategy.label, **changes, "resolver": resolver})
+    return found
 
 
-def _read(name: str, path: Path, changes: dict[str, Any]) -> Method:
-    strategy = OmegaConf.load(path).strategy
-    resolver = OmegaConf.to_container(strategy.conductor.resolver, resolve=True)
-    method = {"name": name, "label": strategy.label, **changes}
-    return Method(**{**method, "resolver": {**resolver, **changes.get("resolver", {})}})
+# Descents and records.
 
-
-# Descents and records
-
-COLUMNS = ("method", "label", "start", "start_x1", "start_x2", "steps", "x1", "x2", "f1", "f2", "to_front", "stopped")
-COLUMNS += ("settings",)
+COLUMNS = ("method", "label", "start", "start_x1", "start_x2", "steps", "x1", "x2", "f1", "f2", "to_front", "stopped",
+           "settings")  # fmt: skip
 
 
 def descend(methods: Sequence[Method], parts: Path, jobs: int) -> list[str]:
     """Run what has no part yet; returns what failed, one line each. Failures do not stop the rest."""
-    todo = [
-        (method, start)
-        for method in methods
-        for start in range(len(STARTS))
-        if not _part(parts, method, start).exists()
-    ]
-    failures: list[str] = []
-    if not todo:
-        return failures
-    # Fresh processes: forking one that has used torch's threads may hang.
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        running = {pool.submit(_run, *each, parts): f"{each[0].name} from {STARTS[each[1]]}" for each in todo}
-        bar = tqdm(as_completed(running), total=len(running), desc="descents", unit="descent", disable=None)
-        for future in bar:
-            error = future.exception()
-            if error is not None:
-                failures.append(f"{running[future]}: {type(error).__name__}: {error}")
-                bar.write(failures[-1])
-    return failures
+    todo = [(method, start) for method in methods for start in range(len(STARTS))]
+    todo = [(method, start) for method, start in todo if not _part(parts, method, start).exists()]
+    done = Parallel(jobs, return_as="generator_unordered")(delayed(_run)(*each, parts) for each in todo)
+    bar = tqdm(done, total=len(todo), desc="descents", unit="descent", disable=None)
+    return [failure for failure in bar if failure]
 
 
-def record(methods: Sequence[Method], asked: Iterable[str], parts: Path, out: Path) -> None:
-    """Write endpoints.csv and trajectories/ of `methods`, from parts where asked for, else from the record."""
+def _run(method: Method, start: int, parts: Path) -> str:
+    """Write a part: its points, and in the last row why the resolver gave up before the last step ("" elsewhere).
+
+    Returns why the descent failed, "" where it did not.
+    """
+    points: list[Point] = []
+    stopped = ""
+    try:
+        for point in follow(method.descent(), STARTS[start], method.steps):
+            points.append(point)
+    except RuntimeError as error:  # a solver that found no weights: the descent ends there, and the tables say so
+        stopped = str(error).split("; Gram")[0]
+        print(f"{method.name} from {STARTS[start]} stopped: {error}", file=sys.stderr)
+    except Exception as error:
+        return f"{method.name} from {STARTS[start]}: {type(error).__name__}: {error}"
+    rows = [(*point, stopped if point is points[-1] else "") for point in points]
+    write_csv(_part(parts, method, start), ("step", "x1", "x2", "stopped"), rows)
+    return ""
+
+
+def record(methods: Sequence[Method], parts: Path, out: Path) -> None:
+    """Write endpoints.csv and trajectories/ of `methods`, from parts where there are some, else from the record."""
     path = out / "endpoints.csv"
     recorded = _read_csv(path, dtype=str).to_dict("records") if path.exists() else []
-    asked, rows = set(asked), []
+    rows: list[dict[str, Any]] = []
     for method in methods:
-        found = {
-            start: _read_csv(_part(parts, method, start))
-            for start in range(len(STARTS))
-            if method.name in asked and _part(parts, method, start).exists()
-        }
-        if found:
+        files = {start: _part(parts, method, start) for start in range(len(STARTS))}
+        if found := {start: _read_csv(file) for start, file in files.items() if file.exists()}:
             points = pd.concat(found, names=["start"]).reset_index("start")[["start", "step", "x1", "x2"]]
             text = points.to_csv(index=False, float_format="%.2f", lineterminator="\n")
             write_text(out / "trajectories" / f"{method.name}.csv", text)
@@ -244,11 +216,11 @@ def record(methods: Sequence[Method], asked: Iterable[str], parts: Path, out: Pa
     write_csv(path, COLUMNS, [[row[key] for key in COLUMNS] for row in rows])
 
 
-def end_point(method: Method, start: int, parts: Path) -> dict[str, float] | None:
-    """The losses at the end, as the strategy sees them, by task; None if the descent is not finished."""
+def end_point(method: Method, start: int, parts: Path) -> dict[str, float]:
+    """The losses at the end, as the strategy sees them, by task; none if the descent is not finished."""
     path = _part(parts, method, start)
     if not path.exists():
-        return None
+        return {}
     last = _read_csv(path).iloc[-1]
     (f1, f2), _ = evaluate(float(last.x1), float(last.x2))
     return dict(zip(TASKS, (F1_SCALE * f1, f2), strict=True))
@@ -256,20 +228,6 @@ def end_point(method: Method, start: int, parts: Path) -> dict[str, float] | Non
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     write_text(path, pd.DataFrame(list(rows), columns=list(columns)).to_csv(index=False, lineterminator="\n"))
-
-
-def _run(method: Method, start: int, parts: Path) -> None:
-    """A part: its points, and in the row of the last why the resolver gave up before the last step ("" elsewhere)."""
-    torch.set_num_threads(1)
-    points, stopped = [], ""
-    try:
-        for point in follow(method.descent(), STARTS[start], method.steps):
-            points.append(point)
-    except RuntimeError as error:  # a solver that found no weights: the descent ends there, and the tables say so
-        stopped = str(error).split("; Gram")[0]
-        print(f"{method.name} from {STARTS[start]} stopped: {error}", file=sys.stderr)
-    rows = [(*point, stopped if point is points[-1] else "") for point in points]
-    write_csv(_part(parts, method, start), ("step", "x1", "x2", "stopped"), rows)
 
 
 def _part(parts: Path, method: Method, start: int) -> Path:

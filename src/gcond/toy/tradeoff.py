@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from tqdm import tqdm
 
 from gcond.strategy import GradientConductor, Raw, Sequential
 from gcond.strategy.resolve.gradops import GradOPS
-from gcond.toy.descents import Method
+from gcond.toy.descents import Method, end_point
+from gcond.toy.problem import STARTS
 
 ALPHAS = (-6.0, -3.0, -1.0, 0.0, 1.0, 3.0, 6.0)
 LENGTHS = (1.0, 0.7, 0.5)  # |w_t|: the first task dominates the plain sum
@@ -34,6 +36,14 @@ def variants(gradops: Method) -> dict[float, Method]:
         alpha: replace(gradops, resolver={**gradops.resolver, "weights": "unverified_r_alpha", "alpha": alpha})
         for alpha in ALPHAS
     }
+
+
+def ends(methods: dict[float, Method], parts: Path) -> Iterator[list[object]]:
+    """Rows under COLUMNS: both losses of the two-dimensional problem where each finished descent ends."""
+    for alpha, method in methods.items():
+        for start in range(len(STARTS)):
+            found = end_point(method, start, parts)
+            yield from (["two-dimensional", alpha, start, method.steps, t, f"{f:.5f}"] for t, f in found.items())
 
 
 def regressions(steps: int = STEPS, seeds: tuple[int, ...] = SEEDS) -> Iterator[list[object]]:
