@@ -76,6 +76,7 @@ def _environment() -> jinja2.Environment:
         "grid": grid,
         "ends": ends,
         "number": number,
+        "span": bench_page.span,
         "effect": effect,
         "compared": compared,
         "upper_first": upper_first,
