@@ -10,16 +10,18 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
+
+import pandas as pd
 
 from gcond.data.checksums import checksum_of
 from gcond.engine.run_folder import running
 from gcond.engine.run_state import steps_logged
 from gcond.output import duration, output_may_be_lost
 from gcond.study import tables
-from gcond.study.queue import Block, Item, Queue, read
+from gcond.study.queue import ARM, NAME, Queue, read
 from gcond.study.workers import Workers
 from gcond.sweep.plan import Planned, planned
 
@@ -28,9 +30,11 @@ QUEUE, RESULTS = ROOT / "study" / "queue.yaml", ROOT / "results" / "study"
 TELL_SECONDS = 600.0  # between lines about the runs at work
 GUESS_SECONDS = 400.0  # of CPU a run, until one is recorded
 
+Overrides = tuple[str, ...]
+
 
 class Study:
-    """The queue, what is recorded of it, and the folders of its runs.
+    """The queue, what is recorded of it, and the folders of its runs, which their overrides name.
 
     Args:
         queue, results: study/queue.yaml and results/study.
@@ -38,16 +42,16 @@ class Study:
     """
 
     def __init__(self, queue: Path, results: Path, more: Sequence[str] = ()) -> None:
-        self._results, self._more = results, more
-        self._planned: dict[tuple[str, ...], Planned] = {}
+        self._results, self.more = results, more
+        self.planned: dict[Overrides, Planned] = {}
         self._checksums: dict[str, str] = {}
         self.absent: dict[str, str] = {}  # data set -> why its data cannot be read
         self.queue = Queue(read(queue), self._identify)
         self.recorded = tables.read(results)
 
-    def _identify(self, overrides: Sequence[tuple[str, ...]]) -> list[tuple[str, str]]:
-        plans = planned([[*each, *self._more] for each in overrides])
-        self._planned |= dict(zip(overrides, plans, strict=True))
+    def _identify(self, overrides: Sequence[Overrides]) -> list[tuple[str, str]]:
+        plans = planned([[*each, *self.more] for each in overrides])
+        self.planned |= dict(zip(overrides, plans, strict=True))
         return [(run.folder.hash, self._checksum(run)) for run in plans]
 
     def _checksum(self, run: Planned) -> str:
@@ -60,51 +64,42 @@ class Study:
                 self._checksums[name], self.absent[name] = "", str(error)
         return self._checksums[name]
 
-    def run(self, item: Item) -> Planned:
-        return self._planned[item.overrides]
+    def left(self, machine: str) -> pd.DataFrame:
+        return self.queue.left(self.recorded, machine)
 
-    def overrides(self, item: Item) -> list[str]:
-        return [*item.overrides, *self._more]
-
-    def left(self, machine: str) -> list[tuple[Block, list[Item]]]:
-        """Each block with its runs that are to be made on `machine`."""
-        return [(block, self.queue.left(block, self.recorded, machine)) for block in self.queue.blocks(self.recorded)]
-
-    def collect(self, items: Sequence[Item]) -> None:
-        """Record those of the runs that are finished here and not recorded as they are."""
-        for item in items:
-            report = self.run(item).folder.finished()
+    def collect(self, runs: Iterable[Overrides]) -> None:
+        """Record those that are finished here and not recorded as they are."""
+        for overrides in runs:
+            folder = self.planned[overrides].folder
+            report = folder.finished()
             known = set(zip(self.recorded.name, self.recorded.arithmetic, self.recorded.started, strict=True))
             if report is not None and (report["name"], report["arithmetic"], report["started"]) not in known:
-                self.recorded = tables.record(self.run(item).folder.path, self._results)
+                self.recorded = tables.record(folder.path, self._results)
 
-    def seconds(self, items: Sequence[Item]) -> float:
+    def seconds(self, runs: pd.DataFrame) -> float:
         """Of CPU that the runs take, by the medians of recorded runs of a strategy and data set, else of all runs."""
-        spent = self.recorded.groupby(["dataset", "strategy"]).cpu_seconds.median()
         any_run = self.recorded.cpu_seconds.median() if len(self.recorded) else GUESS_SECONDS
-        arms = [tuple(dict(item.settings)[key] for key in ("dataset", "strategy")) for item in items]
-        return float(sum(spent.get(arm, any_run) for arm in arms))
+        spent = self.recorded.groupby(ARM).cpu_seconds.median().rename("spent")
+        return float(runs.join(spent, on=ARM).spent.fillna(any_run).sum())
 
 
 def tell_plan(study: Study, machine: str, jobs: int) -> None:
     """A line a block: its runs, those left beyond earlier blocks', those whose learning rate is not known, and when it
     ends."""
     print(f"{'block':24} {'runs':>5} {'left':>5} {'wait':>5} {'until':>8}  question")
-    seen: set[str] = set()
-    seconds, runs, waiting = 0.0, 0, 0
-    for block, items in study.left(machine):
-        names = {item: study.run(item).folder.name for item in items}
-        new = [item for item in items if names[item] not in seen]
-        seen |= set(names.values())
-        seconds += study.seconds([*new, *block.waiting])
-        runs += len(new) + len(block.waiting)
-        waiting += len(block.waiting)
-        until = duration(seconds / jobs) if new or block.waiting else "done"
-        every = len(block.items) + len(block.waiting)
-        print(f"{block.name:24} {every:5} {len(new):5} {len(block.waiting):5} {until:>8}  {block.question}")
-    print(f"{runs} runs left, {duration(seconds / jobs)} of {jobs} idle cores")
-    if waiting:
-        print(f"{waiting} of them wait for the learning rate of their arm, which earlier runs decide")
+    runs = study.queue.runs(study.recorded)
+    waiting = runs[runs.waiting]
+    left = pd.concat([study.left(machine).drop_duplicates(NAME), waiting])
+    seconds = 0.0
+    for block in study.queue.blocks:
+        name, own = block["name"], left[left.block == block["name"]]
+        seconds += study.seconds(own)
+        until = duration(seconds / jobs) if len(own) else "done"
+        every, wait = (runs.block == name).sum(), own.waiting.sum()
+        print(f"{name:24} {every:5} {len(own) - wait:5} {wait:5} {until:>8}  {block['question']}")
+    print(f"{len(left)} runs left, {duration(seconds / jobs)} of {jobs} idle cores")
+    if len(waiting):
+        print(f"{len(waiting)} of them wait for the learning rate of their arm, which earlier runs decide")
     for dataset, reason in study.absent.items():
         print(f"no run of {dataset} can be made here: {reason}")
     sys.stdout.flush()
@@ -117,13 +112,14 @@ def work(study: Study, machine: str, jobs: int) -> int:
     told = time.monotonic()
     with Workers(jobs) as workers:
         while True:
-            while workers.free and (item := _next(study, machine, begun)) is not None:
-                begun.add(study.run(item).folder.name)
-                workers.start(study.overrides(item), _output(study.run(item)), item)
+            while workers.free and (overrides := _next(study, machine, begun)) is not None:
+                run = study.planned[overrides]
+                begun.add(run.folder.name)
+                workers.start([*overrides, *study.more], _output(run), overrides)
             if not workers.running or workers.signum:
                 break
             for over in workers.ended():
-                run = study.run(over.task)
+                run = study.planned[over.task]
                 study.collect([over.task])
                 if run.folder.finished() is None and not workers.signum:
                     failed[run.folder.name] = run.folder.error or f"see {_output(run)}"
@@ -131,12 +127,12 @@ def work(study: Study, machine: str, jobs: int) -> int:
                 _say(f"{run.folder.name}: {failed.get(run.folder.name, 'recorded')} after {took}")
             if time.monotonic() - told > TELL_SECONDS:
                 told = time.monotonic()
-                at_work = [study.run(each.task) for each in workers.running]
+                at_work = [study.planned[each.task] for each in workers.running]
                 steps = ", ".join(f"{r.folder.name} {steps_logged(r.folder.metrics)}/{r.steps}" for r in at_work)
-                rest = [item for _, items in study.left(machine) for item in items]
+                rest = study.left(machine)
                 _say(f"at work: {steps}; {len(rest)} runs left, {duration(study.seconds(rest) / jobs)}")
-        at_work = [each.task for each in workers.running]
-    study.collect(at_work)
+        at_work_at_the_end = [each.task for each in workers.running]
+    study.collect(at_work_at_the_end)
     for name, error in failed.items():
         print(f"failed: {name}: {error}")
     return 128 + workers.signum if workers.signum else int(bool(failed))
@@ -147,14 +143,12 @@ def _output(run: Planned) -> Path:
     return run.folder.path.parent / "output" / f"{run.folder.name}.log"
 
 
-def _next(study: Study, machine: str, begun: set[str]) -> Item | None:
+def _next(study: Study, machine: str, begun: set[str]) -> Overrides | None:
     """The first run that is left, was not begun here, has data, and is not at work in another process."""
-    for _, items in study.left(machine):
-        for item in items:
-            folder = study.run(item).folder
-            there = dict(item.settings)["dataset"] not in study.absent
-            if there and folder.name not in begun and not running(folder.path):
-                return item
+    for run in study.left(machine).itertuples():
+        folder = study.planned[run.overrides].folder
+        if run.dataset not in study.absent and folder.name not in begun and not running(folder.path):
+            return run.overrides
     return None
 
 
@@ -184,7 +178,7 @@ def main(words: list[str] | None = None) -> int:
     try:
         machine = here(arguments.more)
         study = Study(arguments.queue, arguments.results, arguments.more)
-        study.collect([item for _, items in study.left(machine) for item in items])
+        study.collect(study.left(machine).overrides)
         tell_plan(study, machine, arguments.jobs)
         return 0 if arguments.plan else work(study, machine, arguments.jobs)
     except ValueError as error:
