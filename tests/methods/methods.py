@@ -14,7 +14,7 @@ from strategy import problems
 from strategy.problems import matrix
 from torch import Tensor
 
-from gcond.strategy.conflict import Conflict, LossWeighting, StatelessResolver
+from gcond.strategy.conflict import Conflict, LossWeighting
 
 CONF = Path(__file__).parents[2] / "conf" / "strategy"
 
@@ -65,7 +65,7 @@ def conflict(rows: object, previous: object | None = None, seed: int = 0, step: 
 def update(name: str, rows: object, before: object | None = None, seed: int = 0, **changes: Any) -> Tensor:
     """The update [P] of a fresh resolver for `rows` [m, P], after a first step on `before` if it has a memory."""
     resolver = build(name, **changes)
-    remembers = not isinstance(resolver, StatelessResolver) or kind(name) == "coordinates"
+    remembers = resolver.remembers or kind(name) == "coordinates"
     if before is not None and remembers:
         _apply(resolver.resolve(conflict(before, seed=seed + 1)), matrix(before))
     return _apply(resolver.resolve(conflict(rows, before, seed=seed, step=1)), matrix(rows))

@@ -28,7 +28,7 @@ from gcond.strategy import (
     Resolution,
     Sequential,
 )
-from gcond.strategy.conflict import StatelessResolver
+from gcond.strategy.conflict import Resolver
 
 TASKS = {"l1": 0.85, "ssim": 0.15}
 
@@ -104,7 +104,7 @@ def test_cosine_of_what_a_resolution_cancelled_is_not_rounding_noise(resolver):
         assert isnan(metrics["cosine_resolved/all"])
 
 
-class Witness(StatelessResolver):
+class Witness(Resolver):
     """Resolves nothing and keeps what it saw."""
 
     uses_history = True

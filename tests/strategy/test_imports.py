@@ -43,7 +43,7 @@ ALLOWED = {
     "strategy.flat": "",
     "strategy.safety": "",
     "strategy.products": "",
-    "strategy.conflict": "",
+    "strategy.conflict": "strategy.flat",
     "strategy.gradients": "strategy.flat strategy.products",
     "strategy.estimate": "strategy.gradients strategy.safety strategy.arguments",
     "strategy.watch": "strategy.safety strategy.estimate strategy.gradients",

@@ -11,7 +11,7 @@ from strategy.faulty import STRATEGIES, TASKS, Network, Run, plain, window
 from torch import nn
 
 from gcond.strategy import GradientConductor, Joint, Linear, PCGrad, Raw, Resolution, Sequential, Stochastic
-from gcond.strategy.conflict import StatelessResolver
+from gcond.strategy.conflict import Resolver
 from gcond.strategy.safety import NotFinite
 
 WRONG = {
@@ -152,7 +152,7 @@ def test_a_resolver_has_seen_the_micro_batches_before_the_bad_one():
 # A resolver that fails
 
 
-class Divides(StatelessResolver):
+class Divides(Resolver):
     """Weights, or coordinates, of 0 / 0."""
 
     def __init__(self, works_on_coordinates):

@@ -11,7 +11,7 @@ from toy.authors import authors_losses
 
 from gcond.config import build
 from gcond.strategy import GradientConductor, Linear, Raw, Sequential
-from gcond.strategy.conflict import Conflict, Resolution, StatelessResolver
+from gcond.strategy.conflict import Conflict, Resolution, Resolver
 from gcond.study.methods import STUDY
 from gcond.toy.descents import CONFIG, LEFT_OUT, TASKS, Descent, follow, lineup
 from gcond.toy.problem import STARTS
@@ -79,7 +79,7 @@ def test_a_few_hundred_steps_are_those_of_the_twin(name, start):
     np.testing.assert_allclose((x1, x2), twin_path(TWINS[name], STARTS[start], steps), atol=tolerance)
 
 
-class Remembering(StatelessResolver):
+class Remembering(Resolver):
     """Weights that depend on everything in a Conflict that a descent has to keep up to date."""
 
     uses_history = True

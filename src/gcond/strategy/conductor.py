@@ -224,7 +224,7 @@ class GradientConductor:
             reference = move.numbers(reference, self._reference_dtype or now.dtype).to(now.device)
         self.update.follow(move)
         if self.resolver.remembers_coordinates:
-            self.resolver.follow(move)  # type: ignore[attr-defined]
+            self.resolver.follow(move)
         if self.gradients.laid_out_like(now):
             self.gradients.renew()
         else:

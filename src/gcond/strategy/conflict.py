@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from gcond.strategy.flat import Move
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Resolver(Protocol):
     `weighs_losses`: whether it weights the losses before a joint backward pass (see `LossWeighting`).
     `works_on_coordinates`: whether it answers with `Resolution.blockwise`.
     `remembers_coordinates`: whether its state is of the size of the rows.
+    `remembers`: the names of what it keeps between steps, each in an attribute of that name with a leading underscore.
     """
 
     uses_history: bool = False
@@ -65,44 +69,54 @@ class Resolver(Protocol):
     weighs_losses: bool = False
     works_on_coordinates: bool = False
     remembers_coordinates: bool = False
+    remembers: tuple[str, ...] = ()
 
     def check(self, tasks: dict[str, float], groups: tuple[str, ...]) -> None:
         """Raise ValueError where the resolver cannot serve these tasks (name -> lambda) or parameter groups."""
 
     def resolve(self, conflict: Conflict) -> Resolution: ...
 
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-class StatelessResolver(Resolver):
-    """A resolver that keeps nothing between steps."""
+    def follow(self, move: Move) -> None:
+        """Carry what `remembers_coordinates` over to another layout; ValueError where that would change it."""
 
     def state_dict(self) -> dict[str, Any]:
-        return {}
+        return {name: deepcopy(getattr(self, f"_{name}")) for name in self.remembers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state:
-            raise ValueError(f"{type(self).__name__} keeps no state, found {sorted(state)}")
+        if set(state) != set(self.remembers):
+            raise ValueError(f"{type(self).__name__} keeps {list(self.remembers)}, found the state of {list(state)}")
+        for name, value in state.items():
+            setattr(self, f"_{name}", deepcopy(value))
 
 
-class LossWeighting(StatelessResolver):
+class LossWeighting(Resolver):
     """A method that only weights losses: one joint backward pass, no task gradients. Its weights replace lambdas."""
 
     needs_task_gradients = False
     weighs_losses = True
+    _on_device: Tensor | None = None  # `known`, where the losses are, for this window
+
+    def known(self) -> Tensor:
+        """What this window's weights are made of, float64 on the CPU; by default the weights [m] themselves."""
+        raise NotImplementedError
 
     def weigh(self, losses: Tensor) -> Tensor:
         """Weights [m] for one micro-batch's losses [m], detached, on their device; no synchronisation."""
-        raise NotImplementedError
+        if self._on_device is None:
+            self._on_device = self.known().to(losses, non_blocking=True)
+        return self._on_device
 
     def after_window(self, losses: Tensor) -> dict[str, float]:
         """Learn from the window's mean losses [m], float64 on the CPU; returns what to log."""
         raise NotImplementedError
 
     def forget_window(self) -> None:
-        """Drop what `weigh` has noted of a window that was left out."""
+        """Drop what `weigh` has noted of a window that is over or was left out."""
+        self._on_device = None
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.forget_window()
 
     def resolve(self, conflict: Conflict) -> Resolution:
         return Resolution(torch.eye(len(conflict.tasks), dtype=torch.float64))

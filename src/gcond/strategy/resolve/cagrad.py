@@ -7,13 +7,13 @@ import torch
 from numpy.typing import NDArray
 
 from gcond.strategy.arguments import expect, expect_one_of
-from gcond.strategy.conflict import Conflict, Resolution, StatelessResolver
+from gcond.strategy.conflict import Conflict, Resolution, Resolver
 
 Array = NDArray[np.float64]
 VANISHING = 1e-7  # of ||g_w|| relative to the gradients: its direction is then rounding noise, and d = g_0
 
 
-class CAGrad(StatelessResolver):
+class CAGrad(Resolver):
     """Maximise the smallest local improvement over tasks within a ball of radius c ||g_0|| around the average g_0.
 
     With sqrt(phi) = c ||g_0||, w* = argmin over the simplex of g_w . g_0 + sqrt(phi) ||g_w||, g_w = sum_i w_i g_i, the

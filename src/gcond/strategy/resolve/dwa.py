@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from math import inf
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +25,8 @@ class DWA(LossWeighting):
         ValueError: a setting out of range; a period's mean loss that is not above 0.
     """
 
+    remembers = ("windows", "sums", "means")
+
     def __init__(self, temperature: float = 2.0, period: int = 25) -> None:
         expect(0 < temperature < inf, "temperature", "a number > 0", temperature)
         expect(period >= 1, "period", "an integer >= 1", period)
@@ -36,15 +37,16 @@ class DWA(LossWeighting):
         self._windows = 0  # of the current period
         self._sums = torch.zeros(len(tasks), dtype=torch.float64)  # of the current period
         self._means: list[Tensor] = []  # [m] of the last two periods
-        self._weights: Tensor | None = None  # on the losses' device, for this period
 
-    def weigh(self, losses: Tensor) -> Tensor:
-        if self._weights is None:
-            self._weights = self._current_weights().to(losses, non_blocking=True)
-        return self._weights
+    def known(self) -> Tensor:
+        if len(self._means) < 2:
+            return torch.ones(len(self._tasks), dtype=torch.float64)
+        older, newer = self._means
+        return len(self._tasks) * torch.softmax(newer / older / self.temperature, 0)
 
     def after_window(self, losses: Tensor) -> dict[str, float]:
-        weights = self._current_weights().tolist()
+        weights = self.known().tolist()
+        self.forget_window()
         self._sums += losses
         self._windows += 1
         if self._windows == self.period:
@@ -55,19 +57,4 @@ class DWA(LossWeighting):
             self._means = [*self._means, means][-2:]
             self._sums = torch.zeros_like(self._sums)
             self._windows = 0
-            self._weights = None
         return {f"dwa/weight/{task}": weight for task, weight in zip(self._tasks, weights, strict=True)}
-
-    def _current_weights(self) -> Tensor:
-        if len(self._means) < 2:
-            return torch.ones(len(self._tasks), dtype=torch.float64)
-        older, newer = self._means
-        return len(self._tasks) * torch.softmax(newer / older / self.temperature, 0)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"windows": self._windows, "sums": self._sums.clone(), "means": list(self._means)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._windows, self._means = state["windows"], list(state["means"])
-        self._sums = state["sums"].clone()
-        self._weights = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
 from math import inf
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from gcond.strategy.arguments import expect
 from gcond.strategy.conflict import LossWeighting
+from gcond.strategy.resolve.adam import adam_step
 
 EPSILON = 1e-8
 
@@ -38,6 +38,8 @@ class FAMO(LossWeighting):
         ValueError: a setting out of range; a micro-batch's loss that is not above its lower bound.
     """
 
+    remembers = ("logits", "previous", "adam")
+
     def __init__(
         self, min_losses: Mapping[str, float] | None = None, lr: float = 0.025, weight_decay: float = 1e-3
     ) -> None:
@@ -53,16 +55,16 @@ class FAMO(LossWeighting):
         self._tasks = tuple(tasks)
         self._bounds = torch.tensor([self.min_losses.get(task, 0.0) for task in tasks], dtype=torch.float64)
         self._logits = torch.zeros(len(tasks), dtype=torch.float64)
-        self._adam = torch.optim.Adam([self._logits], lr=self.lr, weight_decay=self.weight_decay)
+        self._adam: dict[str, Any] = {}
         self._previous: Tensor | None = None  # [m] log D of the last window
-        self._on_device: Tensor | None = None  # [2, m] z and b, for this window
         self._lowest: Tensor | None = None  # [m] smallest L - b of this window's micro-batches, on their device
 
+    def known(self) -> Tensor:
+        """z and b [2, m]."""
+        return torch.stack([torch.softmax(self._logits, 0), self._bounds])
+
     def weigh(self, losses: Tensor) -> Tensor:
-        if self._on_device is None:
-            known = torch.stack([torch.softmax(self._logits, 0), self._bounds])
-            self._on_device = known.to(losses, non_blocking=True)
-        z, bounds = self._on_device
+        z, bounds = super().weigh(losses)
         gaps = losses - bounds
         self._lowest = gaps if self._lowest is None else torch.minimum(self._lowest, gaps)
         return _normalised(z, gaps)
@@ -80,23 +82,15 @@ class FAMO(LossWeighting):
         logs = torch.log(gaps + EPSILON)
         if self._previous is not None:
             delta = self._previous - logs
-            self._logits.grad = z * (delta - z @ delta)
-            self._adam.step()
+            gradient = z * (delta - z @ delta)
+            self._adam = adam_step(self._logits, gradient, self._adam, self.lr, self.weight_decay)
         self._previous = logs
         self.forget_window()
         return {f"famo/weight/{task}": weight for task, weight in zip(self._tasks, weights.tolist(), strict=True)}
 
     def forget_window(self) -> None:
-        self._on_device = self._lowest = None
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"logits": self._logits.clone(), "previous": self._previous, "adam": deepcopy(self._adam.state_dict())}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._logits.copy_(state["logits"])
-        self._previous = state["previous"]
-        self._adam.load_state_dict(deepcopy(state["adam"]))  # which would take its tensors over
-        self.forget_window()
+        super().forget_window()
+        self._lowest = None
 
 
 def _normalised(z: Tensor, gaps: Tensor) -> Tensor:

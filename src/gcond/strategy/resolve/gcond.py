@@ -7,12 +7,11 @@ combination of task gradients, so the whole loop needs G = J J^T, X = J R^T (R: 
 from __future__ import annotations
 
 import math
-from collections import deque
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gcond.strategy.arguments import expect, expect_one_of
 from gcond.strategy.conflict import Conflict, Resolution, Resolver
@@ -49,6 +48,7 @@ class GCond(Resolver):
     """
 
     uses_history = True
+    remembers = ("steps", "wins", "norm_ema", "previous_coefficients", "previous_gram")
 
     def __init__(
         self,
@@ -94,10 +94,12 @@ class GCond(Resolver):
         self.norm_ema_bias_correction = norm_ema_bias_correction
         self.conflict_margin = conflict_margin
         self.vanishing = vanishing
-        self._wins: deque[int] = deque(maxlen=dominance_window)
+        self.dominance_window = dominance_window
+        self._wins: list[int] = []  # the last winners, at most `dominance_window`
         self._steps = 0
-        self._norm_ema: Matrix | None = None  # [m]
-        self._previous: tuple[Matrix, Matrix] | None = None  # C and G of the previous step
+        self._norm_ema: Tensor | None = None  # [m]
+        self._previous_coefficients: Tensor | None = None  # C and G of the previous step
+        self._previous_gram: Tensor | None = None
 
     def resolve(self, conflict: Conflict) -> Resolution:
         gram = conflict.gram.numpy()
@@ -127,7 +129,8 @@ class GCond(Resolver):
             coefficients = self._project(coefficients, current, *pair, cosine)
             current = coefficients @ gram @ coefficients.T
         metrics["gcond/min_cosine_as_published"] = reported
-        self._previous = (coefficients, gram.copy())
+        self._previous_coefficients = torch.from_numpy(coefficients)
+        self._previous_gram = conflict.gram.clone()
         return Resolution(torch.from_numpy(coefficients.copy()), metrics)
 
     def zone(self, cosine: float) -> str:
@@ -166,18 +169,19 @@ class GCond(Resolver):
     def _average_norms(self, norms: Matrix) -> Matrix:
         """The running average of ||g_i|| before capping [m], which this step's norms enter first."""
         if self._norm_ema is None:
-            self._norm_ema = np.zeros_like(norms) if self.norm_ema_bias_correction else np.ones_like(norms)
+            before = np.zeros_like(norms) if self.norm_ema_bias_correction else np.ones_like(norms)
+        else:
+            before = self._norm_ema.numpy()
         self._steps += 1
-        self._norm_ema = self.norm_ema_beta * self._norm_ema + (1 - self.norm_ema_beta) * norms
-        if self.norm_ema_bias_correction:
-            return self._norm_ema / (1 - self.norm_ema_beta**self._steps)
-        return self._norm_ema
+        average = self.norm_ema_beta * before + (1 - self.norm_ema_beta) * norms
+        self._norm_ema = torch.from_numpy(average)
+        return average / (1 - self.norm_ema_beta**self._steps) if self.norm_ema_bias_correction else average
 
     def _reference(self, cross: Matrix) -> tuple[Matrix, Matrix]:
         """<g_i, r_j> [m, m] and ||r_j|| [m] for the reference gradients r of the previous step."""
-        if self._previous is None:
+        if self._previous_coefficients is None or self._previous_gram is None:
             return np.zeros_like(cross), np.zeros(len(cross))
-        coefficients, gram = self._previous
+        coefficients, gram = self._previous_coefficients.numpy(), self._previous_gram.numpy()
         if self.stability_reference == "accumulated":
             coefficients = np.eye(len(cross))
         squares = np.diag(coefficients @ gram @ coefficients.T)
@@ -204,33 +208,11 @@ class GCond(Resolver):
     def _arbitrate(self, pair: tuple[int, int], scores: list[float]) -> tuple[int, int]:
         """(winner, loser); the first of the pair wins a tie, a dominant task loses."""
         winner, loser = pair if scores[0] >= scores[1] else pair[::-1]
-        window = self._wins.maxlen
-        if window and len(self._wins) == window and set(self._wins) == {winner}:
+        window = self.dominance_window
+        if window and self._wins == [winner] * window:
             winner, loser = loser, winner
-        self._wins.append(winner)
+        self._wins = [*self._wins, winner][-window:] if window else []
         return winner, loser
-
-    def state_dict(self) -> dict[str, Any]:
-        coefficients, gram = self._previous or (None, None)
-        return {
-            "steps": self._steps,
-            "wins": list(self._wins),
-            "norm_ema": _to_tensor(self._norm_ema),
-            "previous_coefficients": _to_tensor(coefficients),
-            "previous_gram": _to_tensor(gram),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._steps = state["steps"]
-        self._wins = deque(state["wins"], maxlen=self._wins.maxlen)
-        self._norm_ema = None if state["norm_ema"] is None else state["norm_ema"].numpy().copy()
-        self._previous = None
-        if state["previous_gram"] is not None:
-            self._previous = (state["previous_coefficients"].numpy().copy(), state["previous_gram"].numpy().copy())
-
-
-def _to_tensor(array: Matrix | None) -> torch.Tensor | None:
-    return None if array is None else torch.from_numpy(array.copy())
 
 
 def _worst_pair(gram: Matrix, floor: float) -> tuple[float, tuple[int, int] | None]:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from gcond.strategy.conflict import Conflict, Resolution, StatelessResolver
+from gcond.strategy.conflict import Conflict, Resolution, Resolver
 
 
-class GradDrop(StatelessResolver):
+class GradDrop(Resolver):
     """At each coordinate, keep the task gradients of one sign, drawn by how much of the total has that sign.
 
     P = (1 + sum_i g_i / sum_i |g_i|) / 2; the positive ones stay if P > U, U uniform on [0, 1), otherwise the negative

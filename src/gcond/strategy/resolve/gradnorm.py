@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from math import inf
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from gcond.strategy.arguments import expect
 from gcond.strategy.conflict import Conflict, Resolution, Resolver
+from gcond.strategy.resolve.adam import adam_step
 
 MIN_WEIGHT = 1e-3  # the paper does not keep weights positive; a weight that falls below is counted and lifted to this
 
@@ -31,13 +31,15 @@ class GradNorm(Resolver):
         group: the parameter group that is W, the last layer that all tasks share.
     """
 
+    remembers = ("weights", "first_losses", "adam")
+
     def __init__(self, alpha: float = 1.5, lr: float = 1e-3, group: str = "head") -> None:
         expect(0 <= alpha < inf, "alpha", "a number >= 0", alpha)
         expect(0 < lr < inf, "lr", "a number > 0", lr)
         self.alpha, self.lr, self.group = alpha, lr, group
         self._weights: Tensor | None = None
-        self._adam: torch.optim.Adam | None = None
         self._first_losses: Tensor | None = None
+        self._adam: dict[str, Any] = {}
 
     def check(self, tasks: dict[str, float], groups: tuple[str, ...]) -> None:
         zero = [name for name, value in tasks.items() if value == 0]
@@ -53,56 +55,25 @@ class GradNorm(Resolver):
 
     def resolve(self, conflict: Conflict) -> Resolution:
         shared = self.group in conflict.group_grams
-        if self._weights is None:
+        if self._weights is None or self._first_losses is None:
             expect(shared, "group", "a layer that more than one task reaches", repr(self.group))
-            self._start(conflict.losses)
-        assert self._weights is not None
-        weights = self._weights.detach().clone()
-        lifted = self._learn(conflict, weights) if shared else 0
+            found = conflict.losses.tolist()
+            expect(min(found) > 0, "losses", "first losses above 0, which GradNorm divides by", found)
+            self._first_losses, self._weights = conflict.losses.clone(), torch.ones_like(conflict.losses)
+        weights = self._weights.clone()
+        remaining = conflict.losses / self._first_losses
+        lifted = self._learn(self._weights, remaining, conflict) if shared else 0
         effective = weights / conflict.lambdas
         metrics = {f"gradnorm/weight/{task}": float(w) for task, w in zip(conflict.tasks, weights, strict=True)}
         return Resolution(torch.diag(effective), metrics | {"gradnorm/lifted": float(lifted)}, effective)
 
-    def _learn(self, conflict: Conflict, weights: Tensor) -> int:
-        """One step of Adam on w, and how many weights were lifted."""
-        assert self._weights is not None
-        assert self._adam is not None
+    def _learn(self, weights: Tensor, remaining: Tensor, conflict: Conflict) -> int:
+        """One step of Adam on w, in place, and how many weights were lifted; `remaining` is L_i / L_i(0)."""
         norms = conflict.group_grams[self.group].diagonal().sqrt() / conflict.lambdas
-        assert self._first_losses is not None
-        pace = conflict.losses / self._first_losses
-        pace = pace / pace.mean()
-        target = (weights * norms).mean() * pace**self.alpha
-        self._weights.grad = torch.sign(weights * norms - target) * norms
-        self._adam.step()
-        with torch.no_grad():
-            lifted = int((self._weights < MIN_WEIGHT).sum())
-            self._weights.clamp_(min=MIN_WEIGHT)
-            self._weights.mul_(len(weights) / self._weights.sum())
+        pulls = weights * norms
+        target = pulls.mean() * (remaining / remaining.mean()) ** self.alpha
+        self._adam = adam_step(weights, torch.sign(pulls - target) * norms, self._adam, self.lr)
+        lifted = int((weights < MIN_WEIGHT).sum())
+        weights.clamp_(min=MIN_WEIGHT)
+        weights.mul_(len(norms) / weights.sum())
         return lifted
-
-    def _start(self, losses: Tensor) -> None:
-        if bool((losses <= 0).any()):
-            raise ValueError(f"GradNorm divides by the first losses: expected them above 0, found {losses.tolist()}")
-        self._first_losses = losses.clone()
-        self._weights = torch.ones_like(losses).requires_grad_()
-        self._adam = torch.optim.Adam([self._weights], lr=self.lr)
-
-    def state_dict(self) -> dict[str, Any]:
-        if self._weights is None or self._adam is None:
-            return {}
-        return {
-            "weights": self._weights.detach().clone(),
-            "first_losses": self._first_losses,
-            "adam": deepcopy(self._adam.state_dict()),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if not state:
-            self._weights = self._adam = self._first_losses = None
-            return
-        self._start(state["first_losses"])
-        assert self._weights is not None
-        assert self._adam is not None
-        with torch.no_grad():
-            self._weights.copy_(state["weights"])
-        self._adam.load_state_dict(deepcopy(state["adam"]))  # which would take its tensors over

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from gcond.strategy.arguments import expect_one_of
-from gcond.strategy.conflict import Conflict, Resolution, StatelessResolver
+from gcond.strategy.conflict import Conflict, Resolution, Resolver
 
 CUTOFF = 1e-12  # of the largest eigenvalue of the others' cosine matrix; the squared sine at which g_i' vanishes
 FLOOR = 1e-3  # of r_i: a smaller one would make r_i ** alpha, alpha < 0, drown every other task
 
 
-class GradOPS(StatelessResolver):
+class GradOPS(Resolver):
     """Make each conflicting task gradient orthogonal to the span of the others; the update is their sum.
 
     g_i' = g_i - proj(g_i, span{g_j : j != i}) where g_i conflicts with at least one other (g_i . g_j < 0), else g_i.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from gcond.strategy.conflict import Conflict, Resolution, StatelessResolver
+from gcond.strategy.conflict import Conflict, Resolution, Resolver
 
 
-class Linear(StatelessResolver):
+class Linear(Resolver):
     """g = sum_i lambda_i grad L_i; the lambdas are in the task gradients already."""
 
     needs_task_gradients = False

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from gcond.strategy.conflict import Conflict, Resolution, StatelessResolver
+from gcond.strategy.conflict import Conflict, Resolution, Resolver
 
 
-class PCGrad(StatelessResolver):
+class PCGrad(Resolver):
     """Project each task gradient on the normal plane of every *original* gradient that it conflicts with.
 
     The others are visited in a random order, drawn from the resolver's generator. The result is the sum over tasks, as

@@ -6,19 +6,19 @@ Letters: m tasks, P parameters, psi the similarity of gradient norms, M [m, P] f
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from gcond.strategy.arguments import expect, expect_one_of
-from gcond.strategy.conflict import Conflict, Resolution, StatelessResolver
+from gcond.strategy.conflict import Conflict, Resolution, Resolver
 from gcond.strategy.flat import Move
 
 EPSILON = 1e-8
 
 
-class SAMGS(StatelessResolver):
+class SAMGS(Resolver):
     """Equalise the task gradients' norms where they are unlike; otherwise modulate each by its own momentum.
 
     psi_ij = 2 ||g_i|| ||g_j|| / (||g_i||^2 + ||g_j||^2), Psi its mean over pairs; M <- beta1 M + (1 - beta1) g at each
@@ -27,7 +27,7 @@ class SAMGS(StatelessResolver):
     sum_i w_i g_i. The authors' code multiplies it by m and leaves the last 1e-8 out; this does neither.
 
     The momentum's branch is quadratic in the gradients' scale, and far from the plain sum for a single task too. It
-    keeps up to 2 m P numbers of state, in float32 at least.
+    keeps m P numbers of state, in float32 at least.
 
     Args:
         psi: the mean over all m^2 pairs, each task with itself included ("paper"), or over i < j ("code"). With two
@@ -41,6 +41,7 @@ class SAMGS(StatelessResolver):
 
     works_on_coordinates = True
     remembers_coordinates = True
+    remembers = ("steps", "dissimilarity", "momentum")
 
     def __init__(self, psi: str = "paper", beta1: float = 0.9, beta2: float = 0.99, gamma: float = 0.1) -> None:
         expect_one_of("psi", psi, "paper", "code")
@@ -50,8 +51,7 @@ class SAMGS(StatelessResolver):
         self.psi, self.beta1, self.beta2, self.gamma = psi, beta1, beta2, gamma
         self._steps = 0
         self._dissimilarity = 0.0  # h
-        self._size = 0  # coordinates seen; the buffer may be longer
-        self._momentum: Tensor | None = None  # [m, >= size]
+        self._momentum: Tensor | None = None  # [m, coordinates seen]
 
     def resolve(self, conflict: Conflict) -> Resolution:
         norms = conflict.gram.diagonal().sqrt()
@@ -85,25 +85,12 @@ class SAMGS(StatelessResolver):
         return float(pairs[upper[0], upper[1]].mean()) if len(norms) > 1 else 1.0
 
     def _momentum_at(self, rows: Tensor, start: int) -> Tensor:
-        """The first moments of this block [m, c]; the buffer doubles as blocks of the first resolution arrive."""
+        """The first moments of this block [m, c]; the buffer grows as blocks of the first resolution arrive."""
         stop = start + rows.shape[1]
-        self._size = max(self._size, stop)
         held = rows.new_zeros(len(rows), 0) if self._momentum is None else self._momentum.to(rows)
-        if held.shape[1] < stop:
-            held = torch.cat([held, rows.new_zeros(len(rows), max(stop, 2 * held.shape[1]) - held.shape[1])], dim=1)
-        self._momentum = held
-        return held[:, start:stop]
+        self._momentum = held if held.shape[1] >= stop else pad(held, (0, stop - held.shape[1]))
+        return self._momentum[:, start:stop]
 
     def follow(self, move: Move) -> None:
         if self._momentum is not None:
-            self._momentum = move.numbers(self._momentum[:, : self._size])
-            self._size = self._momentum.shape[1]
-
-    def state_dict(self) -> dict[str, Any]:
-        momentum = None if self._momentum is None else self._momentum[:, : self._size].clone()
-        return {"steps": self._steps, "dissimilarity": self._dissimilarity, "momentum": momentum}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._steps, self._dissimilarity = state["steps"], state["dissimilarity"]
-        self._momentum = None if state["momentum"] is None else state["momentum"].clone()
-        self._size = 0 if self._momentum is None else self._momentum.shape[1]
+            self._momentum = move.numbers(self._momentum)

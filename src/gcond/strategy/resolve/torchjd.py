@@ -24,13 +24,13 @@ import torch
 from torch import Tensor
 
 from gcond.strategy.arguments import expect
-from gcond.strategy.conflict import Conflict, Resolution, StatelessResolver
+from gcond.strategy.conflict import Conflict, Resolution, Resolver
 
 Solve = Callable[[Tensor], Tensor]  # G -> w
 NEED_NONZERO = ("NashMTL", "FairGrad")  # a power of w_i times (G w)_i is the same for all: impossible for a zero row
 
 
-class TorchJD(StatelessResolver):
+class TorchJD(Resolver):
     """Weights from a weighting or an aggregator of TorchJD, in float64; drawn numbers come from our generator.
 
     G is handed over scaled to a largest diagonal entry of 1, because TorchJD's tolerances are absolute (a trace of 1e-4

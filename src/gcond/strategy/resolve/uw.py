@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from math import inf
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from gcond.strategy.arguments import expect
 from gcond.strategy.conflict import LossWeighting
+from gcond.strategy.resolve.adam import adam_step
 
 
 class UW(LossWeighting):
@@ -26,6 +26,8 @@ class UW(LossWeighting):
         ValueError: `lr`; a window's mean loss that is not above 0: its s would fall without bound.
     """
 
+    remembers = ("log_variances", "adam")
+
     def __init__(self, lr: float = 0.025) -> None:
         expect(0 < lr < inf, "lr", "a number > 0", lr)
         self.lr = lr
@@ -33,28 +35,16 @@ class UW(LossWeighting):
     def check(self, tasks: dict[str, float], groups: tuple[str, ...]) -> None:
         self._tasks = tuple(tasks)
         self._log_variances = torch.zeros(len(tasks), dtype=torch.float64)
-        self._adam = torch.optim.Adam([self._log_variances], lr=self.lr)
-        self._weights: Tensor | None = None  # exp(-s) / 2 on the losses' device, for this window
+        self._adam: dict[str, Any] = {}
 
-    def weigh(self, losses: Tensor) -> Tensor:
-        if self._weights is None:
-            self._weights = (torch.exp(-self._log_variances) / 2).to(losses, non_blocking=True)
-        return self._weights
+    def known(self) -> Tensor:
+        return torch.exp(-self._log_variances) / 2
 
     def after_window(self, losses: Tensor) -> dict[str, float]:
         for task, loss in zip(self._tasks, losses.tolist(), strict=True):
             if loss <= 0:
                 raise ValueError(f"UW: expected losses above 0, found {loss} for task {task!r}")
-        weights = torch.exp(-self._log_variances) / 2
-        self._log_variances.grad = 0.5 - weights * losses
-        self._adam.step()
-        self._weights = None
+        weights = self.known()
+        self._adam = adam_step(self._log_variances, 0.5 - weights * losses, self._adam, self.lr)
+        self.forget_window()
         return {f"uw/weight/{task}": weight for task, weight in zip(self._tasks, weights.tolist(), strict=True)}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"log_variances": self._log_variances.clone(), "adam": deepcopy(self._adam.state_dict())}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._log_variances.copy_(state["log_variances"])
-        self._adam.load_state_dict(deepcopy(state["adam"]))  # which would take its tensors over
-        self._weights = None
