@@ -384,5 +384,5 @@ def test_micro_batches_that_cannot_be_shared_out_are_refused(tmp_path: Path) -> 
     attempt = typed(tmp_path / "runs", tmp_path / "log", *settings, processes=2)
     assert attempt.wait(300) != 0
     shown = (tmp_path / "log").read_text()
-    assert "accumulation_steps`: expected a multiple of the 2 processes = 2" in shown
+    assert "accumulation_steps`: expected a multiple of 2, so that each of 2 processes" in shown
     assert "data was read" not in shown

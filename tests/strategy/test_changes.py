@@ -193,7 +193,7 @@ def test_parameters_that_the_conductor_does_not_hold_are_refused(estimator):
 def test_losses_of_another_model_are_refused_in_the_first_window():
     model, other = Net(), Net().requires_grad_(False)
     point = torch.zeros(4, requires_grad=True)
-    reaches_nothing = "`losses`: found no loss that reaches a parameter of the conductor"
+    reaches_nothing = "`losses`: expected a loss that reaches a parameter"
     assert_refused(reaches_nothing, linear(model).step, [batch_of(0)], losses_of(lambda batch: other(batch + point)))
     conductor = linear(model.enc.named_parameters())
     left_to_autograd = r"does not hold, Parameter of shape \(2, 4\)"
@@ -422,7 +422,7 @@ def test_sparse_gradients_become_dense():
 def test_an_exception_leaves_no_gradient():
     model, conductor = stepped(estimator=Sequential(2))
     for batches in ([batch_of(0)], iter([batch_of(0)]), iter([])):
-        assert_refused("`batches`: expected accumulation_steps = 2", conductor.step, batches, losses_of(model))
+        assert_refused("`batches`: expected 2", conductor.step, batches, losses_of(model))
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

@@ -253,7 +253,7 @@ def test_statistics_across_chunk_borders(monkeypatch, chunk):
     reached = torch.ones(3, 4, dtype=torch.bool)
     reached[:, 1] = torch.tensor([False, True, False])  # the second encoder parameter, entries 5 to 12, is task 1's
     gradients.merge_reached(reached[None])
-    found = gradients.statistics(reference)
+    found = gradients.summarise(gradients.products(reference))
 
     own, previous = values.double(), reference.double()
     shared = torch.ones(21, dtype=torch.bool)
@@ -272,7 +272,8 @@ def test_inner_products_of_millions_are_accumulated_in_float64():
     """A float32 `J @ J.T` of this size is wrong by far more than 1e-9, relative to the norms."""
     torch.manual_seed(0)
     values = torch.randn(2, 3_000_000) + 1
-    gram = filled([nn.Parameter(torch.empty(3_000_000))], 2, values).statistics(None).gram
+    gradients = filled([nn.Parameter(torch.empty(3_000_000))], 2, values)
+    gram = gradients.summarise(gradients.products(None)).gram
     exact = values.double() @ values.double().T
     assert float((gram - exact).abs().max() / exact.max()) < 1e-12
     assert float(((values @ values.T).double() - exact).abs().max() / exact.max()) > 1e-9

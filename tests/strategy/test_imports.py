@@ -46,7 +46,7 @@ ALLOWED = {
     "strategy.conflict": "strategy.flat",
     "strategy.gradients": "strategy.flat strategy.products",
     "strategy.estimate": "strategy.gradients strategy.safety strategy.arguments",
-    "strategy.watch": "strategy.safety strategy.estimate strategy.gradients",
+    "strategy.watch": "strategy.arguments strategy.safety strategy.estimate strategy.gradients",
     "strategy.update": "strategy.gradients strategy.flat strategy.arguments",
     "strategy.diagnose": "strategy.conflict",
     "strategy.resolve": "strategy.conflict strategy.flat strategy.arguments",

@@ -178,16 +178,15 @@ def assert_matches(said: str, pattern: str) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_what_cannot_be_shared_is_refused(size, found):
-    whole = ", so that whole micro-batches go to"
     for what, message in {
         "no processes": rf"`processes`: found {size} processes in torch.distributed; expected Replicated\(\)",
-        "joint, K": f"`accumulation_steps`: expected a multiple of the {size} processes = {size}{whole}",
-        "sequential, K": f"`accumulation_steps`: expected a multiple of the {size} processes = {size}{whole}",
-        "stochastic, K": f"`accumulation_steps`: expected a multiple of 3 tasks x {size} processes = {3 * size}{whole}",
+        "joint, K": f"`accumulation_steps`: expected a multiple of {size}, ",
+        "sequential, K": f"`accumulation_steps`: expected a multiple of {size}, ",
+        "stochastic, K": f"`accumulation_steps`: expected a multiple of {3 * size}, .*each of 3 tasks",
         "gcond by micro-batch": '`resolve_every`: GCond remembers .* expected "window", found "micro_batch"',
         "sam-gs by micro-batch": '`resolve_every`: SAMGS remembers .* expected "window", found "micro_batch"',
         "sharded, plain parameters": r"`processes`: Sharded\(\) expects parameters of fully_shard",
-        "too many batches": f"`batches`: expected {ranks.K // size} micro-batches, this process's share of 12, found",
+        "too many batches": f"`batches`: expected {ranks.K // size} micro-batches, this process's share of 12.*, found",
     }.items():
         for process in found:
             assert_matches(process["refused"][what], message)

@@ -122,12 +122,12 @@ def test_what_is_no_strategy():
     for settings, message in [
         ({"tasks": ["a", "b"]}, r"`tasks`: expected a mapping .*found \['a', 'b'\]"),
         ({"tasks": None}, "`tasks`: expected a mapping .*found None"),
-        ({"tasks": {0: 1.0, 1: 1.0}}, "`tasks`: expected names and numbers .*found {0: 1.0, 1: 1.0}"),
-        ({"tasks": {"a": "1", "b": 1.0}}, "`tasks`: expected names and numbers .*found {'a': '1'}"),
-        ({"tasks": {"a": torch.ones(1, requires_grad=True)}}, "`tasks`: expected names and numbers"),
-        ({"tasks": {}}, "`tasks`: expected at least one"),
-        ({"tasks": {"l1": -0.1, "ssim": 1.0}}, "`tasks`: .* found {'l1': -0.1}"),
-        ({"tasks": {"l1": nan, "ssim": 1.0}}, "`tasks`: .* found {'l1': nan}"),
+        ({"tasks": {0: 1.0, 1: 1.0}}, "`tasks`: .*found {0: 1.0, 1: 1.0}"),
+        ({"tasks": {"a": "1", "b": 1.0}}, "`tasks`: .*found {'a': '1'"),
+        ({"tasks": {"a": torch.ones(1, requires_grad=True)}}, "`tasks`: .*found"),
+        ({"tasks": {}}, "`tasks`: .*found {}"),
+        ({"tasks": {"l1": -0.1, "ssim": 1.0}}, "`tasks`: .* found {'l1': -0.1"),
+        ({"tasks": {"l1": nan, "ssim": 1.0}}, "`tasks`: .* found {'l1': nan"),
         ({"tasks": {"l1": 0.0, "ssim": 0.0}}, "`tasks`: .* not all 0"),
         ({"resolver": PCGrad}, r"`resolver`: expected an object .*the class PCGrad; write PCGrad\(\)"),
         ({"resolver": "pcgrad"}, "`resolver`: expected an object .*found 'pcgrad'"),
@@ -147,7 +147,7 @@ def test_what_is_no_strategy():
         ({"estimator": Joint(2), "resolver": PCGrad()}, f"`estimator`: PCGrad {needs_rows}"),
         ({"estimator": Joint(2), "resolver": GCond()}, f"`estimator`: GCond {needs_rows}"),
         *(({"estimator": Sequential(1), "resolver": each}, joint_only) for each in (UW(), FAMO(), DWA())),
-        ({"estimator": Stochastic(5)}, r"`accumulation_steps`: .*multiple of the number of tasks \(2: l1, ssim\), fou"),
+        ({"estimator": Stochastic(5)}, "`accumulation_steps`: expected a multiple of 2.*found 5"),
         ({"estimator": Sequential(2), "resolver": GradNorm()}, r"`group`: .*'head'.* found \['all'\]"),
         (
             {"tasks": zero[0], "parameters": zero[1], "estimator": Sequential(2), "resolver": GradNorm()},
@@ -195,7 +195,7 @@ def test_what_are_no_batches():
         (image_batches(1), "found 1"),
         (iter(image_batches(1)), "found only 1"),
     ]:
-        expected = f"`batches`: expected accumulation_steps = 2 micro-batches .*{message}"
+        expected = f"`batches`: expected 2 micro-batches.*{message}"
         assert_refused(expected, conductor_of(MODEL).step, batches, opposed_losses(MODEL))
 
 
@@ -210,4 +210,4 @@ def test_an_iterator_of_a_data_loader_serves_window_after_window():
     for taken in (2, 4):
         conductor.step(loader, losses)
         assert len(seen) == taken
-    assert_refused("`batches`: expected accumulation_steps = 2 .*only 1", conductor.step, loader, losses)
+    assert_refused("`batches`: expected 2 .*only 1", conductor.step, loader, losses)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -22,43 +22,17 @@ def expect_one_of(setting: str, found: str, *choices: str) -> None:
     expect(found in choices, setting, " or ".join(f'"{choice}"' for choice in choices), repr(found))
 
 
-class Lambdas(Mapping[str, float]):
-    """Task name -> lambda, which stays as it is."""
-
-    def __init__(self, lambdas: Mapping[str, float]) -> None:
-        self._lambdas = dict(lambdas)
-
-    def __getitem__(self, task: str) -> float:
-        return self._lambdas[task]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._lambdas)
-
-    def __len__(self) -> int:
-        return len(self._lambdas)
-
-    def __repr__(self) -> str:
-        return repr(self._lambdas)
-
-    def __setitem__(self, task: str, value: float) -> None:
-        raise TypeError(f"`tasks`: the lambda of {task!r} cannot be changed; build another conductor")
-
-
-def lambdas(tasks: Any) -> Lambdas:
-    if not isinstance(tasks, Mapping):
-        raise ValueError(
-            f"`tasks`: expected a mapping such as {{'a': 1.0, 'b': 1.0}} (name -> lambda), found {tasks!r}"
-        )
-    wrong = {name: lam for name, lam in tasks.items() if not isinstance(name, str) or not isinstance(lam, Real)}
-    if wrong:
-        raise ValueError(f"`tasks`: expected names and numbers (name -> lambda), found {wrong}")
-    checked = {name: float(value) for name, value in tasks.items()}
-    if not checked:
-        raise ValueError("`tasks`: expected at least one task name with its lambda, found none")
-    wrong = {name: value for name, value in checked.items() if not math.isfinite(value) or value < 0}
-    if wrong or sum(checked.values()) == 0:
-        raise ValueError(f"`tasks`: expected finite lambdas >= 0, not all 0, found {wrong or checked}")
-    return Lambdas(checked)
+def checked_lambdas(tasks: Any) -> dict[str, float]:
+    """Task name -> lambda; ValueError unless it is one."""
+    valid = (
+        isinstance(tasks, Mapping)
+        and all(isinstance(name, str) for name in tasks)
+        and all(isinstance(value, Real) and 0 <= float(value) < math.inf for value in tasks.values())
+        and any(tasks.values())
+    )
+    expected = "a mapping {'a': 1.0, 'b': 1.0} of names to lambdas, which are finite, >= 0 and not all 0"
+    expect(valid, "tasks", expected, repr(tasks))
+    return {name: float(value) for name, value in tasks.items()}
 
 
 def object_or_default(setting: str, given: Any, method: str, default: Callable[[], Any]) -> Any:

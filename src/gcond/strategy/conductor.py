@@ -6,13 +6,14 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sized
 from hashlib import sha256
 from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gcond.strategy import products
-from gcond.strategy.arguments import expect, floating_dtype, lambdas, object_or_default
+from gcond.strategy.arguments import checked_lambdas, expect, expect_one_of, floating_dtype, object_or_default
 from gcond.strategy.conflict import Conflict, LossWeighting, Resolution, Resolver
 from gcond.strategy.diagnose import average, describe
 from gcond.strategy.estimate import Estimator, Losses, Sequential, Stochastic, Window
@@ -20,12 +21,11 @@ from gcond.strategy.flat import FlatParameters, Layout, Move, Parameters, descri
 from gcond.strategy.gradients import Statistics, TaskGradients
 from gcond.strategy.processes import Processes, processes_or_default
 from gcond.strategy.resolve.gcond import GCond
-from gcond.strategy.safety import GradientNotFinite, NotFinite, check_finite, scale_of
+from gcond.strategy.safety import GradientNotFinite, NotFinite, scale_of
 from gcond.strategy.update import EMA, Update
 from gcond.strategy.watch import Watch
 
-NONFINITE = ("raise", "skip")
-FIXED = ("tasks", "estimator", "resolver", "update", "processes")
+FIXED = ("estimator", "resolver", "update", "processes")
 
 
 class GradientConductor:
@@ -79,13 +79,13 @@ class GradientConductor:
         nonfinite: str = "raise",
         processes: Processes | None = None,
     ) -> None:
-        self.tasks = lambdas(tasks)
+        self._tasks = checked_lambdas(tasks)
         self.estimator: Estimator = object_or_default("estimator", estimator, "gather", Stochastic)
         self.resolver: Resolver = object_or_default("resolver", resolver, "resolve", GCond)
         self.update: Update = object_or_default("update", update, "apply", EMA)
         expect(clip_norm is None or clip_norm > 0, "clip_norm", "None or a number > 0", clip_norm)
         self.clip_norm = clip_norm
-        expect(nonfinite in NONFINITE, "nonfinite", '"raise" or "skip"', repr(nonfinite))
+        expect_one_of("nonfinite", nonfinite, "raise", "skip")
         self.nonfinite = nonfinite
         rows = self.estimator.rows(list(self.tasks))
         if rows < len(self.tasks) and self.resolver.needs_task_gradients:
@@ -126,6 +126,11 @@ class GradientConductor:
         self.steps = 0
         self.skipped = 0  # steps left out, by `nonfinite="skip"` or since a GradScaler's scale was too large
         self.resolved_gradient: Tensor | None = None  # [P], clipped; kept by `step(diagnose=True)` only
+
+    @property
+    def tasks(self) -> Mapping[str, float]:
+        """Name -> lambda, to be read only."""
+        return MappingProxyType(self._tasks)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in FIXED and name in self.__dict__:
@@ -175,7 +180,7 @@ class GradientConductor:
             estimator = Sequential(estimator.accumulation_steps)
             gradients = self._allocate(len(self.tasks), self.gradients.names)
         scale = scale_of(scaler)
-        count = self._count(batches)
+        count = len(self.micro_batch_indices)
         window = Window(
             self._take(batches, count),
             count,
@@ -196,7 +201,10 @@ class GradientConductor:
                 self._watch.check_reach(gradients)
         except NotFinite as problem:
             return self._leave_out(problem, gradients, scale)
-        metrics["clipped"] = float(self._clip(out, metrics["resolved_norm"]))
+        norm, limit = metrics["resolved_norm"], math.inf if self.clip_norm is None else self.clip_norm
+        metrics["clipped"] = float(norm > limit)
+        if norm > limit:
+            out.mul_(limit / norm)
         self.resolved_gradient = out.clone() if diagnose else None
         self.update.apply(out, gradients)
         if scale is not None:
@@ -276,20 +284,14 @@ class GradientConductor:
             if self.resolver.uses_history and not self._swaps:
                 self._previous(gradients).copy_(gradients.rows)
             out = self._output(gradients, parts)
-            self._combine(gradients, own, out, 1 / parts, add=part > 0)
+            exclusive = torch.ones(len(gradients.rows)) if own.exclusive is None else own.exclusive
+            gradients.combine(own.blockwise or own.weights, exclusive, out, 1 / parts, add=part > 0)
             if self._swaps:
                 self._reference = gradients.swap(self._previous(gradients))
         merged = average(resolutions)
         if len(resolutions) > 1:
             merged.pop("resolved_norm", None)  # of the mean it is another
         return out, merged
-
-    def _combine(self, gradients: TaskGradients, resolution: Resolution, out: Tensor, scale: float, add: bool) -> None:
-        exclusive = torch.ones(len(gradients.rows)) if resolution.exclusive is None else resolution.exclusive
-        if resolution.blockwise is not None:
-            gradients.combine_blocks(resolution.blockwise, exclusive, out, scale, add)
-        else:
-            gradients.combine(resolution.weights, exclusive, out, scale, add)
 
     def _leave_out(self, problem: NotFinite, gradients: TaskGradients, scale: float | None) -> dict[str, float]:
         if isinstance(self.resolver, LossWeighting):
@@ -316,22 +318,27 @@ class GradientConductor:
         return ("+".join(self.tasks),) if len(gradients.rows) < len(self.tasks) else tuple(self.tasks)
 
     def _check(self, gradients: TaskGradients, statistics: Statistics, values: Tensor, nonfinite: str) -> None:
-        """Raise NotFinite; of the kind that all processes raise where one of them found such a one for itself."""
-        squares = statistics.gram.diagonal() + statistics.exclusive
+        """Raise NotFinite where a loss, else GradientNotFinite where a gradient is not finite.
+
+        Of the kind `nonfinite`, where processes resolve for themselves and one of them has found such a one.
+        """
         losses = dict(zip(self.tasks, values.tolist(), strict=True))
-
-        def culprit(row: int) -> str:
-            place = self.processes.min_index(gradients.first_nonfinite(row))
-            return f"parameter {gradients.names[place]}" if place < len(gradients.names) else "no single parameter"
-
-        kind = GradientNotFinite if nonfinite == "gradient" else NotFinite
-        try:
-            check_finite(self.steps, losses, dict(zip(self._names(gradients), squares.tolist(), strict=True)), culprit)
-        except NotFinite as found:
-            if not nonfinite or type(found) is kind:
-                raise
+        for task, value in losses.items():
+            if not math.isfinite(value):
+                raise NotFinite(f"step {self.steps}: the loss of task {task!r} is {value}", losses)
+        elsewhere = f"step {self.steps}: another process found a {nonfinite} that is not finite"
+        if nonfinite == "loss":
+            raise NotFinite(elsewhere, losses)
+        squares = (statistics.gram.diagonal() + statistics.exclusive).tolist()
+        for row, (task, square) in enumerate(zip(self._names(gradients), squares, strict=True)):
+            if not math.isfinite(square):
+                place = self.processes.min_index(gradients.first_nonfinite(row))
+                first = [*(f"parameter {name}" for name in gradients.names), "no single parameter"][place]
+                raise GradientNotFinite(
+                    f"step {self.steps}: the gradient of task {task!r} is not finite, first in {first}", losses
+                )
         if nonfinite:
-            raise kind(f"step {self.steps}: another process found a {nonfinite} that is not finite", losses)
+            raise GradientNotFinite(elsewhere, losses)
 
     def _resolve(
         self, gradients: TaskGradients, statistics: Statistics, values: Tensor
@@ -389,35 +396,30 @@ class GradientConductor:
             self._reference = gradients.new_rows(len(gradients.rows), self.reference_dtype)
         return self._reference
 
-    def _clip(self, out: Tensor, norm: float) -> bool:
-        if self.clip_norm is None or norm <= self.clip_norm:
-            return False
-        out.mul_(self.clip_norm / norm)
-        return True
-
-    def _count(self, batches: Iterable[Any]) -> int:
-        count = len(self.micro_batch_indices)
-        if isinstance(batches, Mapping):
-            raise ValueError(
-                f"`batches`: {self._expected(count)}, found one {type(batches).__name__}; put it in a list"
-            )
-        if isinstance(batches, Sized) and not isinstance(batches, Iterator) and len(batches) != count:
-            raise ValueError(f"`batches`: {self._expected(count)}, found {len(batches)}")
-        return count
-
     def _take(self, batches: Iterable[Any], count: int) -> Iterator[Any]:
-        """One micro-batch after the other: the window's images need never be in memory together."""
-        taken = 0
-        for batch in islice(batches, count):
-            taken += 1
-            yield batch
-        if taken < count:
-            raise ValueError(f"`batches`: {self._expected(count)}, found only {taken}")
+        """`count` micro-batches, one after the other: the window's images need never be in memory together.
 
-    def _expected(self, count: int) -> str:
-        if self.processes.size > 1:
-            return f"expected {count} micro-batches, this process's share of {self.estimator.accumulation_steps}"
-        return f"expected accumulation_steps = {count} micro-batches or an iterator of more, such as iter(loader)"
+        ValueError, as soon as it can be known, where there are others than so many.
+        """
+
+        def expect_count(found: Any, holds: bool) -> None:
+            share = f", this process's share of {self.estimator.accumulation_steps}" if self.processes.size > 1 else ""
+            expect(
+                holds, "batches", f"{count} micro-batches{share}, or an iterator of more, such as iter(loader)", found
+            )
+
+        def take() -> Iterator[Any]:
+            taken = 0
+            for batch in islice(batches, count):
+                taken += 1
+                yield batch
+            expect_count(f"only {taken}", taken == count)
+
+        if isinstance(batches, Mapping):
+            expect_count(f"one {type(batches).__name__}; put it in a list", holds=False)
+        if isinstance(batches, Sized) and not isinstance(batches, Iterator):
+            expect_count(len(batches), len(batches) == count)
+        return take()
 
     def _allocate(self, rows: int, held: Collection[str]) -> TaskGradients:
         gradients = TaskGradients(self._parameters, rows, self._dtype, self._products, held)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gcond.strategy.arguments import expect_one_of
+from gcond.strategy.arguments import expect, expect_one_of
 from gcond.strategy.gradients import TaskGradients
 from gcond.strategy.safety import ADVICE, keeping_buffers
 
@@ -24,7 +24,8 @@ Losses = Callable[[Any, Sequence[str]], Mapping[str, Tensor]]
 Weigh = Callable[[Tensor], Tensor]  # losses [m] of a micro-batch, detached -> weights [m] in place of the lambdas
 LookAt = Callable[[Mapping[str, Tensor]], None]
 Look = Callable[[Sequence[str], bool], LookAt]
-"""Called before losses are computed with their names, and whether they serve several backward passes."""
+"""Called before losses are computed with their names, and whether they serve several backward passes; what it returns
+is called with the losses."""
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -33,7 +34,7 @@ class Window:
     """This process's `count` micro-batches of a window, each to be taken once, and what is done with each.
 
     `tasks` is name -> lambda. `scale_loss` multiplies a loss before its backward pass (a GradScaler's `scale`). `look`
-    is shown every micro-batch's losses.
+    is shown every micro-batch's losses. `seen` are the detached losses of each task since the last `mean_losses`.
     """
 
     batches: Iterator[Any]
@@ -43,6 +44,7 @@ class Window:
     weigh: Weigh | None = None
     scale_loss: Callable[[Tensor], Tensor] = lambda loss: loss
     look: Look = lambda names, several_passes: lambda losses: None
+    seen: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def losses_for(self, batch: Any, names: list[str], several_passes: bool = False) -> Mapping[str, Tensor]:
         """The losses `names` of a micro-batch, of a graph that serves one backward pass or `several_passes`.
@@ -55,7 +57,16 @@ class Window:
             values = self.losses(batch, names)
         _check_losses(values, names)
         look_at(values)
-        return {name: value.float() if value.dtype in HALF else value for name, value in values.items()}
+        values = {name: value.float() if value.dtype in HALF else value for name, value in values.items()}
+        for name, value in values.items():
+            self.seen.setdefault(name, []).append(value.detach())
+        return values
+
+    def mean_losses(self) -> Tensor:
+        """[m], over the micro-batches that each task has seen; on their device, so no synchronisation for each."""
+        means = [torch.stack(self.seen[name]).double().mean() for name in self.tasks]
+        self.seen.clear()
+        return torch.stack(means)
 
     def backward(self, loss: Tensor, retain_graph: bool = False) -> None:
         try:
@@ -67,61 +78,73 @@ class Window:
             raise
 
 
-class Estimator(Protocol):
-    @property
-    def accumulation_steps(self) -> int:
-        """K, the micro-batches of a window."""
+@dataclass(frozen=True)
+class Estimator:
+    """A row for every task, and a contiguous K / R micro-batches of a window for each of R processes.
+
+    Args:
+        accumulation_steps: K, the micro-batches of a window.
+    """
+
+    accumulation_steps: int = 24
+
+    def __post_init__(self) -> None:
+        steps = self.accumulation_steps
+        expect(isinstance(steps, int) and steps >= 1, "accumulation_steps", "an integer >= 1", repr(steps))
 
     @property
     def resolves_micro_batches(self) -> bool:
         """Whether rows are resolved after every micro-batch and the results averaged."""
+        return False
 
     def rows(self, tasks: Sequence[str]) -> int:
         """The rows that `gather` fills; ValueError where the estimator cannot serve these tasks."""
+        return len(tasks)
 
     def micro_batch_indices(self, rank: int, size: int, tasks: Sequence[str]) -> list[int]:
         """Which of the window's K micro-batches process `rank` of `size` takes; ValueError where K does not divide."""
+        own = self._share(size)
+        return list(range(rank * own, (rank + 1) * own))
+
+    def _share(self, size: int, blocks: int = 1) -> int:
+        """Micro-batches that each of `size` processes takes from each of the window's `blocks`."""
+        expect(
+            self.accumulation_steps % (size * blocks) == 0,
+            "accumulation_steps",
+            f"a multiple of {blocks * size}, so that each of {size} processes takes as many whole micro-batches"
+            + (f" of each of {blocks} tasks" if blocks > 1 else ""),
+            self.accumulation_steps,
+        )
+        return self.accumulation_steps // (size * blocks)
 
     def gather(self, gradients: TaskGradients, window: Window) -> Iterator[Tensor]:
         """Fill the rows from this process's micro-batches and yield the mean losses [m] whenever they are ready."""
+        raise NotImplementedError
 
 
-@dataclass(frozen=True)
-class Joint:
+class Joint(Estimator):
     """One forward and one backward pass per micro-batch for the lambda-weighted sum of all losses: a single row."""
-
-    accumulation_steps: int = 24
-    resolves_micro_batches = False
-
-    def __post_init__(self) -> None:
-        _check_steps(self.accumulation_steps)
 
     def rows(self, tasks: Sequence[str]) -> int:
         return 1
 
-    def micro_batch_indices(self, rank: int, size: int, tasks: Sequence[str]) -> list[int]:
-        own = _divide(self.accumulation_steps, size, f"the {size} processes")
-        return list(range(rank * own, (rank + 1) * own))
-
     def gather(self, gradients: TaskGradients, window: Window) -> Iterator[Tensor]:
         tasks = window.tasks
         gradients.zero()
-        total = _Mean(len(tasks))
         gradients.select(0)
         for batch in window.batches:
             values = window.losses_for(batch, list(tasks))
-            total.add(values, tasks)
             if window.weigh is None:
                 weighted: Any = sum(tasks[name] * values[name] for name in tasks)
             else:
                 stacked = torch.stack([values[name].reshape(()) for name in tasks])
                 weighted = (window.weigh(stacked.detach()) * stacked).sum()
             window.backward(weighted / window.count)
-        yield total.mean()
+        yield window.mean_losses()
 
 
 @dataclass(frozen=True)
-class Sequential:
+class Sequential(Estimator):
     """Every micro-batch serves every task: m backward passes each.
 
     Args:
@@ -135,12 +158,11 @@ class Sequential:
             the results (the peers, as published).
     """
 
-    accumulation_steps: int = 24
     forward: str = "shared"
     resolve_every: str = "window"
 
     def __post_init__(self) -> None:
-        _check_steps(self.accumulation_steps)
+        super().__post_init__()
         expect_one_of("forward", self.forward, "shared", "per_task")
         expect_one_of("resolve_every", self.resolve_every, "window", "micro_batch")
 
@@ -148,39 +170,31 @@ class Sequential:
     def resolves_micro_batches(self) -> bool:
         return self.resolve_every == "micro_batch"
 
-    def rows(self, tasks: Sequence[str]) -> int:
-        return len(tasks)
-
     def micro_batch_indices(self, rank: int, size: int, tasks: Sequence[str]) -> list[int]:
-        own = _divide(self.accumulation_steps, size, f"the {size} processes")
+        contiguous = super().micro_batch_indices(rank, size, tasks)
         if self.resolves_micro_batches:  # in turn, so that micro-batches are resolved in their order
             return list(range(rank, self.accumulation_steps, size))
-        return list(range(rank * own, (rank + 1) * own))
+        return contiguous
 
     def gather(self, gradients: TaskGradients, window: Window) -> Iterator[Tensor]:
-        tasks = window.tasks
         size = 1 if self.resolves_micro_batches else window.count
         for _ in range(window.count // size):
             gradients.zero()
-            total = _Mean(len(tasks))
             for batch in islice(window.batches, size):
-                self._backward_all(gradients, window, batch, size, total)
-            yield total.mean()
+                self._backward_all(gradients, window, batch, size)
+            yield window.mean_losses()
 
-    def _backward_all(
-        self, gradients: TaskGradients, window: Window, batch: Any, micro_batches: int, total: _Mean
-    ) -> None:
+    def _backward_all(self, gradients: TaskGradients, window: Window, batch: Any, micro_batches: int) -> None:
         tasks, names = window.tasks, list(window.tasks)
         values = window.losses_for(batch, names, several_passes=len(names) > 1) if self.forward == "shared" else {}
         for row, name in enumerate(names):
             loss = values[name] if values else window.losses_for(batch, [name])[name]
-            total.add({name: loss}, tasks)
             gradients.select(row)
             window.backward(loss * (tasks[name] / micro_batches), retain_graph=bool(values) and row < len(names) - 1)
 
 
 @dataclass(frozen=True)
-class Stochastic:
+class Stochastic(Estimator):
     """K micro-batches in m consecutive blocks; block i serves task i only: K forward and K backward passes.
 
     Args:
@@ -188,58 +202,36 @@ class Stochastic:
         resolve_every: "window" is the only choice, since a micro-batch holds one task's gradient.
     """
 
-    accumulation_steps: int = 24
     resolve_every: str = "window"
-    resolves_micro_batches = False
 
     def __post_init__(self) -> None:
-        _check_steps(self.accumulation_steps)
-        if self.resolve_every != "window":
-            raise ValueError(
-                f'`resolve_every`: expected "window", found {self.resolve_every!r}; a stochastic micro-batch holds the '
-                "gradient of one task, so there is nothing to resolve in it: use the sequential estimator"
-            )
+        super().__post_init__()
+        expect(
+            self.resolve_every == "window",
+            "resolve_every",
+            '"window", since a stochastic micro-batch holds the gradient of one task (else use Sequential)',
+            repr(self.resolve_every),
+        )
 
     def rows(self, tasks: Sequence[str]) -> int:
-        if self.accumulation_steps % len(tasks):
-            raise ValueError(
-                f"`accumulation_steps`: the stochastic estimator expects a multiple of the number of tasks "
-                f"({len(tasks)}: {', '.join(tasks)}), found {self.accumulation_steps}"
-            )
+        self._share(1, len(tasks))
         return len(tasks)
 
     def micro_batch_indices(self, rank: int, size: int, tasks: Sequence[str]) -> list[int]:
-        own = _divide(self.accumulation_steps, size, f"{len(tasks)} tasks x {size} processes", len(tasks))
+        own = self._share(size, len(tasks))
         block = own * size
         return [task * block + rank * own + step for task in range(len(tasks)) for step in range(own)]
 
     def gather(self, gradients: TaskGradients, window: Window) -> Iterator[Tensor]:
         tasks = window.tasks
         gradients.zero()
-        total = _Mean(len(tasks))
         block = window.count // len(tasks)
         for row, name in enumerate(tasks):
             gradients.select(row)
             for batch in islice(window.batches, block):
                 loss = window.losses_for(batch, [name])[name]
-                total.add({name: loss}, tasks)
                 window.backward(loss * (tasks[name] / block))
-        yield total.mean()
-
-
-class _Mean:
-    """Sums of detached losses per task, on their device: no synchronisation per micro-batch."""
-
-    def __init__(self, tasks: int) -> None:
-        self._values: list[list[Tensor]] = [[] for _ in range(tasks)]
-
-    def add(self, values: Mapping[str, Tensor], tasks: Mapping[str, float]) -> None:
-        for index, name in enumerate(tasks):
-            if name in values:
-                self._values[index].append(values[name].detach())
-
-    def mean(self) -> Tensor:
-        return torch.stack([torch.stack(values).double().mean() for values in self._values])
+        yield window.mean_losses()
 
 
 def _check_losses(values: Any, names: Sequence[str]) -> None:
@@ -260,18 +252,3 @@ def _check_losses(values: Any, names: Sequence[str]) -> None:
                 f"{tuple(value.shape)}, {value.dtype}, requires_grad={value.requires_grad}; was it computed under "
                 "torch.no_grad(), from detached values or by frozen parameters alone?"
             )
-
-
-def _divide(steps: int, size: int, unit: str, parts: int = 1) -> int:
-    """Micro-batches of each process in each of `parts` blocks."""
-    if steps % (size * parts):
-        raise ValueError(
-            f"`accumulation_steps`: expected a multiple of {unit} = {size * parts}, so that whole micro-batches go to "
-            f"every process, found {steps}"
-        )
-    return steps // (size * parts)
-
-
-def _check_steps(accumulation_steps: int) -> None:
-    if not isinstance(accumulation_steps, int) or accumulation_steps < 1:
-        raise ValueError(f"`accumulation_steps`: expected an integer >= 1, found {accumulation_steps!r}")

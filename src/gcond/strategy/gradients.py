@@ -229,10 +229,6 @@ class TaskGradients(FlatParameters):
             group_grams[segment.group] = group_grams.get(segment.group, torch.zeros_like(gram)) + own
         return Statistics(gram, cross, group_grams, exclusive)
 
-    def statistics(self, reference: Tensor | None) -> Statistics:
-        """`products`, summarised."""
-        return self.summarise(self.products(reference))
-
     def first_nonfinite(self, row: int) -> int:
         """The place of the first parameter whose gradient in `row` is not finite; their number where there is none."""
         for index, view in enumerate(self._views[row]):
@@ -240,34 +236,40 @@ class TaskGradients(FlatParameters):
                 return index
         return len(self.parameters)
 
-    def combine(self, shared: Tensor, exclusive: Tensor, out: Tensor, scale: float = 1.0, add: bool = False) -> None:
+    def combine(
+        self,
+        shared: Tensor | Callable[[Tensor, int], Tensor],
+        exclusive: Tensor,
+        out: Tensor,
+        scale: float = 1.0,
+        add: bool = False,
+    ) -> None:
         """Write `scale * sum_i weight_i * row_i` into `out` [P], or add it there. `out` may be row 0.
 
-        The weights are `shared` [m] where several tasks meet and `exclusive` [m] where one is alone.
+        The weights are `exclusive` [m] where one task is alone, and `shared` [m] where several meet, or what
+        `shared(rows [m, c], start)` makes of each block of rows there.
         """
         for segment in self.segments:
-            weights = [scale * w for w in (shared if segment.shared[self._own] else exclusive).tolist()]
-            for start, stop in _overlaps(segment.start, segment.stop, self.ranges):
-                target = out[start:stop]
-                for index, weight in enumerate(weights):
-                    row = self.rows[index, start:stop]
-                    if index == 0 and not add:
-                        torch.mul(row, weight, out=target)
-                    else:
-                        target.add_(row, alpha=weight)
-
-    def combine_blocks(
-        self, blockwise: Callable[[Tensor, int], Tensor], exclusive: Tensor, out: Tensor, scale: float, add: bool
-    ) -> None:
-        """As `combine`, with `blockwise(rows [m, c], start)` in place of weights where several tasks meet."""
-        for segment in self.segments:
-            if not segment.shared[self._own]:
+            weights = shared if segment.shared[self._own] else exclusive
+            if isinstance(weights, Tensor):
                 for start, stop in _overlaps(segment.start, segment.stop, self.ranges):
-                    alone = (exclusive * scale).to(out).unsqueeze(1) * self.rows[:, start:stop]
-                    _put(out[start:stop], alone.sum(0), add)
+                    self._weigh([scale * w for w in weights.tolist()], start, stop, out, add)
                 continue
             for start, stop in _chunks(segment.start, segment.stop, self.ranges, self.device):
-                _put(out[start:stop], blockwise(self.rows[:, start:stop], start).mul_(scale), add)
+                block = weights(self.rows[:, start:stop], start).mul_(scale)
+                if add:
+                    out[start:stop].add_(block)
+                else:
+                    out[start:stop].copy_(block)
+
+    def _weigh(self, weights: list[float], start: int, stop: int, out: Tensor, add: bool) -> None:
+        target = out[start:stop]
+        for index, weight in enumerate(weights):
+            row = self.rows[index, start:stop]
+            if index == 0 and not add:
+                torch.mul(row, weight, out=target)
+            else:
+                target.add_(row, alpha=weight)
 
     def dot(self, flat: Tensor, other: Tensor) -> Tensor:
         """<flat, other> as float64 on the device, accumulated by chunks."""
@@ -289,13 +291,6 @@ class TaskGradients(FlatParameters):
 
 def _alone(partial: Tensor) -> None:
     """There is nothing to add."""
-
-
-def _put(target: Tensor, block: Tensor, add: bool) -> None:
-    if add:
-        target.add_(block)
-    else:
-        target.copy_(block)
 
 
 def _overlaps(start: int, stop: int, ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:

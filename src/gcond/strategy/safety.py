@@ -7,8 +7,7 @@ torch refuses a second pass.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -36,23 +35,6 @@ class NotFinite(FloatingPointError):
 
 class GradientNotFinite(NotFinite):
     """The losses are finite, a gradient is not: with a GradScaler, an overflow."""
-
-
-def check_finite(
-    step: int, losses: Mapping[str, float], squared_norms: Mapping[str, float], parameter: Callable[[int], str]
-) -> None:
-    """Raise where a task's loss, or the squared norm of a row's gradient, is not finite.
-
-    `parameter(row)` names the first parameter whose gradient in that row is not finite; it is asked only then.
-    """
-    for task, value in losses.items():
-        if not math.isfinite(value):
-            raise NotFinite(f"step {step}: the loss of task {task!r} is {value}", losses)
-    for row, (task, value) in enumerate(squared_norms.items()):
-        if not math.isfinite(value):
-            raise GradientNotFinite(
-                f"step {step}: the gradient of task {task!r} is not finite, first in {parameter(row)}", losses
-            )
 
 
 def scale_of(scaler: torch.amp.GradScaler | None) -> float | None:

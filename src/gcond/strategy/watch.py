@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
+from gcond.strategy.arguments import expect
 from gcond.strategy.estimate import Look, LookAt
 from gcond.strategy.gradients import TaskGradients
 from gcond.strategy.safety import note_kept_buffers
@@ -44,7 +45,6 @@ class Watch:
         self._compiled = False  # a part of a graph seen so far
         self.fresh = True  # the next window is the first one, or something has changed before it
         self._first = True  # this window is
-        self._unseen = True  # who reduces gradients: a wrapper may make itself in the first forward pass
         self._asked: Counter[tuple[str, ...]] = Counter()
         self._before = self._asked
         self._windows = 0
@@ -60,7 +60,6 @@ class Watch:
         step.
         """
         self._first = self.fresh
-        self._unseen |= self.fresh
         self._before = Counter() if self.fresh else self._asked
         self._asked = Counter()
         self._windows += 1
@@ -68,6 +67,7 @@ class Watch:
         return partial(self._look, held)
 
     def _look(self, held: TaskGradients, names: Sequence[str], several_passes: bool) -> LookAt:
+        wrappers_are_due = self._first and not self._asked  # one may make itself in the first forward pass
         kind = tuple(names)
         place, count = self._asked[kind], self._before[kind]
         self._asked[kind] += 1
@@ -77,25 +77,18 @@ class Watch:
         before = held.marks()
 
         def look_at(losses: Mapping[str, Tensor]) -> None:
-            if self._unseen:
+            if wrappers_are_due:
                 _refuse_wrapped(held.parameters)
-                self._unseen = False
-            if held.marks() != before:
-                raise ValueError(
-                    "`losses`: expected it to compute losses only, found `p.grad` changed by it; call neither "
-                    "zero_grad() nor backward() in it"
-                )
+            only = "it to compute losses only, without zero_grad() or backward()"
+            expect(held.marks() == before, "losses", only, "`p.grad` changed by it")
             self._look_for_others(losses, held)
 
         return look_at
 
     def check_reach(self, held: TaskGradients) -> None:
         """At the end of a first window: raise ValueError where it has reached nothing, in no process."""
-        if self._first and not any(held.reached_in_window):
-            raise ValueError(
-                "`losses`: found no loss that reaches a parameter of the conductor; is this the model whose parameters "
-                "were handed over?"
-            )
+        reached = not self._first or any(held.reached_in_window)
+        expect(reached, "losses", "a loss that reaches a parameter of the conductor", "none; is it of another model?")
 
     def _look_for_others(self, losses: Mapping[str, Tensor], held: TaskGradients) -> None:
         leaves = list(self._leaves(losses.values()))
