@@ -37,7 +37,6 @@ __all__ = [
     "Sequential",
     "Sharded",
     "SingleProcess",
-    "StatelessResolver",
     "Stochastic",
     "TorchJD",
     "Update",

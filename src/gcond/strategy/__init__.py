@@ -2,7 +2,7 @@
 
 from gcond.strategy.batchnorm import merged_batchnorm
 from gcond.strategy.conductor import GradientConductor
-from gcond.strategy.conflict import Conflict, LossWeighting, Resolution, Resolver, StatelessResolver
+from gcond.strategy.conflict import Conflict, LossWeighting, Resolution, Resolver
 from gcond.strategy.estimate import Estimator, Joint, Sequential, Stochastic
 from gcond.strategy.processes import Replicated, ReplicatedPerRank, Sharded, SingleProcess
 from gcond.strategy.resolve.cagrad import CAGrad
@@ -51,7 +51,6 @@ __all__ = [
     "Sequential",
     "Sharded",
     "SingleProcess",
-    "StatelessResolver",
     "Stochastic",
     "TorchJD",
     "Update",
