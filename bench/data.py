@@ -142,7 +142,8 @@ def check_same(name: str, images: ImageSet, of_store: ImageSet) -> None:
 def reading(path: Path, most: int, rounds: int) -> Iterator[Row]:
     disable_progress_bars()
     facts = store.read_facts(path)
-    train_slices = store.positions(facts, store.read_index(path, facts, ["shard", "row"]), "train")
+    index = store.read_index(path, facts)
+    train_slices = index[index.split == "train"].place.to_numpy()
     n = min(most, len(train_slices))
     chosen = train_slices[np.linspace(0, len(train_slices) - 1, n).round().astype(int)]
     pixels = store.Pixels(path, facts)

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ from tqdm import tqdm
 from write_store import BODY_RULE, has_body, to_stored, write
 
 from gcond.data import store
-from gcond.data.store import sha256
+from gcond.files import sha256
 from gcond.output import output_may_be_lost
 
 CATALOGUES = Path(__file__).with_name("sources")
@@ -170,7 +170,7 @@ def prepare(out: Path, cache: Path, made_of: Catalogue, folders: Mapping[str, Pa
 
     Raises SourceMissing unless `allow_missing`, and ValueError where a folder does not hold what the catalogue names.
     """
-    rows: dict[str, dict[str, list]] = {split: defaultdict(list) for split in store.SPLITS}
+    slices: list[dict] = []
     patients, missing = {}, []
     with tqdm(total=len(made_of.volumes), desc="converting", unit="volume", disable=None) as bar:
         for source in made_of.sources:
@@ -181,7 +181,7 @@ def prepare(out: Path, cache: Path, made_of: Catalogue, folders: Mapping[str, Pa
                     if source.form == "folder":
                         check_folder(source, own, folder)
                     for entry in own:
-                        patients[entry.patient] = _convert(entry, read_volume(entry, folder), rows[entry.split])
+                        patients[entry.patient] = _convert(entry, read_volume(entry, folder), slices)
                         bar.update()
             except SourceMissing as error:
                 if not allow_missing:
@@ -197,7 +197,7 @@ def prepare(out: Path, cache: Path, made_of: Catalogue, folders: Mapping[str, Pa
         "body_rule": BODY_RULE,
         "made_with": {name: version(name) for name in ("pydicom", "python-gdcm", "nibabel", "pillow", "numpy")},
     }
-    return write(out, rows, about)
+    return write(out, slices, about)
 
 
 def read_volume(entry: Entry, folder: Path) -> Volume:
@@ -211,19 +211,17 @@ def read_volume(entry: Entry, folder: Path) -> Volume:
     return volume
 
 
-def _convert(entry: Entry, volume: Volume, columns: dict[str, list]) -> dict:
-    """Append the slices of a volume to the columns of its split; returns what the facts say of the patient."""
+def _convert(entry: Entry, volume: Volume, slices: list[dict]) -> dict:
+    """Append the slices of a volume; returns what the facts say of the patient."""
     kept = 0
+    whose = {"split": entry.split, "source": entry.source, "patient": entry.patient}
+    size = {"spacing_z_mm": volume.spacing_z_mm, "spacing_xy_mm": volume.spacing_xy_mm}
     for z, hu in enumerate(volume.hu):
         stored = to_stored(hu)
         if not has_body(stored):
             continue
         kept += 1
-        row = {"pixels": stored.tobytes(), "source": entry.source, "patient": entry.patient, "z": z}
-        row |= {"rows": hu.shape[0], "cols": hu.shape[1]}
-        row |= {"spacing_z_mm": volume.spacing_z_mm, "spacing_xy_mm": volume.spacing_xy_mm}
-        for column, value in row.items():
-            columns[column].append(value)
+        slices.append({**whose, **size, "pixels": stored.tobytes(), "z": z, "rows": hu.shape[0], "cols": hu.shape[1]})
     return {
         "split": entry.split,
         "source": entry.source,
@@ -270,9 +268,7 @@ def _check_there(out: Path, wanted: set[str], allow_missing: bool) -> dict:
     """The facts of the store at `out`, every byte of which has been checked."""
     if not (out / "facts.json").is_file():
         raise ValueError(f"{out} exists and is no CT store: remove it or name another `--out`")
-    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    with tqdm(total=size, desc=f"checking {out}", unit="B", unit_scale=True, disable=None) as bar:
-        facts = store.verify(out, bar.update)
+    facts = store.verify(out)
     lacking = sorted(wanted - {patient["source"] for patient in facts["patients"].values()})
     if lacking and not allow_missing:
         raise SourceMissing(f"the store at {out} lacks {', '.join(lacking)}: remove that folder to build it anew")

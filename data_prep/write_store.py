@@ -1,6 +1,6 @@
 """One CT slice in HU -> the stored picture, and pictures -> the store that gcond.data.store reads."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -11,9 +11,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from gcond.data import store, windows
-from gcond.data.store import DTYPE, HU_OFFSET, STORED_SIZE
-from gcond.data.windows import HU_MAX, HU_MIN
-from gcond.files import folder_atomically, write_atomically, write_json
+from gcond.data.store import DTYPE, STORED_SIZE
+from gcond.data.windows import HU_MAX, HU_MIN, HU_OFFSET
+from gcond.files import folder_atomically, sha256, write_atomically, write_json
 
 BATCH_ROWS = 100  # 12.5 MiB: what a reader that takes whole batches holds
 BODY_HU = -500
@@ -55,7 +55,7 @@ def write_shard(path: Path, pixels: Iterable[bytes]) -> dict[str, object]:
                 writer.write_batch(pa.record_batch([pa.array(batch, pa.binary())], schema=store.PIXELS))
 
     write_atomically(path, write)
-    return {"name": path.name, "slices": slices, "sha256": store.sha256(path)}
+    return {"name": path.name, "slices": slices, "sha256": sha256(path)}
 
 
 def finish(
@@ -70,8 +70,8 @@ def finish(
     `about` is what the facts hold beyond format, counts and statistics: title, patients, missing_packages, ...
     Raises ValueError where a split is empty or a patient is in two of them.
     """
-    patients = store.patients(index)
-    store.check_disjoint(patients)
+    slices = index.select(["split", "patient"]).to_pandas()
+    store.check_disjoint(slices)
     write_atomically(root / "index.parquet", lambda path: pq.write_table(index, path, compression="zstd"))
     facts = {
         "format_version": store.FORMAT_VERSION,
@@ -79,54 +79,36 @@ def finish(
         "clip_hu": [windows.HU_MIN, windows.HU_MAX],
         "size": STORED_SIZE,
         "dtype": store.DTYPE,
-        "counts": store.counts(index),
+        "counts": store.counts(slices),
         "train_statistics": {name: {"mean": mean, "std": std} for name, (mean, std) in statistics.items()},
         **about,
         "shards": shards,
-        "index_sha256": store.sha256(root / "index.parquet"),
+        "index_sha256": sha256(root / "index.parquet"),
     }
     facts["checksum"] = store.checksum(facts)
     write_json(root / "facts.json", facts)
     return facts
 
 
-def write(out: Path, rows: Mapping[str, Mapping[str, list]], about: Mapping[str, object]) -> dict[str, object]:
+def write(out: Path, slices: Iterable[Mapping[str, object]], about: Mapping[str, object]) -> dict[str, object]:
     """Write a store that fits in memory; returns its facts.
 
-    `rows` maps each split to `pixels` (bytes) and the columns of store.INDEX, less split, shard and row; a column that
-    is not there is null. Raises ValueError where a split is empty, a patient is in two of them, columns are of unequal
-    length, or `out` exists.
+    A slice has `pixels` (bytes) and the columns of store.INDEX, less shard and row; one that is not there is null.
+    Raises ValueError where a split is empty, a patient is in two of them, or `out` exists.
     """
-    store.check_disjoint({split: set(rows[split]["patient"]) for split in store.SPLITS})
     if out.exists():
         raise ValueError(f"`out`: {out} exists")
-    index = _index(rows)
-    pixels = [picture for split in store.SPLITS for picture in rows[split]["pixels"]]
+    slices = sorted(slices, key=lambda one: store.SPLITS.index(one["split"]))
+    rows = [{**one, "shard": 0, "row": row} for row, one in enumerate(slices)]
+    train = np.zeros(store.VALUES, np.int64)
+
+    def pictures() -> Iterator[bytes]:
+        for one in tqdm(slices, desc="writing", unit="slice", disable=None):
+            if one["split"] == "train":
+                np.add(train, store.counted(np.frombuffer(one["pixels"], DTYPE)), out=train)
+            yield one["pixels"]
+
     with folder_atomically(out) as building:
-        shard = write_shard(
-            building / "shards" / "00000.arrow", tqdm(pixels, desc="writing", unit="slice", disable=None)
-        )
-        return finish(building, index, [shard], _statistics(rows["train"]["pixels"]), about)
-
-
-def _index(rows: Mapping[str, Mapping[str, list]]) -> pa.Table:
-    parts, written = [], 0
-    for split in store.SPLITS:
-        lengths = {column: len(values) for column, values in rows[split].items()}
-        slices = len(rows[split]["pixels"])
-        if set(lengths.values()) != {slices}:
-            raise ValueError(f"`rows`: expected columns of one length in {split}, found {lengths}")
-        own = {"split": [split] * slices, "shard": [0] * slices, "row": list(range(written, written + slices))}
-        columns = {name: own.get(name, rows[split].get(name, [None] * slices)) for name in store.INDEX.names}
-        parts.append(pa.table(columns, schema=store.INDEX))
-        written += slices
-    return pa.concat_tables(parts)
-
-
-def _statistics(pictures: list[bytes]) -> dict[str, tuple[float, float]]:
-    totals = dict.fromkeys(windows.PRESETS, (0, 0))
-    for picture in tqdm(pictures, desc="mean and deviation", unit="slice", disable=None):
-        for name, (total, squares) in windows.sums(np.frombuffer(picture, store.DTYPE)).items():
-            totals[name] = (totals[name][0] + total, totals[name][1] + squares)
-    pixels = len(pictures) * STORED_SIZE**2
-    return {name: windows.statistics_of_sums(name, pixels, *total) for name, total in totals.items()}
+        shard = write_shard(building / "shards" / "00000.arrow", pictures())
+        statistics = {name: windows.statistics(train, *window) for name, window in windows.PRESETS.items()}
+        return finish(building, pa.Table.from_pylist(rows, store.INDEX), [shard], statistics, about)

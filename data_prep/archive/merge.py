@@ -21,7 +21,7 @@ from write_store import finish
 
 from gcond.data import store, windows
 from gcond.data.store import STORED_SIZE
-from gcond.files import write_atomically
+from gcond.files import sha256, write_atomically
 
 TERMS = {
     "ich": "RSNA, non-commercial research and education (Kaggle's competition rules)",
@@ -104,7 +104,7 @@ def merge(out: Path, jobs: Sequence[Job], choices: Choices, say: Callable[[str],
     _refuse(out, about, kept, choices, _plain(jobs, _widest(strangers), "SOPInstanceUID") if len(strangers) else "")
     manifest = pa.Table.from_pandas(files[MANIFEST.names], schema=MANIFEST, preserve_index=False)
     write_atomically(out / "manifest.parquet", lambda path: pq.write_table(manifest, path, compression="zstd"))
-    about["manifest_sha256"] = store.sha256(out / "manifest.parquet")
+    about["manifest_sha256"] = sha256(out / "manifest.parquet")
     for leftover in out.rglob(".*.arrow"):  # of a process that was killed
         leftover.unlink()
     facts = finish(out, index, shards, _statistics(kept[kept.split == "train"]), about)
@@ -192,7 +192,7 @@ def _plain(jobs: Sequence[Job], row: pd.Series, tag: str) -> str:
 def verify_manifest(root: Path, facts: Mapping) -> None:
     """Raises ValueError where the manifest is damaged or does not account for every stored slice."""
     path = root / "manifest.parquet"
-    if not path.is_file() or store.sha256(path) != facts["manifest_sha256"]:
+    if not path.is_file() or sha256(path) != facts["manifest_sha256"]:
         raise ValueError(f"`root`: {path} does not match its checksum in facts.json; remove {root} and make it anew")
     stored = pq.read_table(path, columns=["status"]).column("status").to_pylist().count("stored")
     if stored != sum(facts["counts"].values()):
@@ -273,8 +273,10 @@ def _attach_labels(kept: pd.DataFrame, path: Path, unsure: pd.Index) -> dict:
 
 def _statistics(train: pd.DataFrame) -> dict[str, tuple[float, float]]:
     pixels = len(train) * STORED_SIZE**2
-    totals = {name: [int(train[f"{kind}_{name}"].sum()) for kind in ("sum", "squares")] for name in windows.PRESETS}
-    return {name: windows.statistics_of_sums(name, pixels, *sums) for name, sums in totals.items()}
+    return {
+        name: windows.of_sums(pixels, int(train[f"sum_{name}"].sum()), int(train[f"squares_{name}"].sum()), *window)
+        for name, window in windows.PRESETS.items()
+    }
 
 
 def _about(files: pd.DataFrame, kept: pd.DataFrame, choices: Choices) -> dict:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from gcond.data import store, windows
 from gcond.data.ct import PAPER_MEAN, PAPER_STD
-from gcond.data.store import HU_OFFSET
+from gcond.data.windows import HU_OFFSET
 from gcond.files import write_atomically
 
 BANNER = "Shows patients: local use only, do not publish"
@@ -41,14 +41,11 @@ def preview(root: Path, out: Path | None = None) -> Path:
 def samples(root: Path, facts: dict) -> list[Sample]:
     """One for each source, in the order of their names; the same for the same store."""
     pixels = store.Pixels(root, facts, remember=True)
-    table = store.read_index(root, facts, ["source", "patient", "shard", "row"])
-    index = table.to_pandas(categories=["split", "source", "patient"])
-    for split in store.SPLITS:
-        index.loc[index.split == split, "position"] = store.positions(facts, table, split)
+    index = store.read_index(root, facts, ["source"]).astype({"patient": "category"})
     found = []
-    for source, own in index.groupby("source", observed=True):
+    for source, own in index.groupby("source"):
         random = np.random.default_rng([*source.encode()])
-        positions = own.position.to_numpy(np.int64)
+        positions = own.place.to_numpy()
         counted = np.sort(random.choice(positions, min(COUNTED, len(own)), replace=False))
         shown = positions[spread(own.patient.cat.codes.to_numpy(), SLICES, random)]
         pictures, histogram = [pixels[place] for place in shown], store.histogram(pixels, counted)

@@ -25,21 +25,20 @@ from archive import header, pixels
 from archive.listing import Entry, read_shard
 from write_store import write_shard
 
-from gcond.data import windows
+from gcond.data import store, windows
 from gcond.files import write_atomically, write_json
 
 CONTEXT = get_context("spawn")  # not forked: this process has used threads (Arrow)
 TASKS_PER_PROCESS = 64  # a decoder that leaks is replaced
 DEATHS = (BrokenProcessPool, MemoryError)
 KILLER = "kills the decoder"
-SUMS = [f"{kind}_{name}" for name in windows.PRESETS for kind in ("sum", "squares")]
 PICTURES = pa.schema(
     [
         *((name, pa.string()) for name in ("source", "path", "member", "status", "reason", "flags")),
         ("ambiguous_pixels", pa.int64()),
         ("fingerprint", pa.string()),
         ("row", pa.int32()),
-        *((name, pa.int64()) for name in SUMS),
+        *((f"{kind}_{name}", pa.int64()) for name in windows.PRESETS for kind in ("sum", "squares")),
     ]
 )
 
@@ -119,8 +118,9 @@ def read_pictures(job: Job) -> int:
                 continue
             row |= {"status": "stored", "row": stored, "flags": ",".join(picture.flags)}
             row |= {"ambiguous_pixels": picture.ambiguous_pixels, "fingerprint": picture.fingerprint}
-            sums = windows.sums(picture.stored)
-            row |= dict(zip(SUMS, (number for pair in sums.values() for number in pair), strict=True))
+            histogram = store.counted(picture.stored)
+            for name, window in windows.PRESETS.items():
+                row[f"sum_{name}"], row[f"squares_{name}"] = windows.sums(histogram, *window)
             stored += 1
             yield picture.stored.tobytes()
 

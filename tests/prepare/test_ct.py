@@ -100,7 +100,7 @@ def test_facts_add_up(made, manifest):
 
 
 def test_slices_are_ordered_along_their_series(made, manifest):
-    index = store.read_index(made, store.read_facts(made)).to_pandas()
+    index = store.read_index(made, store.read_facts(made), store.INDEX.names)
     both = index.merge(manifest[["source", "sop", "position", "orientation", "status"]], on=["source", "sop"])
     both = both[both.status == "stored"]
     for _, series in both[~both.z.isna()].groupby("series"):
@@ -112,7 +112,7 @@ def test_slices_are_ordered_along_their_series(made, manifest):
 
 
 def test_labels_of_ich_reach_their_slices(archives, made):
-    index = store.read_index(made, store.read_facts(made)).to_pandas()
+    index = store.read_index(made, store.read_facts(made), store.INDEX.names)
     lines = next((archives[0] / "ich").rglob("stage_2_train.csv")).read_text().split()[1:]
     expected = {}
     for line in lines:
@@ -133,7 +133,7 @@ def test_labels_of_ich_reach_their_slices(archives, made):
 def test_patients_that_share_a_picture_are_on_one_side(made, manifest):
     facts = store.read_facts(made)
     assert facts["linked_patients"] == 2 * len(SOURCES) + 2  # the twins among the defects, and those of ICH
-    index = store.read_index(made, facts).to_pandas()
+    index = store.read_index(made, facts)
     split_of = index.drop_duplicates("patient").set_index("patient").split
     for source in SOURCES:
         one, other = manifest[(manifest.source == source) & manifest.path.str.contains("twin_[ab]")].patient
@@ -143,7 +143,7 @@ def test_patients_that_share_a_picture_are_on_one_side(made, manifest):
 
 def test_no_identifier_is_in_index_or_facts(made, archives):
     plain = {path.stem for path in (archives[0] / "ich").rglob("ID_*.dcm")} | {"RADCURE-", "1.2.826.0.1"}
-    index = store.read_index(made, store.read_facts(made)).to_pandas().to_csv()
+    index = store.read_index(made, store.read_facts(made), store.INDEX.names).to_csv()
     text = index + (made / "facts.json").read_text()
     assert not [name for name in plain if name in text]
 

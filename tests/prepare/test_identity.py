@@ -51,7 +51,7 @@ def prepare(tmp_path, capsys, *more, source="radcure"):
 
 
 def index_of(tmp_path):
-    return store.read_index(tmp_path / "out", store.read_facts(tmp_path / "out")).to_pandas()
+    return store.read_index(tmp_path / "out", store.read_facts(tmp_path / "out"), store.INDEX.names)
 
 
 def manifest_of(tmp_path):

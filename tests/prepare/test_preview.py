@@ -18,16 +18,15 @@ SLICES = 3
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """Four patients of two sources; slice z of patient p is 1000 + 100 p + z in its left half, 0 in its right."""
-    rows = {split: {column: [] for column in ("pixels", "source", "patient", "sop")} for split in store.SPLITS}
+    slices = []
     for p, (patient, split) in enumerate(SPLIT_OF.items()):
         for z in range(SLICES):
             picture = np.zeros((256, 256), "<u2")
             picture[:, :128] = 1000 + 100 * p + z
-            row = {"pixels": picture.tobytes(), "source": patient.split("-")[0], "patient": patient, "sop": f"sop{z}"}
-            for column, value in row.items():
-                rows[split][column].append(value)
+            whose = {"split": split, "source": patient.split("-")[0], "patient": patient, "sop": f"sop{z}"}
+            slices.append({**whose, "pixels": picture.tobytes()})
     folder = tmp_path_factory.mktemp("secret") / "ct"
-    write(folder, rows, {"title": "CT (made)", "missing_packages": []})
+    write(folder, slices, {"title": "CT (made)", "missing_packages": []})
     return folder
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from PIL import Image
 from torch import Tensor
@@ -70,19 +69,17 @@ def load(
     facts = store.read_facts(root)
     large = max(facts["counts"].values()) * 2 * image_size**2 > sets.IN_MEMORY_BYTES
     pixels = store.Pixels(root, facts, remember=large)
-    index = store.read_index(root, facts, ["patient", "shard", "row"])
-    patients = store.patients(index)
-    store.check_disjoint(patients)
-    where = {split: store.positions(facts, index, split) for split in store.SPLITS}
+    index = store.read_index(root, facts)
+    own = {name: index[index.split == split] for name, split in SPLITS.items()}
 
     stated = facts["train_statistics"].get(window) if isinstance(window, str) else None
     if stated is None or not large:
-        histogram = store.histogram(pixels, where["train"])
+        histogram = store.histogram(pixels, own["train"].place)
         store.expect_statistics(root, facts, histogram)
     measured = (stated["mean"], stated["std"]) if stated else windows.statistics(histogram, hu_min, hu_max)
     mean, std = measured if statistics == "store" else (PAPER_MEAN, PAPER_STD)
     images = {
-        name: hold_in_memory(StoreSlices(pixels, where[split], image_size), f"CT {split}")
+        name: hold_in_memory(StoreSlices(pixels, own[name].place.to_numpy(), image_size), f"CT {split}")
         for name, split in SPLITS.items()
     }
     return Splits(
@@ -91,10 +88,10 @@ def load(
         title=facts["title"],
         facts={
             "version": facts["format_version"],
-            "counts": {name: len(own) for name, own in images.items()},
+            "counts": {name: len(rows) for name, rows in own.items()},
             "checksum": facts["checksum"],
             "missing_packages": facts["missing_packages"],
-            "patients": {split: len(names) for split, names in patients.items()},
+            "patients": {split: own[name].patient.nunique() for name, split in SPLITS.items()},
             "window_hu": [hu_min, hu_max],
             "statistics": statistics,
             "mean": [mean],
@@ -102,11 +99,8 @@ def load(
             "distance_from_paper": math.dist(measured, (PAPER_MEAN, PAPER_STD)),
         },
         shows_patients=True,
-        groups={
-            name: index.filter(pc.equal(index.column("split"), split)).column("patient").to_pylist()
-            for name, split in SPLITS.items()
-        },
-        body_above=BODY_HU + store.HU_OFFSET,
+        groups={name: rows.patient.to_list() for name, rows in own.items()},
+        body_above=BODY_HU + windows.HU_OFFSET,
     )
 
 
@@ -114,9 +108,7 @@ def heights(root: str | Path) -> dict[str, tuple[np.ndarray, np.ndarray]] | None
     """Per split (train, val, test), in the order of its images: the volume of each slice, and its height in mm above
     the volume's lowest slice. None where the store does not know the spacing of a slice."""
     root = Path(root)
-    index = store.read_index(
-        root, store.read_facts(root), ["patient", "study", "series", "z", "spacing_z_mm"]
-    ).to_pandas()
+    index = store.read_index(root, store.read_facts(root), ["study", "series", "z", "spacing_z_mm"])
     if index.spacing_z_mm.isna().any():
         return None
     index["volume"] = index.patient + "/" + index.study.fillna("") + "/" + index.series.fillna("")

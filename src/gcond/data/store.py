@@ -14,23 +14,27 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
+from tqdm import tqdm
 
-from gcond.files import cache, read_object
+from gcond.data import windows
+from gcond.files import cache, read_object, sha256
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMAT_VERSION = 2
 SPLITS = ("train", "validation", "test")
 DTYPE = "<u2"
-HU_OFFSET = 1024  # CT is kept as HU + 1024
 VALUES = 4096
 STORED_SIZE = 256
 STORED_BYTES = STORED_SIZE**2 * 2
@@ -140,15 +144,10 @@ class Pixels:
             if not path.is_file():
                 raise ValueError(f"`root`: {path} is missing; run the command that made the store again")
 
-    def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
-
     def __getitem__(self, position: int) -> np.ndarray:
         shard = int(np.searchsorted(self._ends, position, side="right"))
-        row = int(position) - (int(self._ends[shard - 1]) if shard else 0)
-        if shard not in self._mapped:
-            self._mapped[shard] = self._map(shard)
-        picture = np.frombuffer(self._mapped[shard][row].as_buffer(), DTYPE).reshape(STORED_SIZE, STORED_SIZE)
+        row = int(position - self._ends[shard] + self._shards[shard]["slices"])
+        picture = np.frombuffer(self.shard(shard)[row].as_buffer(), DTYPE).reshape(STORED_SIZE, STORED_SIZE)
         if (largest := picture.max()) >= VALUES:
             raise damaged(self._paths[shard], f"holds {largest} in slice {row}, expected HU + 1024 in 0..{VALUES - 1}")
         return picture
@@ -156,8 +155,13 @@ class Pixels:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_mapped": {}}  # another process maps the shards for itself
 
-    def _map(self, shard: int) -> pa.ChunkedArray:
-        path, stated = self._paths[shard], self._shards[shard]
+    def shard(self, number: int) -> pa.ChunkedArray:
+        """The slices of a shard, as bytes."""
+        if number not in self._mapped:
+            self._mapped[number] = self._map(self._paths[number], self._shards[number])
+        return self._mapped[number]
+
+    def _map(self, path: Path, stated: Mapping) -> pa.ChunkedArray:
         self._compare(path, stated["sha256"])  # before Arrow, which a damaged file can crash
         try:
             with pa.memory_map(str(path)) as source:
@@ -186,79 +190,71 @@ class Pixels:
                 note.touch()
 
 
-def read_index(root: Path, facts: Mapping, columns: list[str] | None = None) -> pa.Table:
-    """Raises ValueError where the index is not the one that the facts name, or does not fit the shards: each of its
-    rows must be a slice of its own."""
+def read_index(root: Path, facts: Mapping, columns: Iterable[str] = ()) -> pd.DataFrame:
+    """Split, patient, `columns`, and the `place` in Pixels of every slice.
+
+    Raises ValueError where the index is not the one that the facts name or does not fit the shards (each of its rows
+    must be a slice of its own), and for a patient in two splits.
+    """
     path = root / "index.parquet"
-    wanted = None if columns is None else list(dict.fromkeys(["split", "patient", "shard", "row", *columns]))
+    needed = ("split", "patient", "shard", "row")
     try:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != facts["index_sha256"]:
             raise damaged(path, "does not match its checksum in facts.json")
-        index = pq.read_table(pa.BufferReader(content), columns=wanted)
+        table = pq.read_table(pa.BufferReader(content), columns=list(dict.fromkeys([*needed, *columns])))
     except (pa.ArrowException, OSError) as error:
         raise damaged(path, f"cannot be read: {error}") from error
-    for name in ("split", "patient", "shard", "row"):
-        if name not in index.schema.names or index.schema.field(name).type != INDEX.field(name).type:
-            raise damaged(path, f"has no column {name} of {INDEX.field(name).type}")
-        if index.column(name).null_count:
+    for name in needed:
+        if INDEX.field(name) not in list(table.schema) or table.column(name).null_count:
             raise damaged(path, f"does not say the {name} of every slice")
+    index = table.to_pandas()
     if (found := counts(index)) != facts["counts"]:
         raise damaged(path, f"holds {found} slices where facts.json says {facts['counts']}")
-    _expect_places(path, index, [shard["slices"] for shard in facts["shards"]])
+    slices = np.array([shard["slices"] for shard in facts["shards"]])
+    shard, row = index["shard"].to_numpy(), index["row"].to_numpy()
+    if (shard < 0).any() or (shard >= len(slices)).any() or (row < 0).any() or (row >= slices[shard]).any():
+        raise damaged(path, "names a slice that is in no shard")
+    index["place"] = (np.cumsum(slices) - slices)[shard] + row
+    if not index.place.is_unique:
+        raise damaged(path, "names a slice twice")
+    check_disjoint(index)
     return index
 
 
-def _expect_places(path: Path, index: pa.Table, slices: list[int]) -> None:
-    shard, row = (index.column(name).to_numpy().astype(np.int64) for name in ("shard", "row"))
-    inside = (shard >= 0) & (shard < len(slices)) & (row >= 0)
-    inside[inside] = row[inside] < np.array(slices)[shard[inside]]
-    if not inside.all():
-        raise damaged(path, f"names a slice that is in no shard, in row {int(np.argmin(inside))}")
-    places = np.cumsum([0, *slices])[shard] + row
-    if len(np.unique(places)) != len(places):
-        raise damaged(path, "names a slice twice")
-
-
-def counts(index: pa.Table) -> dict[str, int]:
+def counts(index: pd.DataFrame) -> dict[str, int]:
     """The number of slices of each split."""
-    found = index.column("split").value_counts().to_pylist()
-    return dict.fromkeys(SPLITS, 0) | {row["values"]: row["counts"] for row in found}
+    return dict.fromkeys(SPLITS, 0) | index.split.value_counts().to_dict()
 
 
-def positions(facts: Mapping, index: pa.Table, split: str) -> np.ndarray:
-    """Where the slices of a split stand in Pixels [n], in their order."""
-    starts = np.cumsum([0, *(shard["slices"] for shard in facts["shards"])])[:-1]
-    own = pc.equal(index.column("split"), split).to_numpy()
-    shard, row = (index.column(name).to_numpy()[own] for name in ("shard", "row"))
-    return (starts[shard] + row).astype(np.int64)
+def check_disjoint(index: pd.DataFrame) -> None:
+    """Raises ValueError for a patient whose slices are in two splits, and where a split has none."""
+    if empty := [split for split, slices in counts(index).items() if not slices]:
+        raise ValueError(f"the split {empty[0]} of the CT store holds no patient")
+    splits = index.groupby("patient").split.unique()
+    for patient, found in splits[splits.str.len() > 1].items():
+        raise ValueError(f"patient {patient} is in {' and in '.join(found)}: splits must be disjoint")
 
 
-def verify(root: Path, progress: Callable[[int], object] = lambda n: None) -> dict:
+def verify(root: Path) -> dict:
     """The facts of a store every byte of which has been checked; ValueError, naming the file, otherwise.
 
     Checked: format version, SHA-256 of every shard and of the index, counts, that every slice is where the index says,
     once, that no patient is in two splits, that every value is one of HU + 1024, and mean and standard deviation of the
-    training split. `progress` gets the number of bytes read for the checksums.
+    training split.
     """
     facts = read_facts(root)
-    for shard in facts["shards"]:
-        path = root / "shards" / shard["name"]
-        if not path.is_file() or sha256(path, progress) != shard["sha256"]:
-            raise damaged(path, "does not match its checksum in facts.json")
-    index = read_index(root, facts)
-    progress((root / "index.parquet").stat().st_size)
-    check_disjoint(patients(index))
+    index = read_index(root, facts, INDEX.names)
     pixels = Pixels(root, facts)
-    histograms = {split: histogram(pixels, positions(facts, index, split)) for split in SPLITS}
+    for number in tqdm(range(len(facts["shards"])), desc=f"checking {root}", unit="shard", disable=None):
+        pixels.shard(number)
+    histograms = {split: histogram(pixels, own.place) for split, own in index.groupby("split")}
     expect_statistics(root, facts, histograms["train"])
     return facts
 
 
 def expect_statistics(root: Path, facts: Mapping, train: np.ndarray) -> None:
     """Raises ValueError where a mean or standard deviation of the facts is not that of `train`, a histogram [4096]."""
-    from gcond.data import windows  # which imports this module
-
     path = root / "facts.json"
     for window, stated in facts["train_statistics"].items():
         if window not in windows.PRESETS:
@@ -268,43 +264,17 @@ def expect_statistics(root: Path, facts: Mapping, train: np.ndarray) -> None:
             raise damaged(path, f"states {stated} in {window}, the pixels have mean {mean} and std {std}")
 
 
-def patients(index: pa.Table) -> dict[str, set[str]]:
-    """The patients of each split."""
-    pairs = index.select(["split", "patient"]).group_by(["split", "patient"]).aggregate([]).to_pylist()
-    return {split: {pair["patient"] for pair in pairs if pair["split"] == split} for split in SPLITS}
-
-
-def check_disjoint(patients: Mapping[str, set[str]]) -> None:
-    """Raises ValueError, naming the patients, where two splits share one, or where a split has none."""
-    for split in SPLITS:
-        if not patients[split]:
-            raise ValueError(f"the split {split} of the CT store holds no patient")
-    seen: dict[str, str] = {}
-    for split in SPLITS:
-        for patient in sorted(patients[split]):
-            if patient in seen:
-                raise ValueError(f"patient {patient} is in {seen[patient]} and in {split}: splits must be disjoint")
-            seen[patient] = split
-
-
 def checksum(facts: Mapping) -> str:
     """Of the whole store: SHA-256 over those of its shards and of its index."""
     parts = [shard["sha256"] for shard in facts["shards"]] + [facts["index_sha256"]]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def sha256(path: Path, progress: Callable[[int], object] = lambda n: None) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-            progress(len(block))
-    return digest.hexdigest()
-
-
-def histogram(pixels: Pixels, positions: np.ndarray) -> np.ndarray:
+def histogram(pixels: Pixels, positions: Iterable[int]) -> np.ndarray:
     """[4096] counts of the stored values of some slices."""
-    total = np.zeros(VALUES, dtype=np.int64)
-    for position in positions:
-        total += np.bincount(pixels[position].ravel(), minlength=VALUES)
-    return total
+    return sum((counted(pixels[position]) for position in positions), start=np.zeros(VALUES, dtype=np.int64))
+
+
+def counted(stored: np.ndarray) -> np.ndarray:
+    """[4096] counts of the values HU + 1024."""
+    return np.bincount(stored.ravel(), minlength=VALUES)

@@ -6,8 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from gcond.data.store import HU_OFFSET
-
+HU_OFFSET = 1024  # CT is kept as HU + 1024
 HU_MIN, HU_MAX = -1024, 3071
 """What the store can hold: everything outside was clipped when it was written."""
 
@@ -27,43 +26,31 @@ Window = Literal[tuple(PRESETS)] | tuple[float, float]
 
 def resolve(window: Window) -> tuple[float, float]:
     """A preset's name, or [hu_min, hu_max] -> (hu_min, hu_max) in HU. Raises ValueError for anything else."""
-    if isinstance(window, str):
-        if window not in PRESETS:
-            raise ValueError(f"`window` must be one of {', '.join(PRESETS)} or [hu_min, hu_max], found {window!r}")
-        return PRESETS[window]
-    if len(window) != 2 or not HU_MIN <= window[0] < window[1] <= HU_MAX:
+    limits = PRESETS.get(window) if isinstance(window, str) else window
+    if limits is None or len(limits) != 2 or not HU_MIN <= limits[0] < limits[1] <= HU_MAX:
         raise ValueError(
-            f"`window` must be [hu_min, hu_max] with {HU_MIN} <= hu_min < hu_max <= {HU_MAX}, found {list(window)}"
+            f"`window` must be one of {', '.join(PRESETS)}, or [hu_min, hu_max] with {HU_MIN} <= hu_min < hu_max <= "
+            f"{HU_MAX}, found {window!r}"
         )
-    return float(window[0]), float(window[1])
+    return PRESETS[window] if isinstance(window, str) else (float(limits[0]), float(limits[1]))
 
 
 def statistics(histogram: np.ndarray, hu_min: float, hu_max: float) -> tuple[float, float]:
-    """Mean and (population) standard deviation of windowed pixels in [0, 1].
+    """Mean and (population) standard deviation in [0, 1] of windowed pixels; `histogram` [4096] counts HU + 1024."""
+    return of_sums(int(histogram.sum()), *sums(histogram, hu_min, hu_max), hu_min, hu_max)
 
-    `histogram` [4096] counts the stored values HU + 1024, so the result is exact for every window.
+
+def sums(histogram: np.ndarray, hu_min: float, hu_max: float) -> tuple[float, float]:
+    """The sum of max(hu_min, min(HU, hu_max)) - hu_min over the pixels, and the sum of its squares.
+
+    Integers in a preset, so that sums over slices are exact whatever their order.
     """
-    hu = np.arange(len(histogram), dtype=np.float64) - HU_OFFSET
-    unit = np.clip((hu - hu_min) / (hu_max - hu_min), 0, 1)
-    mean = float(np.average(unit, weights=histogram))
-    return mean, float(np.sqrt(np.average((unit - mean) ** 2, weights=histogram)))
+    above = np.clip(np.arange(len(histogram)) - HU_OFFSET, hu_min, hu_max) - hu_min
+    return (histogram @ above).item(), (histogram @ above**2).item()
 
 
-def sums(stored: np.ndarray) -> dict[str, tuple[int, int]]:
-    """Per preset: the sum of max(hu_min, min(HU, hu_max)) - hu_min over the pixels, and the sum of its squares.
-
-    Integers, so that sums over slices are exact whatever their order. `stored` holds HU + 1024.
-    """
-    found = {}
-    for name, (hu_min, hu_max) in PRESETS.items():
-        above = np.clip(stored.astype(np.int64) - HU_OFFSET, hu_min, hu_max) - hu_min
-        found[name] = (int(above.sum()), int((above * above).sum()))
-    return found
-
-
-def statistics_of_sums(window: str, pixels: int, total: int, squares: int) -> tuple[float, float]:
-    """Mean and (population) standard deviation in [0, 1] of `pixels` pixels from their `sums` in a preset."""
-    hu_min, hu_max = PRESETS[window]
-    width = hu_max - hu_min
-    mean = Fraction(total, pixels * width)
-    return float(mean), math.sqrt(Fraction(squares, pixels * width * width) - mean * mean)
+def of_sums(pixels: int, total: float, squares: float, hu_min: float, hu_max: float) -> tuple[float, float]:
+    """`statistics` of `pixels` pixels, from their `sums`."""
+    width = Fraction(hu_max - hu_min)
+    mean = Fraction(total) / (pixels * width)
+    return float(mean), math.sqrt(Fraction(squares) / (pixels * width**2) - mean**2)
