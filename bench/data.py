@@ -42,8 +42,8 @@ from torch.utils.data import DataLoader
 from gcond.config import build, compose
 from gcond.data import photos, store
 from gcond.data.ct import StoreSlices, resize
-from gcond.data.imagenet256 import EncodedPhotos, ParquetPhotos
-from gcond.data.images import TensorImages
+from gcond.data.imagenet256 import EncodedPhotos
+from gcond.data.images import Photographs, TensorImages
 from gcond.data.splits import ImageSet
 from gcond.data.store import STORED_SIZE
 from gcond.engine import batches
@@ -129,7 +129,7 @@ def photographs(n: int, folder: Path) -> tuple[list[ImageSet], float]:
     encoded = [encode(array, "JPEG", quality=90) for array in arrays]
     pq.write_table(pa.table({"image": [{"bytes": content} for content in encoded]}), folder / "photographs.parquet")
     stored = EncodedPhotos([folder / "photographs.parquet"])
-    return [ParquetPhotos(stored, range(n), size) for size in SIZES], mean_kib(encoded)
+    return [Photographs(stored, range(n), size) for size in SIZES], mean_kib(encoded)
 
 
 def check_same(name: str, images: ImageSet, of_store: ImageSet) -> None:

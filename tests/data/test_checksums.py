@@ -11,6 +11,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from gcond.config import build
 from gcond.data import checksums
 from gcond.data.checksums import checksum_of
 
@@ -29,16 +30,14 @@ def write_photos(root: Path, seed: int) -> Path:
     return root
 
 
-def stated(cfg: DictConfig, monkeypatch: pytest.MonkeyPatch) -> object:
+def stated(cfg: DictConfig) -> object:
     """By the loader."""
-    with monkeypatch.context() as patch:
-        patch.setattr(checksums, "QUICK", {})
-        return checksum_of(cfg)
+    return build(cfg).facts["checksum"]
 
 
-def test_of_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_photographs() -> None:
     quick = checksum_of(dataset("photos"))
-    assert quick == stated(dataset("photos"), monkeypatch)
+    assert quick == stated(dataset("photos"))
     lines = [
         f"{split} {name} {hashlib.sha256(files('skimage.data').joinpath(name).read_bytes()).hexdigest()}\n"
         for split, names in checksums.PHOTOGRAPHS.items()
@@ -47,20 +46,19 @@ def test_of_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert quick == hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def test_of_a_folder_of_photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_folder_of_photographs(tmp_path: Path) -> None:
     a, b = (
         dataset("imagenet256", root=str(write_photos(tmp_path / name, seed))) for name, seed in (("a", 1), ("b", 2))
     )
-    assert checksum_of(a) == stated(a, monkeypatch)
+    assert checksum_of(a) == stated(a)
     assert checksum_of(a) != checksum_of(b)
     (tmp_path / "a").rename(tmp_path / "c")
-    assert checksum_of(dataset("imagenet256", root=str(tmp_path / "c"))) == stated(
-        dataset("imagenet256", root=str(tmp_path / "c")), monkeypatch
-    )
+    c = dataset("imagenet256", root=str(tmp_path / "c"))
+    assert checksum_of(c) == stated(c)
     with pytest.raises(ValueError, match="`root`"):
         checksum_of(a)
 
 
-def test_of_a_store(small_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_store(small_store: Path) -> None:
     cfg = dataset("ct", root=str(small_store))
-    assert checksum_of(cfg) == stated(cfg, monkeypatch)
+    assert checksum_of(cfg) == stated(cfg)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from gcond.data import images
-from gcond.data.images import PhotoFiles, TensorImages
+from gcond.data.images import Files, Photographs, TensorImages
 
 SIZE = 8
 
@@ -39,7 +39,8 @@ def decodings(monkeypatch):
 
 
 def photographs(root, size=SIZE):
-    return PhotoFiles(sorted(root.iterdir()), size)
+    files = sorted(root.iterdir())
+    return Photographs(Files(files), range(len(files)), size)
 
 
 def pixels(root, size=SIZE):
@@ -90,10 +91,10 @@ def test_whatever_changes_is_decoded_anew_in_the_place_of_the_old(cache, root, d
 @pytest.mark.parametrize("damage", ["a pixel", "cut", "header"])
 def test_a_damaged_file_is_decoded_anew(cache, root, decodings, damage):
     whole = pixels(root)
-    (file,) = cache.rglob("*.npy")
+    (file,) = cache.rglob("*.npz")
     content = bytearray(file.read_bytes())
     if damage == "a pixel":
-        content[-5] ^= 1
+        content[len(content) // 2] ^= 1
     elif damage == "cut":
         content = content[:-10]
     else:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gcond.data import checksums, folders, imagenet256
+from gcond.data import folders, imagenet256
 
 
 def save(path, grey=0, size=(8, 8), **options):
@@ -47,7 +47,6 @@ def test_links_are_followed(tree, tmp_path, linked):
         path.symlink_to(tree / name)
     (tmp_path / "linked" / "train" / "n00000000" / "up").symlink_to(tmp_path / "linked" / "train")  # ends
     assert content(tmp_path / "linked") == content(tree)
-    assert checksums.of_files(tmp_path / "linked") == content(tree)[2]
 
 
 @pytest.mark.parametrize("link", ["symbolic", "hard", "folder"])

@@ -63,7 +63,7 @@ def test_large_parquet_is_decoded_on_demand_with_the_same_result(parquet, tmp_pa
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("arrow"))
     on_demand = imagenet256.load(parquet, 32)
     assert isinstance(held.test, images.TensorImages)
-    assert isinstance(on_demand.test, imagenet256.ParquetPhotos)
+    assert isinstance(on_demand.test, images.Photographs)
     assert torch.equal(held.test[1], on_demand.test[1])
     assert held.facts == on_demand.facts
 

@@ -28,7 +28,7 @@ ESCAPES = (  # what a recorded config might name to run something else
     "gcond.files.os.system",  # a module that this package imports
     "gcond.files.write_text",  # this package's own, but neither a class of HOMES nor a data set
     "gcond.sweep.launch.launch",
-    "gcond.data.checksums.of_store",  # a function of HOMES that is no data set
+    "gcond.data.checksums.of_photographs",  # a function of HOMES that is no data set
     "gcond.model.encoders.build",
     "gcond.data.ct.np.load",
     "gcond.data.ct.Path",

@@ -6,7 +6,7 @@ A run records it, and counts as finished for these data only.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -33,26 +33,21 @@ PHOTOGRAPHS: dict[str, tuple[str, ...]] = {
 
 
 def checksum_of(dataset: DictConfig) -> Any:
-    """What the loader of `dataset` states in `facts["checksum"]`; one that is not in QUICK is called for it.
+    """What the loader of `dataset` states in `facts["checksum"]`; a loader that is not named here is called for it.
 
     Raises ValueError where there are no such data.
     """
-    if (quick := QUICK.get(dataset._target_)) is not None:
-        return quick(dataset)
+    match dataset._target_:
+        case "gcond.data.ct.load":
+            from gcond.data import store  # here, since pyarrow takes a while to import
+
+            return store.read_facts(Path(dataset.root))["checksum"]
+        case "gcond.data.imagenet256.load":
+            root = photo_folder(dataset.root)
+            return of_listing(root, parquet_files(root) or folders.read(root).files)
+        case "gcond.data.photos.load":
+            return of_photographs()
     return build(dataset).facts["checksum"]
-
-
-def of_store(root: Path) -> str:
-    """Of a CT store, as its facts state it."""
-    from gcond.data import store  # here, since pyarrow takes a while to import
-
-    return str(store.read_facts(root)["checksum"])
-
-
-def of_files(root: str | Path | None) -> str:
-    """Of a folder of photographs."""
-    root = photo_folder(root)
-    return of_listing(root, parquet_files(root) or folders.read(root).files)
 
 
 def of_listing(root: Path, listing: Iterable[Path]) -> str:
@@ -90,10 +85,3 @@ def short(checksum: Any) -> str:
     if isinstance(checksum, dict):
         return ", ".join(f"{split} {value[:10]}" for split, value in checksum.items())
     return str(checksum)[:10]
-
-
-QUICK: dict[str, Callable[[DictConfig], str]] = {
-    "gcond.data.ct.load": lambda dataset: of_store(Path(dataset.root)),
-    "gcond.data.imagenet256.load": lambda dataset: of_files(dataset.root),
-    "gcond.data.photos.load": lambda dataset: of_photographs(),
-}

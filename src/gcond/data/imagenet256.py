@@ -8,18 +8,16 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from torch import Tensor
 
 from gcond.data import folders
 from gcond.data.checksums import of_listing, parquet_files, photo_folder
-from gcond.data.images import IN_MEMORY_BYTES, PhotoFiles, check_size, held_or_kept, naming, opened, square_rgb
+from gcond.data.images import IN_MEMORY_BYTES, Files, Photographs, check_size, held_or_kept
 from gcond.data.intensity import Intensity
 from gcond.data.splits import Splits
 from gcond.files import read_object, sha256
@@ -64,29 +62,6 @@ class EncodedPhotos:
         return dataset.cast_column("image", ImageFeature(decode=False))["image"]
 
 
-class ParquetPhotos:
-    """Some of the rows of `encoded`, decoded when asked for; none is enlarged, since all are stored at one size."""
-
-    def __init__(self, encoded: EncodedPhotos, rows: range, size: int) -> None:
-        self.encoded = encoded
-        self.rows = rows
-        self.size = size
-
-    @property
-    def files(self) -> list[Path]:
-        return self.encoded.files
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Tensor:
-        row = self.rows[index]
-        with naming(self.encoded.name(row)), opened(BytesIO(self.encoded[row])) as photo:
-            if min(photo.size) < self.size:
-                raise ValueError(f"`image_size` {self.size} is more than its {photo.width} x {photo.height} pixels")
-            return square_rgb(photo, self.size)
-
-
 def load(root: str | Path | None, image_size: int) -> Splits:
     """Train, val and test of the folder `root`, without labels.
 
@@ -98,7 +73,6 @@ def load(root: str | Path | None, image_size: int) -> Splits:
     """
     check_size(image_size)
     root = photo_folder(root)
-    splits: dict[str, ParquetPhotos] | dict[str, PhotoFiles]
     if parquet := parquet_files(root):
         splits, listing, groups = _from_parquet(parquet, image_size), parquet, _labels(parquet)
         strange = sum(not file.name.startswith(("train-", "validation-", "test-")) for file in parquet)
@@ -106,7 +80,10 @@ def load(root: str | Path | None, image_size: int) -> Splits:
         passed_over = {what: n for what, n in counts.items() if n}
     else:
         folder = folders.read(root)
-        splits = {split: PhotoFiles(own, image_size) for split, own in folder.splits.items()}
+        splits = {
+            split: Photographs(Files(own), range(len(own)), image_size, enlarges=True)
+            for split, own in folder.splits.items()
+        }
         listing, groups, passed_over = folder.files, folder.classes, folder.passed_over
     held = {split: held_or_kept(images, f"{_name(root)} {split}", root) for split, images in splits.items()}
     _say(root, splits, groups, passed_over)
@@ -148,14 +125,13 @@ def labels(root: str | Path) -> dict[str, list[str]] | None:
 
 def _say(
     root: Path,
-    splits: Mapping[str, PhotoFiles | ParquetPhotos],
+    splits: Mapping[str, Photographs],
     groups: Mapping[str, list[str]] | None,
     passed_over: Mapping[str, int],
 ) -> None:
     """On stderr, what of the folder is not as one would expect, and does not stop a run."""
     lines = [f"passed over {folders.counted(passed_over)}"] if passed_over else []
-    enlarged = sum(len(images.enlarged) for images in splits.values() if isinstance(images, PhotoFiles))
-    if enlarged:
+    if enlarged := sum(len(images.enlarged) for images in splits.values()):
         lines.append(f"{enlarged:,} photographs have fewer pixels than `image_size`, and are enlarged")
     for split in ("val", "test"):
         if groups and (strange := len(set(groups[split]) - set(groups["train"]))):
@@ -178,10 +154,10 @@ def _label_column(files: list[Path]) -> list[str | None]:
     return [None if label is None or label == -1 else str(label) for label in labels]
 
 
-def _from_parquet(files: list[Path], size: int) -> dict[str, ParquetPhotos]:
+def _from_parquet(files: list[Path], size: int) -> dict[str, Photographs]:
     train, validation = (EncodedPhotos(found) for found in _published(files))
-    halves = {split: ParquetPhotos(validation, rows, size) for split, rows in _halves(range(len(validation))).items()}
-    return {"train": ParquetPhotos(train, range(len(train)), size)} | halves
+    halves = {split: Photographs(validation, rows, size) for split, rows in _halves(range(len(validation))).items()}
+    return {"train": Photographs(train, range(len(train)), size)} | halves
 
 
 @contextmanager
@@ -215,15 +191,16 @@ def _read(files: list[Path], column: str) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _stated(folder: Path) -> dict[str, dict] | None:
-    """What data_prep/imagenet256.py has noted of its files: name -> `bytes` and `sha256`. None of other folders."""
+def _stated(files: list[Path]) -> dict[Path, dict]:
+    """What data_prep/imagenet256.py has noted of its files, `bytes` and `sha256`; empty for other folders."""
+    folder = files[0].parent
     path = folder.parent / "facts.json"
     if not path.is_file():
-        return None
-    files = read_object(path).get("files")
-    if not isinstance(files, dict) or not all({"bytes", "sha256"} <= set(stated) for stated in files.values()):
+        return {}
+    stated = read_object(path).get("files")
+    if not isinstance(stated, dict) or not all({"bytes", "sha256"} <= set(own) for own in stated.values()):
         raise ValueError(f"`root`: {path} is not what data_prep/imagenet256.py writes; {AGAIN}")
-    return {Path(name).name: stated for name, stated in files.items()}
+    return {folder / Path(name).name: own for name, own in stated.items()}
 
 
 def _missing(files: list[Path]) -> int:
@@ -231,24 +208,19 @@ def _missing(files: list[Path]) -> int:
 
     Raises ValueError where data_prep has made them, and one is gone or has another length than facts.json says.
     """
-    there = {file.name: file.stat().st_size for file in files}
-    stated = _stated(files[0].parent)
-    if stated is None:
-        numbered = [match for name in there if (match := NUMBERED.fullmatch(name))]
-        whole = {f"{m[1]}{i:0{len(m[2])}}-of-{m[3]}.parquet" for m in numbered for i in range(int(m[3]))}
-        return len(whole - there.keys())
-    for name in sorted(stated):
-        size, path = stated[name]["bytes"], files[0].with_name(name)
-        if there.get(name) != size:
-            raise ValueError(f"`root`: {path} has {there.get(name, 'no')} bytes, facts.json says {size}; {AGAIN}")
-    return 0
+    for path, stated in sorted(_stated(files).items()):
+        if not path.is_file() or path.stat().st_size != stated["bytes"]:
+            raise ValueError(f"`root`: expected {stated['bytes']} bytes in {path} by facts.json; {AGAIN}")
+    numbered = [match for file in files if (match := NUMBERED.fullmatch(file.name))]
+    whole = {f"{m[1]}{i:0{len(m[2])}}-of-{m[3]}.parquet" for m in numbered for i in range(int(m[3]))}
+    return len(whole - {file.name for file in files})
 
 
 def _expect_checksums(files: list[Path]) -> None:
     """Raises ValueError where a file is not the one that data_prep made."""
-    stated = _stated(files[0].parent) or {}
+    stated = _stated(files)
     for file in files:
-        if file.name in stated and sha256(file) != stated[file.name]["sha256"]:
+        if file in stated and sha256(file) != stated[file]["sha256"]:
             raise ValueError(f"`root`: {file} does not match its checksum in facts.json; {AGAIN}")
 
 

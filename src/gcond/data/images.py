@@ -3,10 +3,10 @@
 What takes long to decode is kept between runs (28,800 photographs take up to a minute, reading them back a second):
 
     ~/.cache/gcond/decoded ($GCOND_CACHE/decoded)
-        FOLDER/SPLIT-SIZE-KEY-SHA256.npy    uint8 [n, 3, S, S]; FOLDER is named after that of the photographs
+        FOLDER/SPLIT-SIZE-KEY.npz    uint8 [n, 3, S, S]; FOLDER is named after that of the photographs
 
-KEY is that of the files (path, size, times), the rows, and the decoder, so that nothing stale is ever read; SHA256 is
-that of the pixels, compared whenever they are read. Any of it may be deleted at any time.
+KEY is that of the files (path, size, times), the rows, and the decoder, so that nothing stale is ever read. Any of it
+may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -54,22 +55,49 @@ class TensorImages:
         return self.images[index]
 
 
-class PhotoFiles:
-    """Photographs in files of any size, decoded when asked for; those with few pixels are enlarged, and noted."""
+class Encoded(Protocol):
+    """Photographs as bytes; `name` says where one of them lies."""
 
-    def __init__(self, files: list[Path], size: int) -> None:
+    files: list[Path]
+
+    def __getitem__(self, row: int) -> bytes: ...
+
+    def name(self, row: int) -> str: ...
+
+
+class Files:
+    """A photograph in each file."""
+
+    def __init__(self, files: list[Path]) -> None:
         self.files = files
-        self.rows = range(len(files))
+
+    def __getitem__(self, row: int) -> bytes:
+        return self.files[row].read_bytes()
+
+    def name(self, row: int) -> str:
+        return str(self.files[row])
+
+
+class Photographs:
+    """Some rows of `encoded`, decoded when asked for. Those with fewer pixels than `size` are refused, or enlarged and
+    noted."""
+
+    def __init__(self, encoded: Encoded, rows: range, size: int, enlarges: bool = False) -> None:
+        self.encoded = encoded
+        self.rows = rows
         self.size = size
+        self.enlarges = enlarges
         self.enlarged: set[int] = set()
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> Tensor:
-        path = self.files[index]
-        with naming(str(path)), path.open("rb") as file, opened(file) as photo:
+        row = self.rows[index]
+        with naming(self.encoded.name(row)), opened(BytesIO(self.encoded[row])) as photo:
             if min(photo.size) < self.size:
+                if not self.enlarges:
+                    raise ValueError(f"`image_size` {self.size} is more than its {photo.width} x {photo.height} pixels")
                 self.enlarged.add(index)
             return square_rgb(photo, self.size)
 
@@ -131,16 +159,6 @@ FEWEST = 1000
 """Fewer photographs than these are decoded in less time than it takes to look for them."""
 
 
-class Photographs(ImageSet, Protocol):
-    """`rows` of `files`, counted over all of them, at `size` pixels."""
-
-    @property
-    def files(self) -> list[Path]: ...
-
-    rows: range
-    size: int
-
-
 def held_or_kept(photographs: Photographs, what: str, root: Path) -> ImageSet:
     """What `hold_in_memory` returns, read back where an earlier run has decoded it.
 
@@ -150,20 +168,24 @@ def held_or_kept(photographs: Photographs, what: str, root: Path) -> ImageSet:
     if len(photographs) < FEWEST or np.prod(shape) > IN_MEMORY_BYTES:
         return hold_in_memory(photographs, what)
     folder = cache("decoded") / f"{root.resolve().name[:40]}-{_digest(str(root.resolve()))[:8]}"
-    stem, key = f"{what.split()[-1]}-{photographs.size}", _key(photographs)
-    if (pixels := _read(folder, f"{stem}-{key}", shape)) is None:
-        decoded = hold_in_memory(photographs, what)
-        assert isinstance(decoded, TensorImages)
-        pixels = decoded.images.numpy()
-        try:
-            _write(folder, stem, key, pixels)
-        except OSError as error:
-            print(f"decoded photographs are not kept for the next run: {error}", file=sys.stderr)
-    return TensorImages(torch.from_numpy(pixels))
+    stem = f"{what.split()[-1]}-{photographs.size}"
+    path = folder / f"{stem}-{_key(photographs)}.npz"
+    if (kept := _read(path)) is not None and kept.shape == shape:
+        return TensorImages(torch.from_numpy(kept))
+    decoded = hold_in_memory(photographs, what)
+    assert isinstance(decoded, TensorImages)
+    try:
+        write_atomically(path, lambda temporary: np.savez(temporary, pixels=decoded.images.numpy()))
+        for other in folder.glob(f"{stem}-*"):  # of other files, or by another decoder
+            if other != path:
+                other.unlink(missing_ok=True)
+    except OSError as error:
+        print(f"decoded photographs are not kept for the next run: {error}", file=sys.stderr)
+    return decoded
 
 
 def _key(photographs: Photographs) -> str:
-    states = [(str(file.resolve()), file.stat()) for file in photographs.files]
+    states = [(str(file.resolve()), file.stat()) for file in photographs.encoded.files]
     listing = [(name, state.st_size, state.st_mtime_ns, state.st_ctime_ns) for name, state in states]
     libraries = [pillow, features.version("jpg"), features.version("libjpeg_turbo")]
     return _digest(json.dumps([DECODER, libraries, photographs.size, str(photographs.rows), listing]))[:32]
@@ -173,23 +195,10 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
-def _read(folder: Path, stem: str, shape: tuple[int, ...]) -> np.ndarray | None:
-    """None where there is no such file, or only a damaged one."""
-    for path in folder.glob(f"{stem}-*.npy"):
-        try:
-            pixels = np.load(path)
-            digest = hashlib.sha256(pixels).hexdigest()
-        except Exception:  # damaged, a header says anything
-            continue
-        if (pixels.shape, pixels.dtype) == (shape, np.uint8) and path.stem.endswith(f"-{digest}"):
-            return pixels
-    return None
-
-
-def _write(folder: Path, stem: str, key: str, pixels: np.ndarray) -> None:
-    """In the place of what was kept of other files, or by another decoder."""
-    path = folder / f"{stem}-{key}-{hashlib.sha256(pixels).hexdigest()}.npy"
-    write_atomically(path, lambda temporary: np.save(temporary, pixels))
-    for other in folder.glob(f"{stem}-*.npy"):
-        if other != path:
-            other.unlink(missing_ok=True)
+def _read(path: Path) -> np.ndarray | None:
+    """None where there is no such file, or a damaged one."""
+    try:
+        with np.load(path) as kept:
+            return kept["pixels"]  # compared with its CRC-32
+    except Exception:  # a damaged header says anything
+        return None
