@@ -1,10 +1,13 @@
-"""A sweep outlives the process that hands out its runs, and none of its processes outlives it."""
+"""Runs side by side: their number, their output, and that they save their state when the sweep is asked to end."""
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,125 +15,157 @@ from engine.runs import config
 
 from gcond.engine.run_folder import RunFolder
 from gcond.sweep import launch
-from gcond.sweep.launch import Stopped, members
+from gcond.sweep.launch import Workers
 from gcond.sweep.plan import Planned
 
-# Stands in for `gcond-train --multirun`: a worker that is idle, one that is at work on the run in FOLDER for a second
-# and then writes a file beside it, and their parent, which is killed.
-PARENT = """
-import os, signal, sys, time
-from pathlib import Path
-from gcond.engine.run_folder import locked
-folder = Path(sys.argv[1])
-print("said", flush=True)
-if os.fork() == 0:
-    time.sleep(600)
-ready, told = os.pipe()
-if os.fork() == 0:
-    with locked(folder):
-        os.write(told, b"x")
-        time.sleep(1)
-        (folder / "worked").touch()
-    time.sleep(600)
-os.read(ready, 1)
-os.write(1, b"group %d\\n" % os.getpgrp())
-os.kill(os.getpid(), int(sys.argv[2]))
-time.sleep(600)
+RUN = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), sys.exit(143)))
+print("begun", flush=True)
+time.sleep(float(sys.argv[1]))
 """
 
 
+@pytest.fixture(autouse=True)
+def run_this(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """A program in place of `gcond-train`."""
+    monkeypatch.setattr(launch, "POLL_SECONDS", 0.01)
+
+    def run(program: str) -> None:
+        monkeypatch.setattr(launch, "COMMAND", (sys.executable, "-c", program))
+
+    run(RUN)
+    return run
+
+
+def wait_for(path: Path, text: str) -> None:
+    for _ in range(1000):
+        if path.exists() and text in path.read_text():
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{path} never said {text!r}")
+
+
+def test_runs_end_one_by_one_and_their_output_is_kept(tmp_path: Path) -> None:
+    with Workers(2) as pool:
+        pool.start(["0"], tmp_path / "short.log", "short")
+        pool.start(["600"], tmp_path / "long.log", "long")
+        assert not pool.free
+        ended: list[str] = []
+        while not ended:
+            ended = [each.task for each in pool.ended()]
+        assert ended == ["short"]
+        assert pool.free
+        assert (tmp_path / "short.log").read_text() == "begun\n"
+        wait_for(tmp_path / "long.log", "begun\n")
+    assert (tmp_path / "long.log").read_text() == "begun\nsaved\n"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_starts_nothing_more_and_lets_runs_save(tmp_path: Path, signum: signal.Signals) -> None:
+    """However often a closed terminal sends it within a second."""
+    with Workers(2) as pool:
+        pool.start(["600"], tmp_path / "run.log", "run")
+        wait_for(tmp_path / "run.log", "begun\n")
+        os.kill(os.getpid(), signum)
+        os.kill(os.getpid(), signum)
+        assert (pool.signum, pool.free) == (signum, False)
+    assert (tmp_path / "run.log").read_text() == "begun\nsaved\n"
+
+
+def test_a_second_ctrl_c_kills(tmp_path: Path, run_this: Callable[[str], None]) -> None:
+    run_this("import signal, time; signal.signal(15, signal.SIG_IGN); print('begun', flush=True); time.sleep(600)")
+    with Workers(1) as pool:
+        pool.start([], tmp_path / "run.log", "run")
+        (running,) = pool.running
+        wait_for(tmp_path / "run.log", "begun\n")
+        os.kill(os.getpid(), signal.SIGINT)
+        assert running.process.poll() is None
+        os.kill(os.getpid(), signal.SIGINT)
+    assert running.process.returncode == -signal.SIGKILL
+
+
+def test_nohup_is_kept(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Workers(1) as pool:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert pool.free
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_an_idle_run_takes_only_what_no_other_process_wants(tmp_path: Path) -> None:
+    with Workers(1, idle=True) as pool:
+        pool.start(["600"], tmp_path / "run.log", "run")
+        pid = pool.running[0].process.pid
+        assert os.getpriority(os.PRIO_PROCESS, pid) == 19
+        assert os.sched_getscheduler(pid) == os.SCHED_IDLE
+        group = Path(f"/proc/{pid}/autogroup")
+        assert not group.exists() or group.read_text().endswith("nice 19\n")
+        wait_for(tmp_path / "run.log", "begun\n")
+
+
 @pytest.fixture
-def runs(tmp_path: Path) -> list[Planned]:
+def runs(tmp_path: Path) -> Iterator[list[Planned]]:
     planned = []
     for seed in (1, 2):
         cfg = config("dataset=photos", "scale=smoke", f"seed={seed}", f"runs={tmp_path}")
-        planned.append(Planned(RunFolder(cfg), ("smoke", "photos", "mobilenetv3_small", "gcond_stochastic"), 4, cfg))
+        cost = ("smoke", "photos", "mobilenetv3_small", "gcond_stochastic")
+        planned.append(Planned(RunFolder(cfg), cost, 4, cfg, overrides=(str(seed),)))
         planned[-1].folder.path.mkdir(parents=True)
     return planned
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(launch, "LINGER_SECONDS", 0.3)
-
-
-def stand_in(monkeypatch: pytest.MonkeyPatch, program: str, *arguments: object) -> None:
-    command = [sys.executable, "-c", program, *map(str, arguments)]
-    monkeypatch.setattr(launch, "command_of", lambda overrides, launcher, jobs: command)
-
-
-def test_a_sweep_whose_launcher_is_killed_waits_for_runs_at_work_only(
-    runs: list[Planned], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+def test_what_a_run_says_is_shown_when_it_ends(
+    runs: list[Planned], run_this: Callable[[str], None], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    stand_in(monkeypatch, PARENT, runs[0].folder.path, int(signal.SIGKILL))
-    began = time.monotonic()
-    launch.launch([], "joblib", 2, runs)
-    assert time.monotonic() - began < 60
-    assert (runs[0].folder.path / "worked").exists()
-    said = capfd.readouterr().out
-    assert "ended by signal 9" in said
-    assert members(int(said.split("group ")[1].split()[0])) == []
-
-
-def test_what_runs_say_is_passed_on_line_by_line(
-    runs: list[Planned], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
-) -> None:
-    """Long lines, one that comes in two parts, bytes that are no text, and a last one that does not end."""
+    """Bytes that are no text, a last line that does not end, what a signal did, and nothing of an earlier attempt."""
     program = """
-import sys, time
-print("long", "ü" * 70000, flush=True)
-print("two ", end="", flush=True)
-time.sleep(0.3)
-print("parts", flush=True)
-sys.stdout.buffer.write(b"no text: \\xff\\n")
-print("the end", end="")
+import os, sys
+sys.stdout.buffer.write(b"no text: \\xff\\nthe end of " + sys.argv[1].encode())
+sys.stdout.flush()
+if sys.argv[1] == "2":
+    os.kill(os.getpid(), 9)
 """
-    stand_in(monkeypatch, program)
-    launch.launch([], "basic", 1, runs)
-    said = [line.rstrip("ü") for line in capfd.readouterr().out.splitlines()]
-    assert said == ["long ", "two parts", "no text: \N{REPLACEMENT CHARACTER}", "the end"]
+    run_this(program)
+    runs[0].folder.output.parent.mkdir()
+    runs[0].folder.output.write_text("an earlier attempt\n")
+    runs[0].folder.metrics.write_bytes(b"\0\0\0\n\0\n")  # damage stops no other
+    assert launch.launch(runs, 1) == 0
+    no_text, killed = "no text: \N{REPLACEMENT CHARACTER}", f"{runs[1].folder.name}: ended by signal 9"
+    assert capfd.readouterr().out.splitlines() == [no_text, "the end of 1", no_text, "the end of 2", killed]
 
 
-def test_a_damaged_log_and_a_lock_that_is_a_folder_do_not_stop_the_others(
-    runs: list[Planned], monkeypatch: pytest.MonkeyPatch
+def test_a_slurm_array_is_submitted_by_one_process(
+    runs: list[Planned], run_this: Callable[[str], None], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (runs[0].folder.metrics).write_bytes(b"\0\0\0\n\0\n")
-    (runs[0].folder.path / ".lock").mkdir()
-    stand_in(monkeypatch, "")
-    launch.launch([], "basic", 1, runs)
+    run_this("import sys; print(*sys.argv[1:])")
+    assert launch.submit(["seed=1,2"], runs, 7) == 0
+    said = capfd.readouterr().out.split()
+    assert said[:2] == ["--multirun", "seed=1,2"]
+    assert {"hydra/launcher=slurm", "hydra.launcher.array_parallelism=7", "progress=quiet"} <= {*said}
 
 
-def test_a_closed_terminal_is_one_signal_however_often_it_comes(
-    runs: list[Planned], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The run at work is asked to end, once, and not killed."""
-    program = """
-import os, signal, sys, time
+PARENT = """
+import sys
 from pathlib import Path
-from gcond.engine.run_folder import locked
-folder = Path(sys.argv[1])
-asked = []
-signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
-with locked(folder):
-    os.kill(os.getppid(), signal.SIGHUP)
-    while not asked:
-        time.sleep(0.01)
-    os.kill(os.getppid(), signal.SIGHUP)
-    time.sleep(0.3)
-    (folder / "saved").write_text(str(len(asked)))
+from gcond.sweep import launch
+launch.COMMAND = (sys.executable, "-c", sys.argv[2])
+with launch.Workers(1) as pool:
+    pool.start(["1"], Path(sys.argv[1]), "run")
+    print("started", flush=True)
+    list(iter(pool.ended, None))
 """
-    stand_in(monkeypatch, program, runs[0].folder.path)
-    with pytest.raises(Stopped) as stopped:
-        launch.launch([], "basic", 1, runs)
-    assert stopped.value.signum == signal.SIGHUP
-    assert (runs[0].folder.path / "saved").read_text() == "1"
 
 
-def test_nohup_is_kept(runs: list[Planned], monkeypatch: pytest.MonkeyPatch) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        stand_in(monkeypatch, "import os, signal; os.kill(os.getppid(), signal.SIGHUP)")
-        launch.launch([], "basic", 1, runs)
-    finally:
-        signal.signal(signal.SIGHUP, before)
+def test_a_run_outlives_a_sweep_that_is_killed(tmp_path: Path) -> None:
+    program = RUN.replace(
+        "time.sleep(float(sys.argv[1]))", "time.sleep(float(sys.argv[1])); print('ended', flush=True)"
+    )
+    command = [sys.executable, "-c", PARENT, str(tmp_path / "log"), program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "started\n"
+        parent.kill()
+    wait_for(tmp_path / "log", "ended")

@@ -13,7 +13,6 @@ import pytest
 from engine.runs import tiny_config
 
 from gcond.command import main
-from gcond.engine import process
 from gcond.engine.run_folder import RunFolder
 from gcond.output import Progress, output_may_be_lost
 
@@ -86,23 +85,6 @@ with output_may_be_lost():
     if full.exists():
         with full.open("w") as disk:
             assert subprocess.run([sys.executable, "-c", program], stdout=disk, check=False).returncode == 0
-
-
-def test_no_run_is_begun_for_a_sweep_that_has_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    cfg = tiny_config(tmp_path, "strategy=baseline")
-    with subprocess.Popen(["sleep", "60"]) as ended:
-        name = process.process_name(ended.pid)
-        ended.kill()
-    monkeypatch.setenv(process.SWEEP, str(name))
-    main(cfg)
-    assert "not begun, since the sweep that it belongs to has ended" in capsys.readouterr().out
-    assert not RunFolder(cfg).path.exists()
-    monkeypatch.setenv(process.SWEEP, f"{os.getpid()} 1")  # its number, given to another process
-    assert process.sweep_has_ended()
-    monkeypatch.setenv(process.SWEEP, str(process.process_name(os.getpid())))
-    assert not process.sweep_has_ended()
 
 
 SCORES = {"val_l1": 0.5, "val_ssim": 0.25}

@@ -7,7 +7,6 @@ import importlib
 import math
 import os
 import runpy
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -148,9 +147,7 @@ def _plan(options: argparse.Namespace) -> int:
     if not sweeps:
         print(f"{', '.join(options.name)}: no run is needed")
         return 0
-    if len(sweeps) > 1:
-        return _print_plan(sweeps, options)
-    return _sweep([*_sweep_options(options), "--plan-only", *sweeps[0]])
+    return _print_plan(sweeps, options)
 
 
 def _table(options: argparse.Namespace) -> int:
@@ -191,11 +188,12 @@ def _queue(options: argparse.Namespace, more: list[str]) -> int:
 
 
 def _print_plan(sweeps: Sequence[Sequence[str]], options: argparse.Namespace) -> int:
-    from gcond.sweep.study import main as plan_all
+    from gcond.sweep.__main__ import plan_all
 
-    quoted = [shlex.join(overrides) for overrides in sweeps]
-    status = plan_all(["--jobs", str(options.jobs), *_recorded(options), *quoted])
-    if status:
+    names = [overrides[0].removeprefix("experiment=") for overrides in sweeps]
+    named = {name if names.count(name) == 1 else " ".join(own): own for name, own in zip(names, sweeps, strict=True)}
+    results = options.out if options.missing else RECORDED
+    if plan_all(named, options.jobs, results, options.missing, here=not options.launcher) is None:
         raise ValueError("nothing was started")
     return 0
 
@@ -297,7 +295,7 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--lr", type=_rate, help="tables and figures of the runs at this learning rate")
     runs = argparse.ArgumentParser(add_help=False)
     runs.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side (default: cores)")
-    runs.add_argument("--launcher", choices=["joblib", "local", "slurm"], help="docs/running.md")
+    runs.add_argument("--launcher", choices=["slurm"], help="docs/running.md")
     runs.add_argument("--missing", action="store_true", help="leave out runs that --out records as done")
     runs.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     runs.add_argument("--cap", default="16GB", help="memory that a method may use in tables 3 and 4 (default: 16GB)")

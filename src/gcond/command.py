@@ -1,7 +1,6 @@
 """gcond-train: one run of dataset x model x strategy, or many with --multirun.
 
-PyTorch and what comes with it take seconds to import. `--help`, a misspelt key, a run that is finished, and the process
-that hands out a sweep do without.
+PyTorch and what comes with it take seconds to import. `--help`, a misspelt key and a run that is finished do without.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
 from gcond.config import CONFIG
-from gcond.engine.process import processes, rank, sweep_has_ended
+from gcond.engine.process import processes, rank
 from gcond.engine.run_folder import FinishedMeanwhile, RunFolder
 from gcond.engine.run_state import Standing, objective, recorded_objective, standing
 from gcond.output import output_may_be_lost
@@ -39,12 +38,10 @@ def main(cfg: DictConfig) -> float | None:
 def _run(cfg: DictConfig) -> float | None:
     check(cfg)
     folder = RunFolder(cfg)
-    if sweep_has_ended():
-        print(f"{folder.name}: not begun, since the sweep that it belongs to has ended")
-        return None
     folder.check(cfg)
     found = standing(folder, cfg)
-    if not _told(folder, found):
+    _tell(folder, found)
+    if found.state == "to do":
         from gcond.train import train
 
         try:
@@ -52,7 +49,7 @@ def _run(cfg: DictConfig) -> float | None:
         except FinishedMeanwhile:
             if processes() > 1:
                 raise  # the others wait for this one, until torchrun sees it fail
-            _told(folder, standing(folder, cfg))
+            _tell(folder, standing(folder, cfg))
     if rank() > 0:
         return None
     if found.state == "recorded":
@@ -61,14 +58,12 @@ def _run(cfg: DictConfig) -> float | None:
     return None if report is None else objective(report)
 
 
-def _told(folder: RunFolder, found: Standing) -> bool:
-    """Say what there is to say before a run; whether it need not be trained."""
+def _tell(folder: RunFolder, found: Standing) -> None:
     if found.state == "refused":
         raise ValueError(found.said)
     if found.said and rank() == 0:
         unchecked = f" (not compared with its data: {found.unchecked})" if found.unchecked else ""
         print(f"{folder.name}: {found.said}{unchecked}")
-    return found.state != "to do"
 
 
 if __name__ == "__main__":

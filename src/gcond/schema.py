@@ -150,29 +150,12 @@ class Report(Section):
     model_config = ConfigDict(extra="allow")
     version: Literal[1] = Field(alias="schema")
     status: Literal["done", "failed"]
-    error: str | None = None
-    hash: str | None = None
-    dataset: str | None = None
-    model: str | None = None
-    strategy: str | None = None
-    variant: str | None = None
     seed: int | None = None
-    dataset_title: str | None = None
     data_checksum: str | dict[str, str] | None = None
-    missing_packages: list[str] | None = None
-    commit: str | None = None
-    dirty: bool | None = None
-    device: str | None = None
-    tf32: bool | None = None
-    torch: str | None = None
-    python: str | None = None
-    started: str | None = None
     steps: int | None = None
     epochs: int | None = None
     seconds: float | None = None
     cpu_seconds: float | None = None
-    load_start: float | None = None
-    load_end: float | None = None
     peak_memory_mb: float | None = None
     tasks: dict[str, float] = {}
     trivial: dict[str, dict[str, float]] = {}
@@ -180,7 +163,22 @@ class Report(Section):
     final: dict[str, Scores] = {}  # best and last: of the whole of validation and test
 
 
-CONFIG, REPORT = TypeAdapter(Config), TypeAdapter(Report)
+Numbers = dict[str, float | None]
+
+
+class Logged(Section):
+    """A line of metrics.jsonl: numbers by name, of groups (patients, classes) one level deeper."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, dict[str, Numbers | float | None] | float | None]
+    kind: Literal["step", "validation", "probe", "activations", "final", "groups"]
+    step: int
+    epoch: int | None = None
+    at: str | None = None
+    split: str | None = None
+
+
+CONFIG, REPORT, LOG = TypeAdapter(Config), TypeAdapter(Report), TypeAdapter(Logged)
 SECTIONS: dict[str, type[Section]] = {"": Config, "loss": Loss, "scale": Scale, "optimizer": Optimizer}
 SECTIONS |= {"strategy": Strategy, "reconstructions": Reconstructions}
 

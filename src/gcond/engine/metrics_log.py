@@ -8,9 +8,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from gcond.schema import LOG, validate
+
 Record = dict[str, Any]
-KINDS = ("step", "validation", "probe", "activations", "final", "groups")
-TEXTS = ("kind", "at", "split")  # keys whose values are no numbers
+TAIL = 2**20  # bytes, far more than a record of an optimizer step takes
 PICTURE = "reconstructions"  # kind of a record {"kind", "step", "path"} for loggers, which names a PNG
 
 
@@ -72,11 +75,10 @@ class MetricsLog:
         self._file.close()
 
 
-def read(path: Path, size: int | None = None) -> list[Record]:
-    """The records in the first `size` bytes, or in all.
+def read(path: Path, size: int | None = None, growing: bool = False) -> list[Record]:
+    """The records in the first `size` bytes, or in all; in a log that is `growing` the last line may be half written.
 
-    Raises ValueError, which names line and key, for a line that is cut or no JSON object, an unknown kind, a step or
-    epoch that is no integer, and any other value that is neither a finite number nor null.
+    Raises ValueError, which names line and key, for a line that is cut or no record (`gcond.schema.LOG`).
     """
     with path.open("rb") as file:
         *lines, rest = file.read(size).split(b"\n")
@@ -84,12 +86,29 @@ def read(path: Path, size: int | None = None) -> list[Record]:
     try:
         for line in lines:
             records.append(_record(line))
-        if rest:
+        if rest and not growing:
             raise ValueError("expected a line that ends")
     except ValueError as error:
         line_number = len(records) + 1
         raise ValueError(f"{path}, line {line_number}: {error}; move the run's folder away to start again") from None
     return records
+
+
+def steps_logged(path: Path) -> int:
+    """Optimizer steps by the last whole line, after which a process may be writing another; 0 where there is none.
+
+    Raises ValueError where that line is no record.
+    """
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        file.seek(-min(TAIL, file.seek(0, os.SEEK_END)), os.SEEK_END)
+        lines = file.read().split(b"\n")
+    try:
+        record = _record(lines[-2]) if len(lines) > 1 else {"step": 0, "kind": "none"}
+    except ValueError as error:
+        raise ValueError(f"{path}: its last line: {error}") from None
+    return int(record["step"]) + (record["kind"] == "step")
 
 
 def _record(line: bytes) -> Record:
@@ -99,23 +118,11 @@ def _record(line: bytes) -> Record:
         record = None
     if not isinstance(record, dict):
         raise ValueError(f"expected a JSON object, found {line[:40]!r}")
-    if record.get("kind") not in KINDS:
-        raise ValueError(f"expected one of {', '.join(KINDS)} as `kind`, found {record.get('kind')!r}")
-    for key, value in record.items():
-        if key in ("step", "epoch") and type(value) is not int:
-            raise ValueError(f"expected an integer as `{key}`, found {value!r}")
-        if key not in TEXTS and not _is_number(value):
-            raise ValueError(f"expected a finite number or null as `{key}`, found {value!r}")
-    if "step" not in record:
-        raise ValueError("expected an integer as `step`, found none")
+    try:
+        LOG.validate_python(record)
+    except ValidationError:
+        validate(LOG, record)  # says it in one sentence
     return record
-
-
-def _is_number(value: Any) -> bool:
-    """Or null, or numbers by name."""
-    if isinstance(value, dict):
-        return all(map(_is_number, value.values()))
-    return value is None or (isinstance(value, int | float) and math.isfinite(value))
 
 
 def _json_number(value: Any) -> Any:

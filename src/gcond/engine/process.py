@@ -1,4 +1,4 @@
-"""This process: its rank, the sweep it works for, and the signals that stop it. PyTorch is not needed."""
+"""This process: its rank, and the signals that stop it. PyTorch is not needed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -24,25 +23,6 @@ def rank() -> int:
 def processes() -> int:
     """How many torchrun started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-SWEEP = "GCOND_SWEEP"
-
-
-def process_name(pid: int) -> str | None:
-    """Of the process `pid`, and of no later one with its number; None where there is none."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    state, *fields = stat.rpartition(")")[2].split()
-    return None if state in "ZX" else f"{pid} {fields[18]}"  # the number, and when it was started
-
-
-def sweep_has_ended() -> bool:
-    """False where no sweep has started this process."""
-    name = os.environ.get(SWEEP)
-    return name is not None and process_name(int(name.split()[0])) != name
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

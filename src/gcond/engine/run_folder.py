@@ -71,6 +71,7 @@ class RunFolder:
         self.final_reconstructions = self.path / "final_reconstructions.npz"
         self.metrics = self.path / "metrics.jsonl"
         self.report = self.path / "report.json"
+        self.output = self.path.parent / "output" / f"{self.name}.log"  # of the process, where a pool has started it
 
     @property
     def done(self) -> bool:
@@ -100,10 +101,9 @@ class RunFolder:
             raise ValueError(f"{error}; move the run's folder away to start again") from None
         keys = sorted(key for key in there.keys() | here.keys() if there.get(key, "-") != here.get(key, "-"))
         if keys:
-            shown = ", ".join(f"{key} {there.get(key, '-')} there, {here.get(key, '-')} here" for key in keys[:5])
-            more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+            shown = ", ".join(f"{key} {there.get(key, '-')} there, {here.get(key, '-')} here" for key in keys)
             raise ValueError(
-                f"{self.path}: expected the config that the run began with, found another: {shown}{more}. "
+                f"{self.path}: expected the config that the run began with, found another: {shown}. "
                 f"Choose another `name`, or move the folder out of {self.path.parent}"
             )
 
@@ -142,18 +142,17 @@ class RunFolder:
 
 def _check_model_name(model: DictConfig) -> None:
     """conf/model/<name>.yaml says which encoder bears the name of a model; any other name is free."""
-    named = _encoder_named(model.name)
-    if named is not None and model.get("encoder", named) != named:
+    encoder = _encoders().get(model.name)
+    if encoder is not None and model.get("encoder", encoder) != encoder:
         raise ValueError(
-            f"`model.name`: {model.name} is the name of the encoder {named}, found {model.encoder}; name this model "
+            f"`model.name`: {model.name} is the name of the encoder {encoder}, found {model.encoder}; name this model "
             f"too, model.name={model.encoder}"
         )
 
 
 @functools.cache
-def _encoder_named(model: str) -> str | None:
-    path = MODELS / f"{model}.yaml"
-    return str(OmegaConf.load(path)["encoder"]) if path.exists() else None
+def _encoders() -> dict[str, str]:
+    return {path.stem: str(OmegaConf.load(path)["encoder"]) for path in MODELS.glob("*.yaml")}
 
 
 def error_of(path: Path) -> str | None:
@@ -188,7 +187,7 @@ def finished_report(path: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def warn_if_unwritable() -> Iterator[None]:
-    """For what is written about an error: a disk that is full must not hide the error itself."""
+    """For what is written about an error: a full disk must not hide the error itself."""
     try:
         yield
     except OSError as error:
@@ -212,16 +211,8 @@ LOCK = ".lock"
 TRIES, PAUSE = 10, 0.05  # `make status` holds a run's lock for a moment to see whether it is free
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
-_held: list[TextIO] = []  # by this process
-
-
-def _let_go() -> None:
-    """A DataLoader's worker outlives a training process that was killed by seconds; it must not keep the run locked."""
-    for lock in _held:
-        lock.close()
-
-
-os.register_at_fork(after_in_child=_let_go)
+_held: list[TextIO] = []  # by this process, and by no child: a DataLoader's worker outlives it by seconds
+os.register_at_fork(after_in_child=lambda: [lock.close() for lock in _held])
 
 
 @contextmanager

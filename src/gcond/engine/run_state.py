@@ -1,11 +1,10 @@
-"""How a run stands: by its folder alone (`state_of`), or before it is started (`standing`), and its best epoch.
+"""How a run stands: by its folder alone (`state_of`), or before it is started (`standing`); and its best epoch.
 
 A run's config does not say what its data hold. So a finished run counts only where the checksum of its data is today's.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ import yaml
 from omegaconf import DictConfig
 
 from gcond.data.checksums import checksum_of, short
+from gcond.engine.metrics_log import read, steps_logged
 from gcond.engine.run_folder import RunFolder, error_of, finished_report, running
 from gcond.files import read_rows
 from gcond.output import duration
@@ -26,14 +26,13 @@ class Standing:
     """`said`: where it is finished, why it is refused, or why what is recorded does not count. `unchecked`: why its
     data were not compared with today's, "" where they were. `row`: of runs.csv, where it is recorded."""
 
-    state: Literal["to do", "finished", "recorded", "refused"]
+    state: Literal["to do", "done", "recorded", "refused"]
     said: str = ""
     unchecked: str = ""
     row: Mapping[str, str] = field(default_factory=dict)
 
 
 TO_DO = Standing("to do")
-NO_REPORT = Standing("to do", "marked DONE without the report of a finished run, so it is made again")
 
 
 def standing(folder: RunFolder, cfg: DictConfig, checksum: Callable[[DictConfig], Any] = checksum_of) -> Standing:
@@ -44,32 +43,26 @@ def standing(folder: RunFolder, cfg: DictConfig, checksum: Callable[[DictConfig]
             folder.check(cfg)
     except (OSError, ValueError) as error:
         return Standing("refused", str(error))
-    recorded = {} if cfg.recorded is None else recorded_by_data(Path(cfg.recorded), cfg.scale.name, folder.hash)
-    if report is None and not recorded:
-        return NO_REPORT if folder.done else TO_DO
+    table = None if cfg.recorded is None else Path(cfg.recorded) / cfg.scale.name / "runs.csv"
+    rows = [] if table is None else [row for row in recorded_rows(table) if row.get("hash") == folder.hash]
+    if report is None and not rows:
+        again = "marked DONE without the report of a finished run, so it is made again"
+        return Standing("to do", again) if folder.done else TO_DO
     try:
         today, unchecked = checksum(cfg.dataset), ""
     except (OSError, ValueError) as error:
         today, unchecked = None, str(error)
     if report is not None:
-        if today not in (None, report["data_checksum"]):
-            return Standing("refused", _made_with_other_data(folder, report["data_checksum"], today))
-        return Standing("finished", f"finished earlier, see {folder.path}", unchecked)
-    where = f"recorded in {Path(cfg.recorded) / cfg.scale.name / 'runs.csv'}"
-    if str(today) in recorded:
-        return Standing("recorded", f"{where}, not repeated", row=recorded[str(today)])
-    if unchecked:
-        return Standing("recorded", f"{where}, not repeated", unchecked, next(iter(recorded.values())))
-    if set(recorded) == {""}:
-        return Standing("to do", f"{where} without the checksum of its data, so it is repeated")
-    return Standing("to do", f"{where} for other data, so it is repeated")
-
-
-def recorded_by_data(results: Path, scale: str, config: str) -> dict[str, dict[str, str]]:
-    """The runs of `scale` with the hash `config` that are recorded as done below `results`: checksum of their data, ""
-    unknown -> row of runs.csv. Raises ValueError where that file is damaged."""
-    found = recorded_rows(results / scale / "runs.csv")
-    return {row.get("data_checksum", ""): row for row in found if row.get("hash") == config}
+        if today in (None, then := report["data_checksum"]):
+            return Standing("done", f"finished earlier, see {folder.path}", unchecked)
+        return Standing(
+            "refused",
+            f"{folder.path}: finished with data of the checksum {short(then)}, expected today's {short(today)}; choose "
+            f"another `runs` or `name`, or move the folder out of {folder.path.parent}",
+        )
+    if alike := [row for row in rows if unchecked or row.get("data_checksum") == str(today)]:
+        return Standing("recorded", f"recorded in {table}, not repeated", unchecked, alike[0])
+    return Standing("to do", f"recorded in {table} for other or unknown data, so it is repeated")
 
 
 def recorded_rows(path: Path) -> list[dict[str, str]]:
@@ -79,62 +72,6 @@ def recorded_rows(path: Path) -> list[dict[str, str]]:
     header, rows = read_rows(path)
     found = (dict(zip(header, cells, strict=True)) for _, cells in rows)
     return [row for row in found if row.get("status", "done") == "done"]  # the queue's table has finished runs alone
-
-
-def _made_with_other_data(folder: RunFolder, then: Any, today: Any) -> str:
-    return (
-        f"{folder.path}: finished with data of the checksum {short(then)}, expected today's {short(today)}; choose "
-        f"another `runs` or `name`, or move the folder out of {folder.path.parent}"
-    )
-
-
-BLOCK = 8192  # bytes; a record of a step takes 1 to 3 thousand
-
-
-def steps_logged(metrics: Path) -> int:
-    """Optimizer steps in metrics.jsonl by its last complete line; 0 where there is none.
-
-    Raises ValueError where that is no record.
-    """
-    line = _last_line(metrics)
-    if line is None:
-        return 0
-    try:
-        record = json.loads(line)
-        return int(record["step"]) + (record["kind"] == "step")
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{metrics}: expected a record in its last line, found {line[:40]!r}") from None
-
-
-def _last_line(path: Path) -> bytes | None:
-    """The last line that ends in a newline; a process may be writing the one after it."""
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        return None
-    with file:
-        start = file.seek(0, 2)
-        tail = b""
-        while start > 0:
-            size = min(BLOCK, start)
-            start -= size
-            file.seek(start)
-            tail = file.read(size) + tail
-            lines = tail.split(b"\n")
-            if len(lines) > 2 or (len(lines) == 2 and start == 0):
-                return lines[-2]
-        return None
-
-
-def steps_saved(folder: Path) -> list[tuple[int, float]]:
-    """(optimizer step, time of writing) of each checkpoint, the oldest first."""
-    saved = []
-    for path in (folder / "checkpoints").glob("[0-9]*-*.pt"):
-        try:
-            saved.append((int(path.name.partition("-")[0]), path.stat().st_mtime))
-        except FileNotFoundError:  # the run has just replaced it by a newer one
-            continue
-    return sorted(saved)
 
 
 MARKS = ("config.yaml", ".lock", "DONE", "FAILED")  # one of them makes a folder a run's
@@ -162,6 +99,7 @@ def states_of(scales: Sequence[Path], now: float) -> list[RunState]:
 
 
 def state_of(folder: Path, now: float) -> RunState:
+    """`now` is a time as files have it."""
     try:
         return _state_of(folder, now)
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
@@ -171,59 +109,55 @@ def state_of(folder: Path, now: float) -> RunState:
 def _state_of(folder: Path, now: float) -> RunState:
     if (report := finished_report(folder)) is not None:
         return RunState(folder, "done", report["steps"], report["steps"], f"took {duration(report['seconds'])}")
-    logged = steps_logged(folder / "metrics.jsonl")
-    total = _total_steps(folder)
+    logged, total, saved = steps_logged(folder / "metrics.jsonl"), _total_steps(folder), _saved(folder)
     if running(folder):
-        eta = _eta(folder, logged, total)
-        left = "not known yet" if eta is None else duration(eta)
-        return RunState(folder, "running", logged, total, f"time left {left}{_silence(folder, now)}", eta)
+        eta = _eta(folder, logged, total, saved)
+        said = f"time left {'not known yet' if eta is None else duration(eta)}"
+        log = folder / "metrics.jsonl"
+        quiet = now - (log if log.exists() else folder / ".lock").stat().st_mtime
+        said += f", last step {duration(quiet)} ago" if quiet >= 60 else ""  # a step takes long, or hangs
+        return RunState(folder, "running", logged, total, said, eta)
     if (error := error_of(folder)) is not None:
         return RunState(folder, "failed", logged, total, error.rpartition("\n")[2].strip() or "unknown error")
     if (folder / "DONE").exists():
         raise ValueError("DONE without the report of a finished run; the next sweep makes it again")
-    saved = steps_saved(folder)
     step = saved[-1][0] if saved else 0
     return RunState(folder, "interrupted", step, total, f"goes on from step {step}" if step else "starts again")
 
 
 def _total_steps(folder: Path) -> int | None:
     """By config.yaml; where an epoch is one pass over data that only the run has counted, by its first validation."""
-    try:
-        scale = yaml.load((folder / "config.yaml").read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["scale"]
-    except FileNotFoundError:
+    config, metrics = folder / "config.yaml", folder / "metrics.jsonl"
+    if not config.exists():
         return None
-    per_epoch = scale["steps_per_epoch"] or _steps_to_first_validation(folder / "metrics.jsonl")
+    scale = yaml.load(config.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["scale"]
+    records = read(metrics, growing=True) if scale["steps_per_epoch"] is None and metrics.exists() else []
+    validations = [record["step"] for record in records if record["kind"] == "validation"]
+    per_epoch = scale["steps_per_epoch"] or next(iter(validations), None)
     return None if per_epoch is None else int(per_epoch) * int(scale["epochs"])
 
 
-def _steps_to_first_validation(metrics: Path) -> int | None:
-    if not metrics.exists():
-        return None
-    with metrics.open() as file:
-        line = next((line for line in file if '"kind": "validation"' in line and line.endswith("\n")), None)
-    return None if line is None else int(json.loads(line)["step"])
+def _saved(folder: Path) -> list[tuple[int, float]]:
+    """(optimizer step, time of writing) of each checkpoint, the oldest first."""
+    saved = []
+    for path in (folder / "checkpoints").glob("[0-9]*-*.pt"):
+        try:
+            saved.append((int(path.name.partition("-")[0]), path.stat().st_mtime))
+        except FileNotFoundError:  # the run has just replaced it by a newer one
+            continue
+    return sorted(saved)
 
 
-def _eta(folder: Path, logged: int, total: int | None) -> float | None:
+def _eta(folder: Path, logged: int, total: int | None, saved: Sequence[tuple[int, float]]) -> float | None:
     """At the rate since the oldest checkpoint of this attempt, or since the attempt began."""
     metrics = folder / "metrics.jsonl"
     if total is None or not metrics.exists():
         return None
     began = (folder / ".lock").stat().st_mtime  # opened for writing by each attempt
-    step, since = 0, began
-    for saved, written in steps_saved(folder):
-        step, since = saved, max(written, began)
-        if written >= began:
-            break
+    before = saved[-1][0] if saved else 0
+    step, since = next(((step, written) for step, written in saved if written >= began), (before, began))
     seconds = metrics.stat().st_mtime - since
     return (total - logged) * seconds / (logged - step) if logged > step and seconds > 0 else None
-
-
-def _silence(folder: Path, now: float) -> str:
-    """Said where a step takes long, or hangs."""
-    metrics = folder / "metrics.jsonl"
-    quiet = now - (metrics if metrics.exists() else folder / ".lock").stat().st_mtime
-    return f", last step {duration(quiet)} ago" if quiet >= 60 else ""
 
 
 PAPER_WEIGHTS = {"l1": 0.85, "ssim": 0.15}

@@ -17,12 +17,12 @@ from pathlib import Path
 import pandas as pd
 
 from gcond.data.checksums import checksum_of
+from gcond.engine.metrics_log import steps_logged
 from gcond.engine.run_folder import running
-from gcond.engine.run_state import steps_logged
 from gcond.output import duration, output_may_be_lost
 from gcond.study import tables
 from gcond.study.queue import ARM, NAME, Queue, read
-from gcond.study.workers import Workers
+from gcond.sweep.launch import Workers
 from gcond.sweep.plan import Planned, planned
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -110,19 +110,19 @@ def work(study: Study, machine: str, jobs: int) -> int:
     begun: set[str] = set()
     failed: dict[str, str] = {}
     told = time.monotonic()
-    with Workers(jobs) as workers:
+    with Workers(jobs, idle=True) as workers:
         while True:
             while workers.free and (overrides := _next(study, machine, begun)) is not None:
                 run = study.planned[overrides]
                 begun.add(run.folder.name)
-                workers.start([*overrides, *study.more], _output(run), overrides)
+                workers.start([*overrides, *study.more], run.folder.output, overrides)
             if not workers.running or workers.signum:
                 break
             for over in workers.ended():
                 run = study.planned[over.task]
                 study.collect([over.task])
                 if run.folder.finished() is None and not workers.signum:
-                    failed[run.folder.name] = run.folder.error or f"see {_output(run)}"
+                    failed[run.folder.name] = run.folder.error or f"see {run.folder.output}"
                 took = duration(time.monotonic() - over.began)
                 _say(f"{run.folder.name}: {failed.get(run.folder.name, 'recorded')} after {took}")
             if time.monotonic() - told > TELL_SECONDS:
@@ -136,11 +136,6 @@ def work(study: Study, machine: str, jobs: int) -> int:
     for name, error in failed.items():
         print(f"failed: {name}: {error}")
     return 128 + workers.signum if workers.signum else int(bool(failed))
-
-
-def _output(run: Planned) -> Path:
-    """Where the run's output goes."""
-    return run.folder.path.parent / "output" / f"{run.folder.name}.log"
 
 
 def _next(study: Study, machine: str, begun: set[str]) -> Overrides | None:

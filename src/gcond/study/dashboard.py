@@ -157,8 +157,7 @@ def _config(path: Path) -> dict[str, Any]:
 
 def _log(metrics: Path) -> pd.DataFrame:
     """Steps and validations; the last line may be half written. Raises ValueError where another one is damaged."""
-    complete = metrics.read_bytes().rfind(b"\n") + 1
-    records = metrics_log.read(metrics, complete)
+    records = metrics_log.read(metrics, growing=True)
     kept = [record for record in records if record.get("kind") in ("step", "validation")]
     return pd.DataFrame(kept, columns=None if kept else ["kind"])
 

@@ -1,8 +1,7 @@
 """A sweep from plan to summary: python -m gcond.sweep [OPTIONS] HYDRA_OVERRIDES (--help)
 
-Prints what there is to do, how long it may take and what room it needs, hands what is not finished to
-`gcond-train --multirun`, shows its progress, and ends with what failed and why (exit status 1). A finished run is not
-repeated, an interrupted one goes on.
+Prints what there is to do, how long it may take and what room it needs, makes what is not finished, shows its progress,
+and ends with what failed and why (exit status 1). A finished run is not repeated, an interrupted one goes on.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hydra.errors import HydraException
@@ -19,18 +18,28 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gcond.engine.run_state import state_of
 from gcond.output import output_may_be_lost
-from gcond.sweep.disk import disk_needed
-from gcond.sweep.launch import LAUNCHERS, Stopped, launch
-from gcond.sweep.plan import (
-    Planned,
-    estimate,
-    looked_at_again,
-    plan,
-    print_disk,
-    print_plan,
-    prove,
-    with_paths_quoted,
-)
+from gcond.sweep.launch import launch, submit
+from gcond.sweep.plan import Planned, looked_at_again, plan, print_plan, prove, with_paths_quoted
+
+
+def plan_all(
+    sweeps: Mapping[str, Sequence[str]], jobs: int, results: Path, missing: bool, here: bool = True
+) -> dict[str, list[Planned]] | None:
+    """Print what the sweeps, name -> overrides, will do; None, and why on stderr, where a setting is refused.
+
+    `missing`: runs that are recorded below `results` are done. `here`: they will run on this machine.
+    """
+    recorded = [f"recorded={results.absolute()}"] if missing else []
+    planned = {}
+    for name, overrides in sweeps.items():
+        try:
+            planned[name] = plan(with_paths_quoted([*overrides, *recorded]))
+            prove(planned[name], here)
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            print(f"error: {f'{name}: ' if len(sweeps) > 1 else ''}{error}", file=sys.stderr)
+            return None
+    print_plan(planned, jobs, results)
+    return planned
 
 
 def print_summary(runs: Sequence[Planned]) -> int:
@@ -58,47 +67,25 @@ OVERRIDES = """as for gcond-train --multirun, e.g. experiment=table2 scale=mini;
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gcond.sweep", description=__doc__.split("\n\n")[0])
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side (default: cores)")
-    parser.add_argument("--launcher", choices=LAUNCHERS, help="default: joblib, or basic for one run at a time")
+    parser.add_argument("--launcher", choices=["slurm"], help="submit one SLURM array (default: run on this machine)")
     parser.add_argument("--plan-only", action="store_true", help="print the plan and start nothing")
     parser.add_argument("--results", type=Path, default=Path("results"), help="where recorded runs are looked up")
     parser.add_argument("--missing", action="store_true", help="do not repeat runs that are recorded below --results")
     parser.add_argument("overrides", nargs="+", help=OVERRIDES)
-    arguments = parser.parse_args(words)
-    jobs = arguments.jobs
+    options = parser.parse_args(words)
+    jobs, slurm = options.jobs, options.launcher == "slurm"
     if jobs < 1:
         parser.error(f"--jobs: expected an integer >= 1, found {jobs}")
-    launcher = arguments.launcher or ("joblib" if jobs > 1 else "basic")
-    if launcher == "basic" and arguments.launcher and jobs > 1:
-        parser.error(f"--jobs: expected 1 with --launcher basic, found {jobs}; take joblib for more")
-    overrides = [*arguments.overrides]
-    if arguments.missing:
-        overrides.append(f"recorded={arguments.results.absolute()}")
-    overrides = with_paths_quoted(overrides)
-    try:
-        runs = plan(overrides)
-        prove(runs, here=launcher != "slurm")
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    planned = plan_all({"": options.overrides}, jobs, options.results, options.missing, here=not slurm)
+    if planned is None:
         return 2
-    if launcher == "local" and len(runs) > jobs and not arguments.plan_only:
-        parser.error(
-            f"--jobs: --launcher local starts all {len(runs)} runs at once, expected at least --jobs "
-            f"{len(runs)}, found {jobs}; narrow the sweep, or take --launcher joblib, which keeps to --jobs"
-        )
-    print_plan(runs, jobs, estimate(runs, arguments.results))
+    runs = planned[""]
     left = [run for run in runs if run.left]
-    if left:
-        room = disk_needed(runs, jobs)
-        print_disk(Path(runs[0].cfg.runs), room.lasting, room.passing)
-    if arguments.plan_only:
+    if options.plan_only:
         return 0
-    try:
-        if left:
-            launch(overrides, launcher, jobs, runs)
-    except Stopped as stopped:
-        print_summary(looked_at_again(runs))
-        return 128 + stopped.signum
-    return print_summary(looked_at_again(runs))
+    signum = (submit(with_paths_quoted(options.overrides), left, jobs) if slurm else launch(left, jobs)) if left else 0
+    status = print_summary(looked_at_again(runs))
+    return 128 + signum if signum else status
 
 
 if __name__ == "__main__":

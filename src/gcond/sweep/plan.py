@@ -1,8 +1,10 @@
-"""What a sweep will do, how long it may take, and what room it needs, before anything is started."""
+"""What sweeps will do, how long it may take, and what room it needs, before anything is started."""
 
 from __future__ import annotations
 
 import copy
+import functools
+import io
 import json
 import os
 import re
@@ -11,10 +13,10 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # what --multirun itself splits a sweep with
@@ -34,23 +36,24 @@ from gcond.schema import check
 
 PATHS = re.compile(r"\+?(paths\.\w+|dataset\.root|runs|recorded)")  # keys
 NOT_LITERAL = re.compile(r"['\"$]|choice\(")
+PROBE = 10_000  # parameters a group, of the stand-in for a model
+ENTRY = 350  # bytes that torch.save adds to each tensor's own
+EXTRA = 2_000_000  # bytes of metrics, pictures and report, about
+UNKNOWN = "unknown until runs of this kind have been recorded"
 Cost = tuple[str, str, str, str]  # scale, dataset, model, strategy: what runs of about the same cost share
+Checksum = Callable[[DictConfig], Any]
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of a sweep; `standing` is how it stood when the plan was made, the properties are how it stands now."""
+    """One run of a sweep: `overrides` are what it is started with, `standing` is how it stood when it was planned."""
 
     folder: RunFolder
     cost: Cost
     steps: int | None
     cfg: DictConfig
     standing: Standing = TO_DO
-
-    @property
-    def recorded(self) -> bool:
-        """By another machine, so that it need not be repeated."""
-        return self.standing.state == "recorded"
+    overrides: tuple[str, ...] = ()
 
     @property
     def refused(self) -> bool:
@@ -59,39 +62,13 @@ class Planned:
 
     @property
     def done(self) -> bool:
-        return self.recorded or (not self.refused and self.folder.finished() is not None)
+        """Finished here, or recorded by another machine."""
+        return self.standing.state in ("done", "recorded")
 
     @property
     def left(self) -> bool:
         """To be trained."""
-        return not self.refused and not self.done
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a run of the same kind took: seconds, and memory in MiB on `device` ("" where a report does not say)."""
-
-    seconds: float
-    memory_mb: float | None
-    device: str
-
-    @staticmethod
-    def of(row: Mapping[str, Any]) -> Record:
-        """Of a report or a row of runs.csv. On the CPU the seconds are the processor's where they are known, since a
-        run waits for others on a loaded machine; several threads use more of them than time passes."""
-        seconds, cpu, memory, device = (row.get(key) for key in ("seconds", "cpu_seconds", "peak_memory_mb", "device"))
-        alone = min(float(seconds), float(cpu)) if cpu and (device or "").startswith("CPU") else float(seconds)
-        return Record(alone, float(memory) if memory else None, device or "")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Of the runs that are left: seconds of work in all, and the memory of the largest, in MiB on `device`; None:
-    unknown."""
-
-    seconds: float | None
-    memory_mb: float | None
-    device: str
+        return self.standing.state == "to do"
 
 
 def with_paths_quoted(overrides: Sequence[str]) -> list[str]:
@@ -120,21 +97,28 @@ def plan(overrides: Sequence[str]) -> list[Planned]:
         fixed = [text for text in overrides if not parser.parse_override(text).is_sweep_override()]
         params = compose("train", fixed, return_hydra_config=True).hydra.sweeper.params or {}
         swept = parser.parse_overrides([f"{key}={value}" for key, value in params.items()] + list(overrides))
-        choices = BasicSweeper.split_arguments(swept, None)[0]
-        runs = planned(choices)
-    _check_folders(runs, _asked_once(checksum_of))
+        runs = planned(BasicSweeper.split_arguments(swept, None)[0])
+    _check_folders(runs, _asked_once())
     return runs
 
 
 def planned(choices: Sequence[Sequence[str]]) -> list[Planned]:
     """The run of each choice of overrides, none of which sweeps."""
-    checksum = _asked_once(checksum_of)
+    checksum = _asked_once()
     with nullcontext() if GlobalHydra.instance().is_initialized() else _conf():
         configs = tqdm(_composed(choices), "plan", len(choices), unit="run", delay=2, leave=False, disable=None)
-        return [_planned(cfg, checksum) for cfg in configs]
+        return [_planned(cfg, choice, checksum) for cfg, choice in zip(configs, choices, strict=True)]
 
 
-def _check_folders(runs: Sequence[Planned], checksum: Callable[[DictConfig], Any]) -> None:
+def _planned(cfg: DictConfig, choice: Sequence[str], checksum: Checksum) -> Planned:
+    check(cfg)
+    folder, per_epoch = RunFolder(cfg), cfg.scale.steps_per_epoch
+    cost = (cfg.scale.name, cfg.dataset.name, cfg.model.name, cfg.strategy.name)
+    steps = None if per_epoch is None else per_epoch * cfg.scale.epochs
+    return Planned(folder, cost, steps, cfg, standing(folder, cfg, checksum), (*choice, "hydra.mode=RUN"))
+
+
+def _check_folders(runs: Sequence[Planned], checksum: Checksum) -> None:
     """Raise ValueError where two runs of other settings or other data would share a folder."""
     first: dict[Path, Planned] = {}
     for run in runs:
@@ -154,7 +138,7 @@ def _check_folders(runs: Sequence[Planned], checksum: Callable[[DictConfig], Any
 
 def looked_at_again(runs: Sequence[Planned]) -> list[Planned]:
     """As they stand now."""
-    checksum = _asked_once(checksum_of)
+    checksum = _asked_once()
     return [replace(run, standing=standing(run.folder, run.cfg, checksum)) for run in runs]
 
 
@@ -162,20 +146,21 @@ def _conf() -> AbstractContextManager[None]:
     return initialize_config_dir(version_base="1.3", config_dir=str(CONFIG))
 
 
-def _asked_once(checksum: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """`checksum`, which keeps its answer, or its ValueError, for each data set."""
-    known: dict[str, Any] = {}
+def _asked_once() -> Checksum:
+    """`checksum_of`, which keeps its answer, or its error, for each data set."""
+
+    @functools.cache
+    def answer(dataset: str) -> Any:
+        try:
+            return checksum_of(OmegaConf.create(dataset))
+        except (OSError, ValueError) as error:
+            return error
 
     def ask(dataset: DictConfig) -> Any:
-        key = OmegaConf.to_yaml(dataset, resolve=True)
-        if key not in known:
-            try:
-                known[key] = checksum(dataset)
-            except (OSError, ValueError) as error:
-                known[key] = error
-        if isinstance(known[key], Exception):
-            raise known[key]
-        return known[key]
+        found = answer(OmegaConf.to_yaml(dataset, resolve=True))
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     return ask
 
@@ -206,19 +191,6 @@ def _is_plain_value(override: Override) -> bool:
     return override.type is OverrideType.CHANGE and not (CONFIG / override.key_or_group).is_dir()
 
 
-def _planned(cfg: DictConfig, checksum: Callable[[DictConfig], Any]) -> Planned:
-    check(cfg)
-    per_epoch = cfg.scale.steps_per_epoch
-    folder = RunFolder(cfg)
-    return Planned(
-        folder,
-        (cfg.scale.name, cfg.dataset.name, cfg.model.name, cfg.strategy.name),
-        None if per_epoch is None else per_epoch * cfg.scale.epochs,
-        cfg,
-        standing(folder, cfg, checksum),
-    )
-
-
 def prove(runs: Sequence[Planned], here: bool) -> None:
     """Build what the runs that are left ask for, without data, so that none is refused once others have trained.
 
@@ -243,54 +215,41 @@ def prove(runs: Sequence[Planned], here: bool) -> None:
             raise ValueError(f"{run.folder.name}: {error}") from error
 
 
-def estimate(runs: Sequence[Planned], results: Path) -> Estimate:
-    """From runs of the same kind, finished here or recorded below `results`."""
+# Time and memory
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run of the same kind took: seconds, and memory in MiB on `device` ("" where a report does not say)."""
+
+    seconds: float
+    memory_mb: float = 0.0
+    device: str = ""
+
+    @staticmethod
+    def of(row: Mapping[str, Any]) -> Record:
+        """Of a report or a row of runs.csv. On the CPU the seconds are the processor's where they are known, since a
+        run waits for others on a loaded machine; several threads use more of them than time passes."""
+        seconds, cpu, memory, device = (row.get(key) for key in ("seconds", "cpu_seconds", "peak_memory_mb", "device"))
+        alone = min(float(seconds), float(cpu)) if cpu and (device or "").startswith("CPU") else float(seconds)
+        return Record(alone, float(memory or 0), device or "")
+
+
+def estimate(runs: Sequence[Planned], results: Path) -> tuple[float | None, Record | None]:
+    """Of the runs that are left, by finished and recorded runs of the same kind: seconds of work in all, and the record
+    of the most memory. A strategy that was never recorded takes as long as the others of its scale."""
     known = recorded(results)
     for run in runs:
         if not run.refused and (report := run.folder.finished()) is not None:
             known.setdefault(run.cost, []).append(Record.of(report))
     left = [run for run in runs if run.left]
-    records = [record for run in left for record in known.get(run.cost, [])]
-    largest = max(records, key=lambda record: record.memory_mb or 0.0, default=Record(0.0, None, ""))
-    return Estimate(_seconds(left, known), largest.memory_mb, largest.device)
-
-
-def _seconds(left: Sequence[Planned], known: dict[Cost, list[Record]]) -> float | None:
-    """Medians of runs of the same kind; where there are none, of all of the scale; where it has none, the time per
-    pixel that those of other scales took."""
-    medians = {cost: statistics.median(record.seconds for record in records) for cost, records in known.items()}
-    by_scale: dict[str, list[float]] = {}
-    for (scale, *_), records in known.items():
-        by_scale.setdefault(scale, []).extend(record.seconds for record in records)
-    pixels_of = {scale: _pixels(_scale(scale)) for scale in by_scale}
-    paces = [seconds / pixels for scale, times in by_scale.items() if (pixels := pixels_of[scale]) for seconds in times]
-    pace = statistics.median(paces) if paces else None
-    total = 0.0
+    total: float | None = 0.0
     for run in left:
-        scale = run.cost[0]
-        pixels = _pixels(run.cfg.scale)
-        if run.cost in medians:
-            total += medians[run.cost]
-        elif scale in by_scale:
-            total += statistics.median(by_scale[scale])
-        elif pace and pixels:
-            total += pace * pixels
-        else:
-            return None
-    return total
-
-
-def _scale(name: str) -> DictConfig | None:
-    path = CONFIG / "scale" / f"{name}.yaml"
-    return cast(DictConfig, OmegaConf.load(path)) if path.exists() else None
-
-
-def _pixels(scale: DictConfig | None) -> int | None:
-    """Of all images that a run trains on; None where that depends on the data."""
-    if scale is None or scale.steps_per_epoch is None:
-        return None
-    images = scale.epochs * scale.steps_per_epoch * scale.accumulation_steps * scale.micro_batch
-    return int(images * scale.image_size**2)
+        alike = known.get(run.cost) or [record for cost in known if cost[0] == run.cost[0] for record in known[cost]]
+        seconds = statistics.median(record.seconds for record in alike) if alike else None
+        total = None if total is None or seconds is None else total + seconds
+    records = [record for run in left for record in known.get(run.cost, []) if record.memory_mb]
+    return total, max(records, key=lambda record: record.memory_mb, default=None)
 
 
 def recorded(results: Path) -> dict[Cost, list[Record]]:
@@ -299,10 +258,9 @@ def recorded(results: Path) -> dict[Cost, list[Record]]:
     known: dict[Cost, list[Record]] = {}
     for path in sorted(results.glob("*/runs.csv")):
         try:
+            rows = [row for row in recorded_rows(path) if row["variant"] == "" and row["seconds"]]
             found = [
-                ((path.parent.name, row["dataset"], row["model"], row["strategy"]), Record.of(row))
-                for row in recorded_rows(path)
-                if row["variant"] == "" and row["seconds"]
+                ((path.parent.name, row["dataset"], row["model"], row["strategy"]), Record.of(row)) for row in rows
             ]
         except (ValueError, KeyError) as error:
             print(f"{path} is left out of the estimate: {error}", file=sys.stderr)
@@ -312,38 +270,88 @@ def recorded(results: Path) -> dict[Cost, list[Record]]:
     return known
 
 
-def print_plan(runs: Sequence[Planned], jobs: int, expected: Estimate) -> None:
-    left, refused = [run for run in runs if run.left], [run for run in runs if run.refused]
-    elsewhere = sum(run.recorded for run in runs)
-    here = len(runs) - len(left) - len(refused) - elsewhere
-    begun = sum(run.folder.begun for run in left)
-    failed = sum(run.folder.error is not None for run in left)
-    finished = f"{here} finished" + (f", {elsewhere} recorded" if elsewhere else "")
-    finished += f", {len(refused)} refused" if refused else ""
-    print(f"Plan: {len(runs)} runs, {finished}, {len(left)} to do ({begun} begun, {failed} failed before)")
-    print_remarks(runs)
-    if not left:
-        return
-    unknown = "unknown until runs of this kind have been recorded"
-    hours = unknown if expected.seconds is None else duration(expected.seconds / jobs)
-    print(f"      {jobs} side by side, estimated time {hours} (from recorded runs; other machines differ)")
-    memory = unknown
-    if expected.memory_mb is not None:
-        one = expected.memory_mb * 2**20
-        memory = f"{size(one)} a run, {size(jobs * one)} side by side, as recorded on {expected.device}"
-        memory += f"; this machine has {size(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))}"
-    print(f"      memory {memory}", flush=True)
+# Disk
 
 
-def print_remarks(runs: Sequence[Planned]) -> None:
-    """Runs that are refused, what is recorded and does not count, and what was counted without a look at its data."""
-    for run in runs:
-        if run.refused:
-            print(f"      refused: {run.standing.said}")
-    for why, count in Counter(run.standing.said for run in runs if run.left and run.standing.said).items():
+def disk_needed(runs: Sequence[Planned], jobs: int) -> tuple[float, float]:
+    """Bytes that the runs which are left will leave behind, and how much more they hold while `jobs` of them run: until
+    it is finished, a run holds its checkpoints whole."""
+    lasting, passing = 0.0, []
+    for run in (run for run in runs if run.left):
+        parts = [run.cfg.model, run.cfg.optimizer, run.cfg.strategy, run.cfg.loss]
+        content = [OmegaConf.to_container(part, resolve=True) for part in parts]
+        weights, whole = _checkpoints(
+            json.dumps(dict(zip(("model", "optimizer", "strategy", "loss"), content, strict=True)))
+        )
+        kept = weights if run.cfg.finished_keeps == "weights" else whole
+        lasting += max(0.0, kept + EXTRA - size_of(run.folder.path))
+        passing.append(whole - kept)
+    return lasting, sum(sorted(passing, reverse=True)[:jobs])
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files in `folder`; 0 where it does not exist."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # a run at work has just replaced it
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
+@functools.cache
+def _checkpoints(parts: str) -> tuple[float, float]:
+    """Bytes of the weights alone, and of the whole checkpoints that a run holds: by the model's parameters and by what
+    its optimizer and its strategy keep for each parameter of a stand-in."""
+    import torch  # here, since it takes seconds and is needed only where runs are left
+
+    from gcond.config import build
+    from gcond.engine.checkpoint import KEPT
+    from gcond.engine.settings import GROUPS, step_on_stand_in
+
+    cfg = OmegaConf.create(json.loads(parts))
+    with torch.device("meta"):  # shapes without numbers
+        model = build(cfg.model, channels=3)  # of photographs; CT's single channel makes it a little smaller
+    stand_in, optimizer, conductor = step_on_stand_in(cfg, PROBE)
+    file = io.BytesIO()
+    torch.save([stand_in, optimizer.state_dict(), conductor.state_dict()], file)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    weights = sum(tensor.nbytes + ENTRY for tensor in model.state_dict().values())
+    return weights, KEPT * (parameters * file.tell() / (PROBE * len(GROUPS)) + weights)  # those of the best epoch, too
+
+
+# What a person reads
+
+
+def print_plan(sweeps: Mapping[str, Sequence[Planned]], jobs: int, results: Path) -> None:
+    """All runs, each counted once, with what they take; below, each sweep where there are several."""
+    runs = [*{run.folder.path: run for each in sweeps.values() for run in each}.values()]
+    left = [run for run in runs if run.left]
+    here, elsewhere, refused = (
+        sum(run.standing.state == state for run in runs) for state in ("done", "recorded", "refused")
+    )
+    counted = f"{here} finished" + f", {elsewhere} recorded" * bool(elsewhere) + f", {refused} refused" * bool(refused)
+    begun, failed = sum(run.folder.begun for run in left), sum(run.folder.error is not None for run in left)
+    print(f"Plan: {len(runs)} runs, {counted}, {len(left)} to do ({begun} begun, {failed} failed before)")
+    for run in (run for run in runs if run.refused):
+        print(f"      refused: {run.standing.said}")
+    for why, count in Counter(run.standing.said for run in left if run.standing.said).items():
         print(f"      {count} of those to do: {why}")
     for why, count in Counter(run.standing.unchecked for run in runs if run.standing.unchecked).items():
         print(f"      {count} finished or recorded runs were not compared with their data, which are not there: {why}")
+    if left:
+        seconds, largest = estimate(runs, results)
+        time = UNKNOWN if seconds is None else duration(seconds / jobs)
+        print(f"      {jobs} side by side, estimated time {time} (from recorded runs; other machines differ)")
+        print(f"      memory {UNKNOWN if largest is None else _memory(largest, jobs)}", flush=True)
+        print_disk(Path(runs[0].cfg.runs), *disk_needed(runs, jobs))
+    if len(sweeps) > 1:
+        print_sweeps(sweeps, jobs, results)
+
+
+def _memory(largest: Record, jobs: int) -> str:
+    one, there = largest.memory_mb * 2**20, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needed = f"{size(one)} a run, {size(jobs * one)} side by side, as recorded on {largest.device}"
+    return f"{needed}; this machine has {size(there)}"
 
 
 def print_disk(folder: Path, lasting: float, passing: float) -> None:
@@ -355,3 +363,17 @@ def print_disk(folder: Path, lasting: float, passing: float) -> None:
     if lasting + passing > free:
         needed = size(lasting + passing)
         print(f"      NOT ENOUGH: expected {needed} free; set runs= to a folder on a larger disk", flush=True)
+
+
+def print_sweeps(sweeps: Mapping[str, Sequence[Planned]], jobs: int, results: Path) -> None:
+    """A line a sweep: its runs, those that no sweep above it has, and the time that these take."""
+    width = max(map(len, [*sweeps, "experiment"]))
+    print(f"      {'experiment':{width}}  runs   new  to do  time of the new ones")
+    seen: set[Path] = set()
+    for name, runs in sweeps.items():
+        new = [run for run in runs if run.folder.path not in seen]
+        seen |= {run.folder.path for run in new}
+        seconds, _ = estimate(new, results)
+        time = "-" if seconds == 0 else "unknown" if seconds is None else duration(seconds / jobs)
+        to_do = sum(run.left for run in new)
+        print(f"      {name:{width}} {len(runs):5} {len(new):5} {to_do:6}  {time}", flush=True)
