@@ -13,6 +13,10 @@ ROOT = Path(__file__).parents[2]
 CRITICAL, MAIN, WEAK = -0.8, -0.5, 0.0
 
 
+def zone(c):
+    return "critical" if c <= CRITICAL else "main" if c < MAIN else "weak" if c < WEAK else "none"
+
+
 def angle(c, power):
     """Equation 4 of arXiv 2509.07252."""
     if c <= CRITICAL:
@@ -23,20 +27,20 @@ def angle(c, power):
 
 
 def factors(c, power):
-    """(s_w, s_l): equations 5 and 6."""
-    return math.sin(angle(c, power)), math.sin(min(angle(c, power), math.pi / 2))
+    """(s_w, s_l, what the loser keeps of itself): equations 5 and 6; without a power the step logic of the journal
+    edition's appendix."""
+    if c >= WEAK:
+        return 0, 0, 1
+    if power is not None:
+        return math.sin(angle(c, power)), math.sin(min(angle(c, power), math.pi / 2)), 1
+    return {"critical": (0, None, 0), "main": (0, 1, 1), "weak": (1, 1, 1)}[zone(c)]
 
 
-def step_factors(c):
-    """(s_w, s_l, what the loser keeps of itself); the step logic of the journal edition's appendix."""
-    if c <= CRITICAL:
-        return 0.0, None, 0.0
-    return (0.0, 1.0, 1.0) if c < MAIN else (1.0, 1.0, 1.0)
-
-
-def read(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+def cosine_after(c, s_w, s_l):
+    """Two unit vectors (1, 0) and (c, sqrt(1 - c^2)), projected in coordinates."""
+    height = math.sqrt(1 - c * c)
+    winner, loser = (1 - s_w * c * c, -s_w * c * height), (c - s_l * c, height)
+    return (winner[0] * loser[0] + winner[1] * loser[1]) / (math.hypot(*winner) * math.hypot(*loser))
 
 
 @pytest.fixture(scope="module")
@@ -47,46 +51,21 @@ def sampled(tmp_path_factory):
 
 
 def test_every_sample_is_the_papers(sampled):
-    rows = read(sampled / "zones.csv") + read(sampled / "thresholds.csv")
+    rows = [row for name in ("zones", "thresholds") for row in csv.DictReader((sampled / f"{name}.csv").open())]
     assert {(row["logic"], row["remap_power"]) for row in rows} == {
         ("smooth", "1.0"), ("smooth", "2.0"), ("smooth", "3.0"), ("step", "")}  # fmt: skip
     for row in rows:
-        c = float(row["cosine"])
-        found = [float(row[name]) for name in ("s_w", "loser_kept")]
-        if c >= WEAK:
-            assert (row["zone"], row["angle"], found, float(row["s_l"])) == ("none", "", [0, 1], 0)
-        elif row["logic"] == "smooth":
-            power = float(row["remap_power"])
-            assert float(row["angle"]) == pytest.approx(angle(c, power), abs=1e-6)
-            s_w, s_l = factors(c, power)
-            assert found == pytest.approx([s_w, 1], abs=1e-6)
-            assert float(row["s_l"]) == pytest.approx(s_l, abs=1e-6)
-        else:
-            s_w, s_l, kept = step_factors(c)
-            assert found == pytest.approx([s_w, kept], abs=1e-9)
-            assert row["angle"] == ""
-            assert row["s_l"] == "" if s_l is None else float(row["s_l"]) == pytest.approx(s_l)
-
-
-def test_zones_have_the_papers_names_and_ranges(sampled):
-    for row in read(sampled / "zones.csv"):
-        c = float(row["cosine"])
-        expected = "critical" if c <= CRITICAL else "main" if c < MAIN else "weak" if c < WEAK else "none"
-        assert row["zone"] == expected
-
-
-def test_the_cosine_afterwards_is_the_plane_geometry_s(sampled):
-    """Two unit vectors (1, 0) and (c, sqrt(1 - c^2)), projected in coordinates."""
-    for row in read(sampled / "zones.csv")[::7]:
-        c = float(row["cosine"])
-        if row["cosine_after"] == "" or c >= WEAK:
-            continue
-        s_w, s_l = float(row["s_w"]), float(row["s_l"])
-        height = math.sqrt(1 - c * c)
-        winner = (1 - s_w * c * c, -s_w * c * height)
-        loser = (c - s_l * c, height)
-        expected = (winner[0] * loser[0] + winner[1] * loser[1]) / (math.hypot(*winner) * math.hypot(*loser))
-        assert float(row["cosine_after"]) == pytest.approx(expected, abs=1e-6)
+        c, power = float(row["cosine"]), float(row["remap_power"] or "nan")
+        smooth = row["logic"] == "smooth"
+        s_w, s_l, kept = factors(c, power if smooth else None)
+        numbers = ("angle", "s_w", "s_l", "loser_kept", "cosine_after")
+        found = {name: float(row[name]) if row[name] else None for name in numbers}
+        assert row["zone"] == zone(c)
+        assert found["angle"] == (pytest.approx(angle(c, power), abs=1e-6) if smooth and c < WEAK else None)
+        assert (found["s_w"], found["loser_kept"]) == pytest.approx((s_w, kept), abs=1e-6)
+        assert found["s_l"] == (None if s_l is None else pytest.approx(s_l, abs=1e-6))
+        if kept and c > -1:
+            assert found["cosine_after"] == pytest.approx(cosine_after(c, s_w, s_l), abs=1e-6)
 
 
 def test_the_smooth_logic_has_no_jump(sampled):

@@ -14,7 +14,6 @@ import pandas as pd
 from gcond.files import write_text
 from gcond.study import tables
 from gcond.study.__main__ import RESULTS, ROOT
-from gcond.study.tables import TUNING_SEED
 
 PAGE = ROOT / "docs" / "study.md"
 BLOCK = re.compile(r"(<!-- from results/study -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -26,43 +25,31 @@ NUMBERS = {
     "val_body_l1": "validation body L1",
     "test_body_l1": "test body L1",
 }
+OF_THE_PILOT = {"scale": "study", "strategy": "baseline", "model_mode": "train", "accumulation_steps": 4,
+                "lambda_l1": 0.85, "lambda_ssim": 0.15}  # fmt: skip
 
 
 def markdown(results: Path) -> str:
-    """The table, best epoch; means and standard deviations where a rate has runs of several seeds."""
+    """The table, best epoch: each rate with the tuning seed, then each with the others, as means and standard
+    deviations, then the lowest number of any predictor, which need not be the same one in each column."""
     runs = tables.read(results)
-    plain = {"scale": "study", "strategy": "baseline", "model_mode": "train", "accumulation_steps": 4}
-    plain |= {"lambda_l1": 0.85, "lambda_ssim": 0.15}
-    runs = runs[(runs[[*plain]] == pd.Series(plain)).all(axis="columns")]
-    head = ["data", "learning rate", "seeds", *NUMBERS.values(), "CPU minutes"]
-    rows = []
+    runs = runs[(runs[[*OF_THE_PILOT]] == pd.Series(OF_THE_PILOT)).all(axis="columns")]
+    rows = [["data", "learning rate", "seeds", *NUMBERS.values(), "CPU minutes"], ["---"] * (len(NUMBERS) + 4)]
     for dataset, own in runs.groupby("dataset"):
-        for lr, tuned in own[own.seed == TUNING_SEED].groupby("lr"):
-            rows.append([dataset, f"{lr:g}", str(TUNING_SEED), *_cells(tuned), _minutes(tuned)])
-        for lr, others in own[own.seed != TUNING_SEED].groupby("lr"):
-            rows.append([dataset, f"{lr:g}", str(len(others)), *_cells(others), _minutes(others)])
-        rows.append([dataset, "best predictor without training", "", *_trivial(results, own.iloc[0]), ""])
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]) + "\n"
+        for (others, lr), same in own.groupby([own.seed != tables.TUNING_SEED, "lr"]):
+            seeds = str(len(same) if others else tables.TUNING_SEED)
+            cells = [_cell(same[f"best_{name}"].dropna()) for name in NUMBERS]
+            rows.append([dataset, f"{lr:g}", seeds, *cells, f"{same.cpu_seconds.mean() / 60:.1f}"])
+        first = own.iloc[0]
+        trivial = tables.log(results, tables.log_name(first["name"], first.arithmetic), "trivial")
+        cells = [f"{trivial[name].min():.4f}" if name in trivial else "" for name in NUMBERS]
+        rows.append([dataset, "best predictor without training", "", *cells, ""])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
-def _cells(runs: pd.DataFrame) -> list[str]:
-    cells = []
-    for name in NUMBERS:
-        values = runs[f"best_{name}"].dropna()
-        spread = f" ± {values.std():.4f}" if len(values) > 1 else ""
-        cells.append(f"{values.mean():.4f}{spread}" if len(values) else "")
-    return cells
-
-
-def _minutes(runs: pd.DataFrame) -> str:
-    return f"{runs.cpu_seconds.mean() / 60:.1f}"
-
-
-def _trivial(results: Path, run: pd.Series) -> list[str]:
-    """The lowest number of any predictor, which need not be the same one in each column."""
-    log = pd.read_parquet(results / "logs" / f"{run['name']}-{run.arithmetic}.parquet")
-    trivial = log[log.kind == "trivial"].dropna(axis="columns", how="all")
-    return [f"{trivial[name].min():.4f}" if name in trivial else "" for name in NUMBERS]
+def _cell(values: pd.Series) -> str:
+    spread = f" ± {values.std():.4f}" if len(values) > 1 else ""
+    return f"{values.mean():.4f}{spread}" if len(values) else ""
 
 
 def main() -> int:

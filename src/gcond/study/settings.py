@@ -14,92 +14,69 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from gcond.data.intensity import IMAGENET_MEAN, IMAGENET_STD
 from gcond.files import OWN, write_text
+from gcond.study.methods import facts
 from gcond.sweep.plan import plan
 
 NONE = "-"
-GCOND = (
-    "smooth",
-    "remap_power",
-    "projection_max_iters",
-    "norm_cap",
-    "thresholds",
-    "dominance_window",
-    "norm_ema_beta",
-    "tie_breaking_weights",
-)
+CONDUCTOR = "strategy.conductor"
+SAME_NAME = {  # part of a composed run -> settings that it calls as study/paper.yaml does
+    "": ["precision"],
+    "model": ["encoder"],
+    "optimizer.build": ["weight_decay", "betas"],
+    "scale": ["image_size", "patch_size", "mask_ratio", "epochs", "micro_batch", "warmup_epochs", "final_lr",
+              "workers"],
+    CONDUCTOR: ["clip_norm"],
+    f"{CONDUCTOR}.estimator": ["accumulation_steps"],
+    f"{CONDUCTOR}.resolver": ["smooth", "remap_power", "projection_max_iters", "norm_cap", "thresholds",
+                              "dominance_window", "norm_ema_beta", "tie_breaking_weights"],
+}  # fmt: skip
+OTHER_NAME = {  # setting -> where a composed run has it
+    "outer_momentum": "optimizer.build.momentum",
+    "lambda_l1": "loss.tasks.l1",
+    "lambda_ssim": "loss.tasks.ssim",
+    "gradnorm_alpha": f"{CONDUCTOR}.resolver.alpha",
+    "gradnorm_lr": f"{CONDUCTOR}.resolver.lr",
+    "momentum_beta": f"{CONDUCTOR}.update.beta",
+    "trust_ratio_clip": f"{CONDUCTOR}.update.clip",
+    "decoder_blocks": "model.depth",
+    "decoder_width": "model.width",
+}
+PLACES = {name: f"{part}.{name}".lstrip(".") for part, names in SAME_NAME.items() for name in names} | OTHER_NAME
 
 
-def settings(cfg: DictConfig) -> dict[str, object]:
+def settings(cfg: DictConfig) -> dict[str, Any]:
     """Setting -> value of one composed run; names as in study/paper.yaml."""
-    conductor = OmegaConf.to_container(cfg.strategy.conductor, resolve=True)
-    outer = OmegaConf.to_container(cfg.optimizer.build, resolve=True)
-    assert isinstance(conductor, dict)
-    assert isinstance(outer, dict)
-    estimator, resolver, update = (_kind(conductor[part]) for part in ("estimator", "resolver", "update"))
-    lion, gradnorm, gcond = update == "LionLARS", resolver == "GradNorm", resolver == "GCond"
+    found = {name: OmegaConf.select(cfg, place, default=NONE) for name, place in PLACES.items()}
+    parts = [cfg.optimizer.build, *(cfg.strategy.conductor[part] for part in ("estimator", "resolver", "update"))]
+    outer, estimator, resolver, update = (part["_target_"].rsplit(".", 1)[-1] for part in parts)
     lr = cfg.optimizer.lr * cfg.strategy.lr_scale
-    lambdas = cfg.loss.tasks
-    ours = conductor["resolver"]
-    return {
-        "optimizer": f"Lion/LARS inside, {_kind(outer)} outside" if lion else _kind(outer),
-        "lr": lr,
-        "outer_lr": lr if lion else NONE,
-        "weight_decay": outer["weight_decay"],
-        "betas": outer.get("betas", NONE),
-        "outer_momentum": outer.get("momentum", NONE),
-        "lambda_l1": "dynamic" if gradnorm else lambdas["l1"],
-        "lambda_ssim": "dynamic" if gradnorm else lambdas["ssim"],
-        "gradnorm_alpha": ours["alpha"] if gradnorm else NONE,
-        "gradnorm_lr": ours["lr"] if gradnorm else NONE,
-        "return_raw_grad": update == "Raw" if gcond else NONE,
-        "stochastic": estimator == "Stochastic" if gcond else NONE,
-        "momentum_beta": conductor["update"].get("beta", 0) if gcond else NONE,
-        "trust_ratio_clip": conductor["update"]["clip"] if lion else NONE,
-        **{name: ours[name] if gcond else NONE for name in GCOND},
-        "encoder": cfg.model.encoder,
-        "decoder_blocks": cfg.model.depth,
-        "decoder_width": cfg.model.width,
-        "image_size": cfg.scale.image_size,
-        "patch_size": cfg.scale.patch_size,
-        "mask_ratio": cfg.scale.mask_ratio,
-        "epochs": cfg.scale.epochs,
-        "micro_batch": cfg.scale.micro_batch,
-        "accumulation_steps": conductor["estimator"]["accumulation_steps"],
-        "effective_batch": cfg.scale.micro_batch * conductor["estimator"]["accumulation_steps"],
-        "clip_norm": conductor["clip_norm"],
-        "warmup_epochs": cfg.scale.warmup_epochs,
-        "final_lr": cfg.scale.final_lr,
-        "workers": cfg.scale.workers,
-        "precision": cfg.precision,
-        "imagenet_statistics": (*IMAGENET_MEAN, *IMAGENET_STD),
-    }
-
-
-def of_the_study(overrides: Sequence[str]) -> dict[str, object]:
-    """Settings that no strategy decides: of the runs of Table 2 on CT."""
-    runs = plan(["experiment=table2", "scale=paper", "dataset=ct", "strategy=baseline", *overrides])
-    return {"ct_statistics": f"of the {runs[0].cfg.dataset.statistics}", "seeds": [run.cfg.seed for run in runs]}
+    found |= {"optimizer": outer, "lr": lr, "outer_lr": NONE, "return_raw_grad": NONE, "stochastic": NONE}
+    found |= {"effective_batch": found["micro_batch"] * found["accumulation_steps"]}
+    found |= {"imagenet_statistics": [*IMAGENET_MEAN, *IMAGENET_STD]}
+    if resolver == "GradNorm":
+        found |= {"lambda_l1": "dynamic", "lambda_ssim": "dynamic"}
+    if resolver == "GCond":
+        found |= {"return_raw_grad": update == "Raw", "stochastic": estimator == "Stochastic"}
+        found |= {"momentum_beta": 0} if update == "Raw" else {}
+    if update == "LionLARS":
+        found |= {"optimizer": f"Lion/LARS inside, {outer} outside", "outer_lr": lr}
+    return found
 
 
 def compose(overrides: Sequence[str]) -> pd.DataFrame:
-    runs = plan(["experiment=table5", "scale=paper", *overrides])
-    common = of_the_study([each for each in overrides if not each.startswith("strategy=")])
-    return pd.DataFrame(
-        [
-            (run.cfg.strategy.name, run.cfg.strategy.label, setting, _text(value))
-            for run in runs
-            for setting, value in (settings(run.cfg) | common).items()
-        ],
-        columns=["strategy", "label", "setting", "value"],
-    )
-
-
-def _kind(target: dict[str, Any]) -> str:
-    return str(target["_target_"]).rsplit(".", 1)[-1]
+    """Columns strategy, label, setting and value; what no strategy decides is that of Table 2's runs on CT."""
+    of_all = [each for each in overrides if not each.startswith("strategy=")]
+    seeds = plan(["experiment=table2", "scale=paper", "dataset=ct", "strategy=baseline", *of_all])
+    common = {"ct_statistics": f"of the {seeds[0].cfg.dataset.statistics}", "seeds": [run.cfg.seed for run in seeds]}
+    rows = []
+    for run in plan(["experiment=table5", "scale=paper", *overrides]):
+        found, about = settings(run.cfg) | common, (run.cfg.strategy.name, run.cfg.strategy.label)
+        rows += [(*about, name, _text(found[name])) for name in facts("paper")["table5"]["titles"]]
+    return pd.DataFrame(rows, columns=["strategy", "label", "setting", "value"])
 
 
 def _text(value: object) -> str:
@@ -107,7 +84,7 @@ def _text(value: object) -> str:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if isinstance(value, list | ListConfig):
         return "/".join(map(_text, value))
     return f"{value:g}" if isinstance(value, int | float) else str(value)
 

@@ -10,7 +10,7 @@ Settings: those of experiment=table1. Nothing here knows an equation of Table 1.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,56 +26,31 @@ from gcond.sweep.plan import plan
 
 STEP = 0.005  # of the cosine between two samples
 HIGHEST = 0.2  # cosine; above the weak threshold nothing happens
-BESIDE = 1e-6  # distance from a threshold at which its two sides are sampled; above the resolver's conflict margin
-
-SETTINGS = ("logic", "remap_power", "critical", "main", "weak")
-
-
-def resolvers(overrides: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """Settings of the resolvers to sample: each power of the smooth logic, and the step logic, which has none, once."""
-    configs = [run.cfg.strategy.conductor.resolver for run in plan(["experiment=table1", *overrides])]
-    smooth = [config for config in configs if config.smooth]
-    return [*smooth, *[config for config in configs if not config.smooth][:1]]
+SIDES = {"below": -1e-6, "at": 0.0, "above": 1e-6}  # of a threshold; wider than the resolver's conflict margin
 
 
 def sample(config: Any, cosine: float) -> dict[str, object]:
-    """What the resolver makes of two unit gradients with this cosine.
+    """What the resolver makes of two unit gradients with this cosine in one iteration.
 
-    `winner_kept`, `loser_kept`: the share of a gradient that is left of itself. `cosine_after`: of both after one
-    iteration; `cosine_after_all`: after as many as are configured; both empty where a gradient vanished.
+    `loser_kept`: the share of the loser that is left of itself. `cosine_after`: of both; empty where the loser is gone.
     """
     resolver: GCond = build(OmegaConf.merge(config, {"projection_max_iters": 1}))
-    answer = resolver.resolve(_conflict(cosine))
+    gram, ones = torch.tensor([[1.0, cosine], [cosine, 1.0]], dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    answer = resolver.resolve(Conflict(("a", "b"), gram, torch.zeros_like(gram), {}, ones, ones, 0, torch.Generator()))
     zone = next((name for name in ("weak", "main", "critical") if answer.metrics[f"zone/{name}"]), "none")
     winner = 1 if answer.metrics["wins/b"] else 0
     loser = 1 - winner
-    c = answer.coefficients
-    assert c is not None
-    kept = c[loser, loser].item()
-    return {
-        "cosine": _short(cosine),
-        "zone": zone,
-        "angle": _short(resolver.effective_angle(cosine)) if zone != "none" and resolver.smooth else "",
-        "s_w": _short(-c[winner, loser].item() / cosine) if zone != "none" else 0.0,
-        "s_l": (_short(-c[loser, winner].item() / cosine) if kept else "") if zone != "none" else 0.0,
-        "winner_kept": _short(c[winner, winner].item()),
-        "loser_kept": _short(kept),
-        "cosine_after": _cosine_after(c, cosine),
-        "cosine_after_all": _cosine_after(build(config).resolve(_conflict(cosine)).coefficients, cosine),
-    }
-
-
-def _conflict(cosine: float) -> Conflict:
-    gram = torch.tensor([[1.0, cosine], [cosine, 1.0]], dtype=torch.float64)
-    ones = torch.ones(2, dtype=torch.float64)
-    return Conflict(("a", "b"), gram, torch.zeros_like(gram), {}, ones, ones, 0, torch.Generator())
-
-
-def _cosine_after(coefficients: torch.Tensor | None, cosine: float) -> object:
-    assert coefficients is not None
-    gram = coefficients @ _conflict(cosine).gram @ coefficients.T
-    length = (gram[0, 0] * gram[1, 1]).clamp(min=0).sqrt().item()
-    return _short(gram[0, 1].item() / length) if length > 1e-9 else ""
+    c: Any = answer.coefficients
+    after = c @ gram @ c.T
+    length = (after[0, 0] * after[1, 1]).clamp(min=0).sqrt().item()
+    row = {"cosine": _short(cosine), "zone": zone, "angle": "", "s_w": 0.0, "s_l": 0.0}
+    row |= {"loser_kept": _short(c[loser, loser].item())}
+    row |= {"cosine_after": _short(after[0, 1].item() / length) if length > 1e-9 else ""}
+    if zone != "none":
+        row["angle"] = _short(resolver.effective_angle(cosine)) if resolver.smooth else ""
+        row["s_w"] = _short(-c[winner, loser].item() / cosine)
+        row["s_l"] = _short(-c[loser, winner].item() / cosine) if row["loser_kept"] else ""
+    return row
 
 
 def _short(value: float) -> float:
@@ -83,32 +58,26 @@ def _short(value: float) -> float:
     return round(value, 9) + 0.0
 
 
-def _rows() -> Iterator[tuple[dict[str, object], Any]]:
-    for config in resolvers():
-        logic = "smooth" if config.smooth else "step"
-        values = (logic, config.remap_power if config.smooth else "", *config.thresholds)
-        yield dict(zip(SETTINGS, values, strict=True)), config
-
-
-def curves() -> list[dict[str, object]]:
-    count = round((HIGHEST + 1) / STEP)
-    cosines = [round(index * STEP - 1, 6) for index in range(count + 1)]
-    return [settings | sample(config, cosine) for settings, config in _rows() for cosine in cosines]
-
-
-def sides() -> list[dict[str, object]]:
-    """Every threshold from below, at it, and from above."""
-    return [
-        settings | {"threshold": threshold, "side": side} | sample(config, threshold + offset)
-        for settings, config in _rows()
-        for threshold in config.thresholds
-        for side, offset in (("below", -BESIDE), ("at", 0.0), ("above", BESIDE))
-    ]
-
-
 def write(folder: Path) -> None:
-    """zones.csv and thresholds.csv in `folder`."""
-    for name, rows in (("zones", curves()), ("thresholds", sides())):
+    """zones.csv, over all cosines, and thresholds.csv, every threshold from below, at it and from above, in `folder`.
+
+    Each power of the smooth logic is sampled, and the step logic, which has none, once.
+    """
+    configs = [run.cfg.strategy.conductor.resolver for run in plan(["experiment=table1"])]
+    smooth = [config for config in configs if config.smooth]
+    step = [config for config in configs if not config.smooth][:1]
+    cosines = [round(index * STEP - 1, 6) for index in range(round((HIGHEST + 1) / STEP) + 1)]
+    zones, sides = [], []
+    for config in [*smooth, *step]:
+        about = {
+            "logic": "smooth" if config.smooth else "step",
+            "remap_power": config.remap_power if config.smooth else "",
+        }
+        about |= zip(("critical", "main", "weak"), config.thresholds, strict=True)
+        zones += [about | sample(config, cosine) for cosine in cosines]
+        for threshold, (side, offset) in product(config.thresholds, SIDES.items()):
+            sides.append(about | {"threshold": threshold, "side": side} | sample(config, threshold + offset))
+    for name, rows in (("zones", zones), ("thresholds", sides)):
         write_text(folder / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
 
 
