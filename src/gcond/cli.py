@@ -12,9 +12,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from gcond.files import OWN, RECORDED
+from gcond.files import OWN, RECORDED, ROOT
 from gcond.output import output_may_be_lost
-from gcond.study.artefacts import MORE_SEEDS, PAPER_SEEDS, ROOT, Artefact, Catalogue, Choices
+from gcond.study.artefacts import MORE_SEEDS, PAPER_SEEDS, Artefact, Catalogue, Choices
 
 Command = Callable[[list[str]], int | None]
 
@@ -34,6 +34,7 @@ gcond plan-memory CHOICES   what a step holds in memory
 NAME: table2, figure3, o1, conflict, …, `all`, or `queue`, the study's own runs in order of value.
 """
 
+BENCH, BENCHED = "bench/steps.py", ("table3", "table4")
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 DATA = {
     "ct": "data_prep/ct.py",
@@ -62,7 +63,18 @@ def main(arguments: list[str] | None = None) -> int:
     if command not in commands:
         print(f"error: expected {', '.join(commands)}; found {command!r} (gcond --help)", file=sys.stderr)
         return 2
-    return commands[command](rest) or 0
+    try:
+        return commands[command](rest) or 0
+    except ModuleNotFoundError as error:
+        if (error.name or "gcond").partition(".")[0] == "gcond":
+            raise
+        print(f"error: {error.name} is not installed: pip install 'gcond[study]'", file=sys.stderr)
+        return 2
+
+
+def train() -> int:
+    """`gcond-train`."""
+    return main(["train", *sys.argv[1:]])
 
 
 def _train(rest: list[str]) -> None:
@@ -94,13 +106,22 @@ def _data(rest: list[str]) -> int:
     if not rest or rest[0] not in DATA:
         print(f"error: expected gcond data {'|'.join(DATA)}, found {' '.join(rest[:1]) or 'nothing'}", file=sys.stderr)
         return 2
-    script = ROOT / DATA[rest[0]]
-    if not script.exists():
-        raise ValueError(f"expected {script}, found nothing: data sets are made from a clone of the repository")
+    try:
+        script = _of_the_clone(DATA[rest[0]])
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     sys.argv = [f"gcond data {rest[0]}", *(["--catalogue", "headneck"] if rest[0] == "headneck" else []), *rest[1:]]
     sys.path.insert(0, str(script.parent))
     runpy.run_path(str(script), run_name="__main__")
     return 0
+
+
+def _of_the_clone(script: str) -> Path:
+    """A script that no wheel has. ValueError where this is not a clone of the repository."""
+    if not (ROOT / script).exists():
+        raise ValueError(f"expected a clone of the repository, which has {script}; an installed wheel does not")
+    return ROOT / script
 
 
 def study(words: list[str]) -> int:
@@ -119,6 +140,8 @@ def _run(options: argparse.Namespace) -> int:
         return _queue(options, [])
     catalogue, choices = Catalogue(), _choices(options)
     artefacts = catalogue.find(options.name)
+    if any(artefact.name in BENCHED for artefact in artefacts):
+        _of_the_clone(BENCH)
     sweeps = catalogue.sweeps(artefacts, choices)
     if len(sweeps) > 1:
         _print_plan(sweeps, options)
@@ -225,8 +248,8 @@ def _measure(then: str, options: argparse.Namespace, choices: Choices) -> int:
 
 def _compute(artefact: Artefact, options: argparse.Namespace) -> int:
     """What an artefact needs that is no training run; the exit status."""
-    if artefact.name in ("table3", "table4"):
-        bench = [str(ROOT / "bench" / "steps.py"), artefact.name, "--device", options.device, "--cap", options.cap]
+    if artefact.name in BENCHED:
+        bench = [str(ROOT / BENCH), artefact.name, "--device", options.device, "--cap", options.cap]
         return subprocess.run([sys.executable, *bench, "--results", str(options.out)], env=ONE_THREAD).returncode
     module = {"table1": "gcond.study.zones", "table5": "gcond.study.settings", "toy": "gcond.toy"}.get(artefact.name)
     if not module:
@@ -285,7 +308,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gcond study", description="Tables, figures and questions of the study.")
     acts = parser.add_subparsers(required=True, metavar="plan|run|table|claims|status|list")
     where = argparse.ArgumentParser(add_help=False)
-    where.add_argument("--out", type=Path, default=OWN, help=f"records and tables (default: {OWN}, not {RECORDED})")
+    where.add_argument("--out", type=Path, default=OWN, help=f"records and tables (default: {OWN}, not results)")
     where.add_argument("--runs", type=Path, default=Path("runs"), help="folder of local runs")
     which = argparse.ArgumentParser(add_help=False)
     which.add_argument("--scale", default="mini", help="mini takes minutes, sample hours, study a day (default: mini)")

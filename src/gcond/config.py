@@ -14,7 +14,6 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
@@ -22,9 +21,10 @@ from pydantic import ConfigDict, StrictBool, TypeAdapter
 from pydantic.errors import PydanticUserError
 from pydantic_core import SchemaError
 
+from gcond.files import ROOT
 from gcond.schema import Dotted, validate
 
-CONFIG = Path(__file__).resolve().parents[2] / "conf"
+CONFIG = ROOT / "conf"
 
 KEYWORDS: dict[str, TypeAdapter[Any]] = {
     "_target_": TypeAdapter(Dotted),

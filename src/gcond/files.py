@@ -19,7 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-OWN, RECORDED = Path("reproduced"), Path("results")
+_PACKED = Path(__file__).with_name("_repository")
+ROOT = _PACKED if _PACKED.exists() else Path(__file__).resolve().parents[2]
+"""The clone; for an installed wheel the folder that holds its `conf` and `study`."""
+OWN, RECORDED = Path("reproduced"), ROOT / "results"
 """Tables and records of what was run here, which git ignores, and of what this project has recorded."""
 
 

@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from tqdm import tqdm
-
 
 def status_of(act: Callable[[], object]) -> int:
     """The exit status of a command: 0, or 2 where it refuses its input (ValueError, or Hydra's), told on stderr."""
@@ -104,6 +102,8 @@ class Progress:
     def __init__(self, name: str, kind: str, start: int, total: int) -> None:
         if kind == "auto":
             kind = "bar" if sys.stderr.isatty() else "lines"
+        from tqdm import tqdm  # here, so that a core install can show `gcond --help`
+
         self._name, self._kind = name, kind
         self._bar = tqdm(
             total=total,

@@ -17,7 +17,7 @@ MODULES = {
 ALLOWED = {
     "": "",
     "schema": "",
-    "config": "schema",
+    "config": "schema files",
     "data": "files config",
     "model": "",
     "loss": "model data",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from gcond.study.__main__ import RESULTS
+from gcond.files import RECORDED
 from gcond.study.pilot import BLOCK, NUMBERS, OF_THE_PILOT, PAGE, markdown
 from gcond.study.tables import ABOUT, SETTINGS
 
@@ -30,4 +30,4 @@ def test_a_rate_of_several_seeds_has_mean_and_deviation_and_the_lowest_predictor
 def test_the_page_shows_the_recorded_runs():
     page = PAGE.read_text(encoding="utf-8")
     assert BLOCK.search(page)
-    assert BLOCK.sub(lambda found: found[1] + markdown(RESULTS) + found[2], page) == page
+    assert BLOCK.sub(lambda found: found[1] + markdown(RECORDED / "study") + found[2], page) == page

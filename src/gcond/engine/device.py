@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-ROOT = Path(__file__).resolve().parents[3]
+from gcond.files import ROOT
 
 
 def pick(name: str, threads: int) -> torch.device:

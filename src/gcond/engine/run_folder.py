@@ -24,10 +24,10 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gcond.files import disk_full_hint, read_object, write_text
+from gcond.files import ROOT, disk_full_hint, read_object, write_text
 from gcond.schema import REPORT, check, validate
 
-MODELS = Path(__file__).resolve().parents[3] / "conf" / "model"
+MODELS = ROOT / "conf" / "model"
 SCHEMA = 1  # of report.json
 # What cannot change the numbers, or (device) stands in the report.
 NOT_IN_HASH = ("name", "runs", "recorded", "paths", "progress", "device", "checkpoint_minutes", "logger")

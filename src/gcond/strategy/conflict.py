@@ -73,11 +73,13 @@ class Resolver(Protocol):
 
     def check(self, tasks: dict[str, float], groups: tuple[str, ...]) -> None:
         """Raise ValueError where the resolver cannot serve these tasks (name -> lambda) or parameter groups."""
+        return  # without it type checkers take an empty method of a protocol for an abstract one
 
     def resolve(self, conflict: Conflict) -> Resolution: ...
 
     def follow(self, move: Move) -> None:
         """Carry what `remembers_coordinates` over to another layout; ValueError where that would change it."""
+        return
 
     def state_dict(self) -> dict[str, Any]:
         return {name: deepcopy(getattr(self, f"_{name}")) for name in self.remembers}

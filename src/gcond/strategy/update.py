@@ -23,15 +23,17 @@ class Update(Protocol):
 
     def apply(self, direction: Tensor, gradients: TaskGradients) -> None:
         """Overwrite `direction` [P] with what `p.grad` is to hold where `gradients.reached_in_window`."""
+        return  # without it type checkers take an empty method of a protocol for an abstract one
 
     def follow(self, move: Move) -> None:
         """Carry what is kept for each coordinate over to another layout; ValueError where that would change it."""
+        return
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
+        return
 
 
 class Raw(Update):

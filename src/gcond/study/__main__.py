@@ -19,14 +19,14 @@ import pandas as pd
 from gcond.data.checksums import checksum_of
 from gcond.engine.metrics_log import steps_logged
 from gcond.engine.run_folder import running
+from gcond.files import ROOT
 from gcond.output import duration, output_may_be_lost
 from gcond.study import tables
 from gcond.study.queue import ARM, NAME, Queue, read
 from gcond.sweep.launch import Workers
 from gcond.sweep.plan import Planned, planned
 
-ROOT = Path(__file__).resolve().parents[3]
-QUEUE, RESULTS = ROOT / "study" / "queue.yaml", ROOT / "results" / "study"
+QUEUE, RESULTS = ROOT / "study" / "queue.yaml", Path("results", "study")
 TELL_SECONDS = 600.0  # between lines about the runs at work
 GUESS_SECONDS = 400.0  # of CPU a run, until one is recorded
 

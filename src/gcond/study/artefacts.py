@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from gcond.files import ROOT
 from gcond.study.methods import kind
 
-ROOT = Path(__file__).resolve().parents[3]
 STUDY, EXPERIMENTS = ROOT / "study", ROOT / "conf" / "experiment"
 PAPER_SEEDS = (11, 42, 2025)
 MORE_SEEDS = (1, 2, 3, 4, 5, 6, 7)  # `--seeds 10` are the paper's and these
@@ -142,6 +140,8 @@ def _tuple(entry: Mapping[str, Any], key: str) -> tuple[str, ...]:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    import yaml  # here, so that a core install can show `gcond --help`
+
     try:
         return dict(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
     except (OSError, yaml.YAMLError) as error:

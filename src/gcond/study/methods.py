@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import yaml
+from gcond.files import ROOT
 
-STUDY = Path(__file__).resolve().parents[3] / "study"
+STUDY = ROOT / "study"
 PAPER_MODEL = "mobilenetv3_small"
 NOT_EVIDENCE = ("smoke", "mini")  # scales that show that the machinery works
 RATES = {
@@ -23,6 +22,8 @@ PREDICTOR = "trivial:"  # prefix of a predictor without training where it stands
 @cache
 def facts(name: str) -> dict[str, Any]:
     """The content of study/NAME.yaml."""
+    import yaml  # here, as in artefacts.py
+
     content = yaml.safe_load((STUDY / f"{name}.yaml").read_text(encoding="utf-8"))
     return {key: value for key, value in content.items() if not key.startswith("x-")}
 

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from gcond.files import RECORDED, write_text
+from gcond.files import RECORDED, ROOT, write_text
 from gcond.study import bench_page, judge, table2, tables, toy_page
 from gcond.study.methods import NOT_EVIDENCE, RATES, facts, label, paper_table2
 from gcond.study.table2 import Table2, effect, plus_minus
@@ -378,7 +378,7 @@ def _experiments(results: Path, **_: Any) -> list[Path]:
     what this project recorded, as `_readme` is."""
     if results.resolve() != RECORDED.resolve():
         return []
-    from gcond.study.artefacts import ROOT, Catalogue, Choices
+    from gcond.study.artefacts import Catalogue, Choices
 
     catalogue, claims = Catalogue(), facts("claims")
     seconds = {scale: tables.read(results / scale).seconds.median() for scale in ("mini", "sample")}

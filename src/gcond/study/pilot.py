@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from gcond.files import write_text
+from gcond.files import RECORDED, ROOT, write_text
 from gcond.study import tables
-from gcond.study.__main__ import RESULTS, ROOT
 
 PAGE = ROOT / "docs" / "study.md"
 BLOCK = re.compile(r"(<!-- from results/study -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -54,7 +53,7 @@ def _cell(values: pd.Series) -> str:
 
 def main() -> int:
     page = PAGE.read_text(encoding="utf-8")
-    write_text(PAGE, BLOCK.sub(lambda found: found[1] + markdown(RESULTS) + found[2], page))
+    write_text(PAGE, BLOCK.sub(lambda found: found[1] + markdown(RECORDED / "study") + found[2], page))
     return 0
 
 

@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from gcond.config import build
-from gcond.files import write_text
+from gcond.files import ROOT, write_text
 from gcond.strategy.conflict import Conflict, LossWeighting, Resolver
 from gcond.toy.problem import F1_SCALE, STARTS, Row, distance_to_front, evaluate
 
@@ -104,7 +104,7 @@ def follow(descent: Descent, start: Row, steps: int, spacing: float = 0.1) -> It
 
 # Methods.
 
-CONFIG = Path(__file__).resolve().parents[3] / "conf" / "strategy"
+CONFIG = ROOT / "conf" / "strategy"
 STEPS = 35_000  # Nash-MTL's authors
 
 LEFT_OUT = {
