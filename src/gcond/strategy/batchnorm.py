@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,7 @@ def merged_batchnorm(model: nn.Module, processes: Processes) -> Iterator[None]:
     updates = [after - count for after, count in zip(_counts(modules), counts, strict=True)]
     if not any(updates):
         return
+    size = processes.size
     parts = [
         _weigh(module, start, count, n, processes)
         for module, start, count, n in zip(modules, before, counts, updates, strict=True)
@@ -45,51 +47,36 @@ def merged_batchnorm(model: nn.Module, processes: Processes) -> Iterator[None]:
     numbers = torch.tensor(updates, dtype=torch.float64, device=parts[0].device)
     packed = torch.cat([numbers, numbers**2, *parts])
     processes.sum(packed)
-    sizes = [len(modules), len(modules), *map(len, parts)]
-    total, squares, *merged = torch.split(packed, sizes)
-    if not torch.equal(squares * processes.size, total**2):  # true of equal numbers alone
+    total, squares, *merged = torch.split(packed, [len(modules), len(modules), *map(len, parts)])
+    if not torch.equal(squares * size, total**2):  # true of equal numbers alone
         raise ValueError(
-            f"BatchNorm: expected as many updates of a module in each of the {processes.size} processes; process "
+            f"BatchNorm: expected as many updates of a module in each of the {size} processes; process "
             f"{processes.rank} made {updates}"
         )
     for module, statistics, count, n in zip(modules, merged, counts, updates, strict=True):
-        _write(module, statistics, count + n * processes.size)
+        mean, variance = statistics.chunk(2)
+        module.running_mean.copy_(mean)
+        module.running_var.copy_(variance)
+        module.num_batches_tracked.fill_(count + n * size)
 
 
-def _modules(model: nn.Module) -> list[_BatchNorm]:
-    return [
-        module
-        for module in model.modules()
-        if isinstance(module, _BatchNorm)
-        and not isinstance(module, nn.SyncBatchNorm)
-        and module.running_mean is not None
-    ]
+def _modules(model: nn.Module) -> list[Any]:
+    found = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    return [module for module in found if not isinstance(module, nn.SyncBatchNorm)]
 
 
-def _statistics(module: _BatchNorm) -> Tensor:
+def _statistics(module: Any) -> Tensor:
     """Running mean and variance, one after the other: a float64 copy [2 features]."""
-    assert module.running_mean is not None
-    assert module.running_var is not None
     return torch.cat([module.running_mean, module.running_var]).double()
 
 
-def _write(module: _BatchNorm, statistics: Tensor, count: int) -> None:
-    assert module.running_mean is not None
-    assert module.running_var is not None
-    assert module.num_batches_tracked is not None
-    mean, variance = statistics.chunk(2)
-    module.running_mean.copy_(mean)
-    module.running_var.copy_(variance)
-    module.num_batches_tracked.fill_(count)
-
-
-def _counts(modules: list[_BatchNorm]) -> list[int]:
+def _counts(modules: list[Any]) -> list[int]:
     """`num_batches_tracked` of every module. One synchronisation with the device."""
-    tracked = [module.num_batches_tracked for module in modules if module.num_batches_tracked is not None]
+    tracked = [module.num_batches_tracked for module in modules]
     return [int(count) for count in torch.stack(tracked).tolist()] if tracked else []
 
 
-def _weigh(module: _BatchNorm, start: Tensor, count: int, n: int, processes: Processes) -> Tensor:
+def _weigh(module: Any, start: Tensor, count: int, n: int, processes: Processes) -> Tensor:
     """This process's summand of the merged statistics: its own part, and an R-th of what is left of `start`."""
     size, rank = processes.size, processes.rank
     if n == 0:

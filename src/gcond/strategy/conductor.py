@@ -17,7 +17,7 @@ from gcond.strategy.arguments import checked_lambdas, expect, expect_one_of, flo
 from gcond.strategy.conflict import Conflict, LossWeighting, Resolution, Resolver
 from gcond.strategy.diagnose import average, describe
 from gcond.strategy.estimate import Estimator, Losses, Sequential, Stochastic, Window
-from gcond.strategy.flat import FlatParameters, Layout, Move, Parameters, described, grouped, read
+from gcond.strategy.flat import FlatParameters, Layout, Move, Parameters, described, grouped, lay_out
 from gcond.strategy.gradients import Statistics, TaskGradients
 from gcond.strategy.processes import Processes, processes_or_default
 from gcond.strategy.resolve.gcond import GCond
@@ -451,7 +451,7 @@ class GradientConductor:
         Raises:
             ValueError: the state is of other tasks, of tasks in another order, or of other parameters.
         """
-        layout = read(state["layout"]) if "layout" in state else ()
+        layout = lay_out(state.get("layout", ()))
         self._check_state(state, layout)
         self.steps, self.skipped = state["steps"], state["skipped"]
         self._resolutions = state["resolutions"]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from math import prod
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
@@ -19,6 +18,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.functional import pad
 from torch.nn.parameter import is_lazy
+
+from gcond.strategy.arguments import expect
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -51,13 +52,13 @@ class Slot:
 Layout = tuple[Slot, ...]
 
 
-def layout_of(names: Sequence[str], tensors: Sequence[Tensor]) -> Layout:
-    """The tensors one after the other. A dense tensor keeps its strides; one with gaps lies there contiguous."""
-    starts = accumulate([tensor.numel() for tensor in tensors], initial=0)
-    return tuple(
-        Slot(name, start, tuple(tensor.shape), tensor.stride() if _is_dense(tensor) else _contiguous(tensor.shape))
-        for name, start, tensor in zip(names, starts, tensors, strict=False)
-    )
+def lay_out(entries: Iterable[tuple[str, Sequence[int], Sequence[int]]]) -> Layout:
+    """Parameters of such names, shapes and strides, one after the other."""
+    slots, start = [], 0
+    for name, shape, stride in entries:
+        slots.append(Slot(name, start, tuple(shape), tuple(stride)))
+        start += prod(shape)
+    return tuple(slots)
 
 
 def size(layout: Layout) -> int:
@@ -66,17 +67,8 @@ def size(layout: Layout) -> int:
 
 
 def described(layout: Layout) -> list[list[Any]]:
-    """The layout as lists of strings and integers, for a checkpoint."""
+    """The layout as lists of strings and integers, for a checkpoint; `lay_out` takes them."""
     return [[slot.name, list(slot.shape), list(slot.stride)] for slot in layout]
-
-
-def read(description: list[list[Any]]) -> Layout:
-    """What `described` describes."""
-    starts = accumulate([prod(shape) for _, shape, _ in description], initial=0)
-    return tuple(
-        Slot(name, start, tuple(shape), tuple(stride))
-        for (name, shape, stride), start in zip(description, starts, strict=False)
-    )
 
 
 class Move:
@@ -141,11 +133,8 @@ class FlatParameters:
     def __init__(self, parameters: Parameters, dtype: torch.dtype | None = None, held: Collection[str] = ()) -> None:
         self._members = _members(parameters)
         laid = [each for each in self._members if each[2].requires_grad or each[1] in held]
-        if not laid:
-            raise ValueError(
-                "`parameters`: expected at least one that requires a gradient, found none"
-                + ("" if self._members else "; a generator such as model.parameters() can be read only once")
-            )
+        none = "none; a generator such as model.parameters() can be read only once"
+        expect(bool(laid), "parameters", "at least one that requires a gradient", none)
         self.groups = [group for group, _, _ in laid]
         self.names = [name for _, name, _ in laid]
         self.parameters = [parameter for _, _, parameter in laid]
@@ -153,9 +142,9 @@ class FlatParameters:
         self.dtype = dtype or self.parameter_dtype
         self.mesh = _mesh(self.parameters, self.names)
         self.sharded = self.mesh is not None
-        self.layout = layout_of(self.names, [local(parameter) for parameter in self.parameters])
-        self.bounds = [slot.start for slot in self.layout]
-        self.bounds.append(self.bounds[-1] + local(self.parameters[-1]).numel())
+        own = [local(parameter) for parameter in self.parameters]
+        self.layout = lay_out((n, p.shape, _dense_stride(p)) for n, p in zip(self.names, own, strict=True))
+        self.bounds = [*(slot.start for slot in self.layout), size(self.layout)]
         self._looks = self._look()
 
     @property
@@ -208,19 +197,9 @@ class FlatParameters:
             parameter.grad = None
 
 
-def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
-    return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    """Whether the strides are those of a permuted contiguous tensor, so that a flat range holds it without gaps."""
-    expected = 1
-    for stride, length in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if length != 1:
-            if stride != expected:
-                return False
-            expected *= length
-    return True
+def _dense_stride(tensor: Tensor) -> tuple[int, ...]:
+    """Its own strides, or, where it has gaps, those of a copy without; a flat range then holds it."""
+    return torch.empty_like(tensor, device="meta").stride()
 
 
 def grouped(parameters: Parameters) -> dict[str, list[Any]]:
@@ -232,11 +211,9 @@ def grouped(parameters: Parameters) -> dict[str, list[Any]]:
 def _listed(own: Any, group: str) -> list[Any]:
     if isinstance(own, nn.Module):
         return list(own.named_parameters())
-    if isinstance(own, (Tensor, str)) or not isinstance(own, Iterable):
-        raise ValueError(
-            "`parameters`: expected a model, model.named_parameters(), or a mapping from group names to such, found "
-            f"{type(own).__name__} for {group!r}"
-        )
+    expected = "a model, model.named_parameters(), or a mapping from group names to such"
+    listed = isinstance(own, Iterable) and not isinstance(own, (Tensor, str))
+    expect(listed, "parameters", expected, f"{type(own).__name__} for {group!r}")
     return list(own)
 
 
@@ -259,50 +236,43 @@ def _members(parameters: Parameters) -> list[tuple[str, str, Tensor]]:
 
 def _check(name: Any, parameter: Any) -> None:
     if not isinstance(parameter, Tensor):
+        kind = type(parameter).__name__
         raise ValueError(
-            f"`parameters`: expected parameters or (name, parameter) pairs, found {type(parameter).__name__} in the "
-            f"place of {name}"
+            f"`parameters`: expected (name, parameter) pairs or parameters, found {kind} in place of {name}"
         )
     if not parameter.requires_grad:
         return
     if is_lazy(parameter):
-        raise ValueError(
-            f"`parameters`: expected parameters that have a shape, found {name} of a lazy module; run the model on one "
-            "batch first"
-        )
-    if parameter.is_complex():
-        raise ValueError(
-            f"`parameters`: expected real parameters, found {name} of dtype {parameter.dtype}; keep a real parameter "
-            "and use torch.view_as_complex of it in the model"
-        )
-    if not parameter.is_leaf:
-        raise ValueError(
-            f"`parameters`: expected leaf tensors, found {name}, computed from another tensor; hand that one over"
-        )
+        problem = "of a lazy module; run the model on one batch first"
+    elif parameter.is_complex():
+        problem = f"of dtype {parameter.dtype}; keep a real one and use torch.view_as_complex of it in the model"
+    elif not parameter.is_leaf:
+        problem = "computed from another tensor; hand that one over"
+    else:
+        return
+    raise ValueError(f"`parameters`: expected real leaf tensors that have a shape, found {name} {problem}")
 
 
 def _one_kind(names: list[str], parameters: list[Tensor]) -> tuple[torch.device, torch.dtype]:
     kinds = {(parameter.device, parameter.dtype): name for name, parameter in zip(names, parameters, strict=True)}
-    if len(kinds) > 1:
-        found = ", ".join(sorted(f"{dtype} on {device} ({name})" for (device, dtype), name in kinds.items()))
-        raise ValueError(f"`parameters`: expected one device and one dtype, found {found}")
+    found = ", ".join(sorted(f"{dtype} on {device} ({name})" for (device, dtype), name in kinds.items()))
+    expect(len(kinds) == 1, "parameters", "one device and one dtype", found)
     return next(iter(kinds))
 
 
 def _mesh(parameters: list[Tensor], names: list[str]) -> DeviceMesh | None:
     """The mesh that all parameters are sharded over; None where none is."""
-    meshes = [parameter.device_mesh for parameter in parameters if is_sharded(parameter)]
-    if not meshes:
-        return None
+    mesh = next((parameter.device_mesh for parameter in parameters if is_sharded(parameter)), None)
     for name, parameter in zip(names, parameters, strict=True):
-        if not is_sharded(parameter):
-            raise ValueError(f"`parameters`: expected all or none sharded by fully_shard, found {name} not sharded")
-        if parameter.device_mesh != meshes[0] or [each.is_shard() for each in parameter.placements] != [True]:
-            raise ValueError(
-                f"`parameters`: expected every parameter sharded over the same mesh of one dimension, found {name} on "
-                f"{parameter.device_mesh} as {parameter.placements}"
-            )
-    return meshes[0]
+        if mesh is not None and not (
+            is_sharded(parameter)
+            and parameter.device_mesh == mesh
+            and [each.is_shard() for each in parameter.placements] == [True]
+        ):
+            found = f"on {parameter.device_mesh} as {parameter.placements}" if is_sharded(parameter) else "not sharded"
+            expected = "none, or all sharded by fully_shard over the same mesh of one dimension"
+            raise ValueError(f"`parameters`: expected {expected}, found {name} {found}")
+    return mesh
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:

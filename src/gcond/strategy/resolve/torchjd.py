@@ -100,15 +100,13 @@ class TorchJD(Resolver):
 
     def _prepare(self, m: int) -> Solve:
         if self._solve is None:
-            self._solve = self._bind(self._build(m))
+            method = self._method
+            if isinstance(method, str):
+                build = _named(method)
+                tasks = {"n_tasks": m} if "n_tasks" in inspect.signature(build).parameters else {}
+                method = build(**tasks, **self._settings)
+            self._solve = self._bind(method)
         return self._solve
-
-    def _build(self, m: int) -> Any:
-        if not isinstance(self._method, str):
-            return self._method
-        build = _named(self._method)
-        tasks = {"n_tasks": m} if "n_tasks" in inspect.signature(build).parameters else {}
-        return build(**tasks, **self._settings)
 
     def _bind(self, method: Any) -> Solve:
         from torchjd import Stateful, aggregation
@@ -199,16 +197,16 @@ def _inside(gram: Tensor) -> Tensor:
 def _root(gram: Tensor) -> Tensor:
     """S [m, m] with S S^T = G, by way of the cosines, so that a short gradient is not lost in a long one's rounding."""
     norms = gram.diagonal().sqrt()
-    safe = torch.where(norms > 0, norms, torch.ones_like(norms))
+    safe = torch.where(norms > 0, norms, 1.0)
     values, vectors = torch.linalg.eigh(gram / torch.outer(safe, safe))
-    values = torch.where(values > len(gram) ** 2 * torch.finfo(gram.dtype).eps, values, torch.zeros_like(values))
+    values = torch.where(values > len(gram) ** 2 * torch.finfo(gram.dtype).eps, values, 0.0)
     return torch.as_tensor(norms.unsqueeze(1) * (vectors * values.sqrt()))
 
 
 def _weights_of(update: Tensor, gram: Tensor) -> Tensor:
     """The shortest w, in units of the gradients' norms, with w S = `update` [m]; 0 for a gradient that is zero."""
     norms = gram.diagonal().sqrt()
-    safe = torch.where(norms > 0, norms, torch.ones_like(norms))
+    safe = torch.where(norms > 0, norms, 1.0)
     units = _root(gram) / safe.unsqueeze(1)
     shares = torch.linalg.pinv(units.T, rtol=1e-7) @ update
-    return torch.where(norms > 0, shares / safe, torch.zeros_like(shares))
+    return torch.where(norms > 0, shares / safe, 0.0)
