@@ -181,6 +181,9 @@ class GradientConductor:
             gradients = self._allocate(len(self.tasks), self.gradients.names)
         scale = scale_of(scaler)
         count = len(self.micro_batch_indices)
+        self._expect_batches(not isinstance(batches, Mapping), f"one {type(batches).__name__}; put it in a list")
+        if isinstance(batches, Sized) and not isinstance(batches, Iterator):
+            self._expect_batches(len(batches) == count, len(batches))
         window = Window(
             self._take(batches, count),
             count,
@@ -195,13 +198,16 @@ class GradientConductor:
             with gradients.collecting():
                 out, metrics = self._resolve_window(estimator, gradients, window, parts, scale or 1.0)
                 self.processes.finish(out, gradients)
-                if "resolved_norm" not in metrics:
-                    metrics["resolved_norm"] = math.sqrt(float(gradients.dot(out, out)))
-                self._check_resolved(metrics)
+                norm = metrics.get("resolved_norm")
+                if norm is None:
+                    norm = metrics["resolved_norm"] = math.sqrt(float(gradients.dot(out, out)))
+                if not math.isfinite(norm):
+                    by = f"{type(self.resolver).__name__} made a gradient of norm {norm} from finite ones"
+                    raise NotFinite(f"step {self.steps}: {by}", {task: metrics[f"loss/{task}"] for task in self.tasks})
                 self._watch.check_reach(gradients)
         except NotFinite as problem:
             return self._leave_out(problem, gradients, scale)
-        norm, limit = metrics["resolved_norm"], math.inf if self.clip_norm is None else self.clip_norm
+        limit = math.inf if self.clip_norm is None else self.clip_norm
         metrics["clipped"] = float(norm > limit)
         if norm > limit:
             out.mul_(limit / norm)
@@ -276,8 +282,10 @@ class GradientConductor:
                 gradients.rows.mul_(1 / scale)
             gathered = self.processes.gather(gradients, self._reference, mean_losses)
             for place, (statistics, values) in enumerate(zip(gathered.statistics, gathered.losses, strict=True)):
-                self._check(gradients, statistics, values, gathered.nonfinite)
+                losses = dict(zip(self.tasks, values.tolist(), strict=True))
+                self._check(gradients, statistics, losses, gathered.nonfinite)
                 resolution, metrics = self._resolve(gradients, statistics, values)
+                metrics |= {f"loss/{task}": value for task, value in losses.items()}
                 resolutions += self.processes.merge_metrics(metrics)
                 if place == gathered.own:
                     own = resolution
@@ -307,22 +315,16 @@ class GradientConductor:
         self.skipped += 1
         return {f"loss/{task}": value for task, value in problem.losses.items()} | {"skipped": 1.0}
 
-    def _check_resolved(self, metrics: dict[str, float]) -> None:
-        norm = metrics["resolved_norm"]
-        if not math.isfinite(norm):
-            losses = {task: metrics[f"loss/{task}"] for task in self.tasks}
-            resolver = type(self.resolver).__name__
-            raise NotFinite(f"step {self.steps}: {resolver} made a gradient of norm {norm} from finite ones", losses)
-
     def _names(self, gradients: TaskGradients) -> tuple[str, ...]:
         return ("+".join(self.tasks),) if len(gradients.rows) < len(self.tasks) else tuple(self.tasks)
 
-    def _check(self, gradients: TaskGradients, statistics: Statistics, values: Tensor, nonfinite: str) -> None:
+    def _check(
+        self, gradients: TaskGradients, statistics: Statistics, losses: dict[str, float], nonfinite: str
+    ) -> None:
         """Raise NotFinite where a loss, else GradientNotFinite where a gradient is not finite.
 
         Of the kind `nonfinite`, where processes resolve for themselves and one of them has found such a one.
         """
-        losses = dict(zip(self.tasks, values.tolist(), strict=True))
         for task, value in losses.items():
             if not math.isfinite(value):
                 raise NotFinite(f"step {self.steps}: the loss of task {task!r} is {value}", losses)
@@ -344,7 +346,6 @@ class GradientConductor:
         self, gradients: TaskGradients, statistics: Statistics, values: Tensor
     ) -> tuple[Resolution, dict[str, float]]:
         joint = len(gradients.rows) < len(self.tasks)
-        losses = dict(zip(self.tasks, values.tolist(), strict=True))
         conflict = Conflict(
             tasks=self._names(gradients),
             gram=statistics.gram,
@@ -358,7 +359,6 @@ class GradientConductor:
         resolution = self.resolver.resolve(conflict)
         self._resolutions += 1
         metrics = describe(conflict, resolution)
-        metrics |= {f"loss/{task}": value for task, value in losses.items()}
         if isinstance(self.resolver, LossWeighting):
             metrics |= self.resolver.after_window(values)
         if resolution.coefficients is None:
@@ -397,29 +397,18 @@ class GradientConductor:
         return self._reference
 
     def _take(self, batches: Iterable[Any], count: int) -> Iterator[Any]:
-        """`count` micro-batches, one after the other: the window's images need never be in memory together.
+        """`count` micro-batches, one after the other: the window's images need never be in memory together."""
+        taken = 0
+        for batch in islice(batches, count):
+            taken += 1
+            yield batch
+        self._expect_batches(taken == count, f"only {taken}")
 
-        ValueError, as soon as it can be known, where there are others than so many.
-        """
-
-        def expect_count(found: Any, holds: bool) -> None:
-            share = f", this process's share of {self.estimator.accumulation_steps}" if self.processes.size > 1 else ""
-            expect(
-                holds, "batches", f"{count} micro-batches{share}, or an iterator of more, such as iter(loader)", found
-            )
-
-        def take() -> Iterator[Any]:
-            taken = 0
-            for batch in islice(batches, count):
-                taken += 1
-                yield batch
-            expect_count(f"only {taken}", taken == count)
-
-        if isinstance(batches, Mapping):
-            expect_count(f"one {type(batches).__name__}; put it in a list", holds=False)
-        if isinstance(batches, Sized) and not isinstance(batches, Iterator):
-            expect_count(len(batches), len(batches) == count)
-        return take()
+    def _expect_batches(self, holds: bool, found: Any) -> None:
+        count, steps = len(self.micro_batch_indices), self.estimator.accumulation_steps
+        share = f", this process's share of {steps}" if count < steps else ""
+        expected = f"{count} micro-batches{share}, or an iterator of more, such as iter(loader)"
+        expect(holds, "batches", expected, found)
 
     def _allocate(self, rows: int, held: Collection[str]) -> TaskGradients:
         gradients = TaskGradients(self._parameters, rows, self._dtype, self._products, held)

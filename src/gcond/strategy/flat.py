@@ -236,10 +236,8 @@ def _members(parameters: Parameters) -> list[tuple[str, str, Tensor]]:
 
 def _check(name: Any, parameter: Any) -> None:
     if not isinstance(parameter, Tensor):
-        kind = type(parameter).__name__
-        raise ValueError(
-            f"`parameters`: expected (name, parameter) pairs or parameters, found {kind} in place of {name}"
-        )
+        found = f"{type(parameter).__name__} in the place of {name}"
+        raise ValueError(f"`parameters`: expected parameters or (name, parameter) pairs, found {found}")
     if not parameter.requires_grad:
         return
     if is_lazy(parameter):

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from gcond.strategy.arguments import expect
-from gcond.strategy.conflict import LossWeighting
-from gcond.strategy.resolve.adam import adam_step
+from gcond.strategy.conflict import LossWeighting, adam_step
 
 EPSILON = 1e-8
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from gcond.strategy.arguments import expect
-from gcond.strategy.conflict import Conflict, Resolution, Resolver
-from gcond.strategy.resolve.adam import adam_step
+from gcond.strategy.conflict import Conflict, Resolution, Resolver, adam_step
 
 MIN_WEIGHT = 1e-3  # the paper does not keep weights positive; a weight that falls below is counted and lifted to this
 
