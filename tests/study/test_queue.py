@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -10,6 +11,7 @@ import yaml
 
 from gcond.config import compose
 from gcond.engine.settings import Settings
+from gcond.study import tables
 from gcond.study.__main__ import QUEUE
 from gcond.study.queue import NAME, Queue, read
 
@@ -40,7 +42,7 @@ def recorded(runs, machine="m", loss=lambda run: 1.0):
     return runs[NAME].assign(arithmetic=machine, best_val_l1=losses, best_val_ssim=losses)
 
 
-NOTHING = pd.DataFrame(columns=[*NAME, "arithmetic", "best_val_l1", "best_val_ssim"])
+NOTHING = tables.read(Path("nowhere"))
 
 
 def test_all_runs_of_a_group_stand_together():
