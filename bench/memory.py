@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,18 +21,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gcond.config import CONFIG, build, compose
-from gcond.engine.memory import Planner, bytes_of
-from gcond.engine.passes import GRAPHS, Loss, Passes
+from gcond.config import CONFIG, compose
+from gcond.engine.memory import GRAPHS, Passes, Planner, bytes_of
 from gcond.engine.settings import Settings
 from gcond.files import OWN
-from gcond.loss import TASKS
+from gcond.loss import TASKS, ReconstructionLoss
 from gcond.model.patches import patchify, select
 from gcond.output import status_of
 from gcond.strategy import GradientConductor, Joint
 from gcond.strategy import Sequential as SequentialEstimator
 from gcond.study import bench, pages
-from gcond.synthetic_run import channels_of
 from gcond.timing import stamp
 
 MIB = 2**20
@@ -132,31 +130,29 @@ def shares_a_graph(conductor: GradientConductor) -> bool:
     return isinstance(estimator, SequentialEstimator) and estimator.forward == "shared"
 
 
-def passes_of(plan: Plan) -> tuple[Passes, torch.nn.Module]:
-    cfg = compose(plan.overrides())
-    with torch.device("meta"):
-        model = build(cfg.model, channels=channels_of(cfg))
-    passes = Passes(cfg, model, CUDA, lines=True)
-    if plan.tasks == 3:
-        passes = Passes(cfg, model, CUDA, with_third(passes.loss, cfg.scale.patch_size))
-    return passes, model
+class WithSquare(ReconstructionLoss):
+    """The reconstruction losses, and "square"."""
 
-
-def with_third(loss: Loss, side: int) -> Loss:
-    def losses(predictions: Tensor, images: Tensor, hidden: Tensor, tasks: Sequence[str]) -> Mapping[str, Tensor]:
-        known = dict(loss(predictions, images, hidden, [task for task in tasks if task in TASKS]))
+    def __call__(self, predictions: Tensor, images: Tensor, hidden: Tensor, tasks: Sequence[str]) -> dict[str, Tensor]:
+        losses = super().__call__(predictions, images, hidden, [task for task in tasks if task in TASKS])
         if "square" in tasks:
             with torch.autocast("cpu", enabled=False):
-                known["square"] = (predictions.float() - select(patchify(images, side), hidden)).square().mean()
-        return known
+                targets = select(patchify(images, self.patch_size), hidden)
+                losses["square"] = (predictions.float() - targets).square().mean()
+        return losses
 
-    return losses
+
+def passes_of(plan: Plan) -> Passes:
+    passes = Passes(compose(plan.overrides()), CUDA)
+    if plan.tasks == 3:
+        passes.loss = WithSquare(passes.loss.patch_size, passes.loss.intensity)
+    return passes
 
 
-def measure(plan: Plan, passes: Passes, model: torch.nn.Module) -> Iterator[Row]:
+def measure(plan: Plan, passes: Passes) -> Iterator[Row]:
     cfg = compose(plan.overrides())
     tasks = {str(name): float(value) for name, value in cfg.loss.tasks.items()} | (THIRD if plan.tasks == 3 else {})
-    planner = Planner(cfg, model, CUDA, passes, tasks, plan.graph)
+    planner = Planner(cfg, CUDA, passes, tasks, plan.graph)
     size, k = planner.conductor.gradients.size, plan.accumulation_steps
     about = plan.about() | {"parameters": size} | stamp()
     if plan.budget:
@@ -182,13 +178,13 @@ def run(options: argparse.Namespace) -> None:
         for plan in plans(options.strategies or names, options.budget)
         if options.anew or not bench.is_recorded(options.results, plan.about(), [plan.strategy])
     ]
-    shared: dict[tuple[object, ...], tuple[Passes, torch.nn.Module]] = {}
+    shared: dict[tuple[object, ...], Passes] = {}
     rows: list[Row] = []
     for plan in tqdm(sorted(todo, key=lambda plan: str(plan.passes())), unit="plan"):
         if plan.passes() not in shared:
             bench.add(options.results, rows)
             shared, rows = {plan.passes(): passes_of(plan)}, []
-        rows += measure(plan, *shared[plan.passes()])
+        rows += measure(plan, shared[plan.passes()])
     bench.add(options.results, rows)
     print(f"written: {options.results}/bench.csv, {pages.make('bench', options.results)[0]}")
 

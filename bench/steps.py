@@ -42,9 +42,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.debug import CommDebugMode
 
 from gcond.config import CONFIG, compose
-from gcond.engine.device import describe, pick
+from gcond.engine.device import describe, is_out_of_memory, pick
 from gcond.engine.memory import bytes_of
-from gcond.engine.out_of_memory import is_out_of_memory
 from gcond.files import OWN
 from gcond.output import status_of
 from gcond.strategy import (

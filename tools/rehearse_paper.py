@@ -24,15 +24,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from gcond.config import CONFIG, build
+from gcond.config import CONFIG
 from gcond.engine.device import commit
-from gcond.engine.memory import Planner
-from gcond.engine.passes import Passes
+from gcond.engine.memory import Passes, Planner
 from gcond.engine.run_folder import resolved
 from gcond.engine.settings import Settings
 from gcond.files import write_atomically
 from gcond.sweep.plan import plan
-from gcond.synthetic_run import SyntheticRun, channels_of
+from gcond.synthetic_run import SyntheticRun
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIG / "experiment").glob("*.yaml"))
 COLUMNS = ["case", "commit", "experiments", "runs", "model", "dataset", "micro_batch", "planned_gb", "seconds", "error"]
@@ -83,17 +82,14 @@ class Plans:
     """Plans of which those of equal passes share the counts."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[object, ...], tuple[Passes, torch.nn.Module]] = {}
+        self._known: dict[tuple[object, ...], Passes] = {}
 
     def peak(self, cfg: DictConfig) -> int:
         scale, device = cfg.scale, torch.device("cuda")
         key = (cfg.model.name, cfg.dataset.name, scale.image_size, cfg.precision, str(cfg.loss.reconstruction))
         if key not in self._known:
-            with torch.device("meta"):
-                model = build(cfg.model, channels=channels_of(cfg))
-            self._known[key] = Passes(cfg, model, device, lines=True), model
-        passes, model = self._known[key]
-        return Planner(cfg, model, device, passes).plan(scale.micro_batch, scale.accumulation_steps).peak
+            self._known[key] = Passes(cfg, device)
+        return Planner(cfg, device, self._known[key]).plan(scale.micro_batch, scale.accumulation_steps).peak
 
 
 def first_step(cfg: DictConfig, micro_batch: int) -> float:

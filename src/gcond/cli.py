@@ -97,7 +97,7 @@ def _dashboard(rest: list[str]) -> int:
 
 
 def _plan_memory(rest: list[str]) -> int:
-    from gcond.engine.plan_memory import main as plan_memory
+    from gcond.engine.memory import main as plan_memory
 
     return plan_memory(rest)
 

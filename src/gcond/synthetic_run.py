@@ -10,22 +10,10 @@ from torch import Tensor
 
 from gcond.config import build
 from gcond.data.intensity import Intensity
-from gcond.engine.batches import Batch, planned_classes
+from gcond.engine.batches import Batch, planned_shape
 from gcond.engine.settings import Settings
 from gcond.engine.trainer import Objective, Trainer, optimizer_of
 from gcond.model.masking import draw_hidden
-
-CHANNELS = {"ct": 1, "headneck": 1, "photos": 3, "imagenet256": 3, "imagenet84": 3}
-
-
-def channels_of(cfg: DictConfig) -> int:
-    """Of the images of the config's data set, without reading it. Raises ValueError for one that is not known here."""
-    if cfg.dataset.name not in CHANNELS:
-        raise ValueError(
-            f"`dataset`: expected one of {', '.join(CHANNELS)}, whose channels are known here, found "
-            f"{cfg.dataset.name}; add it to gcond.synthetic_run.CHANNELS"
-        )
-    return CHANNELS[cfg.dataset.name]
 
 
 class SyntheticRun:
@@ -35,10 +23,10 @@ class SyntheticRun:
     """
 
     def __init__(self, cfg: DictConfig, device: torch.device, diagnose_every: int = 10**9) -> None:
-        settings, scale, channels = Settings(cfg), cfg.scale, channels_of(cfg)
-        classes = planned_classes(cfg)
+        settings, scale, shape = Settings(cfg), cfg.scale, planned_shape(cfg)
+        channels = shape["channels"]
         torch.manual_seed(0)
-        self.model = build(cfg.model, channels=channels, classes=classes).to(device)
+        self.model = build(cfg.model, **shape).to(device)
         intensity = Intensity(0, 1, (0.0,) * channels, (1.0,) * channels)
         loss = build(cfg.loss.reconstruction)(patch_size=scale.patch_size, intensity=intensity)
         schedule = settings.schedule(1000)
@@ -49,7 +37,7 @@ class SyntheticRun:
         self._batch = Batch(
             torch.randn(size, generator=generator).to(device),
             draw_hidden(scale.micro_batch, settings.patches, scale.mask_ratio, generator).to(device),
-            torch.zeros(scale.micro_batch, dtype=torch.long, device=device) if classes else None,
+            torch.zeros(scale.micro_batch, dtype=torch.long, device=device) if shape["classes"] else None,
         )
         model = torch.compile(self.model) if cfg.compile else self.model
         self._objective = Objective(model, loss, intensity, cfg.precision)

@@ -10,15 +10,14 @@ from omegaconf import DictConfig
 
 from gcond.config import build
 from gcond.data.images import bars
-from gcond.engine.baselines import baseline_scores
 from gcond.engine.batches import MicroBatches, TrainingImages, labelling_of, seeded, subseed
 from gcond.engine.checkpoint import Checkpoint, State, thinned
+from gcond.engine.device import out_of_memory_hint
 from gcond.engine.distributed import gathered
-from gcond.engine.evaluate import Best, EvaluationSet, Scores, evaluate, final_records, means
+from gcond.engine.evaluate import Best, EvaluationSet, Scores, baseline_scores, evaluate, final_records, means
 from gcond.engine.loggers import logger_of
 from gcond.engine.metrics_log import PICTURE, MetricsLog, Record
-from gcond.engine.out_of_memory import out_of_memory_hint
-from gcond.engine.probes import Activations, GradientProbe
+from gcond.engine.probes import GradientProbe, activations
 from gcond.engine.process import Interrupt, StopOrCheckpoint, rank
 from gcond.engine.reconstructions import Reconstructions
 from gcond.engine.run_folder import RunFolder, resolved
@@ -135,12 +134,12 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
             training=cfg.strategy.model_mode == "train",
             scaler=scaler,
         )
-        activations = Activations(curve["val"], data.intensity, device)
 
         def examine(epoch: int, step: int, last: bool) -> Iterator[Record]:
             if team.main and cfg.scale.probe_micro_batches > 0:  # the others go on, and wait in the next step
                 yield {"kind": "probe", "epoch": epoch, "step": step, **probe.measure(epoch)}
-                yield {"kind": "activations", "epoch": epoch, "step": step, **activations.measure(model)}
+                found = activations(model, curve["val"], data.intensity, device)
+                yield {"kind": "activations", "epoch": epoch, "step": step, **found}
 
         pictures = Reconstructions(folder.reconstructions, data, curve["val"], **cfg.reconstructions)
 
@@ -164,7 +163,7 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
             closing(batches),
             logbook,
             Progress(folder.name, kind, state.step, schedule.total_steps) as progress,
-            out_of_memory_hint(cfg, model, device),
+            out_of_memory_hint(cfg.scale.micro_batch, cfg.scale.accumulation_steps),
         ):
             stop = StopOrCheckpoint(interrupt, cfg.checkpoint_minutes, team)
 

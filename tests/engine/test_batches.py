@@ -17,12 +17,12 @@ from gcond.data.images import TensorImages
 from gcond.data.intensity import Intensity
 from gcond.engine import batches
 from gcond.engine.batches import (
-    Ahead,
     Batch,
     MicroBatches,
     SideStream,
     Tensors,
     TrainingImages,
+    ahead,
     generator,
     seeded,
     subseed,
@@ -158,7 +158,7 @@ def items(numbers: range) -> list[Tensors]:
 
 def test_the_next_copy_is_under_way_before_an_item_is_used() -> None:
     transfer = Recorded()
-    for number, _ in enumerate(Ahead(iter(items(range(3))), transfer)):
+    for number, _ in enumerate(ahead(items(range(3)), transfer)):
         transfer.log.append(f"use {number}")
     assert transfer.log == [  # by hand: an item's own hand-over never waits for the copy that follows
         *("start 0", "finish 0", "start 1", "use 0"),
@@ -170,7 +170,7 @@ def test_the_next_copy_is_under_way_before_an_item_is_used() -> None:
 def test_without_a_transfer_nothing_is_taken_before_its_turn() -> None:
     source = iter(items(range(3)))
     assert transfer_to(torch.device("cpu")) is None
-    next(Ahead(source, None))
+    next(ahead(source, None))
     assert int(next(source)[0]) == 1
 
 
@@ -180,7 +180,7 @@ CPU = torch.device("cpu")
 SHOWN = TensorImages(torch.arange(12, dtype=torch.int16)[:, None, None, None].expand(12, 1, 8, 8).contiguous())
 
 
-def ahead_of(device: torch.device = CPU, position: int = 0, share: tuple[int, ...] = (0,)) -> MicroBatches:
+def stream_on(device: torch.device = CPU, position: int = 0, share: tuple[int, ...] = (0,)) -> MicroBatches:
     intensity, window = Intensity(0, 16, (0.5,), (0.25,)), 2 * len(share)  # exact: CUDA multiplies by a rounded 1 / 11
     return MicroBatches(TrainingImages(SHOWN, intensity, 4, 64, 0.75, 42, device), position, window, share)
 
@@ -197,14 +197,14 @@ def same(one: list[tuple[Tensor, Tensor]], other: list[tuple[Tensor, Tensor]]) -
 def test_the_position_counts_what_was_given_not_what_is_ahead(
     share: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = pairs(ahead_of(share=share), 8)
+    whole = pairs(stream_on(share=share), 8)
     transfer = Recorded()
     monkeypatch.setattr(batches, "transfer_to", lambda device: transfer)
-    ahead = ahead_of(share=share)
-    first = pairs(ahead, 2 * len(share))
+    given = stream_on(share=share)
+    first = pairs(given, 2 * len(share))
     assert sum("start" in entry for entry in transfer.log) == 2 * len(share) + 1
-    assert ahead.position == 4 * len(share)  # two windows of which this process takes half, by hand
-    rest = pairs(ahead_of(position=ahead.position, share=share), 8 - len(first))
+    assert given.position == 4 * len(share)  # two windows of which this process takes half, by hand
+    rest = pairs(stream_on(position=given.position, share=share), 8 - len(first))
     assert same(first + rest, whole)
 
 
@@ -218,13 +218,13 @@ def test_a_device_gets_the_very_micro_batches_of_the_cpu_and_never_waits_for_the
         monkeypatch.setattr(batches, "transfer_to", FarQueue)
     device = device()
     with device:
-        ahead = ahead_of(device.device)
-        taken = [next(ahead)]  # the first moves mean and standard deviation
+        given = stream_on(device.device)
+        taken = [next(given)]  # the first moves mean and standard deviation
         device.clear()
-        taken += [next(ahead) for _ in range(3)]
+        taken += [next(given) for _ in range(3)]
         assert (device.counts["synchronisations"], device.counts["transfers"]) == (0, 0), device.log
         moved = [(device.held(batch.images), device.held(batch.hidden)) for batch in taken]
-    assert same(moved, pairs(ahead_of(), 4))
+    assert same(moved, pairs(stream_on(), 4))
 
 
 class Streams:

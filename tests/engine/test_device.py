@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from gcond.engine.device import commit, cpu_seconds, describe, fingerprint, pick, processor, tf32
+from gcond.engine.device import (
+    OutOfMemory,
+    commit,
+    cpu_seconds,
+    describe,
+    fingerprint,
+    is_out_of_memory,
+    out_of_memory_hint,
+    pick,
+    processor,
+    tf32,
+)
 
 
 def test_cuda_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,3 +118,33 @@ def test_it_is_another_where_convolutions_round_otherwise():
     found = fingerprint(CPU)
     with torch.backends.mkldnn.flags(enabled=False):
         assert fingerprint(CPU) != found
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+            True,
+        ),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("DefaultCPUAllocator: can't allocate memory"), False),
+    ],
+)
+def test_what_counts_as_out_of_memory(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected
+
+
+@pytest.mark.parametrize(("tried", "expected"), [((12, 4), (6, 8)), ((9, 2), (3, 6)), ((1, 4), None)])
+def test_a_run_out_of_memory_is_told_a_smaller_micro_batch(tried: tuple[int, int], expected: Any) -> None:
+    """The CPU allocator's own error; other errors pass."""
+    with pytest.raises(OutOfMemory, match=f"at scale.micro_batch={tried[0]}") as caught, out_of_memory_hint(*tried):
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    found = re.search(r"scale.micro_batch=(\d+) scale.accumulation_steps=(\d+)", str(caught.value))
+    assert (found and tuple(map(int, found.groups()))) == expected
+    with pytest.raises(FloatingPointError), out_of_memory_hint(*tried):
+        raise FloatingPointError("nan")

@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from engine import tiny
+from engine.runs import tiny_config
 from strategy.far_device import CudaDevice, FarDevice, FarQueue
 from torch import Tensor, nn
 
+from gcond.data.images import TensorImages
 from gcond.data.intensity import Intensity
 from gcond.engine import evaluate as module
 from gcond.engine.distributed import World
@@ -21,7 +25,9 @@ from gcond.engine.evaluate import (
     Best,
     EvaluationSet,
     Scores,
+    baseline_scores,
     by_group,
+    constant_predictors,
     evaluate,
     final_records,
     means,
@@ -137,7 +143,7 @@ def test_a_team_s_score_is_the_mean_over_all_images(size: int) -> None:
     assert found == pytest.approx(score_by_hand(list(range(7))), rel=1e-6)
 
 
-CT = Intensity.of_hu_window(-800, 2000, mean=0.3, std=0.2)
+CT, PHOTOS = Intensity.of_hu_window(-800, 2000, mean=0.3, std=0.2), Intensity.of_photographs()
 SSIM_LOSS = ReconstructionLoss(2, CT, ssim_window=1)
 
 
@@ -176,8 +182,7 @@ def test_a_prediction_that_is_not_a_number_is_not_taken_for_air() -> None:
 
 def test_the_losses_of_images_are_those_of_batches_of_one_and_groups_add_up_to_the_whole() -> None:
     draw = torch.Generator().manual_seed(1)
-    intensity = Intensity.of_photographs()
-    loss = ReconstructionLoss(16, intensity, flip_strength=0.7)
+    loss = ReconstructionLoss(16, PHOTOS, flip_strength=0.7)
     images, hidden = torch.randn(7, 3, 64, 64, generator=draw), fixed_hidden(range(7), 16, 0.75, seed=0)
     predictions = torch.randn(7, 12, 3, 16, 16, generator=draw)
     found = per_image(loss, predictions, images, hidden, loss.tasks)
@@ -293,5 +298,56 @@ def test_nothing_is_measured_twice_where_the_last_epoch_is_the_best() -> None:
     assert calls == list(SETS.values())
 
 
-def image(data: EvaluationSet, place: int) -> Tensor:
-    return data.images[place]
+# Constant predictors
+
+
+@pytest.mark.parametrize("intensity", [CT, PHOTOS], ids=["ct", "photos"])
+def test_constant_predictors_are_those_of_loops(intensity: Intensity) -> None:
+    """Of 7 training images the evenly spaced 0, 1, 3 and 5; channels differ."""
+    generator = torch.Generator().manual_seed(1)
+    shape = (12, intensity.channels, 32, 32)
+    levels = torch.arange(1, intensity.channels + 1, dtype=torch.uint8)[:, None, None]
+    raw = torch.randint(0, 256, shape, generator=generator).to(torch.uint8) // levels
+    train, images = TensorImages(raw[:7]), intensity.normalise(raw[7:])
+    hidden = fixed_hidden(range(5), 4, 0.5, seed=0)
+
+    z_train, z = intensity.normalise(raw[[0, 1, 3, 5]]).double().numpy(), images.double().numpy()
+    expected = {name: np.zeros_like(z) for name in ("dataset_mean", "global_median", "pixel_median", "visible_mean")}
+    for c in range(z.shape[1]):
+        ordered = np.sort(z_train[:, c], axis=None)
+        expected["global_median"][:, c] = ordered[(ordered.size - 1) // 2]
+        expected["pixel_median"][:, c] = np.sort(z_train[:, c], axis=0)[1]  # of four the lower one, as PyTorch has it
+        for i, row in enumerate(hidden.tolist()):
+            corners = [(16 * (n // 2), 16 * (n % 2)) for n in range(4) if n not in row]
+            expected["visible_mean"][i, c] = np.mean([z[i, c, y : y + 16, x : x + 16] for y, x in corners])
+
+    found = constant_predictors(train, intensity, 16, at_most=4)
+    assert list(found) == list(expected)
+    for name, whole in expected.items():
+        patches = select(patchify(torch.from_numpy(whole).float(), 16), hidden)
+        torch.testing.assert_close(found[name](images, hidden), patches, atol=1e-6, rtol=1e-5)
+
+
+def test_baselines_are_scored_once_per_data_set_and_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = tiny_config(tmp_path)
+    sets = {split: EvaluationSet.of(DATA, split, None, 16, 0.75) for split in ("val", "test")}
+    scores = baseline_scores(cfg, DATA, sets, LOSS)
+
+    # By hand: the mean of the data set is 0 in z-space, so its L1 is the mean absolute value of the hidden pixels.
+    rows = [
+        DATA.intensity.normalise(DATA.val[index])[:, 16 * (patch // 4) :, 16 * (patch % 4) :][:, :16, :16]
+        for index in range(7)
+        for patch in sets["val"].hidden[index].tolist()
+    ]
+    assert scores["dataset_mean"]["val_l1"] == pytest.approx(float(torch.stack(rows).abs().mean()), rel=1e-6)
+    assert sorted(scores["visible_mean"]) == ["test_l1", "test_ssim", "val_l1", "val_ssim"]
+
+    monkeypatch.setattr(module, "constant_predictors", lambda *_: {"another": Normalised()})
+    assert baseline_scores(tiny_config(tmp_path, "strategy=baseline", "seed=1"), DATA, sets, LOSS) == scores
+    other_data = replace(DATA, facts=DATA.facts | {"checksum": "other"})
+    assert set(baseline_scores(cfg, other_data, sets, LOSS)) == {"another"}
+    assert set(baseline_scores(tiny_config(tmp_path, "scale.eval_images=2"), DATA, sets, LOSS)) == {"another"}
+    for kept in (tmp_path / "smoke").glob("trivial-*.json"):
+        kept.write_bytes(kept.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"trivial-\S+\.json: expected a JSON object"):
+        baseline_scores(cfg, DATA, sets, LOSS)

@@ -18,24 +18,12 @@ from engine.runs import TINY, config, parts, run, tiny_config
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
-from gcond.engine import probes
 from gcond.engine.batches import TrainingImages
 from gcond.engine.evaluate import EvaluationSet
-from gcond.engine.gradient_noise import describe, estimates, statistics
-from gcond.engine.memory import Planner
+from gcond.engine.gradient_noise import GradientRows, GradientSums, describe, estimates, rows_held, statistics
+from gcond.engine.memory import LiveBytes, Planner, state_of
 from gcond.engine.metrics_log import MetricsLog, read
-from gcond.engine.passes import LiveBytes, state_of
-from gcond.engine.probes import (
-    IMAGES,
-    QUANTILES,
-    Activations,
-    GradientProbe,
-    GradientRows,
-    GradientSums,
-    WindowProbe,
-    rows_held,
-    spread,
-)
+from gcond.engine.probes import IMAGES, QUANTILES, GradientProbe, WindowProbe, activations, spread
 from gcond.engine.trainer import Objective
 from gcond.load_run import LoadedRun
 from gcond.model import MaskedAutoencoder
@@ -171,7 +159,7 @@ def test_images_and_masks_depend_on_seed_and_epoch_alone() -> None:
     images = torch.cat([batch.images for batch in probed.batches])
     assert len(images.unique(dim=0)) == 12  # none twice: halves are disjoint
     for another in (Probed(seed=11), Probed()):
-        another.probe.measure(3 if another.probe._source.seed == 11 else 4)
+        another.probe.measure(3 if another.probe.source.seed == 11 else 4)
         assert not torch.equal(torch.cat([batch.images for batch in another.batches]), images)
         hidden = torch.cat([batch.hidden for batch in another.batches])
         assert not torch.equal(hidden, torch.cat([batch.hidden for batch in probed.batches]))
@@ -236,16 +224,13 @@ def test_a_number_of_micro_batches_has_two_halves(number: object, tmp_path: Path
 def test_the_plan_counts_it() -> None:
     probed = Probed(size=2)
     known = [*state_of(probed.model), probed.images]
-    probed.probe._losses = probed.losses  # which keep no batch
+    probed.probe.losses = probed.losses  # which keep no batch
     with LiveBytes(known) as live:
         probed.probe.measure(1)
     cfg = config(*TINY, "strategy=gcond_sequential", "scale.probe_micro_batches=4")
-    plan = Planner(cfg, probed.model, CPU).plan(2, 2)
+    plan = Planner(cfg, CPU).plan(2, 2)
     assert plan.phases["gradient probe"] == pytest.approx(live.peak, rel=0.05)
-    assert (
-        "gradient probe"
-        not in Planner(config(*TINY, "scale.probe_micro_batches=0"), probed.model, CPU).plan(2, 2).phases
-    )
+    assert "gradient probe" not in Planner(config(*TINY, "scale.probe_micro_batches=0"), CPU).plan(2, 2).phases
 
 
 TASKS = ["a", "b"]
@@ -320,11 +305,10 @@ def test_one_task_has_no_signs_and_a_gradient_that_vanishes_no_number() -> None:
 
 
 def test_rows_are_the_gradients_in_groups() -> None:
-    """A strided weight, a bias that one task misses, losses enlarged by 4; more numbers than a chunk."""
+    """A strided weight, a bias that one task misses, losses enlarged by 4."""
     layers = nn.ModuleList([nn.Conv2d(8, 9, 3).to(memory_format=torch.channels_last), nn.Linear(40, 1000)])
     groups = {"encoder": list(layers[0].parameters()), "head": list(layers[1].parameters())}
     flat = FlatParameters(groups)
-    assert flat.size > probes.CHUNK
     rows, random = GradientRows(flat, 2, 6), torch.Generator().manual_seed(0)
     vectors = np.zeros((6, 2, flat.size))
     for number in range(6):
@@ -353,7 +337,7 @@ class Few(WindowProbe):
 
 def probe(probed: Probed, count: int = 6, kind: type[WindowProbe] = Few, training: bool = True) -> WindowProbe:
     own = probed.probe
-    return kind(own._model, own._losses, own._tasks, own._source, count, training, own._scaler)
+    return kind(own.model, own.losses, own.tasks, own.source, count, training, own.scaler)
 
 
 def test_a_measurement_is_that_of_plain_backward_passes_and_leaves_nothing_behind() -> None:
@@ -502,7 +486,7 @@ def test_of_the_encoder_s_map_of_masked_images() -> None:
     torch.manual_seed(0)
     model = MaskedAutoencoder("mobilenetv3_small_050", 64, 16, 3, width=32, depth=1).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    found = Activations(split, data.intensity, CPU).measure(model)
+    found = activations(model, split, data.intensity, CPU)
     assert not model.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 

@@ -25,7 +25,6 @@ ALLOWED = {
     "files": "",
     "output": "",
     "engine": "config schema data model loss strategy files output",
-    "engine.plan_memory": "config engine synthetic_run",
     "sweep": "config schema data engine files output",
     "study": "config output sweep engine data files strategy model load_run synthetic_run toy",
     "study.window_noise": "data engine load_run study.tables",

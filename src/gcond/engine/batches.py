@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import DictConfig
@@ -21,6 +21,8 @@ from gcond.data.intensity import Intensity
 from gcond.data.splits import ImageSet
 from gcond.engine.process import leave_to_the_parent, signals_held_back
 from gcond.model.masking import draw_hidden
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -65,19 +67,15 @@ class MicroBatches:
     def __init__(self, source: TrainingImages, position: int = 0, window: int = 1, share: Sequence[int] = (0,)) -> None:
         self._source, self._start, self._window, self._share, self._given = source, position, window, share, 0
         size, device = source.micro_batch, source.device
-        order = Order(len(source.images), size, source.seed, self._position)
-        order, indices = itertools.tee(order)  # workers read ahead in one
-        loader: DataLoader[Tensor] = DataLoader(
-            source.images,  # type: ignore[arg-type]
-            batch_sampler=order,
-            num_workers=source.workers,
+        ordered, indices = itertools.tee(order(len(source.images), size, source.seed, self._position))
+        raw = read(
+            source.images,
+            source.workers,
+            batch_sampler=ordered,  # workers read ahead in it
             pin_memory=device.type == "cuda",
             persistent_workers=source.workers > 0,
-            worker_init_fn=leave_to_the_parent,
         )
-        with signals_held_back():
-            raw: Iterator[Tensor] = iter(loader)
-        self._ahead = Ahead(map(self._masked, itertools.count(), indices, raw), transfer_to(device))
+        self._ahead = ahead(map(self._masked, itertools.count(), indices, raw), transfer_to(device))
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -89,7 +87,7 @@ class MicroBatches:
 
     def close(self) -> None:
         """End the workers; else a process that leaves with an exception, which still holds them, waits for them."""
-        self._ahead = Ahead(iter(()), None)
+        self._ahead.close()
 
     def _masked(self, count: int, indices: Sequence[int], raw: Tensor) -> tuple[Tensor, ...]:
         """This process's micro-batch number `count`, all parts still on the CPU."""
@@ -111,25 +109,37 @@ class MicroBatches:
         return self._start + windows * self._window + self._share[place]
 
 
-class Order:
+def read(images: ImageSet, workers: int, generator: torch.Generator | None = None, **how: Any) -> Iterator[Tensor]:
+    """Raw images in batches, as `DataLoader` reads them with the options `how`; workers leave signals to this process.
+
+    Nothing is drawn from PyTorch's own generator.
+    """
+    own = generator or torch.Generator()
+    loader: Any = DataLoader(
+        images,  # type: ignore[arg-type]
+        num_workers=workers,
+        worker_init_fn=leave_to_the_parent,
+        generator=own,
+        **how,
+    )
+    with signals_held_back():
+        return iter(loader)
+
+
+def order(images: int, size: int, seed: int, position: Callable[[int], int]) -> Iterator[list[int]]:
     """Endless lists of `size` image indices: those of the micro-batches at position(0), position(1), …"""
-
-    def __init__(self, images: int, size: int, seed: int, position: Callable[[int], int]) -> None:
-        self._images, self._size, self._seed, self._position = images, size, seed, position
-        self._epoch = -1  # the pass that `_permutation` belongs to
-        self._permutation: list[int] = []
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for count in itertools.count():
-            start = self._position(count) * self._size
-            yield [self._index(number) for number in range(start, start + self._size)]
-
-    def _index(self, number: int) -> int:
-        epoch, place = divmod(number, self._images)
-        if self._epoch != epoch:
-            self._epoch = epoch
-            self._permutation = torch.randperm(self._images, generator=generator(self._seed, "order", epoch)).tolist()
-        return self._permutation[place]
+    known = -1  # the pass over all images that `permutation` is of
+    permutation: list[int] = []
+    for count in itertools.count():
+        indices = []
+        start = position(count) * size
+        for number in range(start, start + size):
+            epoch, place = divmod(number, images)
+            if epoch != known:
+                known = epoch
+                permutation = torch.randperm(images, generator=generator(seed, "order", epoch)).tolist()
+            indices.append(permutation[place])
+        yield indices
 
 
 Tensors = tuple[Tensor, ...]
@@ -160,43 +170,31 @@ def transfer_to(device: torch.device) -> SideStream | None:
     return SideStream(device) if device.type == "cuda" else None
 
 
-class Ahead:
+def ahead(source: Iterable[Tensors], transfer: SideStream | None) -> Generator[Tensors, None, None]:
     """The items of `source`, each on the device, in their order; the transfer of one is under way ahead of its turn.
 
     Without a transfer the items are given as they are, and none is taken before its turn.
     """
-
-    def __init__(self, source: Iterator[Tensors], transfer: SideStream | None) -> None:
-        self._source, self._transfer = source, transfer
-        self._under_way: Tensors | None = None
-
-    def __iter__(self) -> Iterator[Tensors]:
-        return self
-
-    def __next__(self) -> Tensors:
-        if self._transfer is None:
-            return next(self._source)
-        given = self._under_way or self._transfer.start(next(self._source))
-        self._transfer.finish(given)  # before the next copy, which this one's readers need not wait for
-        following = next(self._source, None)
-        self._under_way = None if following is None else self._transfer.start(following)
-        return given
+    if transfer is None:
+        yield from source
+        return
+    under_way: Tensors | None = None
+    for item in source:
+        if under_way is not None:
+            transfer.finish(under_way)  # before the next copy, which this one's readers need not wait for
+        given, under_way = under_way, transfer.start(item)
+        if given is not None:
+            yield given
+    if under_way is not None:
+        transfer.finish(under_way)
+        yield under_way
 
 
 TURNS = 4  # by 0, 90, 180 and 270 degrees
+CHANNELS = {"ct": 1, "headneck": 1, "photos": 3, "imagenet256": 3, "imagenet84": 3}
 CLASSES = {"imagenet256": 1000, "imagenet84": 100}
-"""Of data sets that have labels, where a plan is made without reading them."""
+"""Of data sets, where a plan is made without reading them."""
 EVALUATION_SEED = 0  # of every run's validation and test turns, whatever its own seed
-
-
-class Labelling(Protocol):
-    classes: int
-
-    def drawn(self, raw: Tensor, indices: Sequence[int], draw: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Training images [B, C, S, S] with their indices -> the images to show, and their labels, long [B]."""
-
-    def fixed(self, images: ImageSet, split: str, indices: Sequence[int]) -> tuple[ImageSet, Tensor]:
-        """The evaluation images to show, and the labels of those at `indices`, long [n]: the same in every run."""
 
 
 class Turns:
@@ -208,10 +206,12 @@ class Turns:
     classes = TURNS
 
     def drawn(self, raw: Tensor, indices: Sequence[int], draw: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Training images [B, C, S, S] with their indices -> the images to show, and their labels, long [B]."""
         labels = torch.randint(TURNS, (len(raw),), generator=draw)
         return torch.stack([turned(image, k) for image, k in zip(raw, labels.tolist(), strict=True)]), labels
 
     def fixed(self, images: ImageSet, split: str, indices: Sequence[int]) -> tuple[ImageSet, Tensor]:
+        """The evaluation images to show, and the labels of those at `indices`, long [n]: the same in every run."""
         return Turned(images), torch.tensor([turns_of(index) for index in indices], dtype=torch.long)
 
 
@@ -257,6 +257,9 @@ def turns_of(index: int) -> int:
     return int(torch.randint(TURNS, (), generator=generator(EVALUATION_SEED, "turn", index)))
 
 
+Labelling = Turns | Given
+
+
 def labelling_of(cfg: DictConfig) -> Labelling | None:
     """None where no task needs labels. Raises ValueError where the data set has none and is asked for them."""
     if (kind := cfg.loss.get("labels")) != "dataset":
@@ -264,25 +267,31 @@ def labelling_of(cfg: DictConfig) -> Labelling | None:
     from gcond.data import imagenet256  # here, since pyarrow takes a while to import
 
     names = imagenet256.labels(cfg.dataset.root) if cfg.dataset.name in CLASSES else None
-    if names is None:
-        raise _without_labels(cfg.dataset.name)
-    return Given(names)
+    return Given(_known(names, cfg))
 
 
-def planned_classes(cfg: DictConfig) -> int | None:
-    """Of the model that a run of `cfg` trains, before its data are read. Raises ValueError where that is not known."""
-    if (kind := cfg.loss.get("labels")) != "dataset":
-        return TURNS if kind else None
-    if cfg.dataset.name not in CLASSES:
-        raise _without_labels(cfg.dataset.name)
-    return CLASSES[cfg.dataset.name]
+def planned_shape(cfg: DictConfig) -> dict[str, int | None]:
+    """Channels and classes of the model that a run of `cfg` trains, before its data are read.
+
+    Raises ValueError where they are not known.
+    """
+    name, kind = cfg.dataset.name, cfg.loss.get("labels")
+    if name not in CHANNELS:
+        raise ValueError(
+            f"`dataset`: expected one of {', '.join(CHANNELS)}, whose channels are known here, found {name}; add it to "
+            "gcond.engine.batches.CHANNELS"
+        )
+    classes = TURNS if kind else None
+    return {"channels": CHANNELS[name], "classes": _known(CLASSES.get(name), cfg) if kind == "dataset" else classes}
 
 
-def _without_labels(dataset: str) -> ValueError:
-    return ValueError(
-        f"`loss.labels`: expected rotation, since {dataset} has no labels, found dataset (ImageNet-256 has them: a "
-        "`label` column of its Parquet files, or a folder per class)"
-    )
+def _known(labels: T | None, cfg: DictConfig) -> T:
+    if labels is None:
+        raise ValueError(
+            f"`loss.labels`: expected rotation, since {cfg.dataset.name} has no labels, found dataset (ImageNet-256 "
+            "has them: a `label` column of its Parquet files, or a folder per class)"
+        )
+    return labels
 
 
 def subseed(seed: int, *names: str | int) -> int:

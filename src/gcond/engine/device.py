@@ -1,4 +1,4 @@
-"""The device of a run: its name in a table, how it rounds, and the precision that the model computes in."""
+"""The device of a run: its name in a table, how it rounds, the precision of the model, and what a full one says."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -45,8 +47,7 @@ def tf32() -> bool:
 
 def cpu_seconds() -> float:
     """Of this process, all threads, and of those of its children that have ended."""
-    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(each.ru_utime + each.ru_stime for each in used)
+    return sum(os.times()[:4])
 
 
 def load() -> float:
@@ -129,3 +130,43 @@ def autocast(device: str, precision: str) -> torch.autocast:
     """Autocast of the model on this type of device; one that does nothing for fp32."""
     low = precision != "fp32"
     return torch.autocast(device, PRECISION[precision] if low else None, enabled=low)
+
+
+MESSAGES = (  # of RuntimeErrors; what PyTorch has no class for
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "std::bad_alloc",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
+class OutOfMemory(RuntimeError):
+    """The run does not fit; the message says what to try."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in MESSAGES)
+
+
+@contextmanager
+def out_of_memory_hint(micro_batch: int, accumulation_steps: int) -> Iterator[None]:
+    """Turn what the allocators raise inside into `OutOfMemory`; other errors pass."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        halves = [size for size in range(1, micro_batch // 2 + 1) if micro_batch % size == 0]
+        advice = "a smaller model or scale.image_size"
+        if halves:
+            more = accumulation_steps * micro_batch // halves[-1]
+            advice = f"scale.micro_batch={halves[-1]} scale.accumulation_steps={more}, the same effective batch"
+        raise OutOfMemory(
+            f"out of memory at scale.micro_batch={micro_batch}. Try {advice}; `gcond plan-memory` says what fits. "
+            "Another micro-batch is another run, with masks and BatchNorm statistics of its own: give it to every "
+            "strategy that you compare."
+        ) from error

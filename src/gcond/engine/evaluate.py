@@ -1,29 +1,33 @@
-"""Validation and test losses of single images under one fixed mask each, their means, and the best epoch.
+"""Validation and test losses of single images under one fixed mask each: of a model, at its best epoch, of constants.
 
 B batch, n images, C channels, S image size, H hidden patches, p patch size.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
 from gcond.data.intensity import Intensity
-from gcond.data.splits import Splits
-from gcond.engine.batches import Ahead, Labelling, transfer_to
+from gcond.data.splits import ImageSet, Splits
+from gcond.engine.batches import Labelling, ahead, read, transfer_to
 from gcond.engine.distributed import World
-from gcond.engine.process import leave_to_the_parent, signals_held_back
 from gcond.engine.run_state import weighted_loss
+from gcond.files import read_object, write_json
 from gcond.loss import ReconstructionLoss
 from gcond.model.masking import fixed_hidden
-from gcond.model.patches import patchify, select
+from gcond.model.patches import hidden_mask, patchify, select
 from gcond.strategy.processes import SingleProcess
 
 MASK_SEED = 0  # of every run's validation and test masks, whatever its own seed
@@ -98,34 +102,26 @@ def evaluate(
 ) -> Scores:
     """The losses of each image, the model in eval mode (running BatchNorm statistics) and in float32.
 
-    With a loss that classifies also "top1", for CT also "body_l1". Every process of the team takes its part of the
+    With the task "class" also "top1", for CT also "body_l1". Every process of the team takes its part of the
     images, and gets the scores of all.
     """
     team = team or World(SingleProcess(), device)
     part = data.part(team.rank, team.size)
     model.eval()
-    names = [*tasks, *(["top1"] if loss.classifies else [])]
+    classify = loss.classifies and "class" in tasks
+    names = [*tasks, *(["top1"] if classify else [])]
     names += [] if data.body_above is None else [BODY, "body_images"]
     table = torch.zeros(len(data.images), len(names), dtype=torch.float64, device=device)
     own = table[team.rank :: team.size]
-    with signals_held_back():
-        loader = iter(
-            DataLoader(
-                part.images,
-                batch_size=BATCH,
-                num_workers=workers,
-                pin_memory=device.type == "cuda",
-                worker_init_fn=leave_to_the_parent,
-            )
-        )
+    loader = read(part.images, workers, batch_size=BATCH, pin_memory=device.type == "cuda")
     parts = [tensor.split(BATCH) for tensor in (part.hidden, part.labels) if tensor is not None]
     start = 0
-    for raw, hidden, *rest in Ahead(zip(loader, *parts, strict=False), transfer_to(device)):
+    for raw, hidden, *labels in ahead(zip(loader, *parts, strict=False), transfer_to(device)):
         images = intensity.normalise(raw)
         more: dict[str, Tensor] = {}
-        if loss.classifies:
+        if classify:
             predictions, logits = model(images, hidden, classify=True)
-            more = {"logits": logits, "labels": rest[0]}
+            more = {"logits": logits, "labels": labels[0]}
         else:
             predictions = model(images, hidden)
         body = None if data.body_above is None else raw > data.body_above
@@ -267,3 +263,76 @@ def final_records(
 
 def _copied(model: nn.Module) -> dict[str, Any]:
     return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+
+
+class Constant(nn.Module):
+    """A predictor that does not learn: the hidden patches [B, H] of what `image` gives for images [B, C, S, S]."""
+
+    def __init__(self, image: Callable[[Tensor, Tensor], Tensor], patch_size: int) -> None:
+        super().__init__()
+        self._image, self._patch_size = image, patch_size
+
+    def forward(self, images: Tensor, hidden: Tensor) -> Tensor:
+        return select(patchify(self._image(images, hidden).expand_as(images), self._patch_size), hidden)
+
+
+def constant_predictors(
+    train: ImageSet, intensity: Intensity, patch_size: int, at_most: int = 4096
+) -> dict[str, nn.Module]:
+    """What a model must beat before its numbers mean much: "dataset_mean", "global_median", "pixel_median" and
+    "visible_mean".
+
+    All four are per channel: the mean of the data set (0 in z-space), the median of all pixels of the training set,
+    its median at each position, and the mean of the image's own visible pixels. Medians come from `at_most` evenly
+    spaced images of `train`, and of the raw integers: a quarter of the memory, and normalising is monotone.
+    """
+    count = min(len(train), at_most)
+    raw = torch.stack([train[place * len(train) // count] for place in range(count)])
+    per_pixel = raw.median(dim=0).values
+    per_channel = torch.stack([raw[:, channel].median() for channel in range(raw.shape[1])])[:, None, None]
+    medians = {"global_median": per_channel.expand_as(per_pixel), "pixel_median": per_pixel}
+    constants = {name: intensity.normalise(image[None]) for name, image in medians.items()}
+    constants = {"dataset_mean": torch.zeros_like(constants["pixel_median"]), **constants}
+
+    def visible_mean(images: Tensor, hidden: Tensor) -> Tensor:
+        patches = patchify(images, patch_size)
+        visible = ~hidden_mask(hidden, patches.shape[1])
+        sums = (patches.mean(dim=(-2, -1)) * visible[..., None]).sum(dim=1)
+        return (sums / visible.sum(dim=1, keepdim=True))[..., None, None]
+
+    images_of = {name: lambda *_, image=image: image for name, image in constants.items()}
+    return {name: Constant(of, patch_size) for name, of in {**images_of, "visible_mean": visible_mean}.items()}
+
+
+Baselines = dict[str, dict[str, float]]
+VERSION = 2  # of what is measured
+
+
+def baseline_scores(
+    cfg: DictConfig,
+    data: Splits,
+    sets: Mapping[str, EvaluationSet],
+    loss: ReconstructionLoss,
+    labelling: Labelling | None = None,
+) -> Baselines:
+    """Constant predictor -> {"val_l1", …, "test_l1", …}, for all tasks of `loss`; classes are guessed, each equally
+    likely.
+
+    Of CT also "val_body_l1" and "test_body_l1". Scored once per data set and scale: a file beside the runs keeps them.
+    """
+    key = [VERSION, *(OmegaConf.to_container(cfg[part], resolve=True) for part in ("dataset", "loss", "scale"))]
+    digest = hashlib.sha256(json.dumps([*key, data.facts["checksum"]], sort_keys=True).encode()).hexdigest()[:10]
+    path = Path(cfg.runs) / cfg.scale.name / f"trivial-{cfg.dataset.name}-{digest}.json"
+    if path.exists():
+        return read_object(path)
+    by_chance = {} if labelling is None else {"class": math.log(labelling.classes), "top1": 1 / labelling.classes}
+    scores: Baselines = {}
+    for name, predictor in constant_predictors(data.train, data.intensity, loss.patch_size).items():
+        scores[name] = {}
+        for split, images in sets.items():
+            cpu = torch.device("cpu")
+            found = means(evaluate(predictor, loss, data.intensity, images, loss.pixel_tasks, cpu))
+            found.pop("body_images", None)
+            scores[name] |= {f"{split}_{task}": value for task, value in (found | by_chance).items()}
+    write_json(path, scores)
+    return scores

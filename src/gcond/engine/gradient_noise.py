@@ -6,13 +6,17 @@ Letters: n micro-batches, m tasks, K micro-batches of a window.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from gcond.strategy.diagnose import minimum_cosine
+from gcond.strategy.flat import FlatParameters
+from gcond.strategy.products import by_chunks
 
+Gradients = Iterable[Sequence[Tensor | None]]
+"""For each task its gradient, a tensor per parameter; None: a parameter not reached."""
 Estimates = dict[str, tuple[float, float]]
 """Name -> value, standard error."""
 
@@ -20,6 +24,63 @@ Estimates = dict[str, tuple[float, float]]
 def window_sizes(n: int) -> list[int]:
     """K = 1, 2, 4, … that divide n and leave more than one window."""
     return [1 << power for power in range(n.bit_length()) if n % (1 << power) == 0 and 1 << power < n]
+
+
+class GradientSums:
+    """Sums of task gradients over windows and halves of n micro-batches, as inner products.
+
+    It holds `rows_held(n, m)` rows of P float32 numbers, not one per gradient.
+    """
+
+    def __init__(self, flat: FlatParameters, tasks: int, n: int) -> None:
+        self._flat, self._tasks, self._n, self._taken = flat, tasks, n, 0
+        self._halves, self._current = self._rows(2 * tasks), self._rows(tasks)
+        self._sums = {size: self._rows(tasks) for size in _summed(n)}
+        self._grams: dict[int, list[Tensor]] = {size: [] for size in window_sizes(n)}
+
+    def add(self, gradients: Gradients, factor: float = 1.0) -> None:
+        """Take the next micro-batch's, times `factor`."""
+        half = self._taken // (self._n // 2)
+        write(self._current.zero_(), self._flat, gradients, factor)
+        self._taken += 1
+        self._halves[half * self._tasks :][: self._tasks] += self._current
+        self._grams[1].append(_gram(self._current))
+        for size, rows in self._sums.items():
+            rows += self._current
+            if self._taken % size == 0:
+                self._grams[size].append(_gram(rows))
+                rows.zero_()
+
+    def grams(self) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
+        """`halves` and `windows` as `gradient_noise.describe` takes them: float64, on the CPU."""
+        m = self._tasks
+        halves = {group: _gram(self._halves[:, own]).cpu() for group, own in _columns(self._flat).items()}
+        total = torch.stack(list(halves.values())).sum(0)
+        windows = {size: torch.stack(grams).cpu() for size, grams in self._grams.items() if grams}
+        if self._n // 2 in self._grams:
+            windows[self._n // 2] = torch.stack([total[:m, :m], total[m:, m:]])
+        return halves, windows
+
+    def _rows(self, count: int) -> Tensor:
+        return torch.zeros(count, self._flat.size, device=self._flat.device)
+
+
+def rows_held(n: int, tasks: int) -> int:
+    """Rows of P numbers while a probe is under way: both halves, the micro-batch, and each longer window."""
+    return tasks * (3 + len(_summed(n)))
+
+
+def _summed(n: int) -> list[int]:
+    """The windows with rows of their own: neither one micro-batch nor a half."""
+    return [size for size in window_sizes(n) if size not in (1, n // 2)]
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """[r, r] of rows [r, c], float64 on the device."""
+    count = len(rows)
+    sums = torch.zeros(count, 2 * count, dtype=torch.float64, device=rows.device)
+    by_chunks(sums, rows, None)
+    return sums[:, :count]
 
 
 def describe(
@@ -138,3 +199,40 @@ def _windows(gram: Tensor, size: int) -> Tensor:
     """[n, m, n, m] of micro-batches -> [n / K, m, n / K, m] of sums over K of them, one after the other."""
     n, m = gram.shape[:2]
     return gram.view(n // size, size, m, n // size, size, m).sum((1, 4))
+
+
+class GradientRows:
+    """The gradients themselves, n m rows of P float32 numbers on the CPU."""
+
+    def __init__(self, flat: FlatParameters, tasks: int, n: int) -> None:
+        self._flat, self._taken = flat, 0
+        self._rows = torch.zeros(n, tasks, flat.size)
+
+    def add(self, gradients: Gradients, factor: float = 1.0) -> None:
+        """As in `GradientSums`."""
+        write(self._rows[self._taken], self._flat, gradients, factor)
+        self._taken += 1
+
+    def grams(self) -> dict[str, Tensor]:
+        """ "all", then each parameter group -> [n, m, n, m] float64."""
+        n, m, _ = self._rows.shape
+        rows = self._rows.flatten(0, 1)
+        found = {group: _gram(rows[:, own]).view(n, m, n, m) for group, own in _columns(self._flat).items()}
+        return {"all": torch.stack(list(found.values())).sum(0), **found}
+
+
+def write(rows: Tensor, flat: FlatParameters, gradients: Gradients, factor: float) -> None:
+    """Each task's gradient times `factor` to its row of `rows` [m, P], which are zero."""
+    free = iter(rows)
+    for parts in gradients:  # no zip, which would hold a task's gradient while the next one's is computed
+        for view, part in zip(flat.views(next(free)), parts, strict=True):
+            if part is not None:
+                view.copy_(part).mul_(factor)
+        del parts
+
+
+def _columns(flat: FlatParameters) -> dict[str, slice]:
+    """The range of a row that each parameter group takes."""
+    groups, bounds = flat.groups, flat.bounds
+    ends = {group: len(groups) - groups[::-1].index(group) for group in groups}
+    return {group: slice(bounds[groups.index(group)], bounds[end]) for group, end in ends.items()}

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.utils import make_grid
 
 from gcond.data.splits import Splits
 from gcond.engine.evaluate import EvaluationSet
@@ -48,7 +49,7 @@ class Reconstructions:
         """
         if not self._raw:
             return None
-        picture = _grid(self.cells(model, device))
+        picture = _sheet(self.cells(model, device))
         path = self._folder / f"{step:08}.png"
         write_atomically(path, lambda temporary: Image.fromarray(picture).save(temporary))
         facts = {"step": step, "epoch": epoch, "columns": list(COLUMNS), "images": len(self._raw)}
@@ -85,14 +86,7 @@ def _pixels(cells: Tensor) -> Tensor:
     return (cells * 255).round().to(torch.uint8)
 
 
-def _grid(cells: Tensor) -> np.ndarray:
+def _sheet(cells: Tensor) -> np.ndarray:
     """[n, 4, C, S, S] in [0, 1] -> uint8 [height, width, 3], white between the cells; one channel becomes grey."""
-    rows, columns, _, size, _ = cells.shape
-    pixels = _pixels(cells).movedim(2, -1).expand(-1, -1, -1, -1, 3).numpy()
-    pitch = size + GAP
-    sheet = np.full((rows * pitch - GAP, columns * pitch - GAP, 3), 255, dtype=np.uint8)
-    for row in range(rows):
-        for column in range(columns):
-            top, left = row * pitch, column * pitch
-            sheet[top : top + size, left : left + size] = pixels[row, column]
-    return sheet
+    grid = make_grid(cells.flatten(0, 1), nrow=cells.shape[1], padding=GAP, pad_value=1.0)
+    return _pixels(grid[:, GAP:-GAP, GAP:-GAP]).movedim(0, -1).numpy()
