@@ -233,7 +233,9 @@ class Stopwatch:
     def each(self, items: Iterator[Any], name: str) -> Iterator[Any]:
         while True:
             with self.part(name):
-                item = next(items)
+                item = next(items, None)
+            if item is None:
+                return
             yield item
 
     def _note(self) -> None:
