@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gcond.study import figure_runs, forest, plots, tables
+from gcond.study import figure_runs, plots, tables
 from gcond.study.methods import facts
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
@@ -94,7 +94,7 @@ def test_a_window_falls_from_one_and_signs_are_percents():
 
 
 def test_the_forest_shows_the_judges_findings_beside_the_papers_change():
-    found = forest.effects(spec("overview"), tables.runs(SAMPLE), "paper")
+    found = plots.effects(spec("overview"), tables.runs(SAMPLE), "paper")
     row = found[(found.dataset == "ct") & (found.says == "GCond sequential, all of it") & (found.epoch == "best_val")]
     row = row[row.measure == "l1"].iloc[0]
     runs = pd.read_csv(SAMPLE / "runs.csv", keep_default_na=False)
@@ -105,6 +105,31 @@ def test_the_forest_shows_the_judges_findings_beside_the_papers_change():
     assert row.paper == pytest.approx(100 * (paper["gcond_sequential"][2][0] / paper["baseline"][2][0] - 1), abs=0.01)
     larger = found[(found.label == "larger rate") & (found.dataset == "ct")]
     assert larger.paper.isna().tolist() == [True] * 6
+
+
+def test_pictures_show_the_error_over_hidden_pixels_and_never_patients(tmp_path):
+    """By hand: two of four patches hidden, one image; the method errs by 51 of 255 on one of them."""
+    original = np.arange(16, dtype=np.uint8).reshape(1, 1, 4, 4)
+    pasted = original.copy()
+    pasted[0, 0, 2:, 2:] += 51
+    (tmp_path / "mini" / "run").mkdir(parents=True)
+    np.savez(tmp_path / "mini" / "run" / "final_reconstructions.npz", original=original, masked=original, pasted=pasted,
+             hidden=np.array([[0, 3]]), patch_size=2)  # fmt: skip
+    runs = pd.DataFrame(
+        {"strategy": ["pcgrad"], "seed": [11], "name": ["run"], "dataset": ["photos"], "device": ["cpu"]}
+    )
+    own = figure_runs.Chosen(
+        "figure10", spec("figure10"), tmp_path / "mini", runs, ["pcgrad"], ["photos"], "", [], tmp_path
+    )
+    figure = plots.pictures(own)
+    visible = original[0, 0][[0, 0, 1, 1, 2, 2, 3, 3], [2, 3, 2, 3, 0, 1, 0, 1]]
+    flat = np.abs(original[0, 0][[0, 0, 1, 1, 2, 2, 3, 3], [0, 1, 0, 1, 2, 3, 2, 3]] - visible.mean()).mean() / 255
+    assert [axes.get_title() for axes in figure.axes] == [
+        "original\n", f"masked\nflat guess {flat:.3f}", "PCGrad\n0.100"]  # fmt: skip
+    assert [[patch.get_xy() for patch in axes.patches] for axes in figure.axes[1:]] == 2 * [[(1.5, -0.5), (-0.5, 1.5)]]
+    own.datasets[:] = ["ct"]
+    with pytest.raises(ValueError, match="datasets"):
+        plots.pictures(own)
 
 
 def test_a_panel_without_runs_is_not_drawn_and_the_caption_names_it(monkeypatch):

@@ -109,10 +109,10 @@ def family(dataset: str) -> str:
 
 def written(lr: float) -> str:
     """2e-4"""
-    return f"{lr:.3g}" if lr >= 0.1 else f"{lr:.1e}".replace("e-0", "e-").replace(".0e", "e")
+    return np.format_float_scientific(lr, trim="-", exp_digits=1)
 
 
-def finish(figure: Figure, chosen: Chosen, reading: str) -> None:
+def finish(figure: Figure, chosen: Chosen, reading: str) -> Figure:
     """Title, one legend below all panels, and below it the caption."""
     seeds = chosen.runs.groupby(["dataset", "strategy"]).seed.nunique()
     count = f"{seeds.min()} to {seeds.max()}" if seeds.min() < seeds.max() else str(seeds.max())
@@ -126,10 +126,10 @@ def finish(figure: Figure, chosen: Chosen, reading: str) -> None:
         parts.append(f"The runs come from {machines} kinds of machine: do not compare across them.")
     if scale in NOT_EVIDENCE:
         parts.append(f"Scale {scale} shows that the machinery works; it is no evidence about any method.")
-    frame(figure, chosen.spec["title"], "; ".join(where), " ".join(filter(None, parts)), map(label, chosen.arms))
+    return frame(figure, chosen.spec["title"], "; ".join(where), " ".join(filter(None, parts)), map(label, chosen.arms))
 
 
-def frame(figure: Figure, title: str, where: str, caption: str, order: Iterable[str] = ()) -> None:
+def frame(figure: Figure, title: str, where: str, caption: str, order: Iterable[str] = ()) -> Figure:
     """Title, legend with the labels of `order` first, and caption; the figure grows by what they need."""
     width, height = figure.get_size_inches()
     found: dict[str, Any] = {}
@@ -149,3 +149,4 @@ def frame(figure: Figure, title: str, where: str, caption: str, order: Iterable[
     if names:
         figure.legend([found[words] for words in names], names, ncols=columns, frameon=False, fontsize=8.5,
                       handlelength=3.2, loc="center", bbox_to_anchor=(0.5, (below + legend / 2) / total))  # fmt: skip
+    return figure

@@ -17,19 +17,22 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from gcond.files import write_atomically
-from gcond.study import computed_plots, tables
-from gcond.study.figure_runs import Chosen, choose, finish, written
-from gcond.study.forest import forest
-from gcond.study.methods import dataset_label, facts, label, look, paper_table2
-from gcond.study.pictures import pictures
+from gcond.study import computed_plots, judge, tables
+from gcond.study.figure_runs import Chosen, choose, family, finish, frame, ordered_datasets, written
+from gcond.study.methods import RATES, dataset_label, facts, label, look, paper_table2
 
 NAMES = tuple(facts("figures")["figures"])
 BINS = 50  # of a run's steps, at most
 BEST, FLAT = "best predictor without training", "dataset_mean"
-STATES = {"initial": ("initial weights", "#0072B2", (0, (4, 2)), "s"), "last": ("last checkpoint", "#D55E00", "-", "o")}
+STATES = {
+    "initial": ("initial weights", {"colour": "#0072B2", "dash": [4, 2], "marker": "s"}),
+    "last": ("last checkpoint", {"colour": "#D55E00", "dash": [], "marker": "o"}),
+}
+MARKS = {"l1": ("#000000", "o", -0.14), "ssim": ("#D55E00", "^", 0.14)}  # colour, marker, place beside a forest's row
 X_LABELS = {"step": "optimizer step", "window": "K, micro-batches in a window"}
 BANDS = (  # of activations: quantiles, shade, words
     ("0.001", "0.999", 0.16, "0.1 to 99.9 %"),
@@ -82,7 +85,7 @@ def _save(figure: Figure, path: Path) -> Path:
 def lines(chosen: Chosen) -> Figure:
     """Panels of lines: mean over seeds, and single seeds where there are several."""
     spec, points = chosen.spec, tidy(chosen)
-    rows, columns = _keys(spec.get("rows", "quantity")), _keys(spec.get("columns", "dataset"))
+    rows, columns = spec.get("rows", ["quantity"]), spec.get("columns", ["dataset"])
     apart = "arm" in rows + columns  # the arms have panels of their own
     figure, cells = _grid(points, rows, columns)
     for axes, own in cells:
@@ -97,25 +100,22 @@ def lines(chosen: Chosen) -> Figure:
         _scale(axes, quantity, own, points)
         _ordering(axes, chosen, first)
     several = points.groupby(["arm", "dataset"], observed=True).seed.nunique().max() > 1
-    finish(figure, chosen, "Thick: mean over seeds; thin: single seeds." if several else "One seed.")
-    return figure
+    return finish(figure, chosen, "Thick: mean over seeds; thin: single seeds." if several else "One seed.")
 
 
 def tidy(chosen: Chosen) -> pd.DataFrame:
     """Points of a figure of lines: dataset, arm, seed, quantity, state (of windows), x, y."""
+    known = {name: facts("figures")["quantities"][name] for name in chosen.spec["quantities"]}
     parts = []
     for run in chosen.runs.itertuples():
-        logs: dict[tuple[str, int], pd.DataFrame] = {}
-        for name in chosen.spec["quantities"]:
-            quantity = facts("figures")["quantities"][name]
-            key = (quantity["of"], quantity.get("bins", BINS))
-            if key not in logs:
-                log = chosen.log(run, key[0])
-                logs[key] = binned(log, key[1]) if key[0] == "step" else log
-            own = _points(logs[key], name, quantity)
+        logs = {kind: chosen.log(run, kind) for kind in {quantity["of"] for quantity in known.values()}}
+        for name, quantity in known.items():
+            log = logs[quantity["of"]]
+            log = binned(log, quantity.get("bins", BINS)) if quantity["of"] == "step" else log
+            own = _points(log, name, quantity)
             own["y"] *= 100.0 if quantity.get("percent") else 1.0
             parts.append(own.assign(dataset=run.dataset, arm=run.strategy, seed=run.seed, quantity=name))
-    points = _ordered(pd.concat(parts, ignore_index=True), chosen, quantity=chosen.spec["quantities"])
+    points = _ordered(pd.concat(parts, ignore_index=True), chosen, quantity=list(known))
     return points.sort_values(["quantity", "dataset", "arm", "seed", "state", "x"], kind="stable")
 
 
@@ -164,10 +164,6 @@ def _ordered(points: pd.DataFrame, chosen: Chosen, **orders: list[str]) -> pd.Da
     return points[points.x.notna() & points.y.notna()]
 
 
-def _keys(names: str | list[str]) -> list[str]:
-    return [names] if isinstance(names, str) else list(names)
-
-
 def _grid(points: pd.DataFrame, rows: list[str], columns: list[str]) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
     """A panel for each pair of a row and a column that has points; a single column of panels goes across."""
     if points.empty:
@@ -200,13 +196,10 @@ def _title(axes: Axes, chosen: Chosen, dataset: str, *words: str, second: str = 
 def _lines(own: pd.DataFrame, line: str, chosen: Chosen) -> Iterable[tuple[dict[str, Any], pd.DataFrame]]:
     """(its look, its points) for each line of a panel, in order."""
     for value, points in own.groupby(line, observed=True):
-        if line == "state":
-            name, colour, dash, marker = STATES[str(value)]
-        else:
-            name, style = label(str(value)), look(str(value), chosen.arms)
-            colour, marker = style["colour"], style["marker"]
-            dash = (0, tuple(style["dash"])) if style["dash"] else "-"
-        yield {"label": name, "color": colour, "linestyle": dash, "marker": marker}, points
+        name = str(value)
+        words, style = STATES[name] if line == "state" else (label(name), look(name, chosen.arms))
+        dash = (0, tuple(style["dash"])) if style["dash"] else "-"
+        yield {"label": words, "color": style["colour"], "linestyle": dash, "marker": style["marker"]}, points
 
 
 def _line(axes: Axes, points: pd.DataFrame, style: dict[str, Any], order: int, alone: bool) -> None:
@@ -294,8 +287,7 @@ def scatter(chosen: Chosen) -> Figure:
             axes.plot(runs.x, runs.y, markersize=4, alpha=0.4, **style | {"label": None})
             axes.plot([runs.x.mean()], [runs.y.mean()], markersize=9, markeredgecolor="white", **style)
         (_probe_levels if probed else _mean_image)(axes, first, chosen)
-    finish(figure, chosen, "Large: mean over seeds; small: single seeds.")
-    return figure
+    return finish(figure, chosen, "Large: mean over seeds; small: single seeds.")
 
 
 def _losses(chosen: Chosen) -> pd.DataFrame:
@@ -377,8 +369,155 @@ def bands(chosen: Chosen) -> Figure:
                second=f"last epoch: 99.8 % within a band of {width:,.0f}")  # fmt: skip
         axes.set(xlabel="epoch", ylabel="activation", ylim=(-most, most))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    finish(figure, chosen, "All panels share their axis.")
+    return finish(figure, chosen, "All panels share their axis.")
+
+
+# Forests: findings with their intervals, and the paper's effect beside them.
+
+
+def forest(name: str, spec: dict[str, Any], folder: Path, lr: float | str | None, datasets: Sequence[str],
+           seeds: Sequence[int]) -> Figure:  # fmt: skip
+    """A panel for each data set and epoch, a row for each comparison, a colour for each measure; all on one axis.
+
+    `lr` as in claims.yaml (None: the paper's, else the scale's). Raises ValueError where nothing of it was run.
+    """
+    runs = tables.runs(folder)
+    runs = runs[runs.seed.isin(seeds)] if seeds else runs
+    runs = runs[runs.dataset.isin(datasets)] if datasets else runs
+    for rate in ("paper", "own") if lr is None else (str(lr),):
+        found = effects(spec, runs, rate)
+        if len(found):
+            break
+    else:
+        raise ValueError(
+            f"nothing to draw: {folder} records no comparison of {name} at learning rate {lr or 'paper or own'}; "
+            f"`make reproduce-{spec.get('artefact', name)} SCALE={folder.name}` makes the runs"
+        )
+    figure = _forest_panels(found, spec)
+    caption = [spec["caption"]]
+    caption += [f"Bars: 95 % intervals over seeds; hollow: fewer than {judge.FEWEST} seeds; an arrow: the bar goes on."]
+    caption += ["Diamonds: the paper's Table 2."] if found.paper.notna().any() else []
+    if gone := [row["says"] for place, row in enumerate(spec["rows"]) if place not in set(found.place)]:
+        caption.append(f"Missing: not run at this rate: {'; '.join(gone)}.")
+    where = f"scale {folder.name}; {RATES.get(rate, f'learning rate {rate}')}; up to {found.n.max()} seeds"
+    return frame(figure, spec["title"], where, " ".join(caption))
+
+
+def effects(spec: dict[str, Any], runs: pd.DataFrame, rate: str) -> pd.DataFrame:
+    """Findings of the figure's rows at one rate, with a row's `place`, what it `says`, and the `paper`'s effect."""
+    known = facts("claims")[spec["claim"]]["contrasts"]  # some are of the paper's rate alone
+    contrasts = [each | {"lr": rate} for each in known if each["lr"] != "paper" or rate == "paper"]
+    found = judge.judge({spec["claim"]: {"contrasts": contrasts}}, runs)
+    found = found[found.measure.isin(spec["measures"]) & found.epoch.isin(spec["epochs"]) & (found.group == "")]
+    parts = []
+    for place, row in enumerate(spec["rows"]):
+        wanted = {"label": ""} | {key: value for key, value in row.items() if key != "says"}
+        same = np.logical_and.reduce([found[key] == value for key, value in wanted.items()])
+        parts.append(found[same].assign(place=place, says=row["says"]))
+    found = pd.concat(parts)
+    return found.assign(paper=[_paper(one) for one in found.itertuples()])
+
+
+def _paper(one: Any) -> float:
+    """The paper's change in percent: of validation losses, against Baseline, with its BatchNorm frozen in GCond."""
+    paper = paper_table2(one.dataset, one.measure)
+    comparable = one.epoch == "best_val" and one.theirs == "baseline" != one.ours and one.ours in paper
+    if not comparable or one.mode == "eval":
+        return math.nan
+    return 100 * (paper[one.ours][0] / paper["baseline"][0] - 1)
+
+
+def _forest_panels(found: pd.DataFrame, spec: dict[str, Any]) -> Figure:
+    datasets = ordered_datasets(found.dataset)
+    epochs = [epoch for epoch in spec["epochs"] if (found.epoch == epoch).any()]
+    says = {dataset: found[found.dataset == dataset].groupby("place").says.first() for dataset in datasets}
+    heights = [len(rows) + 1 for rows in says.values()]
+    figure = Figure(figsize=(4 + 3 * len(epochs), 0.36 * sum(heights) + 0.6 * len(datasets)), layout="constrained")
+    grid = figure.add_gridspec(len(datasets), len(epochs), height_ratios=heights)
+    ends = pd.concat([found.low, found.high])  # of few seeds they are wide: no further than twice the largest effect
+    ends = ends[ends.abs() <= 2 * found.effect.abs().max()]
+    values = pd.concat([ends, found.effect, found.paper.dropna(), pd.Series([0.0])])
+    room = 0.05 * (values.max() - values.min())
+    limits = values.min() - room, values.max() + room
+    for (dataset, epoch), own in found.groupby(["dataset", "epoch"]):
+        rows, across = says[dataset], epochs.index(epoch)
+        axes = figure.add_subplot(grid[datasets.index(dataset), across])
+        axes.axvline(0, color="0.35", linewidth=1)
+        axes.grid(color="0.92", linewidth=0.6, axis="x")
+        for one in own.itertuples():
+            _mark(axes, one, rows.index.get_loc(one.place), *limits)
+        axes.set_yticks(range(len(rows)), rows if across == 0 else [""] * len(rows), fontsize=9)
+        axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=limits, xlabel=spec["x"])
+        axes.set_title(f"{dataset_label(dataset)}\n{facts('methods')['epochs'][epoch]}", fontsize=9.5, parse_math=False)
     return figure
+
+
+def _mark(axes: Axes, one: Any, place: int, low: float, high: float) -> None:
+    colour, marker, shift = MARKS[one.measure]
+    words, y = facts("methods")["measures"][one.measure], place + shift
+    if one.n > 1:
+        axes.plot(np.clip([one.low, one.high], low, high), [y, y], color=colour, linewidth=1.6)
+        for end, arrow in ((one.low, "<"), (one.high, ">")):
+            if not low <= end <= high:
+                axes.plot([np.clip(end, low, high)], [y], color=colour, marker=arrow, markersize=5, clip_on=False)
+    face = colour if one.n >= judge.FEWEST else "white"
+    axes.plot([one.effect], [y], marker, color=colour, markersize=6.5, markerfacecolor=face, label=words)
+    if not math.isnan(one.paper):
+        look = {"color": colour, "markersize": 6, "markerfacecolor": "none", "label": f"the paper's {words}"}
+        axes.plot([one.paper], [y], "D", **look)
+
+
+# Pictures.
+
+
+def pictures(chosen: Chosen) -> Figure:
+    """Held-out photographs, never of patients: a row an image; original, masked, and as each method fills it in.
+
+    A run's final_reconstructions.npz holds `original`, `masked`, `pasted` (uint8 [n, C, S, S]), `hidden` [n, H], the
+    places of hidden patches, row-major, and `patch_size`.
+    """
+    if patients := [dataset for dataset in chosen.datasets if family(dataset) == "ct"]:
+        raise ValueError(f"`datasets`: expected photographs, found {', '.join(patients)}: patients are never drawn")
+    place = chosen.local / chosen.folder.name
+    runs = chosen.runs.assign(path=[place / name / "final_reconstructions.npz" for name in chosen.runs.name])
+    runs = runs[[path.exists() for path in runs.path]]
+    if runs.empty:
+        raise ValueError(f"nothing to draw: no run of {chosen.name} in {place} left its pictures")
+    order = [*facts("paper")["seeds"], *sorted(runs.seed.unique())]
+    seed = max(runs.seed.unique(), key=lambda own: ((runs.seed == own).sum(), -order.index(own)))
+    paths = runs[runs.seed == seed].set_index("strategy").path
+    own = {arm: dict(np.load(paths[arm], allow_pickle=False)) for arm in chosen.arms if arm in paths}
+    first = next(iter(own.values()))
+    for arm, other in own.items():
+        if any(not np.array_equal(first[part], other[part]) for part in ("original", "masked", "hidden")):
+            raise ValueError(f"{paths[arm]}: expected the images and masks of the other runs, found others; "
+                             "remove the outdated runs")  # fmt: skip
+    original, size = first["original"].astype(float), int(first["patch_size"])
+    across = original.shape[-1] // size
+    patches = np.stack([np.isin(np.arange(across**2), places) for places in first["hidden"]])  # [n, N], true: hidden
+    mask = np.kron(patches.reshape(-1, across, across), np.ones((size, size))).astype(bool)[:, None]
+    visible = np.where(mask, np.nan, original)
+    flat = np.where(mask, np.nanmean(visible, axis=(2, 3), keepdims=True), original)
+
+    def error(guess: np.ndarray) -> float:
+        """Mean absolute error over the hidden pixels, in [0, 1]; the guess is right elsewhere."""
+        return float(np.abs(guess - original).mean() / 255 / mask.mean())
+
+    columns = {"original\n": first["original"], f"masked\nflat guess {error(flat):.3f}": first["masked"]}
+    columns |= {f"{label(arm)}\n{error(each['pasted']):.3f}": each["pasted"] for arm, each in own.items()}
+    figure = Figure(figsize=(1.7 * len(columns), 1.75 * len(original) + 1.3), layout="constrained")
+    panels = figure.subplots(len(original), len(columns), squeeze=False)
+    for (image, column), axes in np.ndenumerate(panels):
+        words = list(columns)[column]
+        pixels = np.moveaxis(columns[words][image], 0, -1)
+        axes.imshow(np.repeat(pixels, 3, -1) if pixels.shape[-1] == 1 else pixels, interpolation="nearest")
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        axes.set_title(words if image == 0 else "", fontsize=8.5)
+        for y, x in np.argwhere(~patches[image].reshape(across, across)) * size if column else ():
+            axes.add_patch(Rectangle((x - 0.5, y - 0.5), size, size, fill=False, edgecolor="#00C000", linewidth=1.2))
+    chosen.missing.extend(f"{label(arm)}: no pictures of seed {seed}" for arm in chosen.arms if arm not in own)
+    return finish(figure, chosen, f"Seed {seed}, after the last epoch.")
 
 
 KINDS: dict[str, Callable[[Chosen], Figure]] = {
