@@ -57,8 +57,3 @@ def test_of_a_folder_of_photographs(tmp_path: Path) -> None:
     assert checksum_of(c) == stated(c)
     with pytest.raises(ValueError, match="`root`"):
         checksum_of(a)
-
-
-def test_of_a_store(small_store: Path) -> None:
-    cfg = dataset("ct", root=str(small_store))
-    assert checksum_of(cfg) == stated(cfg)

@@ -22,17 +22,12 @@ def test_impossible_window_is_refused(window):
         windows.resolve(window)
 
 
-def test_statistics_of_a_histogram_are_those_of_the_pixels():
-    stored = np.random.default_rng(0).integers(0, 4096, 5000)
-    unit = np.clip((stored - 1024.0 + 500) / 2000, 0, 1)
-    found = windows.statistics(np.bincount(stored, minlength=4096), -500, 1500)
-    assert found == pytest.approx((unit.mean(), unit.std()), rel=1e-12)
-
-
-def test_sums_over_slices_give_the_statistics_of_their_histogram():
+def test_statistics_of_a_histogram_and_of_sums_over_slices_are_those_of_the_pixels():
     stored = np.random.default_rng(0).integers(0, 4096, (3, 8, 8), dtype=np.uint16)
     histogram = np.bincount(stored.ravel(), minlength=4096)
-    for window in windows.PRESETS.values():
+    for window in (*windows.PRESETS.values(), (-0.5, 0.75)):
+        unit = np.clip((stored - 1024.0 - window[0]) / (window[1] - window[0]), 0, 1)
+        assert windows.statistics(histogram, *window) == pytest.approx((unit.mean(), unit.std()), rel=1e-12)
         each = [windows.sums(np.bincount(picture.ravel(), minlength=4096), *window) for picture in stored]
         total, squares = map(sum, zip(*each, strict=True))
         assert windows.of_sums(stored.size, total, squares, *window) == windows.statistics(histogram, *window)

@@ -73,9 +73,10 @@ class Archive:
         assert row["reason"] in {"", *REJECTED, *OTHER}
         return row
 
-    def fate(self, entry: Entry) -> tuple[str, str]:
+    def fate(self, entry: Entry) -> str:
+        """By the header pass: "image", "other: ..." or "rejected: ..."."""
         row = self.header(entry)
-        return row["status"], row["reason"]
+        return f"{row['status']}: {row['reason']}" if row["reason"] else row["status"]
 
     def picture(self, entry: Entry) -> Picture:
         row = self.header(entry)
