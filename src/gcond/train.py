@@ -144,7 +144,7 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
         pictures = Reconstructions(folder.reconstructions, data, curve["val"], **cfg.reconstructions)
 
         def draw(epoch: int, step: int, last: bool) -> Iterator[Record]:
-            if team.main and (path := pictures.draw(model, device, step, epoch)) is not None:
+            if team.main and (path := pictures.draw(model, device, step)) is not None:
                 yield {"kind": PICTURE, "step": step, "path": path}
 
         def judge(epoch: int, step: int, last: bool) -> Iterator[Record]:

@@ -216,7 +216,7 @@ def test_a_process_that_does_not_come_is_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(distributed, "COMING", timedelta(seconds=1))
     cfg = tiny_config(tmp_path / "runs")
     (told,) = forked(3, lambda: message_of(cfg), tmp_path, started=1)
-    assert told.startswith("process 0: waited 0:00:01 (beginning) for process 1 and 2 of 3; if it has ended, its own")
+    assert told.startswith("process 0: waited 0:00:01 for process 1 and 2 of 3; if it has ended, its own")
     assert RunFolder(cfg).error == f"Lost: {told}"
 
 

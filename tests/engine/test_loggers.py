@@ -186,8 +186,6 @@ def test_drawing_pictures_changes_no_number(tmp_path: Path) -> None:
     drawn = run(tiny_config(tmp_path / "drawn"))
     plain = run(tiny_config(tmp_path / "plain", "reconstructions.images=0"))
     assert drawn.name == plain.name
-    assert sorted(path.name for path in drawn.reconstructions.iterdir()) == [
-        f"{step:08}.{suffix}" for step in (2, 4) for suffix in ("json", "png")
-    ]
+    assert sorted(path.name for path in drawn.reconstructions.iterdir()) == ["00000002.png", "00000004.png"]
     assert not plain.reconstructions.exists()
     assert drawn.metrics.read_bytes() == plain.metrics.read_bytes()

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from engine import tiny
 from PIL import Image
@@ -22,6 +20,8 @@ from gcond.model.patches import hidden_mask
 
 CPU = torch.device("cpu")
 PATCH, SIZE = 16, 64
+DATA = tiny.load(SIZE)
+SPLIT = EvaluationSet.of(DATA, "val", 4, (SIZE // PATCH) ** 2, 0.75)
 
 
 class Constant(nn.Module):
@@ -36,8 +36,10 @@ class Constant(nn.Module):
         return self.values.view(1, 1, -1, 1, 1).expand(len(images), hidden.shape[1], -1, PATCH, PATCH)
 
 
-def evaluation(data: Splits) -> EvaluationSet:
-    return EvaluationSet.of(data, "val", 4, (SIZE // PATCH) ** 2, 0.75)
+def pictures(
+    folder: Path, data: Splits = DATA, split: EvaluationSet = SPLIT, images: int = 3, patients: bool = False
+) -> Reconstructions:
+    return Reconstructions(folder, data, split, images, patients)
 
 
 def cells(path: Path) -> np.ndarray:
@@ -46,31 +48,25 @@ def cells(path: Path) -> np.ndarray:
     pitch = SIZE + GAP
     rows, columns = (sheet.shape[0] + GAP) // pitch, (sheet.shape[1] + GAP) // pitch
     assert sheet.shape == (rows * pitch - GAP, columns * pitch - GAP, 3)
+    assert (sheet[SIZE : SIZE + GAP] == 255).all()
+    assert (sheet[:, SIZE : SIZE + GAP] == 255).all()
     return np.stack(
         [[sheet[row * pitch :, column * pitch :][:SIZE, :SIZE] for column in range(columns)] for row in range(rows)]
     )
 
 
-def test_the_four_columns_by_hand(tmp_path: Path) -> None:
+def test_the_four_columns_by_hand_and_what_is_kept_of_them(tmp_path: Path) -> None:
     """Photographs are uint8, so `original` is the raw image itself; a unit value v is the pixel round(255 v)."""
-    data = tiny.load(SIZE)
-    split = evaluation(data)
     unit = torch.tensor([0.2, 1.7, -0.3])  # the last two lie outside [0, 1]
-    z = (unit - torch.tensor(data.intensity.mean)) / torch.tensor(data.intensity.std)
-    pictures = Reconstructions(tmp_path / "r", data, split, images=3, patients=False)
-    path = pictures.draw(Constant(z), CPU, step=7, epoch=2)
+    model = Constant((unit - torch.tensor(DATA.intensity.mean)) / torch.tensor(DATA.intensity.std))
+    drawn = pictures(tmp_path / "r")
+    path = drawn.draw(model, CPU, step=7)
     assert path == tmp_path / "r" / "00000007.png"
-    assert json.loads(path.with_suffix(".json").read_text()) == {
-        "step": 7,
-        "epoch": 2,
-        "columns": ["original", "masked", "raw prediction", "pasted"],
-        "images": 3,
-    }
     found = cells(path)
     assert found.shape[:2] == (3, 4)
     for row in range(3):
-        image = split.images[row].permute(1, 2, 0).numpy()
-        grid = hidden_mask(split.hidden[row : row + 1], 16).view(4, 4).numpy()
+        image = SPLIT.images[row].permute(1, 2, 0).numpy()
+        grid = hidden_mask(SPLIT.hidden[row : row + 1], 16).view(4, 4).numpy()
         hidden = np.kron(grid, np.ones((PATCH, PATCH), dtype=bool))[..., None]
         grey, predicted = np.array([128] * 3), np.array([51, 255, 0])
         expected = [
@@ -82,21 +78,29 @@ def test_the_four_columns_by_hand(tmp_path: Path) -> None:
         for column in range(4):
             np.testing.assert_array_equal(found[row, column], expected[column])
 
+    drawn.keep(model, CPU, tmp_path / "kept.npz", PATCH)
+    with np.load(tmp_path / "kept.npz") as kept:
+        assert set(kept) == {"original", "masked", "pasted", "hidden", "patch_size"}
+        for place, name in ((0, "original"), (1, "masked"), (3, "pasted")):
+            assert kept[name].dtype == np.uint8
+            np.testing.assert_array_equal(np.moveaxis(kept[name], 1, -1), found[:, place])
+        np.testing.assert_array_equal(kept["hidden"], SPLIT.hidden[:3].numpy())
+        assert int(kept["patch_size"]) == PATCH
+
 
 def test_ct_is_drawn_on_request_only_and_in_grey(tmp_path: Path) -> None:
     """HU + 1024 of int16; the window -1000..1000 HU maps HU 0 to one half."""
     data = dataclasses.replace(
-        tiny.load(SIZE),
+        DATA,
         val=TensorImages(torch.full((4, 1, SIZE, SIZE), 1024, dtype=torch.int16)),
         intensity=Intensity.of_hu_window(-1000, 1000, 0.1, 0.2),
         shows_patients=True,
     )
+    split = EvaluationSet.of(data, "val", 4, (SIZE // PATCH) ** 2, 0.75)
     model = Constant(torch.tensor([(1.0 - 0.1) / 0.2]))
-    refused = Reconstructions(tmp_path / "no", data, evaluation(data), images=2, patients=False)
-    assert refused.draw(model, CPU, 1, 1) is None
+    assert pictures(tmp_path / "no", data, split).draw(model, CPU, 1) is None
     assert not (tmp_path / "no").exists()
-    asked = Reconstructions(tmp_path / "yes", data, evaluation(data), images=2, patients=True)
-    path = asked.draw(model, CPU, 1, 1)
+    path = pictures(tmp_path / "yes", data, split, patients=True).draw(model, CPU, 1)
     assert path is not None
     original, _, _, pasted = cells(path)[0]
     assert np.unique(original).tolist() == [128]
@@ -104,30 +108,8 @@ def test_ct_is_drawn_on_request_only_and_in_grey(tmp_path: Path) -> None:
 
 
 def test_no_more_images_than_there_are_and_none_for_zero(tmp_path: Path) -> None:
-    data = tiny.load(SIZE)
-    split = evaluation(data)
     model = Constant(torch.zeros(3))
-    path = Reconstructions(tmp_path / "all", data, split, images=99, patients=False).draw(model, CPU, 1, 1)
+    path = pictures(tmp_path / "all", images=99).draw(model, CPU, 1)
     assert path is not None
     assert len(cells(path)) == 4
-    assert Reconstructions(tmp_path / "none", data, split, images=0, patients=False).draw(model, CPU, 1, 1) is None
-    with pytest.raises(ValueError, match=r"`reconstructions\.images`: expected an integer >= 0.*found -1"):
-        Reconstructions(tmp_path, data, split, images=-1, patients=False)
-
-
-def test_what_is_kept_is_what_is_drawn(tmp_path: Path) -> None:
-    data = tiny.load(SIZE)
-    split = evaluation(data)
-    torch.manual_seed(0)
-    model = Constant(torch.randn(3))
-    pictures = Reconstructions(tmp_path / "r", data, split, images=3, patients=False)
-    drawn = pictures.draw(model, CPU, 1, 1)
-    pictures.keep(model, CPU, tmp_path / "kept.npz", PATCH)
-    assert drawn is not None
-    with np.load(tmp_path / "kept.npz") as kept:
-        assert set(kept) == {"original", "masked", "pasted", "hidden", "patch_size"}
-        for place, name in ((0, "original"), (1, "masked"), (3, "pasted")):
-            assert kept[name].dtype == np.uint8
-            np.testing.assert_array_equal(np.moveaxis(kept[name], 1, -1), cells(drawn)[:, place])
-        np.testing.assert_array_equal(kept["hidden"], split.hidden[:3].numpy())
-        assert int(kept["patch_size"]) == PATCH
+    assert pictures(tmp_path / "none", images=0).draw(model, CPU, 1) is None

@@ -7,7 +7,6 @@ import os
 import platform
 import resource
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,8 +77,7 @@ def peak_memory_mb(device: torch.device) -> float:
     """CUDA: the most that tensors held. CPU: the most that the process held, libraries and earlier runs included."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def commit(root: Path = ROOT) -> tuple[str, bool]:

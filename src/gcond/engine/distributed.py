@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -40,46 +40,86 @@ class Lost(RuntimeError):
     """Another process did not come, or has failed."""
 
 
+class Meetings:
+    """Where processes leave messages for each other in `store`, and wait for everybody's."""
+
+    def __init__(self, store: dist.Store, rank: int, size: int) -> None:
+        self._store, self._rank, self._size, self._held = store, rank, size, 0
+
+    def meet(self, told: str, patience: timedelta) -> list[str]:
+        """What every process tells at this place; Lost names those that failed or have not come."""
+        self._held += 1
+        if missing := self._missing(self._held, told, patience):
+            raise Lost(f"process {self._rank}: waited {patience} for {self._named(missing)}; {ADVICE}")
+        everything = [self._store.get(key).decode() for key in self._keys(self._held)]
+        if failed := [each for each, found in enumerate(everything) if found == FAILED]:
+            raise Lost(f"process {self._rank}: {self._named(failed)} failed, see its output")
+        return everything
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Where a collective call inside ends without an answer, find out who is missing; Lost names it.
+
+        Where this process fails, the others hear of it where they meet next.
+        """
+        try:
+            yield
+        except BaseException as error:
+            with suppress(RuntimeError):  # the process that keeps the store may be gone
+                self._store.set(self._keys(self._held + 1)[self._rank], FAILED)
+            collective = isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "gloo" in str(error))
+            if not collective or isinstance(error, Lost):
+                raise
+            missing = self._missing(-1, "", ROLL_CALL)
+            what = f"{self._named(missing)} does not answer" if missing else "all answer, but not to the same call"
+            raise Lost(f"process {self._rank}: {what} ({error}); {ADVICE}") from error
+
+    def _missing(self, place: int, told: str, patience: timedelta) -> list[int]:
+        """Which processes have told nothing at this place in time."""
+        keys = self._keys(place)
+        try:
+            self._store.set(keys[self._rank], told)
+            self._store.wait(keys, patience)
+        except RuntimeError:
+            try:
+                return [each for each, key in enumerate(keys) if not self._store.check([key])]
+            except RuntimeError:
+                return [0]  # which keeps the store, where torchrun does not
+        return []
+
+    def _keys(self, place: int) -> list[str]:
+        return [f"{place}/{each}" for each in range(self._size)]
+
+    def _named(self, ranks: list[int]) -> str:
+        return f"process {' and '.join(map(str, ranks))} of {self._size}"
+
+
 class World:
     """`main` is the one process that writes; `processes` is what the conductor needs to know.
 
-    `per_rank`: each process has a state of its own, even where there is one only. `store` is where processes leave
-    messages for each other; none is needed by one alone.
+    `per_rank`: each process has a state of its own, even where there is one only. One alone has no `meetings`.
     """
 
     def __init__(
-        self, processes: Processes, device: torch.device, per_rank: bool = False, store: dist.Store | None = None
+        self, processes: Processes, device: torch.device, per_rank: bool = False, meetings: Meetings | None = None
     ) -> None:
-        self.processes, self.device, self._per_rank = processes, device, per_rank
+        self.processes, self.device, self._per_rank, self._meetings = processes, device, per_rank, meetings
         self.rank, self.size = processes.rank, processes.size
         self.main = self.rank == 0
-        self._store = store
-        self._meetings = 0
 
     def compare(self, **facts: Any) -> None:
         """Raise ValueError, in every process, where one has another value for a fact; facts may be nested."""
-        if self._store is not None:
-            require_same([json.loads(told) for told in self._meet(json.dumps(dict(_flat(facts))), COMING)])
+        if self._meetings is not None:
+            require_same([json.loads(told) for told in self._meetings.meet(json.dumps(dict(_flat(facts))), COMING)])
 
     def main_first(self, work: Callable[[], T]) -> T:
         """`work` in the main process, then in the others, which find what it has written."""
-        if self._store is not None and not self.main:
-            self._meet("", FIRST)
+        if self._meetings is not None and not self.main:
+            self._meetings.meet("", FIRST)
         result = work()
-        if self._store is not None and self.main:
-            self._meet("", COMING)
+        if self._meetings is not None and self.main:
+            self._meetings.meet("", COMING)
         return result
-
-    def leave(self) -> None:
-        """Tell the others, where they meet next, that this process has failed."""
-        if self._store is not None:
-            self._store.set(_key(f"meeting {self._meetings + 1}", self.rank), FAILED)
-
-    def _meet(self, told: str, patience: timedelta) -> list[str]:
-        """What every process tells at this place; Lost names those that failed or have not come."""
-        assert self._store is not None
-        self._meetings += 1
-        return _meet(self._store, f"meeting {self._meetings}", self.rank, self.size, told, patience)
 
     def state_of(self, conductor: GradientConductor) -> Any:
         """What a checkpoint holds of it: with a state per process, all of them."""
@@ -136,16 +176,13 @@ def gathered(arbitration: str, device: str, threads: int) -> Iterator[World]:
         picked = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(picked)
     store = dist.PrefixStore("gcond", _rendezvous())
-    _meet(store, "beginning", rank(), started(), "", COMING)
+    meetings = Meetings(store, rank(), started())
+    meetings.meet("", COMING)
     backend = "nccl" if picked.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank(), world_size=started(), timeout=WORKING)
-    team = World(ARBITRATION[arbitration](), picked, arbitration == "per_rank", store)
     try:
-        with _naming_the_lost(store):
-            yield team
-    except BaseException:
-        team.leave()
-        raise
+        with meetings.named():
+            yield World(ARBITRATION[arbitration](), picked, arbitration == "per_rank", meetings)
     finally:
         dist.destroy_process_group()
 
@@ -153,51 +190,6 @@ def gathered(arbitration: str, device: str, threads: int) -> Iterator[World]:
 def _rendezvous() -> dist.Store:
     store, _, _ = next(dist.rendezvous("env://", timeout=COMING))
     return store
-
-
-def _meet(store: dist.Store, place: str, rank: int, size: int, told: str, patience: timedelta) -> list[str]:
-    missing = _missing(store, place, rank, size, told, patience)
-    if missing:
-        raise Lost(f"process {rank}: waited {patience} ({place}) for {_named(missing, size)}; {ADVICE}")
-    everything = [store.get(_key(place, each)).decode() for each in range(size)]
-    failed = [each for each, found in enumerate(everything) if found == FAILED]
-    if failed:
-        raise Lost(f"process {rank}: {_named(failed, size)} failed, see its output")
-    return everything
-
-
-def _missing(store: dist.Store, place: str, rank: int, size: int, told: str, patience: timedelta) -> list[int]:
-    """Which processes have told nothing at this place in time."""
-    try:
-        store.set(_key(place, rank), told)
-        store.wait([_key(place, each) for each in range(size)], patience)
-    except RuntimeError:
-        try:
-            return [each for each in range(size) if not store.check([_key(place, each)])]
-        except RuntimeError:
-            return [0]  # which keeps the store, where torchrun does not
-    return []
-
-
-def _key(place: str, rank: int) -> str:
-    return f"{place}/{rank}"
-
-
-def _named(ranks: list[int], size: int) -> str:
-    return f"process {' and '.join(map(str, ranks))} of {size}"
-
-
-@contextmanager
-def _naming_the_lost(store: dist.Store) -> Iterator[None]:
-    """Where a collective call ends without an answer, find out who is missing."""
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, Lost) or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
-            raise
-        missing = _missing(store, "roll call", rank(), started(), "", ROLL_CALL)
-        what = f"{_named(missing, started())} does not answer" if missing else "all answer, but not to the same call"
-        raise Lost(f"process {rank()}: {what} ({error}); {ADVICE}") from error
 
 
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

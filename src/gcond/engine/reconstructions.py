@@ -15,7 +15,7 @@ from torchvision.utils import make_grid
 
 from gcond.data.splits import Splits
 from gcond.engine.evaluate import EvaluationSet
-from gcond.files import write_atomically, write_json
+from gcond.files import write_atomically
 from gcond.model.patches import paste, patchify, select
 
 COLUMNS = ("original", "masked", "raw prediction", "pasted")
@@ -31,19 +31,17 @@ class Reconstructions:
     predicted patch is brought back to [0, 1] with the data set's mean and standard deviation, never with the target's
     own, which would leak the answer; values outside [0, 1] are clamped for the picture only.
 
-    Data that show patients are drawn only if `patients` is true. Raises ValueError for a negative `images`.
+    Data that show patients are drawn only if `patients` is true.
     """
 
     def __init__(self, folder: Path, data: Splits, split: EvaluationSet, images: int, patients: bool) -> None:
-        if images < 0:
-            raise ValueError(f"`reconstructions.images`: expected an integer >= 0 (0 draws none), found {images}")
         count = 0 if data.shows_patients and not patients else min(images, len(split.images))
         self._folder, self._intensity = folder, data.intensity
         self._raw: list[Tensor] = [split.images[index] for index in range(count)]
         self._hidden = split.hidden[:count]
 
-    def draw(self, model: nn.Module, device: torch.device, step: int, epoch: int) -> Path | None:
-        """Write the picture after `step` optimizer steps, and a JSON file that describes it; None if none is wanted.
+    def draw(self, model: nn.Module, device: torch.device, step: int) -> Path | None:
+        """Write the picture after `step` optimizer steps; None if none is wanted.
 
         Leaves the model in eval mode, and draws no random number.
         """
@@ -52,8 +50,6 @@ class Reconstructions:
         picture = _sheet(self.cells(model, device))
         path = self._folder / f"{step:08}.png"
         write_atomically(path, lambda temporary: Image.fromarray(picture).save(temporary))
-        facts = {"step": step, "epoch": epoch, "columns": list(COLUMNS), "images": len(self._raw)}
-        write_json(path.with_suffix(".json"), facts)
         return path
 
     def keep(self, model: nn.Module, device: torch.device, path: Path, patch_size: int) -> None:
