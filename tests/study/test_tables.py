@@ -189,8 +189,10 @@ def test_what_was_measured_later_stays_when_a_run_is_recorded_again(folder, tmp_
 def test_collect_counts_what_failed_and_what_is_not_finished(folder, tmp_path):
     below = tmp_path / "runs"
     below.mkdir()
-    for name in ("finished", "broken", "failed", "begun"):
+    for name in ("finished", "broken", "failed", "begun", "diverged"):
         shutil.copytree(folder, below / name)
+    diverged = REPORT | {"name": "diverged", "final": {"best": {"epoch": 1, "val_l1": None}}}
+    (below / "diverged" / "report.json").write_text(json.dumps(diverged))
     (below / "broken" / "report.json").write_text("{")
     for name in ("failed", "begun"):
         (below / name / "DONE").unlink()
@@ -198,11 +200,12 @@ def test_collect_counts_what_failed_and_what_is_not_finished(folder, tmp_path):
     results = tmp_path / "results"
     for _ in range(2):
         remarks = tables.collect(below, results)
-    assert remarks[-1].endswith("1 runs recorded, 1 failed, 1 unfinished")
+    assert remarks[-1].endswith("1 runs recorded, 2 failed, 1 unfinished")
     assert sum("broken" in remark for remark in remarks) == 1
     table = tables.read(results).set_index("name")
-    assert table.status.to_dict() == {"ct-a-seed11-0123e45678": "done", "failed": "failed", "begun": "unfinished"}
+    assert table.status.to_dict() == {"ct-a-seed11-0123e45678": "done", "failed": "failed",
+                                       "begun": "unfinished", "diverged": "failed"}  # fmt: skip
     assert (table.error["failed"], table.lr["begun"]) == ("ValueError: no data", 1e-3)
     assert list(tables.runs(results).name) == ["ct-a-seed11-0123e45678"]
     (below / "failed" / "FAILED").unlink()
-    assert tables.collect(below, results)[-1].endswith("1 runs recorded, 0 failed, 2 unfinished")
+    assert tables.collect(below, results)[-1].endswith("1 runs recorded, 1 failed, 2 unfinished")

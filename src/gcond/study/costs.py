@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from gcond.study import bench
-from gcond.study.judge import FEWEST, exact, region
+from gcond.study.judge import CONTRADICTED, FEWEST, HOLDS, region
 
 Row = dict[str, Any]
 
@@ -23,14 +23,16 @@ PEERS = ("pcgrad", "cagrad", "gradnorm")
 MB = 2**20
 
 
-def exactly(value: float, wants: str, also: bool = True) -> Row:
-    low, high = region(wants)
-    return exact(value, low < value < high and also) | {"wants": wants}
-
-
 def told(value: float, n: int = 1) -> Row:
-    """A number without an interval that decides nothing."""
+    """A number without an interval, such as a planned size; it decides nothing."""
     return {"n": n, "effect": float(value), "low": math.nan, "high": math.nan}
+
+
+def exactly(value: float, wants: str, also: bool = True) -> Row:
+    """One that does decide: it lies where the claim `wants`, and `also` holds."""
+    low, high = region(wants)
+    holds = low < value < high and also
+    return told(value) | {"wants": wants, "verdict": HOLDS if holds else CONTRADICTED, "against": float(holds)}
 
 
 def _bench(results: Path, *names: str) -> pd.DataFrame:

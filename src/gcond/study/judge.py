@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -86,12 +85,6 @@ def sign_flip(values: Sequence[float] | np.ndarray) -> float:
     for value in values[1:]:
         sums = np.concatenate([sums + value, sums - value])
     return float(np.mean(np.abs(sums) >= observed))
-
-
-def exact(value: float, holds: bool) -> Effect:
-    """A number that has no interval, such as a planned size, and whether the claim holds for it."""
-    number = {"n": 1, "effect": float(value), "low": math.nan, "high": math.nan, "p": math.nan}
-    return number | {"verdict": HOLDS if holds else CONTRADICTED, "against": float(holds)}
 
 
 def compare(
@@ -281,19 +274,23 @@ def judge(claims: Mapping[str, Mapping[str, Any]], runs: pd.DataFrame, results: 
         logged = cache(lambda name: tables.log(results, name, "groups")) if results else None
         for name, claim in claims.items():
             found = [row for contrast in claim.get("contrasts", ()) for row in _contrast(contrast, at_rate, logged)]
-            for special, parameters in claim.get("special", {}).items() if results else ():
-                if "scale" not in parameters:
-                    found += _special(special, own, results, parameters)
+            found += _special(claim, own, results) if results else []
             rows += [row | {"claim": name, "scale": scale} for row in found]
     return _table(rows)
 
 
-def _special(name: str, runs: pd.DataFrame, results: Path, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _special(claim: Mapping[str, Any], runs: pd.DataFrame | None, results: Path) -> list[dict[str, Any]]:
+    """Of the `runs` of one scale; without them of what belongs to no scale, and names one of its own."""
     from gcond.study.special import SPECIAL
 
-    if name not in SPECIAL:
-        raise ValueError(f"`special` of study/claims.yaml: expected one of {', '.join(SPECIAL)}, found {name!r}")
-    return SPECIAL[name](runs, results, parameters)
+    rows: list[dict[str, Any]] = []
+    for name, parameters in claim.get("special", {}).items():
+        if name not in SPECIAL:
+            raise ValueError(f"`special` of study/claims.yaml: expected one of {', '.join(SPECIAL)}, found {name!r}")
+        if ("scale" in parameters) == (runs is None):
+            found = SPECIAL[name](pd.DataFrame() if runs is None else runs, results, parameters)
+            rows += [{"scale": parameters.get("scale")} | row for row in found]
+    return rows
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -393,16 +390,13 @@ def _verdict(name: str, claim: Mapping[str, Any], found: pd.DataFrame) -> dict[s
         decisive = decisive[decisive.model.isin([PAPER_MODEL, ""]) | ~decisive.scale.isin(SCALES)]
     if not len(decisive):
         return empty
-    question = not decisive.wants.astype(bool).any()
-    decisive = decisive if question else decisive[decisive.wants != ""]
-    if question:
-        shown = decisive
-        for column, value in claim.get("shows", {}).items():
-            shown = shown[shown[column] == value]
-        decisive = shown if len(shown) else decisive
+    if not decisive.wants.any():  # a question
+        shows = [decisive[column] == value for column, value in claim.get("shows", {}).items()]
+        shown = decisive[np.logical_and.reduce(shows)] if shows else decisive
+        shown = shown if len(shown) else decisive
+        return dict(shown[shown.scale == _deciding_scale(shown)].iloc[0])
+    decisive = decisive[decisive.wants != ""]
     own = decisive[decisive.scale == _deciding_scale(decisive)]
-    if question:
-        return dict(own.iloc[0])
     complete = all(_ran(contrast, own) for contrast in claim.get("contrasts", ()) if contrast.get("wants"))
     return dict(_weakest(own)) | {"verdict": conjunction(own, complete)}
 
@@ -423,15 +417,11 @@ def _ran(contrast: Mapping[str, Any], found: pd.DataFrame) -> bool:
 
 
 def _weakest(found: pd.DataFrame) -> pd.Series:
-    order = {CONTRADICTED: 0, UNDECIDED: 1, HOLDS: 2}
-    return found.loc[min(found.index, key=lambda at: (order[found.verdict[at]], -_slack(found.loc[at])))]
-
-
-def _slack(row: pd.Series) -> float:
-    """How far the interval sticks out of the region."""
-    low, high = (row.effect, row.effect) if math.isnan(row.low) else (row.low, row.high)
-    bounds = region(row.wants) if str(row.wants)[:1] in "<>ie" and row.wants else (-math.inf, math.inf)
-    return float(max(high - bounds[1], bounds[0] - low))
+    """That whose interval sticks out of its region furthest, of those with the worst verdict."""
+    lowest, highest = (pd.Series(ends, found.index) for ends in zip(*found.wants.map(region), strict=True))
+    slack = np.maximum(found.high.fillna(found.effect) - highest, lowest - found.low.fillna(found.effect))
+    worst = found.verdict.map([CONTRADICTED, UNDECIDED, HOLDS].index)
+    return found.assign(worst=worst, slack=-slack).sort_values(["worst", "slack"], kind="stable").iloc[0][found.columns]
 
 
 # All scales of a folder.
@@ -440,20 +430,12 @@ def _slack(row: pd.Series) -> float:
 def findings(results: Path, names: Sequence[str] = (), scale: str = "*") -> pd.DataFrame:
     """Of every scale recorded below `results` (or of one), and of what belongs to no scale; all claims or `names`."""
     claims = {name: claim for name, claim in facts("claims").items() if not names or name in names}
-    found = []
-    for folder in sorted(path.parent for path in results.glob(f"{scale}/runs.csv")):
-        found.append(judge(claims, tables.runs(folder), folder))
-    rows = [
-        {"scale": parameters["scale"]} | row | {"claim": name}
-        for name, claim in claims.items()
-        for special, parameters in claim.get("special", {}).items()
-        if "scale" in parameters
-        for row in _special(special, pd.DataFrame(), results, parameters)
-    ]
-    found = [each for each in (*found, _table(rows)) if len(each)]
+    folders = sorted(path.parent for path in results.glob(f"{scale}/runs.csv"))
+    found = [judge(claims, tables.runs(folder), folder) for folder in folders]
+    rows = [row | {"claim": name} for name, claim in claims.items() for row in _special(claim, None, results)]
+    found = [each for each in (*found, _table(rows)) if len(each)] or [_table([])]
     order = {name: place for place, name in enumerate(claims)}
-    table = pd.concat(found) if found else _table([])
-    return table.sort_values("claim", key=lambda column: column.map(order), kind="stable").reset_index(drop=True)
+    return pd.concat(found).sort_values("claim", key=lambda own: own.map(order), kind="stable").reset_index(drop=True)
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -469,7 +451,3 @@ def write(results: Path) -> Path:
     path = results / "findings.csv"
     write_text(path, findings(results).to_csv(index=False, float_format="%.6g", lineterminator="\n"))
     return path
-
-
-if __name__ == "__main__":
-    print(write(Path(sys.argv[1] if len(sys.argv) > 1 else "results")))

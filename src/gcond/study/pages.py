@@ -406,7 +406,7 @@ def sweep_size(overrides: Sequence[str]) -> int:
     chosen = dict(each.split("=", 1) for each in overrides)
     content = yaml.safe_load((EXPERIMENTS / f"{chosen['experiment']}.yaml").read_text(encoding="utf-8"))
     lists = content["hydra"]["sweeper"]["params"] | chosen
-    return math.prod(len(re.split(r",(?![^{\[]*[}\]])", str(value))) for value in lists.values())
+    return math.prod(len(tables.split(str(value))) for value in lists.values())
 
 
 def _pages_of(name: str, results: Path) -> list[Path]:

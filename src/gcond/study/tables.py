@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -28,7 +30,7 @@ import yaml
 from gcond.engine import metrics_log
 from gcond.engine.run_folder import read_report
 from gcond.engine.run_state import selection_weights, weighted_loss
-from gcond.files import write_atomically
+from gcond.files import write_atomically, write_text
 
 ABOUT = (
     "name",
@@ -68,6 +70,9 @@ MINIMA = {  # of `steps`: the smallest of a bin; every other number is a mean
     "cosine_resolved_min": "cosine_resolved/all",
     "published_cosine": "gcond/min_cosine_as_published",  # what the published code would have logged
 }
+MEANS = ("resolved_norm", "norm_jump", "cosine_min", "cosine_resolved_min", "published_cosine", "cosine_step_resolved",
+         "clipped", "zone/weak", "zone/main", "zone/critical")  # fmt: skip
+PERCENT = ("resolved", "correction")
 PLACES = ("step", "first_step", "last_step")
 EARLY, PLATEAU = 0.2, 0.8  # shares of the steps: the early phase ends, the plateau begins
 OF_SETTINGS = {"loss", "loss.tasks", "scale.steps_per_epoch", *SETTINGS.values()}  # overrides that columns tell
@@ -109,14 +114,12 @@ def runs(results: Path) -> pd.DataFrame:
     table = table[table.status == DONE].reset_index(drop=True)
     text = ["arithmetic", "data_checksum", "variant", "device", "commit", "labels"]
     table[text] = table[text].fillna("")
-    chosen = [overrides(variant) for variant in table.variant]
+    chosen = table.variant.map(overrides)
     table["loss"] = [each.get("loss", "l1_ssim") for each in chosen]
     table["weights"] = [each.get("loss.tasks", "").strip("{}").replace(" ", "") for each in chosen]
     table["own_lr"] = ["optimizer.lr" not in each for each in chosen]
-    table["rest"] = [
-        ",".join(f"{key}={value}" for key, value in sorted(each.items()) if key not in OF_SETTINGS) for each in chosen
-    ]
-    table["setting"] = [setting(each) for each in chosen]
+    table["rest"] = [_joined({key: each[key] for key in each if key not in OF_SETTINGS}) for each in chosen]
+    table["setting"] = chosen.map(setting)
     table["log"] = [log_name(name, arithmetic) for name, arithmetic in zip(table.name, table.arithmetic, strict=True)]
     same = [name for name in SETTINGS if name in table] + ["weights", "rest", "steps", "arithmetic", "data_checksum"]
     table = table.sort_values("started", kind="stable").drop_duplicates(same, keep="last").sort_index()
@@ -147,22 +150,25 @@ def log_name(name: str, arithmetic: str) -> str:
     return "-".join(filter(None, (name, arithmetic)))
 
 
+def split(values: str) -> list[str]:
+    """At commas, except within brackets."""
+    return re.split(r",(?![^{\[]*[}\]])", values) if values else []
+
+
 def overrides(variant: str) -> dict[str, str]:
-    """ "a=1,b=[2,3]" -> {"a": "1", "b": "[2,3]"}; commas in brackets do not separate."""
-    parts, depth, start = [], 0, 0
-    for place, sign in enumerate(variant):
-        depth += (sign in "[{") - (sign in "]}")
-        if sign == "," and depth == 0:
-            parts.append(variant[start:place])
-            start = place + 1
-    parts = [*parts, variant[start:]] if variant else []
-    return dict(part.lstrip("+~").split("=", 1) if "=" in part else (part, "") for part in parts)
+    """ "a=1,b=[2,3]" -> {"a": "1", "b": "[2,3]"}."""
+    pairs = (part.lstrip("+~").partition("=") for part in split(variant))
+    return {key: value for key, _, value in pairs}
 
 
 def setting(overrides: Mapping[str, Any]) -> str:
     """ "loss=l1,scale.micro_batch=2": overrides other than learning rate, model mode and length; "" for Table 2's."""
-    kept = {key: str(value) for key, value in overrides.items() if key not in BESIDE}
-    return ",".join(f"{key}={value}" for key, value in sorted(kept.items()) if (key, value) != FULL_STRENGTH)
+    kept = {key: value for key, value in overrides.items() if key not in BESIDE and (key, str(value)) != FULL_STRENGTH}
+    return _joined(kept)
+
+
+def _joined(overrides: Mapping[str, Any]) -> str:
+    return ",".join(f"{key}={value}" for key, value in sorted(overrides.items()))
 
 
 def at_rate(runs: pd.DataFrame, lr: str | float) -> pd.DataFrame:
@@ -199,10 +205,9 @@ def predictors(results: Path) -> pd.DataFrame:
     settings score them on other images or masks, and are left out."""
     rows = []
     for run in runs(results).itertuples():
-        if any(part in f",{run.variant}" for part in (f",{start}" for start in OTHER_IMAGES)):
-            continue
-        about = {"dataset": run.dataset, "data_checksum": run.data_checksum, "image_size": run.image_size}
-        rows += [about | scores for scores in _digest(results, run.log)[1]]
+        if not any(each.startswith(OTHER_IMAGES) for each in split(run.variant)):
+            about = {"dataset": run.dataset, "data_checksum": run.data_checksum, "image_size": run.image_size}
+            rows += [about | scores for scores in _digest(results, run.log)[1]]
     names = ["dataset", "data_checksum", "image_size", "predictor"]
     return pd.DataFrame(rows, columns=None if rows else names).drop_duplicates(names).reset_index(drop=True)
 
@@ -265,12 +270,11 @@ def numbers(log: pd.DataFrame) -> dict[str, float]:
     `correction`, `correction_median`; `weight_l1`, … of all steps. `probe:NAME`: mean over the
     probes. `activation_std`: at the last epoch. `early_val_l1`: mean over the first third of the epochs.
     """
-    found: dict[str, float] = {}
     bins = steps(log)
-    if len(bins):
-        found |= _of_bins(bins)
-    for name, values in _of_kind(log, "probe").items():
-        found[f"probe:{name}"] = values.mean()
+    found = _of_bins(bins) if len(bins) else {}
+    probes = log[log.kind == "probe"].select_dtypes("number")
+    probes = probes.drop(columns=["epoch", "step", "micro_batches", "batch_size"], errors="ignore")
+    found |= probes.mean().add_prefix("probe:")
     activations = log[log.kind == "activations"]
     if len(activations) and "std" in activations:
         found["activation_std"] = activations.sort_values("epoch")["std"].iloc[-1]
@@ -281,38 +285,27 @@ def numbers(log: pd.DataFrame) -> dict[str, float]:
 
 
 def _of_bins(bins: pd.DataFrame) -> dict[str, float]:
+    wanted = [*MEANS, *PERCENT, "conflicts", "cosine_steps", "cosine/all"]
+    bins = bins.reindex(columns=[*dict.fromkeys([*bins, *wanted])]).astype("float64")
     place = bins.last_step / bins.last_step.max()
     size = bins.last_step - bins.first_step + 1
-    column = {name: bins[name].astype("float64") for name in bins}
-    nothing = pd.Series(np.nan, bins.index)
-    means = ["resolved_norm", "norm_jump", "cosine_min", "cosine_resolved_min", "published_cosine"]
-    found = {name: column[name].mean() for name in [*means, "cosine_step_resolved", "clipped"] if name in column}
-    found |= {f"zone_{zone}": column[f"zone/{zone}"].mean() for zone in ("weak", "main", "critical")
-              if f"zone/{zone}" in column}  # fmt: skip
-    found |= {name: 100 * column[name].mean() for name in ("resolved", "correction") if name in column}
-    found["correction_median"] = 100 * column.get("correction", nothing).median()
-    lowest = column.get("cosine_min", nothing)
-    found["cosine_min_late"] = lowest[place > EARLY].mean()
     middle = (place > EARLY) & (place <= PLATEAU)
-    found["cosine_min_plateau"] = lowest[place > PLATEAU].mean() - lowest[middle].mean()
-    counted = column.get("cosine_steps", nothing)
-    found["conflicts"] = 100 * _weighted(column.get("conflicts", nothing), counted)
-    found["cosine_mean"] = _weighted(column.get("cosine/all", nothing), counted)
-    for name in column:
-        if name.startswith("weight/"):
-            found[name.replace("/", "_")] = _weighted(column[name], size)
-    return found
+    found = dict(bins[[*MEANS]].mean().rename(lambda name: name.replace("/", "_"))) | dict(
+        100 * bins[[*PERCENT]].mean()
+    )
+    found["correction_median"] = 100 * bins.correction.median()
+    found["cosine_min_late"] = bins.cosine_min[place > EARLY].mean()
+    found["cosine_min_plateau"] = bins.cosine_min[place > PLATEAU].mean() - bins.cosine_min[middle].mean()
+    found["conflicts"] = 100 * _weighted(bins.conflicts, bins.cosine_steps)
+    found["cosine_mean"] = _weighted(bins["cosine/all"], bins.cosine_steps)
+    weights = {name.replace("/", "_"): _weighted(bins[name], size) for name in bins if name.startswith("weight/")}
+    return found | weights
 
 
 def _weighted(values: pd.Series, weights: pd.Series) -> float:
     """Mean over the bins with a number; nan where they weigh nothing."""
-    weights = weights.where(values.notna()).fillna(0.0)
-    return float((values.fillna(0.0) * weights).sum() / weights.sum()) if weights.sum() else math.nan
-
-
-def _of_kind(log: pd.DataFrame, kind: str) -> pd.DataFrame:
-    rows = log[log.kind == kind].dropna(axis="columns", how="all").select_dtypes("number")
-    return rows.drop(columns=["epoch", "step", "micro_batches", "batch_size"], errors="ignore")
+    weights = weights.where(values.notna())
+    return float((values * weights).sum() / weights.sum()) if weights.sum() else math.nan
 
 
 # Recording.
@@ -323,7 +316,7 @@ def record(folder: Path, results: Path) -> pd.DataFrame:
 
     A run that is recorded already is written again. Raises ValueError, naming the file, where the run is not finished.
     """
-    return _write_rows(results, [_record_log(folder, results)])
+    return _write_rows(results, [_record_log(folder, results)], read(results))
 
 
 def _record_log(folder: Path, results: Path) -> dict[str, Any]:
@@ -352,23 +345,25 @@ def collect(runs: Path, results: Path) -> list[str]:
     A failed or unfinished run is a row without numbers, so that a table can say how many were asked for; it does not
     replace the same run recorded as finished.
     """
-    remarks, rows, recorded = [], [], []
+    remarks, finished, others = [], [], []
     for folder in sorted(path for path in runs.glob("*") if (path / "config.yaml").exists()):
-        if (folder / "DONE").exists():
-            try:
-                recorded.append(_record_log(folder, results))
-            except (ValueError, KeyError) as error:
-                remarks.append(f"{folder.name}: unreadable, left out: {error}")
+        if not (folder / "DONE").exists():
+            others.append(_unfinished(folder))
             continue
-        rows.append(_unfinished(folder))
-    table = _write_rows(results, recorded) if recorded else read(results)
-    table = table[table.status == DONE]
-    rows = [row for row in rows if row["name"] not in set(table.name)]
+        try:
+            finished.append(_record_log(folder, results))
+        except (ValueError, KeyError) as error:
+            remarks.append(f"{folder.name}: unreadable, left out: {error}")
+    before = read(results)
+    before = before[before.status == DONE]
+    there = {*before.name, *(row["name"] for row in finished)}
+    rows = [*finished, *(row for row in others if row["name"] not in there)]
     if rows or (results / "runs.csv").exists():
-        _write_rows(results, rows, table)
-    remarks += [f"{row['name']}: {row['status']}{': ' * bool(row['error'])}{row['error']}" for row in rows]
-    failed = sum(row["status"] == FAILED for row in rows)
-    return [*remarks, f"{results}: {len(recorded)} runs recorded, {failed} failed, {len(rows) - failed} unfinished"]
+        _write_rows(results, rows, before)
+    remarks += [": ".join(filter(None, (row["name"], row["status"], row["error"]))) for row in rows if "error" in row]
+    count = Counter(row["status"] for row in rows)
+    told = f"{count[DONE]} runs recorded, {count[FAILED]} failed, {count[UNFINISHED]} unfinished"
+    return [*remarks, f"{results}: {told}"]
 
 
 def row_of(folder: Path) -> dict[str, Any]:
@@ -409,20 +404,16 @@ def _unfinished(folder: Path) -> dict[str, Any]:
 
 def _settings(folder: Path) -> dict[str, Any]:
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    return {name: _at(config, where) for name, where in SETTINGS.items()}
+    flat = pd.json_normalize(config).iloc[0]
+    return {name: flat.get(where) for name, where in SETTINGS.items()}
 
 
-def _write_rows(results: Path, rows: list[dict[str, Any]], before: pd.DataFrame | None = None) -> pd.DataFrame:
-    """`rows` beside those of `before` (default: all recorded), in the place of the same run on the same arithmetic."""
-    table = read(results) if before is None else before
-    names = {(row["name"], row.get("arithmetic") or "") for row in rows}
-    there = zip(table.name, table.arithmetic.fillna(""), strict=True)
-    table = table[[name not in names for name in there]]
-    new = pd.DataFrame(rows)
-    both = pd.concat([each for each in (table, new) if len(each)] or [table]).sort_values(KEY, kind="stable")
-    write_atomically(
-        results / "runs.csv", lambda to: both.to_csv(to, index=False, float_format="%.8g", lineterminator="\n")
-    )
+def _write_rows(results: Path, rows: list[dict[str, Any]], before: pd.DataFrame) -> pd.DataFrame:
+    """`rows` beside those of `before`, in the place of the same run on the same arithmetic."""
+    both = pd.concat([each for each in (before, pd.DataFrame(rows)) if len(each)] or [before])
+    run = [both.name, both.arithmetic.fillna("")]
+    both = both[~pd.MultiIndex.from_arrays(run).duplicated(keep="last")].sort_values(KEY, kind="stable")
+    write_text(results / "runs.csv", both.to_csv(index=False, float_format="%.8g", lineterminator="\n"))
     return read(results)
 
 
@@ -440,14 +431,6 @@ def _trivial(path: Path) -> Iterator[dict[str, Any]]:
     report = json.loads(path.read_text(encoding="utf-8"))
     for predictor, scores in report["trivial"].items():
         yield {"kind": "trivial", "predictor": predictor, **scores}
-
-
-def _at(content: Mapping[str, Any], where: str) -> Any:
-    for part in where.split("."):
-        if not isinstance(content, Mapping) or part not in content:
-            return None
-        content = content[part]
-    return content
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
