@@ -10,14 +10,17 @@ import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 from collections.abc import Iterator
 from importlib.metadata import Distribution, distribution, distributions
 from pathlib import Path
 
 import pytest
+from engine.runs import config
 from packaging.requirements import Requirement
 
 import gcond.strategy
+from gcond.engine.run_folder import RunFolder
 from gcond.strategy import Resolver, SingleProcess, Update
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -152,6 +155,14 @@ def test_the_wheel_alone_takes_a_step_and_names_the_extra_that_the_commands_need
     assert not [*tmp_path.iterdir()]
 
 
+def test_the_wheel_has_the_choices_and_the_study_of_the_clone_unchanged(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name: archive.read(name) for name in archive.namelist() if "_repository/" in name}
+    sources = [path for folder in ("conf", "study") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    assert len(sources) > 90
+    assert packed == {f"gcond/_repository/{path.relative_to(ROOT)}": path.read_bytes() for path in sources}
+
+
 def test_a_type_checker_outside_sees_the_types_of_what_is_installed(complete: Environment, tmp_path: Path) -> None:
     """An ignored error that mypy does not find is an error too (--strict)."""
     (tmp_path / "user.py").write_text(USER)
@@ -172,7 +183,7 @@ def test_the_wheel_with_its_extra_plans_and_trains_from_an_empty_folder(complete
     assert not [*tmp_path.iterdir()]
     trained = complete.run(tmp_path, "gcond", "train", *smoke)
     assert trained.returncode == 0, trained.stderr
-    assert len([*tmp_path.glob("runs/smoke/*/report.json")]) == 1
+    assert [path.parent.name for path in tmp_path.glob("runs/smoke/*/report.json")] == [RunFolder(config(*smoke)).name]
     swept = complete.run(tmp_path, "gcond", "sweep", "--jobs", "1", *smoke, "seed=42,43")
     assert swept.returncode == 0, swept.stderr
     assert len([*tmp_path.glob("runs/smoke/*/report.json")]) == 2

@@ -303,7 +303,7 @@ def one_patient_in_two_splits(root):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda root: shutil.rmtree(root), "no CT store at .*ct; make one with `make data`"),
+        (lambda root: shutil.rmtree(root), "no CT store at .*ct; .* `make data`"),
         (lambda root: (root / FACTS).unlink(), "an unfinished CT store"),
         (lambda root: do(root, facts(lambda found: found.update(format_version=99))), "format version 99"),
         (lambda root: (root / FIRST).unlink(), "00000.arrow is missing"),

@@ -85,5 +85,5 @@ def test_the_committed_samples_and_page_are_the_codes(sampled):
 
 
 def test_without_samples_the_command_is_named(tmp_path):
-    with pytest.raises(ValueError, match="make reproduce-table1"):
+    with pytest.raises(ValueError, match="study run table1"):
         pages.make("table1", tmp_path)

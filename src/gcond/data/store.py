@@ -38,7 +38,7 @@ DTYPE = "<u2"
 VALUES = 4096
 STORED_SIZE = 256
 STORED_BYTES = STORED_SIZE**2 * 2
-HOW_TO_MAKE = "make one with `make data` (samples), `make data-headneck` or `make data-ct` (archives); docs/data.md"
+HOW_TO_MAKE = "make one, in a clone, with `make data` (samples), `make data-headneck` or `make data-ct` (docs/data.md)"
 
 PIXELS = pa.schema([("pixels", pa.binary())])
 LABELS = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")

@@ -43,7 +43,7 @@ def _read(path: Path, command: str) -> pd.DataFrame:
 def toy(folder: Path) -> dict[str, Figure]:
     """Name -> figure of the records in results/toy. Raises ValueError, naming the file, where one is missing."""
     ends, noise, tradeoff = (
-        _read(folder / f"{name}.csv", "make reproduce-toy") for name in ("endpoints", "noise", "tradeoff")
+        _read(folder / f"{name}.csv", "gcond study run toy") for name in ("endpoints", "noise", "tradeoff")
     )
     paths = {name: pd.read_csv(folder / "trajectories" / f"{name}.csv") for name in ends.method.unique()}
     return {
@@ -176,7 +176,7 @@ def tradeoff_by_alpha(tradeoff: pd.DataFrame) -> Figure:
 
 def zones(folder: Path) -> dict[str, Figure]:
     """Of the resolver itself: shares of the full projection, and the cosine afterwards, against the cosine before."""
-    samples = _read(folder / "zones.csv", "make reproduce-table1")
+    samples = _read(folder / "zones.csv", "gcond study run table1")
     figure = Figure(figsize=(10.5, 6.4), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True, sharey="row")
     for (upper, lower), logic in zip(panels.T, ("smooth", "step"), strict=True):

@@ -62,7 +62,7 @@ def choose(name: str, spec: dict[str, Any], folder: Path, lr: float | str | None
         rate = "" if lr is None else f" at {RATES.get(str(lr), f'learning rate {lr}')}"
         raise ValueError(
             f"nothing to draw: {folder} records no finished run of {name}{rate}; "
-            f"`make reproduce-{spec.get('artefact', name)} SCALE={folder.name}` makes them"
+            f"`gcond study run {spec.get('artefact', name)} --scale {folder.name}` makes them"
         )
     shown = ordered_datasets(own.dataset)
     rate = RATES.get(str(lr)) or f"learning rate {written(float(lr or 0))}"

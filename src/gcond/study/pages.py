@@ -130,7 +130,7 @@ def ends(pair: Iterable[float]) -> str:
 def _table1(results: Path, **_: Any) -> list[Path]:
     """GCond's zones, of the samples that gcond.study.zones takes from the resolver."""
     folder = results / "table1"
-    samples, sides = (_csv(folder / name, "make reproduce-table1") for name in ("zones.csv", "thresholds.csv"))
+    samples, sides = (_csv(folder / name, "gcond study run table1") for name in ("zones.csv", "thresholds.csv"))
     power = facts("paper")["table1"]["remap_power"]
 
     def of(table: pd.DataFrame, logic: str) -> pd.DataFrame:
@@ -145,7 +145,7 @@ def _table1(results: Path, **_: Any) -> list[Path]:
 def _table5(results: Path, **_: Any) -> list[Path]:
     """The settings that gcond.study.settings composes, beside the paper's."""
     folder, table = results / "table5", facts("paper")["table5"]
-    composed = _csv(folder / "composed.csv", "make reproduce-table5", dtype=str, keep_default_na=False)
+    composed = _csv(folder / "composed.csv", "gcond study run table5", dtype=str, keep_default_na=False)
     ours = composed.pivot(index="setting", columns="strategy", values="value")
     methods, titles = table["methods"], table["titles"]
     if wrong := set(ours.index) ^ set(titles) or set(ours) ^ set(methods):
@@ -177,7 +177,7 @@ def same(ours: str, theirs: str) -> bool:
 
 
 def _toy(results: Path, **_: Any) -> list[Path]:
-    folder, command = results / "toy", "make reproduce-toy"
+    folder, command = results / "toy", "gcond study run toy"
     ends, noise, tradeoff = (_csv(folder / f"{name}.csv", command) for name in ("endpoints", "noise", "tradeoff"))
     paths = {name: _csv(folder / "trajectories" / f"{name}.csv", command) for name in ends.method.unique()}
     return _write(folder / "toy.md", "toy", **toy_page.content(ends, paths, noise, tradeoff))
@@ -187,7 +187,9 @@ def _table2(results: Path, scale: str = "mini", lr: str | float = "own", **choic
     """As Markdown, LaTeX and CSV; what results/ records of the same table follows, marked, and counts for nothing."""
     own, beside = _own_and_recorded(results, scale, lr=lr, **choices)
     if own is None and beside is None:
-        raise ValueError(f"nothing to report: no run of Table 2 in {results / scale}; `make reproduce-table2` makes it")
+        raise ValueError(
+            f"nothing to report: no run of Table 2 in {results / scale}; `gcond study run table2` makes it"
+        )
     rate = lr if isinstance(lr, str) else np.format_float_scientific(lr, trim="-", exp_digits=1)
     base = results / scale / ("table2" if lr == "own" else f"table2_lr{rate}")
     command = f"gcond study table table2 --scale {scale}" + ("" if lr == "own" else f" --lr {rate}")

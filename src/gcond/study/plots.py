@@ -391,7 +391,7 @@ def forest(name: str, spec: dict[str, Any], folder: Path, lr: float | str | None
     else:
         raise ValueError(
             f"nothing to draw: {folder} records no comparison of {name} at learning rate {lr or 'paper or own'}; "
-            f"`make reproduce-{spec.get('artefact', name)} SCALE={folder.name}` makes the runs"
+            f"`gcond study run {spec.get('artefact', name)} --scale {folder.name}` makes the runs"
         )
     figure = _forest_panels(found, spec)
     caption = [spec["caption"]]

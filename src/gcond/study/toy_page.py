@@ -24,7 +24,9 @@ def content(ends: pd.DataFrame, paths: dict[str, pd.DataFrame], noise: pd.DataFr
     places = ends.pivot(index="method", columns="start", values="x1")
     if places.isna().any(axis=None):
         lacking = ", ".join(places.index[places.isna().any(axis=1)])
-        raise ValueError(f"endpoints.csv has no end point from some start of {lacking}; run `make reproduce-toy` again")
+        raise ValueError(
+            f"endpoints.csv has no end point from some start of {lacking}; run `gcond study run toy` again"
+        )
     ends = against_references(ends)
     single = ends[ends.on_front & ends.x1.abs().sub(7).abs().lt(0.1)]  # the minimum of one task alone
     within = [noise[f"{name}_theory"].between(noise[f"{name}_low"], noise[f"{name}_high"]).mean()

@@ -80,7 +80,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if runs.empty:
         print(
             f"expected finished runs in {options.runs / options.scale} that were asked for and that "
-            f"{results / 'runs.csv'} records, found none; `make reproduce-windows SCALE={options.scale}` trains some",
+            f"{results / 'runs.csv'} records; `gcond study run windows --scale {options.scale}` trains some",
             file=sys.stderr,
         )
         return 2
