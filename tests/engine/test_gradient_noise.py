@@ -1,20 +1,33 @@
-"""The record of a probe, by hand and against the vectors that the Gram matrices are of."""
+"""Statistics of task gradients, by hand and against the vectors that the Gram matrices are of."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
-from gcond.engine.gradient_noise import describe, window_sizes
+from gcond.engine.gradient_noise import (
+    GradientRows,
+    GradientSums,
+    describe,
+    estimates,
+    rows_held,
+    statistics,
+    window_sizes,
+)
+from gcond.engine.memory import LiveBytes
+from gcond.strategy.flat import FlatParameters
 
-PARTS = {"encoder": slice(0, 5), "head": slice(5, 12)}
+TASKS = ["a", "b"]
+Parts = Mapping[str, slice]
 
 
-def grams(vectors: np.ndarray, parts: dict[str, slice]) -> tuple[dict[str, torch.Tensor], dict[int, torch.Tensor]]:
+def grams(vectors: np.ndarray, parts: Parts) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
     """Of `vectors` [n, m, P], as `describe` takes them."""
     n, m, _ = vectors.shape
     sums = vectors.reshape(2, n // 2, m, -1).sum(1).reshape(2 * m, -1)
@@ -26,49 +39,88 @@ def grams(vectors: np.ndarray, parts: dict[str, slice]) -> tuple[dict[str, torch
     return halves, windows
 
 
-def test_windows_divide_and_are_several() -> None:
-    assert {n: window_sizes(n) for n in (2, 4, 6, 8, 24)} == {
-        2: [1],
-        4: [1, 2],
-        6: [1, 2],
-        8: [1, 2, 4],
-        24: [1, 2, 4, 8],
-    }
+def gram_of_all(vectors: np.ndarray) -> Tensor:
+    """[n, m, n, m], as `statistics` takes it."""
+    return torch.from_numpy(np.einsum("amp,bkp->ambk", vectors, vectors))
 
 
 def cosine(x: np.ndarray, y: np.ndarray) -> float:
     return float(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
 
 
-@pytest.mark.parametrize(("n", "m"), [(2, 2), (8, 2), (12, 3), (24, 2), (4, 1)])
-def test_the_record_is_that_of_the_vectors(n: int, m: int) -> None:
-    random = np.random.default_rng(n + m)
-    vectors = random.standard_normal((m, 12)) + random.standard_normal((n, m, 12))
-    tasks = [f"t{place}" for place in range(m)]
-    found = describe(tasks, n, *grams(vectors, PARTS))
-
+def described(vectors: np.ndarray, tasks: Sequence[str], parts: Parts, sizes: Sequence[int]) -> dict[str, float]:
+    """What `describe` says, from the vectors [n, m, P] themselves."""
+    n, m, _ = vectors.shape
     mean, first, second = vectors.mean(0), vectors[: n // 2].mean(0), vectors[n // 2 :].mean(0)
     pairs = list(itertools.combinations(range(m), 2))
-    expected = {}
-    for group, part in {"all": slice(None), **PARTS}.items():
+    found = {f"norm/{task}": float(np.linalg.norm(mean[place])) for place, task in enumerate(tasks)}
+    for group, part in {"all": slice(None), **parts}.items():
         if pairs:
-            expected[f"cosine/{group}"] = min(cosine(mean[i, part], mean[j, part]) for i, j in pairs)
-            expected[f"cosine_disjoint/{group}"] = min(
+            found[f"cosine/{group}"] = min(cosine(mean[i, part], mean[j, part]) for i, j in pairs)
+            found[f"cosine_disjoint/{group}"] = min(
                 (cosine(first[i, part], second[j, part]) + cosine(second[i, part], first[j, part])) / 2
                 for i, j in pairs
             )
         for place, task in enumerate(tasks):
-            expected[f"self_cosine/{task}/{group}"] = cosine(first[place, part], second[place, part])
-    for size in window_sizes(n):
-        means = vectors.reshape(n // size, size, m, 12).mean(1)
+            found[f"self_cosine/{task}/{group}"] = cosine(first[place, part], second[place, part])
+    for size in sizes:
+        means = vectors.reshape(n // size, size, m, -1).mean(1)
         for place, task in enumerate(tasks):
-            variance = means[:, place].var(0, ddof=1).sum()
-            expected[f"noise/{task}/{size}"] = variance / (mean[place] @ mean[place])
+            found[f"noise/{task}/{size}"] = means[:, place].var(0, ddof=1).sum() / (mean[place] @ mean[place])
         if pairs:
-            signs = [np.sign(window[0] @ window[1]) for window in means]
-            expected[f"sign_agreement/{size}"] = np.mean(np.array(signs) == np.sign(mean[0] @ mean[1]))
-    expected |= {f"norm/{task}": np.linalg.norm(mean[place]) for place, task in enumerate(tasks)}
-    assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+            signs = [np.sign(window[0] @ window[1]) == np.sign(mean[0] @ mean[1]) for window in means]
+            found[f"sign_agreement/{size}"] = float(np.mean(signs))
+    return found
+
+
+def stated(vectors: np.ndarray, sizes: Sequence[int]) -> dict[str, float]:
+    """What `statistics` says of two tasks, from the vectors [n, 2, P] themselves."""
+    n = len(vectors)
+    found = {name.removesuffix("/all"): value for name, value in described(vectors, TASKS, {}, sizes).items()}
+    for size in sizes:
+        windows = vectors.reshape(n // size, size, 2, -1).mean(1)
+        for place, task in enumerate(TASKS):
+            if size > 1:
+                one, several = (each[:, place].var(axis=0, ddof=1).sum() for each in (vectors, windows))
+                found[f"scaled_noise/{task}/{size}"] = size * several / one
+        signs = [
+            math.copysign(1, windows[i, 0] @ windows[j, 1]) == math.copysign(1, found["cosine_disjoint"])
+            for i, j in itertools.permutations(range(len(windows)), 2)
+        ]
+        found[f"sign_agreement_disjoint/{size}"] = float(np.mean(signs))
+    return found
+
+
+def noisy(n: int, size: int, seed: int = 0) -> np.ndarray:
+    """[n, 2, size]: two means in conflict, noise of each task and noise that both share."""
+    random = np.random.default_rng(seed)
+    means = random.standard_normal((2, size))
+    means[1] -= 0.4 * means[0]
+    return means + 1.5 * (random.standard_normal((n, 2, size)) + random.standard_normal((n, 1, size)))
+
+
+def test_windows_divide_and_are_several() -> None:
+    sizes = {2: [1], 4: [1, 2], 6: [1, 2], 8: [1, 2, 4], 24: [1, 2, 4, 8]}
+    assert {n: window_sizes(n) for n in sizes} == sizes
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 2), (12, 3), (24, 2), (4, 1)])
+def test_the_record_is_that_of_the_vectors(n: int, m: int) -> None:
+    random, parts = np.random.default_rng(n + m), {"encoder": slice(0, 5), "head": slice(5, 12)}
+    vectors = random.standard_normal((m, 12)) + random.standard_normal((n, m, 12))
+    tasks = [f"t{place}" for place in range(m)]
+    found = describe(tasks, n, *grams(vectors, parts))
+    assert found == pytest.approx(described(vectors, tasks, parts, window_sizes(n)), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_statistics_and_their_errors_are_those_of_the_vectors(seed: int) -> None:
+    vectors, sizes = noisy(12, 9, seed), (1, 2, 4)
+    found = estimates(TASKS, gram_of_all(vectors), sizes)
+    assert {name: value for name, (value, _) in found.items()} == pytest.approx(stated(vectors, sizes))
+    left_out = [stated(np.delete(vectors, slice(start, start + 4), axis=0), sizes) for start in (0, 4, 8)]
+    for name, (_, error) in found.items():
+        assert error == pytest.approx(math.sqrt(2) * np.std([each[name] for each in left_out]), abs=1e-9), name
 
 
 def test_the_sampled_variance_is_unbiased() -> None:
@@ -90,13 +142,59 @@ def test_the_sampled_variance_is_unbiased() -> None:
 def test_what_vanishes_or_is_not_finite_is_nan() -> None:
     vectors = np.ones((4, 2, 3))
     vectors[:, 1] = 0
-    found = describe(["a", "b"], 4, *grams(vectors, {"one": slice(None)}))
-    undefined = {key for key, value in found.items() if math.isnan(value)}
-    assert undefined == {
+    found = describe(TASKS, 4, *grams(vectors, {"one": slice(None)}))
+    assert {key for key, value in found.items() if math.isnan(value)} == {
         *(f"{kind}/{group}" for kind in ("cosine", "cosine_disjoint", "self_cosine/b") for group in ("all", "one")),
         *(f"{kind}/{size}" for kind in ("noise/b", "sign_agreement") for size in (1, 2)),
     }
+    more = statistics(TASKS, gram_of_all(vectors), (1, 2))
+    assert math.isnan(more["scaled_noise/b/2"])
+    assert math.isnan(more["sign_agreement_disjoint/1"])
     vectors[2, 0, 0] = np.inf
     with np.errstate(invalid="ignore"):
-        found = describe(["a", "b"], 4, *grams(vectors, {"one": slice(None)}))
+        found = describe(TASKS, 4, *grams(vectors, {"one": slice(None)}))
     assert {key for key, value in found.items() if not math.isnan(value)} == {"norm/b"}
+
+
+def test_one_task_has_no_signs() -> None:
+    found = statistics(["a"], gram_of_all(noisy(4, 5)[:, :1]), (1, 2))
+    assert not [name for name in found if "sign" in name or name.startswith("cosine")]
+    assert found["scaled_noise/a/2"] > 0
+
+
+def test_sums_and_rows_are_those_of_the_gradients() -> None:
+    """Twelve micro-batches of gradients of every kind: a strided weight, a bias that one task misses, enlarged by 4."""
+    layers = nn.ModuleList([nn.Conv2d(8, 9, 3).to(memory_format=torch.channels_last), nn.Linear(40, 1000)])
+    groups = {"encoder": list(layers[0].parameters()), "head": list(layers[1].parameters())}
+    flat, n, random = FlatParameters(groups), 12, torch.Generator().manual_seed(0)
+    takers, vectors = (GradientSums(flat, 2, n), GradientRows(flat, 2, n)), np.zeros((n, 2, flat.size))
+    for number in range(n):
+        taken = []
+        for task in range(2):
+            gradient = [torch.randn(p.shape, generator=random) for p in flat.parameters]
+            kept = [task == 0 or g.ndim > 1 for g in gradient]
+            vectors[number, task] = np.concatenate([g.flatten() * k for g, k in zip(gradient, kept, strict=True)])
+            taken.append([4 * g if k else None for g, k in zip(gradient, kept, strict=True)])
+        for taker in takers:
+            taker.add(taken, 1 / 4)
+    edge = sum(p.numel() for p in groups["encoder"])
+    parts = {"encoder": slice(0, edge), "head": slice(edge, None)}
+    expected, found = grams(vectors, parts), takers[0].grams()
+    for theirs, own in zip(expected, found, strict=True):
+        assert list(own) == list(theirs)
+        for key, value in theirs.items():
+            np.testing.assert_allclose(own[key], value, rtol=1e-5, atol=0.1)  # of norms of 1e5
+    rows = takers[1].grams()
+    assert list(rows) == ["all", *parts]
+    for group, part in {"all": slice(None), **parts}.items():
+        np.testing.assert_allclose(rows[group], gram_of_all(vectors[..., part]), rtol=1e-9, atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [2, 6, 24])
+def test_sums_hold_the_rows_that_they_say(n: int) -> None:
+    flat = FlatParameters([nn.Parameter(torch.zeros(10))])
+    with LiveBytes() as live:
+        sums = GradientSums(flat, 2, n)
+    assert live.now == rows_held(n, 2) * 10 * 4
+    del sums
+    assert rows_held(24, 2) == 12  # of 48 gradients
