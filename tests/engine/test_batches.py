@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any
+from unittest.mock import MagicMock, call
 
 import pytest
 import torch
@@ -73,11 +72,9 @@ def test_the_stream_depends_on_seed_and_position_alone(workers: int) -> None:
     rest = stream(4, position=5, workers=workers)
     assert order(rest) == order(whole[5:])
     assert torch.equal(masks(rest), masks(whole[5:]))
-
-
-def test_another_seed_gives_another_order_and_other_masks() -> None:
-    assert order(stream(9)) != order(stream(9, seed=11))
-    assert not torch.equal(masks(stream(9)), masks(stream(9, seed=11)))
+    other = stream(9, seed=11)
+    assert order(other) != order(whole)
+    assert not torch.equal(masks(other), masks(whole))
 
 
 def test_a_micro_batch_larger_than_the_set_is_refused() -> None:
@@ -227,46 +224,23 @@ def test_a_device_gets_the_very_micro_batches_of_the_cpu_and_never_waits_for_the
     assert same(moved, pairs(stream_on(), 4))
 
 
-class Streams:
-    """What a `SideStream` asks of CUDA and of a tensor, written down; this is also the tensor."""
-
-    def __init__(self) -> None:
-        self.log: list[str] = []
-        self.inside = "computing"
-
-    @contextmanager
-    def stream(self, side: Any) -> Iterator[None]:
-        self.inside = "side"
-        yield
-        self.inside = "computing"
-
-    def wait_stream(self, side: Any) -> None:
-        self.log.append(f"computing waits for {side}")
-
-    def is_pinned(self) -> bool:
-        return False
-
-    def pin_memory(self) -> Streams:
-        self.log.append("pin")
-        return self
-
-    def to(self, device: Any, non_blocking: bool) -> Streams:
-        self.log.append(f"copy on {self.inside}, {'queued' if non_blocking else 'waited for'}")
-        return self
-
-    def record_stream(self, stream: Any) -> None:
-        self.log.append("kept for computing" if stream is self else "kept for another")
-
-
 def test_a_side_stream_pins_copies_beside_and_keeps_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rules are those of PyTorch's documentation of CUDA streams and of `Tensor.record_stream`."""
-    cuda: Any = Streams()
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: "side")
-    monkeypatch.setattr(torch.cuda, "stream", cuda.stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: cuda)
+    watch = MagicMock()
+    watch.tensor.is_pinned.return_value = False
+    monkeypatch.setattr(torch, "cuda", watch.cuda)
     side = SideStream(torch.device("cuda"))
-    side.finish(side.start((cuda,)))
-    assert cuda.log == ["pin", "copy on side, queued", "computing waits for side", "kept for computing"]
+    side.finish(side.start((watch.tensor,)))
+    computing = call.cuda.current_stream()
+    assert watch.mock_calls[3:] == [
+        call.tensor.is_pinned(),
+        call.tensor.pin_memory(),
+        call.tensor.pin_memory().to(torch.device("cuda"), non_blocking=True),
+        call.cuda.stream().__exit__(None, None, None),  # copied on the side stream
+        call.cuda.current_stream(torch.device("cuda")),
+        computing.wait_stream(watch.cuda.Stream.return_value),
+        call.tensor.pin_memory().to().record_stream(watch.cuda.current_stream.return_value),
+    ]
 
 
 @pytest.mark.cuda

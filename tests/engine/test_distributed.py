@@ -30,7 +30,6 @@ from gcond.engine.run_folder import RunFolder
 from gcond.engine.trainer import Trainer
 from gcond.loss import ReconstructionLoss
 from gcond.model import MaskedAutoencoder
-from gcond.strategy.processes import SingleProcess
 
 CPU = torch.device("cpu")
 DATA = tiny.load(64, val=7)
@@ -123,32 +122,15 @@ def test_three_processes_are_a_team(tmp_path: Path) -> None:
         assert each["score"] == pytest.approx(score(), rel=1e-6)  # float32 means of batches of other sizes
 
 
-@pytest.mark.parametrize("environment", [{}, {"WORLD_SIZE": "1", "RANK": "0"}])
-def test_without_others_a_process_is_a_team_of_one(
-    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_others_a_process_is_a_team_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for key in ("WORLD_SIZE", "RANK"):
         monkeypatch.delenv(key, raising=False)
-    for key, value in environment.items():
-        monkeypatch.setenv(key, value)
     with gathered("once", "cpu", 1) as team:
         assert (team.main, team.rank, team.size) == (True, 0, 1)
         assert team.main_first(lambda: 7) == 7
         assert team.most([3, 1]) == [3, 1]
         assert team.sum(torch.tensor(2.0)) == 2.0
         assert not dist.is_initialized()
-
-
-def test_a_state_per_process_is_for_as_many_processes() -> None:
-    part = Counting(1)
-    every = EveryState(part, World(SingleProcess(), CPU))
-    with pytest.raises(ValueError, match=r"`arbitration`.*expected the 2 processes that the run began with, found 1"):
-        every.load_state_dict({"processes": [{"number": 5}, {"number": 6}]})
-    assert part.number == 1
-    state = every.state_dict()
-    part.number = 2
-    every.load_state_dict(state)
-    assert part.number == 1
 
 
 def test_a_run_of_one_process_that_would_keep_a_state_per_process_goes_on_with_one_only(
