@@ -8,8 +8,6 @@ looked at first, as CUDA would:
   value that the host must know are synchronisations;
 - copying from the host is a transfer, for which PyTorch waits too, unless it is `non_blocking`: then it is queued;
 - operands on both sides are refused, but for host scalars (0 dimensions) in elementwise operations.
-
-`test_far_device.py` holds these rules against CUDA itself where there is one.
 """
 
 from __future__ import annotations

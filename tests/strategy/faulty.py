@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from strategy.problems import flat_grad
 from torch import Tensor, nn
@@ -34,41 +35,34 @@ from gcond.strategy.resolve.uw import UW
 TASKS = {"a": 0.5, "b": 0.3, "c": 0.2}
 K = 3
 
+
+def options_of(estimator: Any, resolver: Any, update: Any, **settings: Any) -> dict[str, Any]:
+    return {"estimator": estimator, "resolver": resolver, "update": update} | settings
+
+
+# What a conductor is built of, anew in every call
 STRATEGIES = {
-    "joint": lambda: {"estimator": Joint(K), "resolver": Linear(), "update": EMA(0.9)},
-    "gcond stochastic": lambda: {
-        "estimator": Stochastic(K),
-        "resolver": GCond(dominance_window=2, norm_ema_bias_correction=True),
-        "update": EMA(0.9),
-    },
-    "gcond lion": lambda: {"estimator": Sequential(K), "resolver": GCond(), "update": LionLARS()},
-    "gcond bfloat16": lambda: {
-        "estimator": Sequential(K, "per_task"),
-        "resolver": GCond(stability_reference="accumulated"),
-        "update": EMA(0.9),
-        "buffer_dtype": torch.bfloat16,
-    },
-    "gcond, bfloat16 reference": lambda: {
-        "estimator": Sequential(K),
-        "resolver": GCond(),
-        "update": EMA(0.9),
-        "reference_dtype": "bfloat16",
-    },
-    "gcond micro-batch": lambda: {
-        "estimator": Sequential(K, resolve_every="micro_batch"),
-        "resolver": GCond(),
-        "update": EMA(0.9),
-    },
-    "pcgrad, its order": lambda: {"estimator": Sequential(K), "resolver": PCGrad(), "update": Raw(), "seed": 3},
-    "cagrad": lambda: {"estimator": Sequential(K), "resolver": CAGrad(), "update": Raw()},
-    "gradnorm": lambda: {"estimator": Sequential(K), "resolver": GradNorm(lr=0.05), "update": Raw()},
-    "graddrop": lambda: {"estimator": Sequential(K), "resolver": GradDrop(), "update": Raw()},
-    "sam-gs": lambda: {"estimator": Sequential(K), "resolver": SAMGS(), "update": Raw()},
-    "upgrad": lambda: {"estimator": Sequential(K), "resolver": TorchJD("UPGrad"), "update": Raw()},
-    "uw": lambda: {"estimator": Joint(K), "resolver": UW(), "update": Raw()},
-    "famo": lambda: {"estimator": Joint(K), "resolver": FAMO(), "update": Raw()},
-    "dwa": lambda: {"estimator": Joint(K), "resolver": DWA(period=1), "update": Raw()},
+    "joint": lambda: options_of(Joint(K), Linear(), EMA()),
+    "gcond stochastic": lambda: options_of(
+        Stochastic(K), GCond(dominance_window=2, norm_ema_bias_correction=True), EMA()
+    ),
+    "gcond lion": lambda: options_of(Sequential(K), GCond(), LionLARS()),
+    "gcond bfloat16": lambda: options_of(
+        Sequential(K, "per_task"), GCond(stability_reference="accumulated"), EMA(), buffer_dtype=torch.bfloat16
+    ),
+    "gcond, bfloat16 reference": lambda: options_of(Sequential(K), GCond(), EMA(), reference_dtype="bfloat16"),
+    "gcond micro-batch": lambda: options_of(Sequential(K, resolve_every="micro_batch"), GCond(), EMA()),
+    "pcgrad, its order": lambda: options_of(Sequential(K), PCGrad(), Raw(), seed=3),
+    "cagrad": lambda: options_of(Sequential(K), CAGrad(), Raw()),
+    "gradnorm": lambda: options_of(Sequential(K), GradNorm(lr=0.05), Raw()),
+    "graddrop": lambda: options_of(Sequential(K), GradDrop(), Raw()),
+    "sam-gs": lambda: options_of(Sequential(K), SAMGS(), Raw()),
+    "upgrad": lambda: options_of(Sequential(K), TorchJD("UPGrad"), Raw()),
+    "uw": lambda: options_of(Joint(K), UW(), Raw()),
+    "famo": lambda: options_of(Joint(K), FAMO(), Raw()),
+    "dwa": lambda: options_of(Joint(K), DWA(period=1), Raw()),
 }
+each_strategy = pytest.mark.parametrize("options", STRATEGIES.values(), ids=STRATEGIES)
 
 
 class _Enlarged(torch.autograd.Function):

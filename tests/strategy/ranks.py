@@ -99,43 +99,31 @@ def perceptron_losses(model: nn.Module) -> Any:
     return losses
 
 
-class Routed(nn.Module):
-    """A trunk, and an expert for batches whose first number is positive, another for the rest; 42 parameters."""
-
-    @seeded(3)
-    def __init__(self) -> None:
-        super().__init__()
-        self.trunk = nn.Linear(4, 5)
-        self.experts = nn.ModuleList([nn.Linear(5, 1), nn.Linear(5, 1)])
-        self.double()
-
-
 def routed_losses(model: nn.Module) -> Any:
-    """The tasks pull apart, and the first one reaches the expert of the other sign instead where |x| is small."""
+    """Heads as experts: the batch's first number says which of two the tasks use; "l1" at times takes the other one."""
     goals = {"l1": 1.0, "ssim": -2.0, "classify": 0.5}
 
     def losses(batch: Tensor, names: Any) -> dict[str, Tensor]:
-        features = torch.tanh(model.trunk(batch))
+        features = model(batch)
         own = int(batch[0, 0] > 0)
-        experts = {name: own ^ (name == "l1" and abs(batch[0, 1]) < 0.7) for name in names}
-        return {name: ((model.experts[experts[name]](features) - goals[name]) ** 2).mean() for name in names}
+        experts = {name: ("l1", "ssim")[own ^ (name == "l1" and abs(batch[0, 1]) < 0.7)] for name in names}
+        return {name: ((model.heads[experts[name]](features) - goals[name]) ** 2).mean() for name in names}
 
     return losses
 
 
-class Three(nn.Module):
-    """Three parameters, fewer than four processes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.point = nn.Parameter(torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64))
+def three_numbers() -> nn.Module:
+    """Fewer parameters than four processes."""
+    model = nn.Linear(3, 1, bias=False).double()
+    model.weight.data = torch.tensor([[0.5, -1.0, 2.0]], dtype=torch.float64)
+    return model
 
 
 def point_losses(model: nn.Module) -> Any:
     goals = torch.tensor([[1.0, 1, 1], [-1, -1, -3], [2, -2, 0]], dtype=torch.float64)
 
     def losses(batch: Tensor, names: Any) -> dict[str, Tensor]:
-        return {name: ((model.point - goals[list(TASKS).index(name)] - batch) ** 2).mean() for name in names}
+        return {name: ((model.weight - goals[list(TASKS).index(name)] - batch) ** 2).mean() for name in names}
 
     return losses
 
@@ -156,8 +144,8 @@ def perceptron(parts: Callable[[], tuple[Any, Any, Any]], **more: Any) -> Case:
     return Case(parts, Perceptron, perceptron_losses, vectors(6), **more)
 
 
-TINY = {"model": Three, "losses": point_losses, "batches": vectors(3), "groups": lambda model: model.parameters()}
-ROUTED = {"model": Routed, "losses": routed_losses, "batches": vectors(4), "groups": lambda model: model.parameters()}
+TINY = {"losses": point_losses, "batches": vectors(3), "groups": lambda model: model.parameters()}
+ROUTED = {"model": Perceptron, "losses": routed_losses, "batches": vectors(6)}
 CASES = {
     "joint": Case(lambda: (Joint(K), Linear(), Raw())),
     "joint diagnosed": Case(lambda: (Joint(K), Linear(), Raw()), diagnose=True),
@@ -179,7 +167,7 @@ CASES = {
     "heads": perceptron(gcond_window),
     "experts": Case(gcond_window, **ROUTED),
     "experts micro-batch": Case(lambda: (Sequential(K, resolve_every="micro_batch"), PCGrad(), Raw()), **ROUTED),
-    "fewer parameters than processes": Case(gcond_window, **TINY),
+    "fewer parameters than processes": Case(gcond_window, three_numbers, **TINY),
 }
 PER_RANK = ("gcond forward per task", "pcgrad micro-batch")
 SAVED = ("gcond", "gcond stochastic", "pcgrad", "sam-gs", "gradnorm micro-batch")  # continued by other numbers

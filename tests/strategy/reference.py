@@ -1,7 +1,6 @@
 """Slow twins of the strategies, for tests: the paper's equations in vector space, NumPy float64, no Gram matrix.
 
-GCond: arXiv 2509.07252, equations 1-10. A gradient is a list of arrays, one per parameter tensor; `task_gradients` is a
-list over the m tasks of such gradients. Every loop is written as the text says it, for comparing, not for speed.
+GCond: arXiv 2509.07252, equations 1-10. Every loop is written as the text says it, for comparing, not for speed.
 """
 
 from __future__ import annotations
@@ -12,38 +11,13 @@ from math import pi, sin
 
 import numpy as np
 
-Gradient = list[np.ndarray]
-
-
-def inner(a: Gradient, b: Gradient) -> float:
-    """Inner product over all parameter tensors."""
-    return float(sum(np.sum(x * y) for x, y in zip(a, b, strict=True)))
-
-
-def norm(a: Gradient) -> float:
-    """Euclidean norm over all parameter tensors together."""
-    return inner(a, a) ** 0.5
-
-
-def scaled(factor: float, a: Gradient) -> Gradient:
-    """factor * a."""
-    return [factor * x for x in a]
-
-
-def added(a: Gradient, b: Gradient) -> Gradient:
-    """a + b."""
-    return [x + y for x, y in zip(a, b, strict=True)]
-
-
-def total_of(gradients: Sequence[Gradient]) -> Gradient:
-    """Sum over the tasks."""
-    return [np.sum(tensors, axis=0) for tensors in zip(*gradients, strict=True)]
+Gradient = np.ndarray  # [P], of all parameter tensors
 
 
 def cosine(a: Gradient, b: Gradient) -> float:
     """Cosine of the angle between two gradients; 0 if one of them is zero."""
-    length = norm(a) * norm(b)
-    return inner(a, b) / length if length > 0 else 0.0
+    length = np.linalg.norm(a) * np.linalg.norm(b)
+    return float(a @ b / length) if length > 0 else 0.0
 
 
 def zone_of(c: float, thresholds: tuple[float, float, float]) -> str:
@@ -69,7 +43,7 @@ def effective_angle(c: float, thresholds: tuple[float, float, float], power: flo
 
 def without(a: Gradient, b: Gradient, strength: float) -> Gradient:
     """a minus `strength` times its projection on b."""
-    return added(a, scaled(-strength * inner(a, b) / inner(b, b), b))
+    return a - strength * (a @ b) / (b @ b) * b
 
 
 @dataclass
@@ -120,11 +94,11 @@ class ReferenceGCond:
 
     def step(self, task_gradients: Sequence[Gradient]) -> Resolution:
         """Resolve the m task gradients of one step, the loss weights already applied."""
-        gradients = [[np.asarray(x, dtype=np.float64) for x in gradient] for gradient in task_gradients]
+        gradients = [np.asarray(gradient, dtype=np.float64) for gradient in task_gradients]
         if len(gradients) == 1:
-            return Resolution(gradients, total_of(gradients), 0, [], [], np.ones(1), 1.0)
+            return Resolution(gradients, np.sum(gradients, axis=0), 0, [], [], np.ones(1), 1.0)
 
-        norm_ema = self._update_norm_ema(np.array([norm(g) for g in gradients]))
+        norm_ema = self._update_norm_ema(np.array([np.linalg.norm(g) for g in gradients]))
         gradients = [self._capped(g) for g in gradients]
         accumulated = gradients
         floor = self._vanishing_floor(gradients)
@@ -146,7 +120,7 @@ class ReferenceGCond:
 
         self._history = gradients if self.stability_reference == "resolved" else accumulated
         reported = cosines[0] if cosines else 1.0
-        return Resolution(gradients, total_of(gradients), len(zones), pairs, zones, norm_ema, reported)
+        return Resolution(gradients, np.sum(gradients, axis=0), len(zones), pairs, zones, norm_ema, reported)
 
     def _update_norm_ema(self, norms: np.ndarray) -> np.ndarray:
         """Average of the uncapped norms [m], this step's included."""
@@ -158,20 +132,20 @@ class ReferenceGCond:
         return self._average / (1 - beta**self._steps) if self.norm_ema_bias_correction else self._average
 
     def _capped(self, gradient: Gradient) -> Gradient:
-        length = norm(gradient)
+        length = np.linalg.norm(gradient)
         if self.norm_cap is None or length <= self.norm_cap:
             return gradient
-        return scaled(self.norm_cap / length, gradient)
+        return self.norm_cap / length * gradient
 
     def _vanishing_floor(self, gradients: list[Gradient]) -> float:
-        return 1e-8 if self.vanishing == "absolute" else 1e-12 * max(inner(g, g) for g in gradients)
+        return 1e-8 if self.vanishing == "absolute" else 1e-12 * max(g @ g for g in gradients)
 
     def _worst_pair(self, gradients: list[Gradient], floor: float) -> tuple[float, int, int] | None:
         """Conflicting pair of smallest cosine (the first of equals), as (cosine, i, j) with i < j."""
         worst = None
         for i in range(len(gradients)):
             for j in range(i + 1, len(gradients)):
-                smaller = min(inner(gradients[i], gradients[i]), inner(gradients[j], gradients[j]))
+                smaller = min(gradients[i] @ gradients[i], gradients[j] @ gradients[j])
                 if smaller < floor or smaller == 0:
                     continue
                 c = cosine(gradients[i], gradients[j])
@@ -183,7 +157,7 @@ class ReferenceGCond:
         """Equations 5-7; a task that took the last `dominance_window` wins loses."""
         stability_weight, strength_weight = self.tie_breaking_weights
         stability = {t: self._stability(gradients, t) for t in (i, j)}
-        relative = {t: norm(gradients[t]) / norm_ema[t] for t in (i, j)}
+        relative = {t: np.linalg.norm(gradients[t]) / norm_ema[t] for t in (i, j)}
         strength = {t: relative[t] / (relative[i] + relative[j]) for t in (i, j)}
         score = {t: stability_weight * max(0.0, stability[t]) + strength_weight * strength[t] for t in (i, j)}
         winner, loser = (i, j) if score[i] >= score[j] else (j, i)
@@ -205,7 +179,7 @@ class ReferenceGCond:
         else:
             zone = zone_of(c, self.conflict_thresholds)
             new_w = without(g_w, g_l, 1.0) if zone == "weak" else g_w
-            new_l = scaled(0.0, g_l) if zone == "critical" else without(g_l, g_w, 1.0)
+            new_l = 0.0 * g_l if zone == "critical" else without(g_l, g_w, 1.0)
         return [new_w if t == winner else new_l if t == loser else g for t, g in enumerate(gradients)]
 
 
@@ -214,18 +188,19 @@ class ReferenceMomentum:
 
     def __init__(self, beta: float = 0.9) -> None:
         self.beta = beta
-        self.average: Gradient | None = None
+        self.average: Gradient | float = 0.0
         self.steps = 0
 
     def step(self, gradient: Gradient) -> Gradient:
         """One more gradient; the bias-corrected average."""
-        previous = self.average or scaled(0.0, gradient)
-        self.average = added(scaled(self.beta, previous), scaled(1 - self.beta, gradient))
+        self.average = self.beta * self.average + (1 - self.beta) * gradient
         self.steps += 1
-        return scaled(1 / (1 - self.beta**self.steps), self.average)
+        return self.average / (1 - self.beta**self.steps)
 
 
-def reference_lion_lars(params: Gradient, momentum: Gradient, coefficient: float, clip: float = 50.0) -> Gradient:
+def reference_lion_lars(
+    params: Sequence[Gradient], momentum: Sequence[Gradient], coefficient: float, clip: float = 50.0
+) -> list[Gradient]:
     """sign(m_hat) * min(|p| / |m_hat|, clip) * coefficient per tensor; ratio 1 where |p| or |m_hat| is below 1e-8."""
     update = []
     for p, m in zip(params, momentum, strict=True):
@@ -240,10 +215,10 @@ def reference_pcgrad(gradients: Sequence[Gradient], orders: Sequence[Sequence[in
     projected = []
     for i, gradient in enumerate(gradients):
         for j in orders[i]:
-            if j != i and inner(gradient, gradients[j]) < 0:
+            if j != i and gradient @ gradients[j] < 0:
                 gradient = without(gradient, gradients[j], 1.0)
         projected.append(gradient)
-    return total_of(projected)
+    return np.sum(projected, axis=0)
 
 
 class ReferenceGradNorm:
@@ -262,12 +237,12 @@ class ReferenceGradNorm:
 
         gradients and shared are those of the unweighted losses: of all parameters, and of the shared layer W alone.
         """
-        total = total_of([scaled(w, g) for w, g in zip(self.weights, gradients, strict=True)])
+        total = np.sum([w * g for w, g in zip(self.weights, gradients, strict=True)], axis=0)
         losses = np.asarray(losses, dtype=np.float64)
         if self.initial_losses is None:
             self.initial_losses = losses
 
-        shared_norms = np.array([norm(g) for g in shared])
+        shared_norms = np.array([np.linalg.norm(g) for g in shared])
         weighted_norms = self.weights * shared_norms
         progress = losses / self.initial_losses
         target = weighted_norms.mean() * (progress / progress.mean()) ** self.alpha

@@ -199,43 +199,6 @@ def test_diagnosing_a_joint_strategy_changes_nothing_but_rounding(update):
 # Resuming
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"tie_breaking_weights": (0.95, 0.05), "stability_reference": "resolved"},
-        {"tie_breaking_weights": (0.95, 0.05), "stability_reference": "accumulated"},
-        {"tie_breaking_weights": (0.0, 1.0), "norm_ema_bias_correction": True},
-    ],
-)
-def test_resume_keeps_the_history_that_decides_winners(options):
-    """Stopped after any step, where winners hang on the previous gradients or on the norm averages."""
-    random = torch.Generator().manual_seed(0)
-    base = torch.randn(3, 6, generator=random, dtype=torch.float64)
-    rows = [base + torch.randn(3, 6, generator=random, dtype=torch.float64) for _ in range(10)]
-
-    def start():
-        parameter = vector(*[1.0] * 6)
-        tasks = dict.fromkeys(task_names(3), 1.0)
-        return parameter, GradientConductor([parameter], tasks, Sequential(1), GCond(**options), Raw())
-
-    def gradients(parameter, conductor, steps):
-        found = []
-        for step in steps:
-            conductor.step([None], prescribed([parameter], rows[step]))
-            found.append(parameter.grad.clone())
-        return torch.stack(found)
-
-    whole, conductor = start()
-    expected = gradients(whole, conductor, range(10))
-    for stop in range(1, 10):
-        parameter, stopped = start()
-        gradients(parameter, stopped, range(stop))
-        parameter, resumed = start()
-        resumed.load_state_dict(stopped.state_dict())
-        assert torch.equal(gradients(parameter, resumed, range(stop, 10)), expected[stop:])
-        assert repr(resumed.resolver.state_dict()) == repr(conductor.resolver.state_dict())
-
-
 @pytest.mark.parametrize("device", ["meta", pytest.param("cuda", marks=pytest.mark.cuda)])
 def test_momentum_from_a_checkpoint_on_the_cpu_follows_the_gradient(device):
     """A checkpoint is read to the CPU; the state must join the parameters where they are."""

@@ -109,7 +109,7 @@ def test_micro_batch_resolution_averages_the_resolved_gradients():
     problem, batches = Problem(), windows(4)
     found, metrics = problem.step(Sequential(4, resolve_every="micro_batch"), batches, PCGrad())
     rows = [[weight * problem.gradient(b, task).numpy() for task, weight in TASKS.items()] for b in batches]
-    expected = mean([matrix(reference_pcgrad([[g] for g in pair], [[1], [0]])[0]) for pair in rows])
+    expected = mean([matrix(reference_pcgrad(pair, [[1], [0]])) for pair in rows])
     torch.testing.assert_close(found, expected)
     assert metrics["resolved_norm"] == pytest.approx(float(expected.norm()))
     cosines = [float(nn.functional.cosine_similarity(matrix(a), matrix(b), dim=0)) for a, b in rows]

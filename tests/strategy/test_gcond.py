@@ -79,6 +79,24 @@ def test_negative_stability_counts_as_zero():
     assert winners(gcond, [[1, 0], [0, 1]], [[-0.1, 1], [-0.5, -1.5]]) == [[], [1]]
 
 
+@pytest.mark.parametrize(("reference", "winner"), [("resolved", 0), ("accumulated", 1)])
+def test_stability_reference(reference, winner):
+    """Step 1 turns task 1 to (1.6, .8), so step 2's (-.5, 1) is at a right angle to it, not to (0, 4)."""
+    gcond = GCond(stability_reference=reference, tie_breaking_weights=(1.0, 0.0), projection_max_iters=1)
+    assert winners(gcond, [[1, -2], [0, 4]], [[1, -0.6], [-0.5, 1]])[1] == [winner]
+
+
+def test_gradients_too_small_to_take_part():
+    for vanishing, length, iterations in (
+        ("absolute", 1.1e-4, 1),
+        ("absolute", 0.9e-4, 0),
+        ("relative", 1.1e-6, 1),
+        ("relative", 0.9e-6, 0),
+    ):
+        metrics = GCond(vanishing=vanishing).resolve(conflict([[1, 0], [-length, 0]])).metrics
+        assert metrics["zone/critical"] == iterations, (vanishing, length)
+
+
 @pytest.mark.parametrize("restore", [False, True])
 def test_dominant_task_loses_its_next_conflict(restore):
     """By hand: task 1 is always the stronger one; the cosine is critical, so each step is one win."""

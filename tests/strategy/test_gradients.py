@@ -296,6 +296,3 @@ def test_combine_may_overwrite_the_first_row():
     gradients.combine(shared, exclusive, gradients.rows[0])
     torch.testing.assert_close(gradients.rows[0], expected)
     torch.testing.assert_close(gradients.rows[1:], values[1:])
-
-
-# Precision of the buffer

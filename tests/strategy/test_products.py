@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from strategy.faulty import STRATEGIES, Run, window
+from strategy.faulty import STRATEGIES, Run, each_strategy, window
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -107,7 +107,7 @@ class Allocations(TorchDispatchMode):
         return made
 
 
-@pytest.mark.parametrize("options", STRATEGIES.values(), ids=STRATEGIES)
+@each_strategy
 def test_no_temporary_has_the_size_of_a_row(options, monkeypatch):
     """From the third window on: all that a method needs is there by then."""
     monkeypatch.setitem(module.CHUNK_ELEMENTS, "cpu", 2)

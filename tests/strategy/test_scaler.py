@@ -6,14 +6,13 @@ from math import isclose, nan
 
 import pytest
 import torch
-from strategy.faulty import STRATEGIES, Run, plain, window
+from strategy.faulty import STRATEGIES, Run, each_strategy, plain, window
 from torch import nn
 
 from gcond.strategy import GradientConductor, Joint, Linear, Raw
 from gcond.strategy.safety import NotFinite
 
 OVERFLOWS = 1e36  # times a gradient near 1: finite in float32, and not finite once it is multiplied by 65536
-each_strategy = pytest.mark.parametrize("options", STRATEGIES.values(), ids=STRATEGIES)
 
 
 def scaler(scale=65536.0, **settings):
@@ -33,14 +32,6 @@ def test_a_power_of_two_changes_no_bit(options):
     assert scaled_run.state() == plain_run.state()
     for seen, wanted in zip(scaled_run.gradients, plain_run.gradients, strict=True):
         assert torch.equal(seen, wanted)
-
-
-def test_any_other_scale_changes_rounding_only():
-    runs = [Run(STRATEGIES["gcond stochastic"](), each) for each in (None, scaler(1000.0))]
-    found = [run.train(window(seed) for seed in range(4)) for run in runs]
-    for place in range(4):
-        torch.testing.assert_close(runs[1].gradients[place], runs[0].gradients[place], rtol=1e-4, atol=1e-5)
-        assert found[1][place] == pytest.approx(found[0][place], rel=1e-4, abs=1e-5, nan_ok=True)
 
 
 def test_what_stands_in_grad_is_scaled():

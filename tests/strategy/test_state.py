@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from strategy.faulty import STRATEGIES, Run, plain, window
+from strategy.faulty import Run, each_strategy, plain, window
 from strategy.problems import ConvNet, flat_grad, image_batches, opposed_losses, saved
 from torch import Tensor, nn
 
@@ -21,7 +21,7 @@ PARTS = {
 }
 
 
-@pytest.mark.parametrize("options", STRATEGIES.values(), ids=STRATEGIES)
+@each_strategy
 def test_resume_is_bit_identical(options):
     """Every third step is diagnosed; the parameters begin elsewhere, and all states come back from a file."""
 

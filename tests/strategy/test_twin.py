@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategy.problems import conflict
-from strategy.reference import ReferenceGCond, cosine, inner, zone_of
+from strategy.reference import ReferenceGCond, cosine, zone_of
 
 from gcond.strategy import GCond
 
@@ -37,17 +37,17 @@ class WatchedGCond(ReferenceGCond):
 
     def step(self, task_gradients):
         capped = [self._capped(g) for g in task_gradients]
-        self._capped_squares = [inner(g, g) for g in capped]
+        self._capped_squares = [g @ g for g in capped]
         self._floor = self._vanishing_floor(capped)
         found = super().step(task_gradients)
         kept = found.resolved if self.stability_reference == "resolved" else capped
-        self.rests = {i for i, g in enumerate(kept) if 0 < inner(g, g) < CANCELLED * self._capped_squares[i]}
+        self.rests = {i for i, g in enumerate(kept) if 0 < g @ g < CANCELLED * self._capped_squares[i]}
         return found
 
     def _worst_pair(self, gradients, floor):
         for g, before in zip(gradients, self._capped_squares, strict=True):
-            self._doubt_square(inner(g, g), before)
-        alive = [i for i, g in enumerate(gradients) if inner(g, g) >= floor and inner(g, g) > 0]
+            self._doubt_square(g @ g, before)
+        alive = [i for i, g in enumerate(gradients) if g @ g >= floor and g @ g > 0]
         cosines = sorted(cosine(gradients[i], gradients[j]) for i in alive for j in alive if i < j)
         critical, main, weak = self.conflict_thresholds
         boundary = weak - self.conflict_margin
@@ -73,7 +73,7 @@ class WatchedGCond(ReferenceGCond):
 
     def _scores(self, gradients, i, j, norm_ema):
         stability_weight, strength_weight = self.tie_breaking_weights
-        ratios = [np.sqrt(inner(gradients[t], gradients[t])) / norm_ema[t] for t in (i, j)]
+        ratios = [np.sqrt(gradients[t] @ gradients[t]) / norm_ema[t] for t in (i, j)]
         return [
             stability_weight * max(0.0, self._stability(gradients, t)) + strength_weight * ratio / sum(ratios)
             for t, ratio in zip((i, j), ratios, strict=True)
@@ -143,7 +143,7 @@ def test_coefficients_and_vectors_agree():
         fast = GCond(thresholds=thresholds, **options)
         previous = None
         for number, rows in enumerate(steps):
-            expected = twin.step([[row] for row in rows])
+            expected = twin.step(rows)
             seen["steps"] += 1
             if twin.doubtful:
                 seen["left out"] += len(steps) - number
@@ -164,9 +164,9 @@ def test_coefficients_and_vectors_agree():
 def check(rows, expected, resolution, norm_cap):
     resolved = resolution.coefficients.numpy() @ rows
     norms = np.minimum(np.linalg.norm(rows, axis=1), norm_cap or np.inf)
-    errors = np.linalg.norm(resolved - np.stack([g[0] for g in expected.resolved]), axis=1)
+    errors = np.linalg.norm(resolved - np.stack(expected.resolved), axis=1)
     assert (errors <= TOLERANCE * norms).all()
-    assert np.linalg.norm(resolution.weights.numpy() @ rows - expected.total[0]) <= TOLERANCE * norms.sum()
+    assert np.linalg.norm(resolution.weights.numpy() @ rows - expected.total) <= TOLERANCE * norms.sum()
 
     winners = [winner for winner, _ in expected.winner_loser]
     assert [resolution.metrics[f"wins/t{i}"] for i in range(len(rows))] == [winners.count(i) for i in range(len(rows))]

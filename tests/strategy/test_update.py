@@ -33,7 +33,14 @@ def test_ema_is_the_twin():
     directions = torch.randn(20, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     twin = ReferenceMomentum(0.7)
     for found, direction in zip(steps_of(EMA(0.7), [one_parameter(5)], directions), directions, strict=True):
-        np.testing.assert_allclose(found.numpy(), twin.step([direction.numpy()])[0], rtol=1e-12)
+        np.testing.assert_allclose(found.numpy(), twin.step(direction.numpy()), rtol=1e-12)
+
+
+def test_lion_lars_by_hand():
+    """|p| = 5 over |m_hat| = 2; a ratio of 1000, clipped to 50; and |p| = 0, whose ratio is 1."""
+    parameters = [nn.Parameter(matrix(values)) for values in ([3, 4], [1000], [0])]
+    (update,) = steps_of(LionLARS(coefficient=0.1), parameters, matrix([[-2, 0, 1, 7]]))
+    torch.testing.assert_close(update, matrix([-0.25, 0, 5, 0.1]))
 
 
 def test_ema_without_memory_is_raw():
@@ -51,7 +58,7 @@ def test_lion_lars_is_the_twin(memory_format):
     parameters = [nn.Parameter(value) for value in values]
     gradients = TaskGradients(parameters, 1)
     gradients.merge_reached(torch.ones(1, 1, len(parameters), dtype=torch.bool))
-    momentum, update = ReferenceMomentum(0.9), LionLARS(0.9, clip=50.0, coefficient=0.3)
+    moments, update = [ReferenceMomentum(0.9) for _ in values], LionLARS(0.9, clip=50.0, coefficient=0.3)
     for _ in range(3):
         parts = [torch.randn_like(value) for value in values]
         parts[-1].zero_()
@@ -64,10 +71,8 @@ def test_lion_lars_is_the_twin(memory_format):
             ]
         )
         update.apply(flat, gradients)
-        expected = reference_lion_lars([v.numpy() for v in values], momentum.step([p.numpy() for p in parts]), 0.3)
+        averages = [moment.step(part.numpy()) for moment, part in zip(moments, parts, strict=True)]
+        expected = reference_lion_lars([v.numpy() for v in values], averages, 0.3)
         for found, wanted in zip(gradients.views(flat), expected, strict=True):
             np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-12)
     assert np.abs(expected[1]).max() == pytest.approx(50 * 0.3)
-
-
-# What `baseline_integrated` changes, with nothing resolved
