@@ -1,9 +1,9 @@
-"""What may be asked of a method. Each check returns its worst violation: 0 is none, 1 is as large as the update."""
+"""What may be asked of a method. Each check yields violations: 0 is none, 1 is as large as the update."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,62 +19,58 @@ from gcond.strategy.update import Raw
 class Property:
     title: str
     meaning: str
-    check: Callable[[str, int], float]  # (strategy, number of random matrices) -> worst violation
+    violations: Callable[[str, int], Iterator[float]]  # of a strategy, on so many random matrices
+
+    def worst(self, name: str, count: int) -> float:
+        return max(self.violations(name, count), default=0.0)
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm().clamp(min=1e-300))
 
 
-def finite(name: str, count: int) -> float:
+def finite(name: str, count: int) -> Iterator[float]:
     for rows in UGLY.values():
         for scale in SCALES:
             try:
-                if not bool(update(name, scale * rows, scale * rows[::-1]).isfinite().all()):
-                    return math.inf
+                whole = bool(update(name, scale * rows, scale * rows[::-1]).isfinite().all())
             except RuntimeError:
-                return math.inf
-    return 0.0
+                whole = False
+            if not whole:
+                yield math.inf
+                return
 
 
 SHORT_BETWEEN = Case(*2 * (np.array([[0.01, 0.01, 0.001], [1, 0, 0], [0, 1, 0]]),), seed=0)
 
 
-def non_conflicting(name: str, count: int) -> float:
-    worst = 0.0
+def non_conflicting(name: str, count: int) -> Iterator[float]:
     for case in [*random_cases(count), SHORT_BETWEEN]:
         found = case.update(name)
         lengths = matrix(case.rows).norm(dim=1) * found.norm()
-        worst = max(worst, -float((matrix(case.rows) @ found / lengths).min()))
-    return worst
+        yield -float((matrix(case.rows) @ found / lengths).min())
 
 
-def any_order(name: str, count: int) -> float:
-    worst = 0.0
+def any_order(name: str, count: int) -> Iterator[float]:
     for case in random_cases(count):
         order = np.random.default_rng(case.seed).permutation(len(case.rows))
-        worst = max(worst, relative(case.update(name, lambda rows, order=order: rows[order]), case.update(name)))
-    return worst
+        yield relative(case.update(name, lambda rows, order=order: rows[order]), case.update(name))
 
 
-def linear_under_scaling(name: str, count: int) -> float:
+def linear_under_scaling(name: str, count: int) -> Iterator[float]:
     """TorchJD's: A(diag(a x + b y) J) = a A(diag(x) J) + b A(diag(y) J) for x, y > 0."""
-    worst = 0.0
     for case in random_cases(count):
         x, y = np.random.default_rng(case.seed).uniform(0.2, 2.0, (2, len(case.rows), 1))
         together = case.update(name, lambda rows, x=x, y=y: (2 * x + 3 * y) * rows)
         apart = [case.update(name, lambda rows, c=c: c * rows) for c in (x, y)]
-        worst = max(worst, relative(together, 2 * apart[0] + 3 * apart[1]))
-    return worst
+        yield relative(together, 2 * apart[0] + 3 * apart[1])
 
 
-def scale_equivariant(name: str, count: int) -> float:
-    worst = 0.0
+def scale_equivariant(name: str, count: int) -> Iterator[float]:
     for case in random_cases(count):
         expected = case.update(name)
         for unit in (1e-8, 1e12):
-            worst = max(worst, relative(case.update(name, lambda rows, unit=unit: unit * rows) / unit, expected))
-    return worst
+            yield relative(case.update(name, lambda rows, unit=unit: unit * rows) / unit, expected)
 
 
 WEAKLY_STATIONARY = (  # a convex combination is zero, but none with all weights above 0 is
@@ -84,23 +80,21 @@ WEAKLY_STATIONARY = (  # a convex combination is zero, but none with all weights
 MORE_TASKS_THAN_RANK = np.array([[1, 0.1], [-1, 0.1], [1, -0.05]])  # not stationary, though all conflict
 
 
-def moves_unless_stationary(name: str, count: int) -> float:
+def moves_unless_stationary(name: str, count: int) -> Iterator[float]:
     """1 where there is no update, or it is zero: below 1/20 of the longest gradient where MGDA's limit is 0."""
     tried = [(case.rows, 1e-6) for case in random_cases(count)]
     tried += [(rows, 0.05) for rows in (*WEAKLY_STATIONARY, MORE_TASKS_THAN_RANK)]
-    worst = 0.0
     for rows, least in tried:
         try:
             share = float(update(name, rows, rows).norm() / matrix(rows).norm(dim=1).max())
         except RuntimeError:
-            return 1.0
-        worst = max(worst, 1.0 if share < least else 0.0)
-    return worst
+            yield 1.0
+            return
+        yield float(share < least)
 
 
-def blocks(name: str, count: int) -> float:
+def blocks(name: str, count: int) -> Iterator[float]:
     """The conductor's result for a parameter cut into many, but for the group "head", against one per group."""
-    worst = 0.0
     for case in random_cases(min(count, 6)):
         m, size = case.rows.shape
         half = (size + 1) // 2
@@ -124,22 +118,19 @@ def blocks(name: str, count: int) -> float:
             for rows in (case.before, case.rows):
                 conductor.step([rows], losses)
             results.append(torch.cat([p.grad for p in flat]))
-        worst = max(worst, relative(results[1], results[0]))
-    return worst
+        yield relative(results[1], results[0])
 
 
-def no_conflict(name: str, count: int) -> float:
+def no_conflict(name: str, count: int) -> Iterator[float]:
     """Distance from the plain sum, or from the mean where that is nearer."""
-    worst = 0.0
     for case in random_cases(count, conflicts=False):
         found, rows = case.update(name), matrix(case.rows)
-        worst = max(worst, min(relative(found, rows.sum(0)), relative(found, rows.mean(0))))
-    return worst
+        yield min(relative(found, rows.sum(0)), relative(found, rows.mean(0)))
 
 
-def one_task(name: str, count: int) -> float:
+def one_task(name: str, count: int) -> Iterator[float]:
     row = matrix([[3.0, -4.0, 1.0]])
-    return relative(update(name, row, 2 * row), row[0])
+    yield relative(update(name, row, 2 * row), row[0])
 
 
 def pair(cosine: float) -> np.ndarray:
@@ -173,8 +164,8 @@ def jumps(name: str, points: int = 41, smallest: float = 0.1, **changes: object)
     return sorted(found)
 
 
-def continuous(name: str, count: int) -> float:
-    return max((height for _, height in jumps(name)), default=0.0)
+def continuous(name: str, count: int) -> Iterator[float]:
+    yield from (height for _, height in jumps(name))
 
 
 PROPERTIES = {

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
-import csv
-import io
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+import pandas as pd
 from methods.declarations import Expectation, declared, expectation
 from methods.methods import families, kind
 from methods.properties import PROPERTIES
@@ -68,11 +67,7 @@ def _verdict(expected: Expectation) -> str:
 
 
 def as_csv(table: list[dict[str, str]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    return text.getvalue()
+    return pd.DataFrame(table).to_csv(index=False)
 
 
 def render(table: list[dict[str, str]]) -> str:

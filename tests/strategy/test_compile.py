@@ -17,7 +17,6 @@ from strategy.problems import (
     opposed_losses,
     two_head_losses,
 )
-from torch import nn
 from torch._inductor.utils import fresh_cache
 
 from gcond.strategy import GradientConductor, Joint, Linear, PCGrad, Raw, Sequential, Stochastic
@@ -110,15 +109,6 @@ def test_a_model_compiled_before_the_step_is_refused_and_the_advice_helps():
         with torch._functorch.config.patch(donated_buffer=donates):
             found = train(model, donating(model), estimator)
         torch.testing.assert_close(found, trained_as_it_is(estimator), **CLOSE)
-
-
-def test_other_errors_of_a_backward_pass_are_left_as_they_are():
-    parameter = nn.Parameter(torch.ones(2))
-    shared = parameter.square().sum()
-    conductor = GradientConductor([parameter], {"t": 1.0}, Joint(1), Linear(), Raw())
-    shared.backward()
-    with pytest.raises(RuntimeError, match="Trying to backward through the graph a second time"):
-        conductor.step([None], lambda batch, names: {"t": shared})
 
 
 def test_setting_for_donated_buffers_is_put_back():

@@ -10,7 +10,6 @@ from strategy.problems import ConvNet, flat_grad, image_batches, opposed_losses,
 from torch import nn
 
 from gcond.strategy import (
-    EMA,
     CAGrad,
     GCond,
     GradientConductor,
@@ -104,25 +103,6 @@ def test_parameter_with_gaps_in_memory(options):
         return train(model, adamw(model.parameters(), options), gather, batches)
 
     assert_equal(trained(True), trained(False))
-
-
-@pytest.mark.parametrize(
-    ("resolver", "update", "estimator"), [(Linear, Raw, Joint), (GCond, EMA, Stochastic), (PCGrad, Raw, Sequential)]
-)
-def test_zero_grad_changes_nothing(resolver, update, estimator):
-    def trained(zero):
-        model = ConvNet()
-        conductor = GradientConductor(model.parameters(), TASKS, estimator(2), resolver(), update())
-        optimizer = adamw(model.parameters())
-
-        def gather(batch):
-            if zero:
-                optimizer.zero_grad(set_to_none=False)
-            conductor.step(batch, opposed_losses(model))
-
-        return train(model, optimizer, gather, torch.stack(image_batches(8)).view(4, 2, 4, 3, 8, 8))
-
-    assert_equal(trained(zero=True), trained(zero=False))
 
 
 # Which parameters
@@ -277,22 +257,3 @@ def test_inner_products_of_millions_are_accumulated_in_float64():
     exact = values.double() @ values.double().T
     assert float((gram - exact).abs().max() / exact.max()) < 1e-12
     assert float(((values @ values.T).double() - exact).abs().max() / exact.max()) > 1e-9
-
-
-def test_combine_may_overwrite_the_first_row():
-    torch.manual_seed(0)
-    values = torch.randn(3, 11, dtype=torch.float64)
-    parameters = [nn.Parameter(torch.zeros(n, dtype=torch.float64)) for n in (4, 2, 5)]
-    gradients = filled(parameters, 3, values)
-    reached = torch.ones(3, 3, dtype=torch.bool)
-    reached[:, 1] = torch.tensor([True, False, False])
-    gradients.merge_reached(reached[None])
-    shared, exclusive = torch.tensor([0.5, -2.0, 3.0]), torch.tensor([7.0, 8.0, 9.0])
-    expected = shared.double() @ values
-    expected[4:6] = exclusive.double() @ values[:, 4:6]
-    added = torch.ones(11, dtype=torch.float64)
-    gradients.combine(shared, exclusive, added, scale=0.5, add=True)
-    torch.testing.assert_close(added, 1 + 0.5 * expected)
-    gradients.combine(shared, exclusive, gradients.rows[0])
-    torch.testing.assert_close(gradients.rows[0], expected)
-    torch.testing.assert_close(gradients.rows[1:], values[1:])

@@ -142,16 +142,6 @@ def test_famo_logits_move_as_torchjd_s():
     assert abs(float(probe.grad[0]) - 0.2) > 1e-3  # 1/2 : 2 at equal logits
 
 
-def test_famo_weights_by_hand():
-    """Equal logits: inverse losses, scaled to sum 1. The faster task then loses weight."""
-    method = started(FAMO())
-    weights, _ = window(method, [1.0, 3.0])
-    torch.testing.assert_close(weights, torch.tensor([0.75, 0.25]).double())
-    window(method, [0.5, 3.0])
-    weights, _ = window(method, [1.0, 1.0])
-    assert float(weights[0]) == pytest.approx(1 / (1 + exp(0.05)), rel=1e-5)  # Adam's first step: 0.025 each way
-
-
 def test_famo_refuses_a_loss_at_its_bound_even_if_the_mean_is_above():
     method = started(FAMO({"b": 1.0}))
     method.weigh(torch.tensor([1.0, 1.0]))

@@ -81,12 +81,6 @@ def test_two_unlike_gradients_are_equalised_by_the_code_s_psi_only():
     torch.testing.assert_close(resolution.blockwise(rows, 0), matrix([1, 99**2]) / (spread + 1e-8))
 
 
-def test_momentum_of_low_precision_rows_is_kept_in_float32():
-    resolver = SAMGS()
-    update(resolver, torch.ones(2, 3, dtype=torch.bfloat16))
-    assert resolver.state_dict()["momentum"].dtype == torch.float32
-
-
 @pytest.mark.parametrize("gamma", [0.1, 1.0])
 def test_neither_blocks_nor_a_restart_change_the_update(gamma):
     random = np.random.default_rng(0)
