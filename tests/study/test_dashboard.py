@@ -90,7 +90,11 @@ def logged(folder: Path, key: str, kind: str = "step") -> list:
 
 def test_curves_are_what_the_run_logged_and_numbers_their_means(tmp_path, page):
     folder = make_run(tmp_path / "runs")
-    run = one(page(), folder)
+    long = make_run(tmp_path / "runs", seed=12, steps=1000)
+    data = page()
+    run, curve = one(data, folder), one(data, long)["curves"]["loss/l1"]
+    assert curve["x"] == list(range(19, 1000, 20))
+    assert curve["y"] == pytest.approx(np.reshape(logged(long, "loss/l1"), (50, 20)).mean(1), rel=1e-3)
     assert run["curves"]["val_l1"]["x"] == [4, 8]
     assert run["curves"]["val_l1"]["y"] == pytest.approx(logged(folder, "val_l1", "validation"), rel=1e-3)
     assert run["curves"]["loss/l1"]["y"] == pytest.approx(logged(folder, "loss/l1"), rel=1e-3)
@@ -105,13 +109,6 @@ def test_curves_are_what_the_run_logged_and_numbers_their_means(tmp_path, page):
     assert (run["state"], run["label"], run["steps"]) == ("done", "PCGrad", 8)
 
 
-def test_long_runs_are_means_over_bins(tmp_path, page):
-    folder = make_run(tmp_path / "runs", steps=1000)
-    curve = one(page(), folder)["curves"]["loss/l1"]
-    assert curve["x"] == list(range(19, 1000, 20))
-    assert curve["y"] == pytest.approx(np.reshape(logged(folder, "loss/l1"), (50, 20)).mean(1), rel=1e-3)
-
-
 def test_runs_that_differ_in_their_seed_alone_are_one_arm(tmp_path, page):
     runs = tmp_path / "runs"
     seeds = [make_run(runs, seed=seed) for seed in (11, 42)] + [make_run(runs, seed=7, ends=None)]
@@ -123,9 +120,9 @@ def test_runs_that_differ_in_their_seed_alone_are_one_arm(tmp_path, page):
     assert one(data, unknown)["label"].startswith("PCGrad [settings ")
 
 
-def test_every_state_is_shown_with_what_is_known(tmp_path, page):
+def test_every_state_is_shown_with_what_is_known_and_texts_of_runs_are_no_markup(tmp_path, page):
     runs = tmp_path / "runs"
-    failed = make_run(runs, "cagrad", ends="ValueError: <script>alert(1)</script>")
+    failed = make_run(runs, "cagrad", ends="ValueError: </script><img src=x>")
     torn, damaged, strange = make_run(runs, "mgda", ends=None), make_run(runs, "upgrad"), make_run(runs, "mine")
     running = make_run(runs, "famo", ends=None)
     fresh = runs / "mini" / "fresh"
@@ -138,15 +135,13 @@ def test_every_state_is_shown_with_what_is_known(tmp_path, page):
     with locked(running):
         data = page()
     found = {folder: one(data, folder) for folder in (failed, torn, damaged, strange, running, fresh)}
-    assert [run["state"] for run in found.values()] == [
-        "failed",
-        "interrupted",
-        "done",
-        "done",
-        "running",
-        "interrupted",
-    ]
-    assert "alert(1)" in found[failed]["says"]
+    states = ["failed", "interrupted", "done", "done", "running", "interrupted"]
+    assert [run["state"] for run in found.values()] == states
+    assert found[failed]["says"] == "ValueError: </script><img src=x>"
+    text = (tmp_path / "page.html").read_text()
+    assert "<img src=x>" not in text
+    assert not re.search(r"<(script|link|img)[^>]*(src|href)=", text.split('id="data"')[0])
+    assert "default-src 'none'" in text
     assert len(found[torn]["curves"]["loss/l1"]["y"]) == 8
     assert "metrics.jsonl, line 1" in found[damaged]["says"]
     assert found[damaged]["curves"] == {}
@@ -154,7 +149,7 @@ def test_every_state_is_shown_with_what_is_known(tmp_path, page):
     assert found[fresh]["label"] == "fresh"
 
 
-@pytest.mark.parametrize("count", [0, 1, 40])
+@pytest.mark.parametrize("count", [0, 40])
 def test_any_number_of_runs_makes_a_page(tmp_path, page, count):
     for index in range(count):
         make_run(
@@ -199,15 +194,6 @@ def test_a_folder_that_holds_no_scales_is_refused(tmp_path, capsys):
     assert dashboard.main(["--runs", str(folder.parent), "--out", str(tmp_path / "page.html")]) == 2
     assert "--runs" in capsys.readouterr().err
     assert not (tmp_path / "page.html").exists()
-
-
-def test_texts_of_runs_are_no_markup_and_nothing_is_fetched(tmp_path, page):
-    make_run(tmp_path / "runs", ends="ValueError: </script><img src=x>")
-    page()
-    text = (tmp_path / "page.html").read_text()
-    assert "<img src=x>" not in text
-    assert not re.search(r"<(script|link|img)[^>]*(src|href)=", text.split('id="data"')[0])
-    assert "default-src 'none'" in text
 
 
 @pytest.mark.slow

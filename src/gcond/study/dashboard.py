@@ -21,7 +21,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
 from plotly.offline import get_plotlyjs
@@ -38,20 +37,11 @@ from gcond.study.methods import label, look, ordered
 TEMPLATE = Path(__file__).with_name("templates") / "dashboard.html"
 DRAWN = re.compile(r"((loss|cosine|weight|zone)/[^+]+|conflicts|resolved|correction|resolved_norm|clipped|val_\w+)")
 NUMBERS = re.compile(r"(best|last)_(val|test)_(l1|ssim|flipped|class)|best_epoch|train_l1_tail|conflicts|correction")
-FACTS = (
-    "hash",
-    "commit",
-    "dirty",
-    "device",
-    "torch",
-    "python",
-    "started",
-    "seconds",
-    "peak_memory_mb",
-    "skipped_steps",
-)
+FACTS = ("hash", "commit", "dirty", "device", "torch", "python", "started", "seconds", "peak_memory_mb",
+         "skipped_steps")  # fmt: skip
 PICTURE_BYTES = 5_000_000  # of all pictures, before base64 adds a third
 PICTURE_WIDTH = 640  # pixels
+Run = dict[str, Any]
 
 
 @output_may_be_lost()
@@ -60,12 +50,8 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="gcond dashboard", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of local runs (default: runs)")
     parser.add_argument("--out", type=Path, help="file to write (default: dashboard.html in the folder of runs)")
-    parser.add_argument(
-        "--recorded",
-        type=Path,
-        default=Path("results"),
-        help="folder of recorded results, shown where there are no local runs (default: results)",
-    )
+    parser.add_argument("--recorded", type=Path, default=Path("results"),
+                        help="recorded results, shown where there are no local runs (default: results)")  # fmt: skip
     options = parser.parse_args(words)
     try:
         print(write_page(options.runs, options.out or options.runs / "dashboard.html", options.recorded))
@@ -87,23 +73,19 @@ def write_page(runs: Path, out: Path, recorded: Path) -> str:
     left_out = _add_pictures(found)
     source = f"the runs recorded in {recorded}" if found and found[0]["recorded"] else f"the runs in {runs}"
     made = datetime.now().astimezone().isoformat(sep=" ", timespec="minutes")
-    page = TEMPLATE.read_text(encoding="utf-8").replace("{{plotly}}", get_plotlyjs())
-    page = page.replace("{{data}}", _embedded({"made": made, "source": source, "left_out": left_out, "runs": found}))
+    data = {"made": made, "source": source, "left_out": left_out, "runs": found}
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")  # never taken for markup
+    page = TEMPLATE.read_text(encoding="utf-8").replace("{{plotly}}", get_plotlyjs()).replace("{{data}}", text)
     write_text(out, page)
     states = Counter(run["state"] for run in found)
     listed = ", ".join(f"{number} {state}" for state, number in states.items()) or "no runs"
     return f"written: {out} ({len(page) / 1e6:.1f} MB) of {source}: {listed}"
 
 
-def _embedded(content: Any) -> str:
-    """JSON that no HTML parser takes for markup, whatever the texts in it."""
-    return json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-
-
 # Local runs.
 
 
-def _local(runs: Path) -> list[dict[str, Any]]:
+def _local(runs: Path) -> list[Run]:
     if runs.exists() and not runs.is_dir():
         raise ValueError(f"`--runs`: expected a folder, found the file {runs}")
     if misplaced := [path for path in sorted(runs.glob("*")) if (path / "config.yaml").exists()]:
@@ -115,115 +97,105 @@ def _local(runs: Path) -> list[dict[str, Any]]:
     return [_of_folder(state) for state in tqdm(found, desc="reading runs", delay=2, leave=False, disable=None)]
 
 
-def _of_folder(state: RunState) -> dict[str, Any]:
+def _of_folder(state: RunState) -> Run:
     """What is known of a run; what cannot be read is said in `says`, never raised."""
     folder, says = state.folder, [state.detail]
-    run: dict[str, Any] = {"recorded": False, "scale": folder.parent.name, "name": folder.name, "state": state.state}
+    run: Run = {"recorded": False, "scale": folder.parent.name, "name": folder.name, "state": state.state}
     run |= {"steps": state.steps, "total": state.total, "variant": None, "arm": folder.name, "curves": {}}
-    try:
-        run |= _config(folder / "config.yaml")
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        says.append(f"config.yaml cannot be read: {' '.join(str(error).split())}")
-    try:
-        if (folder / "report.json").exists():
-            report = read_report(folder)
-            run["variant"] = report.get("variant")
-            row = tables.row_of(folder) if state.state == "done" else report
-            run["facts"] = {name: row[name] for name in FACTS if row.get(name) is not None}
-            run["numbers"] = _numbers(row)
-            run["trivial"] = _best_trivial(list((report.get("trivial") or {}).values()))
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        says.append(f"no scores: {' '.join(str(error).split())}")
-    try:
-        log = _log(folder / "metrics.jsonl")
-        run["curves"] = _curves(tables.steps(log), log[log.kind == "validation"])
-        run["numbers"] = run.get("numbers", {}) | _numbers(tables.numbers(log))
-    except FileNotFoundError:
-        pass  # it has not come to its first step
-    except ValueError as error:
-        says.append(f"no curves: {error}")
+    for read, lost in ((_config, "config.yaml cannot be read"), (_scores, "no scores"), (_log, "no curves")):
+        try:
+            found = read(state)
+        except FileNotFoundError:
+            continue  # it has not come so far
+        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+            says.append(f"{lost}: {' '.join(str(error).split())}")
+            continue
+        run |= found | {"numbers": run.get("numbers", {}) | found.get("numbers", {})}
     run["picture"] = next(iter(sorted((folder / "reconstructions").glob("*.png"), reverse=True)), None)
     return run | {"says": "; ".join(filter(None, says))}
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _config(state: RunState) -> Run:
     """Runs that differ in their seed alone have one `arm`."""
-    content = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    text = (state.folder / "config.yaml").read_text(encoding="utf-8")
+    content = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     named = {name: str(content[name]["name"]) for name in ("dataset", "model", "strategy")}
     kept = {key: value for key, value in content.items() if key not in ("seed", "name")}
     arm = hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:10]
     return {**named, "seed": int(content["seed"]), "arm": arm}
 
 
-def _log(metrics: Path) -> pd.DataFrame:
-    """Steps and validations; the last line may be half written. Raises ValueError where another one is damaged."""
-    records = metrics_log.read(metrics, growing=True)
-    kept = [record for record in records if record.get("kind") in ("step", "validation")]
-    return pd.DataFrame(kept, columns=None if kept else ["kind"])
+def _scores(state: RunState) -> Run:
+    if not (state.folder / "report.json").exists():
+        return {}
+    report = read_report(state.folder)
+    row = tables.row_of(state.folder) if state.state == "done" else report
+    trivial = pd.DataFrame(list((report.get("trivial") or {}).values()))
+    return _of_row(row) | {"variant": report.get("variant"), "trivial": _best(trivial)}
+
+
+def _log(state: RunState) -> Run:
+    records = metrics_log.read(state.folder / "metrics.jsonl", growing=True)
+    log = pd.DataFrame([record for record in records if record.get("kind") in ("step", "validation")])
+    return _of_log(log) | _of_row(tables.numbers(log)) if len(log) else {}
 
 
 # Recorded runs.
 
 
-def _recorded(results: Path) -> list[dict[str, Any]]:
+def _recorded(results: Path) -> list[Run]:
     found = []
     for folder in sorted(path.parent for path in results.glob("*/runs.csv")):
         table = tables.read(folder)
         rows = pd.concat([tables.runs(folder), table[table.status != tables.DONE]]).to_dict("records")
-        found += [_of_row(folder, row) for row in tqdm(rows, desc=f"reading {folder}", leave=False, disable=None)]
+        found += [_of_record(folder, row) for row in tqdm(rows, desc=f"reading {folder}", leave=False, disable=None)]
     return found
 
 
-def _of_row(results: Path, row: Mapping[Any, Any]) -> dict[str, Any]:
-    run = {name: row[name] for name in ("scale", "name", "dataset", "model", "strategy")}
-    known = {name: row[name] for name in row if not _missing(row[name])}
+def _of_record(results: Path, row: Mapping[Any, Any]) -> Run:
+    known = {name: value for name, value in row.items() if pd.notna(value)}
+    run = {name: row[name] for name in ("scale", "name", "dataset", "model", "strategy")} | _of_row(known)
     run |= {"recorded": True, "state": known["status"], "says": known.get("error", ""), "seed": int(row["seed"])}
     run |= {"steps": known.get("steps"), "total": known.get("steps"), "variant": known.get("variant", "")}
     settings = {name: str(row[name]) for name in tables.SETTINGS if name != "seed"} | {"variant": run["variant"]}
-    run |= {"arm": json.dumps(settings), "numbers": _numbers(known), "curves": {}, "picture": None}
-    run["facts"] = {name: known[name] for name in FACTS if name in known}
+    run |= {"arm": json.dumps(settings), "curves": {}, "picture": None}
     if "log" in known:
         try:
             log = tables.log(results, known["log"], "step", "validation", "trivial")
-            run["curves"] = _curves(tables.steps(log), log[log.kind == "validation"])
-            run["trivial"] = _best_trivial(log[log.kind == "trivial"].to_dict("records"))
         except ValueError as error:
-            run["says"] = str(error)
+            return run | {"says": str(error)}
+        run |= _of_log(log) | {"trivial": _best(log[log.kind == "trivial"])}
     return run
 
 
 # Both.
 
 
-def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
+def _of_row(row: Mapping[Any, Any]) -> Run:
+    """The numbers and facts of a row of runs.csv, a report, or the numbers of a log."""
+    known = {str(name): value for name, value in row.items() if NUMBERS.fullmatch(str(name)) or name in FACTS}
+    known = {name: value for name, value in known.items() if pd.notna(value)}
+    numbers = {name: _short(value) for name, value in known.items() if name not in FACTS}
+    facts = {name: known[name] for name in FACTS if name in known}
+    return {"numbers": numbers} | ({"facts": facts} if facts else {})
 
 
-def _numbers(row: Mapping[Any, Any]) -> dict[str, float | None]:
-    return {name: _short(value) for name, value in row.items() if NUMBERS.fullmatch(str(name)) and not _missing(value)}
-
-
-def _best_trivial(scores: list[dict[Any, Any]]) -> dict[str, float | None]:
+def _best(predictors: pd.DataFrame) -> dict[str, float | None]:
     """The lowest validation loss that a predictor without training has, by task."""
-    found: dict[str, float | None] = {}
-    for name in sorted({name for each in scores for name in each if str(name).startswith("val_")}):
-        known = [each[name] for each in scores if not _missing(each.get(name))]
-        if known:
-            found[name] = _short(min(known))
-    return found
+    lowest = predictors.filter(regex="^val_").astype("float64").min().dropna()
+    return {str(name): _short(value) for name, value in lowest.sort_index().items()}
 
 
-def _curves(steps: pd.DataFrame, validation: pd.DataFrame) -> dict[str, dict[str, list[Any]]]:
-    """Quantity -> optimizer steps `x` and values `y`, None where it is not defined."""
+def _of_log(log: pd.DataFrame) -> Run:
+    """`curves`: quantity -> optimizer steps `x` and values `y`, None where a value is not finite."""
     curves = {}
-    for rows, at in ((steps, "last_step"), (validation, "step")):
+    for rows, at in ((tables.steps(log), "last_step"), (log[log.kind == "validation"], "step")):
         for name in (name for name in rows if DRAWN.fullmatch(name)):
-            values = rows[name].to_numpy("float64")
-            there = ~np.isnan(values)
-            if there.any():
-                x = rows[at].to_numpy()[there].astype(int).tolist()
-                curves[name] = {"x": x, "y": [_short(value) for value in values[there]]}
-    return curves
+            known = rows[[at, name]].dropna()
+            if len(known):
+                x = known[at].astype(int).tolist()
+                curves[name] = {"x": x, "y": [_short(value) for value in known[name]]}
+    return {"curves": curves}
 
 
 def _short(value: Any) -> float | None:
@@ -231,17 +203,16 @@ def _short(value: Any) -> float | None:
     return float(f"{float(value):.4g}") if math.isfinite(float(value)) else None
 
 
-def _name_arms(runs: list[dict[str, Any]]) -> None:
+def _name_arms(runs: list[Run]) -> None:
     """Give each run the `label` and the `look` of its arm: method, and overrides, once a seed has reported them."""
     strategies = {run["strategy"] for run in runs if "strategy" in run}
     arms = defaultdict(list)
     for run in runs:
-        arms[run["recorded"], run["scale"], run["arm"]].append(run)
-    for key, own in arms.items():
-        strategy = own[0].get("strategy", "")
+        arms[run["scale"], run.get("strategy", ""), run["arm"]].append(run)
+    shared = Counter((scale, strategy) for scale, strategy, _ in arms)
+    for (scale, strategy, arm), own in arms.items():
         known = {run["variant"] for run in own} - {None}
-        shared = sum(other[0].get("strategy") == strategy and other[0]["scale"] == key[1] for other in arms.values())
-        unknown = f"settings {key[2][:4]}" if shared > 1 else ""
+        unknown = f"settings {arm[:4]}" if strategy and shared[scale, strategy] > 1 else ""
         variant = ", ".join(sorted(known)) if known else unknown
         name = label(strategy) if strategy else own[0]["name"]
         for run in own:
@@ -249,7 +220,7 @@ def _name_arms(runs: list[dict[str, Any]]) -> None:
             run["look"] = look(strategy, strategies) if strategy else {"colour": "#888888", "dash": []}
 
 
-def _add_pictures(runs: list[dict[str, Any]]) -> str:
+def _add_pictures(runs: list[Run]) -> str:
     """Put the last picture of each run into it, one run of every arm first, until they fill PICTURE_BYTES; returns how
     many are left out, in words."""
     seen: Counter[tuple[str, str]] = Counter()
