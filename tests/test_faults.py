@@ -21,7 +21,6 @@ from engine.attempts import Attempt, assert_ended_alike, contents, same, saved_s
 from engine.runs import parts, run, tiny_config
 from torch import Tensor, nn
 
-import gcond.engine.checkpoint
 import gcond.train
 from gcond.command import main
 from gcond.engine.checkpoint import Checkpoint, State, checkpoints
@@ -237,7 +236,7 @@ def test_the_report_of_a_finished_run_is_made_again_without_a_step(
     assert {name for name in before if before[name] != after[name]} <= {"report.json"}
 
 
-@pytest.mark.parametrize("killed_in", ["_keep_only", "report", "finish"])
+@pytest.mark.parametrize("killed_in", ["keep_only", "report", "finish"])
 def test_a_run_that_is_killed_while_it_finishes_is_finished_by_the_next_start(
     killed_in: str, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,7 +246,7 @@ def test_a_run_that_is_killed_while_it_finishes_is_finished_by_the_next_start(
         raise KeyboardInterrupt
 
     targets = {
-        "_keep_only": (gcond.engine.checkpoint, "_keep_only"),
+        "keep_only": (gcond.train, "keep_only"),
         "report": (RunReport, "_write"),
         "finish": (RunFolder, "finish"),
     }

@@ -474,8 +474,8 @@ def test_a_sweep_whose_reader_goes_away_finishes_every_run(tmp_path: Path) -> No
 @pytest.mark.slow
 def test_a_job_that_is_preempted_is_queued_again_and_goes_on(tmp_path: Path) -> None:
     """As submitit does it on SLURM: SIGUSR2 to the job's process. Here with its executor for one machine."""
-    sweep = Sweep(tmp_path, program="gcond.command")
-    process = sweep.start("--multirun", "hydra/launcher=local", "seed=1,2", "scale.epochs=60")
+    sweep = Sweep(tmp_path, "--multirun", program="gcond.command")
+    process = sweep.start("hydra/launcher=local", "seed=1,2", "scale.epochs=60")
     sweep.wait_for_steps(process, 5, runs=2)
     (job, _) = processes(f"submitit.core._submit {tmp_path}")
     os.kill(job, signal.SIGUSR2)

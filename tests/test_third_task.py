@@ -66,7 +66,7 @@ def test_a_classifier_is_trained_measured_and_no_part_of_the_conflict(
 
     def step(trainer: Trainer, number: int) -> dict:
         record = take_step(trainer, number)
-        for segment in trainer._conductor.gradients.segments:
+        for segment in trainer.conductor.gradients.segments:
             shared.setdefault(segment.group, set()).update(segment.shared)
         return record
 

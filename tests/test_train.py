@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ import gcond.train
 from gcond.command import main
 from gcond.config import CONFIG
 from gcond.engine import evaluate as final
-from gcond.engine.checkpoint import Checkpoint, State, Stateful
+from gcond.engine.checkpoint import Checkpoint, State
 from gcond.engine.run_folder import RunFolder
 from gcond.engine.trainer import Trainer
 from gcond.load_run import LoadedRun
@@ -97,9 +97,7 @@ class Loaded:
 
     parts: dict[str, dict]
 
-    def checkpoint(
-        self, path: Path, run_hash: str, checksum: str, parts: dict[str, Stateful], writes: bool
-    ) -> Checkpoint:
+    def checkpoint(self, path: Path, run_hash: str, checksum: str, parts: dict[str, Any], writes: bool) -> Checkpoint:
         checkpoint = Checkpoint(path, run_hash, checksum, parts, writes)
         load = checkpoint.load
 

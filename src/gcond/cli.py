@@ -190,9 +190,10 @@ def _claims(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from gcond.sweep.status import main as status
+    from gcond.sweep.status import print_states
 
-    return status(["--runs", str(options.runs), *(["--scale", options.scale] if options.scale else [])])
+    print_states(options.runs, options.scale)
+    return 0
 
 
 def _list(options: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
@@ -37,11 +37,20 @@ STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=Tr
 ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
 
 
+def conf() -> AbstractContextManager[None]:
+    """While open, Hydra composes from conf/, also in a process that Hydra began in."""
+    import hydra
+
+    if hydra.core.global_hydra.GlobalHydra.instance().is_initialized():
+        return nullcontext()
+    return hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG))
+
+
 def compose(overrides: Sequence[str]) -> DictConfig:
     """The config of `gcond-train OVERRIDES`."""
     import hydra
 
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIG)):
+    with conf():
         return hydra.compose("train", list(overrides))
 
 

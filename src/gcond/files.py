@@ -94,37 +94,22 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Header of a CSV file, and each row below it with the number of the line that it ends in.
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file.
 
-    Raises ValueError where the file is not UTF-8, a row has not as many cells as the header, or the last line does not
-    end: it was cut or edited.
+    Raises ValueError where it is not UTF-8, a row has not as many cells as the header, or the last line does not end.
     """
-    raw = path.read_bytes()
     try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        line, found = raw[: error.start].count(b"\n") + 1, f"the byte 0x{raw[error.start]:02x}"
-        raise damaged(path, line, "UTF-8", found) from None
-    if (nul := text.find("\0")) >= 0:
-        raise damaged(path, text[:nul].count("\n") + 1, "text", "a NUL byte")
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header, *rows = ((reader.line_num, cells) for cells in reader)
-    except ValueError:
-        raise damaged(path, 1, "a header", "nothing") from None
-    except csv.Error as error:
-        raise damaged(path, reader.line_num, "comma-separated values", str(error)) from None
-    for line, cells in rows:
-        if len(cells) != len(header[1]):
-            raise damaged(path, line, f"{len(header[1])} cells", str(len(cells)))
-    if not text.endswith("\n"):
-        raise damaged(path, text.count("\n") + 1, "a line that ends", "the end of the file")
-    return header[1], rows
-
-
-def damaged(path: Path, line: int, expected: str, found: str) -> ValueError:
-    return ValueError(f"{path}, line {line}: expected {expected}, found {found}; mend it, or move it away")
+        text = path.read_bytes().decode()
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        rows = list(reader)
+        if not text.endswith("\n") or "\0" in text:
+            raise ValueError("expected lines of text that end")
+        if uneven := [place for place, row in enumerate(rows, start=1) if None in row or None in row.values()]:
+            raise ValueError(f"expected {len(reader.fieldnames or ())} cells in row {uneven[0]}, found another number")
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path}: damaged: {error}; mend it, or move it away") from None
+    return rows
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

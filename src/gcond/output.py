@@ -126,30 +126,26 @@ class Progress:
 
     def log(self, record: dict[str, Any]) -> None:
         """Show a record of metrics.jsonl, where it is for people."""
-        if record["kind"] == "step":
+        kind, quiet = record["kind"], self._kind == "quiet"
+        if kind == "step":
             own = {key.removeprefix("loss/"): value for key, value in record.items() if key.startswith("loss/")}
             self._bar.set_postfix({task: f"{value:.3f}" for task, value in own.items()}, refresh=False)
             self._bar.update()
-        elif record["kind"] == "validation":
-            self._epoch(record)
-        elif (record["kind"], record.get("at")) == ("final", "best") and self._kind != "quiet":
+        elif kind == "validation":
+            now = time.monotonic()
+            soon = now - self._said < SECONDS_BETWEEN_LINES and not sys.stderr.isatty()
+            if record["step"] == self._bar.total or not (quiet or soon):
+                self._said = now
+                said = _losses(record, "val_")
+                self._say(f"{self._name}: epoch {record['epoch']}, step {record['step']}: validation {said}")
+        elif kind == "final" and record["at"] == "best" and not quiet:
             said = f"validation {_losses(record, 'val_')}; test {_losses(record, 'test_')}"
             self._say(f"{self._name}: best epoch {record['epoch']}, all images: {said}")
 
-    def _epoch(self, scores: dict[str, Any]) -> None:
-        now = time.monotonic()
-        soon = now - self._said < SECONDS_BETWEEN_LINES and not sys.stderr.isatty()
-        if scores["step"] == self._bar.total or not (self._kind == "quiet" or soon):
-            self._said = now
-            said = _losses(scores, "val_")
-            self._say(f"{self._name}: epoch {scores['epoch']}, step {scores['step']}: validation {said}")
-
     def _say(self, line: str) -> None:
-        if self._kind == "silent":
-            return
         if self._kind == "bar":
             self._bar.write(line, file=sys.stderr)
-        else:
+        elif self._kind != "silent":
             print(line, file=sys.stderr, flush=True)
 
 

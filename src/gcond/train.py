@@ -11,20 +11,20 @@ from omegaconf import DictConfig
 from gcond.config import build
 from gcond.data.images import bars
 from gcond.engine.batches import MicroBatches, TrainingImages, labelling_of, seeded, subseed
-from gcond.engine.checkpoint import Checkpoint, State, thinned
+from gcond.engine.checkpoint import Checkpoint, State, keep_only
 from gcond.engine.device import out_of_memory_hint
-from gcond.engine.distributed import gathered
+from gcond.engine.distributed import World, gathered
 from gcond.engine.evaluate import Best, EvaluationSet, Scores, baseline_scores, evaluate, final_records, means
-from gcond.engine.loggers import logger_of
+from gcond.engine.loggers import SafeLogger, logger_of
 from gcond.engine.metrics_log import PICTURE, MetricsLog, Record
 from gcond.engine.probes import GradientProbe, activations
-from gcond.engine.process import Interrupt, StopOrCheckpoint, rank
+from gcond.engine.process import Interrupt, Interrupted, StopOrCheckpoint, rank
 from gcond.engine.reconstructions import Reconstructions
 from gcond.engine.run_folder import RunFolder, resolved
 from gcond.engine.run_report import RunReport
 from gcond.engine.run_state import selection_weights
 from gcond.engine.settings import Settings
-from gcond.engine.trainer import Objective, Trainer, fit, optimizer_of
+from gcond.engine.trainer import Objective, Trainer, optimizer_of
 from gcond.files import disk_full_hint
 from gcond.model import MaskedAutoencoder
 from gcond.output import Progress
@@ -42,140 +42,137 @@ def train(cfg: DictConfig, folder: RunFolder) -> None:
         Interrupted: after SIGTERM or Ctrl-C and a last checkpoint.
     """
     check(cfg)
-    with (
-        folder.open(cfg, main=rank() == 0),
-        thinned("model" if cfg.finished_keeps == "weights" and rank() == 0 else None, folder.checkpoints),
-        logger_of(cfg.logger, folder.path, main=rank() == 0) as logger,
-        disk_full_hint(folder.path),
-        RunReport(cfg, folder) as record,
-        disk_full_hint(folder.path),  # once more: the report, too, is to say what there is to do
-        gathered(cfg.arbitration, cfg.device, cfg.threads) as team,
-    ):
-        record.team = team
-        team.compare(config=resolved(cfg), torch=torch.__version__)
-        settings, device = Settings(cfg, team.processes), team.device
-
-        # Read the data, and score what predicts without looking.
-        bars.set(cfg.progress in ("auto", "bar") and rank() == 0)
-        data = build(cfg.dataset)
-        team.compare(data=data.facts["checksum"])
-        labelling = labelling_of(cfg)
-        shown = (cfg.scale.eval_images, settings.patches, cfg.scale.mask_ratio, labelling)
-        sets = {split: EvaluationSet.of(data, split, *shown) for split in ("val", "test")}
-        curve = {split: images.thinned(cfg.scale.get("curve_images")) for split, images in sets.items()}
-        loss = build(cfg.loss.reconstruction)(patch_size=cfg.scale.patch_size, intensity=data.intensity)
-        record.describe(data, team.main_first(lambda: baseline_scores(cfg, data, sets, loss, labelling)))
-
-        # Build the model, and the strategy that trains it.
-        with seeded(cfg.seed, "weights"):
-            classes = labelling.classes if labelling else None
-            model: MaskedAutoencoder = build(cfg.model, channels=data.intensity.channels, classes=classes).to(device)
-        conductor = settings.conductor(model.parameter_groups(), seed=subseed(cfg.seed, "resolver"))
-        steps_per_epoch = settings.steps_per_epoch(len(data.train))
-        schedule = settings.schedule(steps_per_epoch)
-        optimizer = optimizer_of(cfg.optimizer.build, model.parameters(), schedule.peak)
-        scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
-
-        # Continue where the last attempt stopped.
-        best = Best(model, selection_weights(cfg.loss.tasks))
-        parts = {"model": model, "optimizer": optimizer, "scaler": scaler, "best": best}
-        parts |= {"conductor": team.state_of(conductor)}
-        checkpoint = Checkpoint(folder.checkpoints, folder.hash, data.facts["checksum"], parts, team.main)
-        state = checkpoint.load(schedule.total_steps)
-        team.compare(checkpoint={"step": state.step, "position": state.position})
-        record.resumed(state)
-        logbook = MetricsLog(folder.metrics if team.main else None, state.logbook_size)
-        logger.open()
-        source = TrainingImages(
-            data.train,
-            data.intensity,
-            cfg.scale.micro_batch,
-            settings.patches,
-            cfg.scale.mask_ratio,
-            cfg.seed,
-            device,
-            cfg.scale.workers,
-            labelling,
-        )
-        window, share = conductor.estimator.accumulation_steps, conductor.micro_batch_indices
-        batches = MicroBatches(source, state.position, window, share)
-
-        # Train.
-        objective = Objective(torch.compile(model) if cfg.compile else model, loss, data.intensity, cfg.precision)
-        trainer = Trainer(
-            model,
-            objective,
-            conductor,
-            optimizer,
-            schedule,
-            batches,
-            training=cfg.strategy.model_mode == "train",
-            diagnose_every=cfg.scale.diagnose_every,
-            scaler=scaler,
-        )
-
-        def measure(images: EvaluationSet) -> Scores:
-            return evaluate(model, loss, data.intensity, images, loss.tasks, device, cfg.scale.workers, team)
-
-        def score(epoch: int, step: int, last: bool) -> Iterator[Record]:
-            found = {split: means(measure(images)) for split, images in curve.items()}
-            record = {"kind": "validation", "epoch": epoch, "step": step}
-            for split, scores in found.items():
-                record |= {f"{split}_{name}": value for name, value in scores.items() if not name.startswith("body")}
-            best.consider(epoch, step, record)
-            yield record
-
-        probe = GradientProbe(
-            model,
-            Objective(model, loss, data.intensity, cfg.precision),
-            conductor.tasks,
-            source,
-            cfg.scale.probe_micro_batches,
-            training=cfg.strategy.model_mode == "train",
-            scaler=scaler,
-        )
-
-        def examine(epoch: int, step: int, last: bool) -> Iterator[Record]:
-            if team.main and cfg.scale.probe_micro_batches > 0:  # the others go on, and wait in the next step
-                yield {"kind": "probe", "epoch": epoch, "step": step, **probe.measure(epoch)}
-                found = activations(model, curve["val"], data.intensity, device)
-                yield {"kind": "activations", "epoch": epoch, "step": step, **found}
-
-        pictures = Reconstructions(folder.reconstructions, data, curve["val"], **cfg.reconstructions)
-
-        def draw(epoch: int, step: int, last: bool) -> Iterator[Record]:
-            if team.main and (path := pictures.draw(model, device, step)) is not None:
-                yield {"kind": PICTURE, "step": step, "path": path}
-
-        def judge(epoch: int, step: int, last: bool) -> Iterator[Record]:
-            """Before the last checkpoint, so that a run that stands there has these records."""
-            if last:
-                yield from final_records(best, epoch, step, sets, measure)
-
-        def save(step: int) -> None:
-            logbook.to_disk()
-            checkpoint.save(State(step, batches.position, logbook.size, *record.spent()))
-            stop.saved()
-
-        kind = cfg.progress if team.main else "silent"
+    main = rank() == 0
+    with folder.open(cfg, main):
         with (
-            Interrupt() as interrupt,
-            closing(batches),
-            logbook,
-            Progress(folder.name, kind, state.step, schedule.total_steps) as progress,
-            out_of_memory_hint(cfg.scale.micro_batch, cfg.scale.accumulation_steps),
+            logger_of(cfg.logger, folder.path, main) as logger,
+            RunReport(cfg, folder) as report,
+            disk_full_hint(folder.path),
+            gathered(cfg.arbitration, cfg.device, cfg.threads) as team,
         ):
-            stop = StopOrCheckpoint(interrupt, cfg.checkpoint_minutes, team)
+            _train(cfg, folder, logger, report, team)
+        if main and cfg.finished_keeps == "weights":
+            keep_only("model", folder.checkpoints)
 
-            def log(record: Record) -> None:
-                for each in (logbook.write, logger.log, progress.log):
-                    each(record)
 
-            callbacks = (score, examine, draw, judge)
-            fit(trainer, state.step, schedule.total_steps, steps_per_epoch, log, callbacks, save, stop)
-            if team.main:
-                pictures.keep(model, device, folder.final_reconstructions, cfg.scale.patch_size)
-        record.windows = schedule.total_steps - state.step
+def _train(cfg: DictConfig, folder: RunFolder, logger: SafeLogger, report: RunReport, team: World) -> None:
+    report.team = team
+    team.compare(config=resolved(cfg), torch=torch.__version__)
+    settings, device, scale = Settings(cfg, team.processes), team.device, cfg.scale
+
+    # Read the data, and score what predicts without looking.
+    bars.set(cfg.progress in ("auto", "bar") and rank() == 0)
+    data = build(cfg.dataset)
+    team.compare(data=data.facts["checksum"])
+    labelling = labelling_of(cfg)
+    shown = (scale.eval_images, settings.patches, scale.mask_ratio, labelling)
+    sets = {split: EvaluationSet.of(data, split, *shown) for split in ("val", "test")}
+    curve = {split: images.thinned(scale.get("curve_images")) for split, images in sets.items()}
+    loss = build(cfg.loss.reconstruction)(patch_size=scale.patch_size, intensity=data.intensity)
+    report.describe(data, team.main_first(lambda: baseline_scores(cfg, data, sets, loss, labelling)))
+
+    # Build the model, and the strategy that trains it.
+    with seeded(cfg.seed, "weights"):
+        classes = labelling.classes if labelling else None
+        model: MaskedAutoencoder = build(cfg.model, channels=data.intensity.channels, classes=classes).to(device)
+    conductor = settings.conductor(model.parameter_groups(), seed=subseed(cfg.seed, "resolver"))
+    steps_per_epoch = settings.steps_per_epoch(len(data.train))
+    schedule = settings.schedule(steps_per_epoch)
+    optimizer = optimizer_of(cfg.optimizer.build, model.parameters(), schedule.peak)
+    scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
+
+    # Continue where the last attempt stopped.
+    best = Best(model, selection_weights(cfg.loss.tasks))
+    parts = {"model": model, "optimizer": optimizer, "scaler": scaler, "best": best}
+    parts |= {"conductor": team.state_of(conductor)}
+    checkpoint = Checkpoint(folder.checkpoints, folder.hash, data.facts["checksum"], parts, team.main)
+    state = checkpoint.load(schedule.total_steps)
+    team.compare(checkpoint={"step": state.step, "position": state.position})
+    report.resumed(state)
+    logbook = MetricsLog(folder.metrics if team.main else None, state.logbook_size)
+    logger.open()
+
+    # Bring together what takes a step and what looks at the model after an epoch.
+    source = TrainingImages(
+        data.train,
+        data.intensity,
+        scale.micro_batch,
+        settings.patches,
+        scale.mask_ratio,
+        cfg.seed,
+        device,
+        scale.workers,
+        labelling,
+    )
+    batches = MicroBatches(
+        source, state.position, conductor.estimator.accumulation_steps, conductor.micro_batch_indices
+    )
+    training = cfg.strategy.model_mode == "train"
+    objective = Objective(torch.compile(model) if cfg.compile else model, loss, data.intensity, cfg.precision)
+    trainer = Trainer(model, objective, conductor, optimizer, schedule, batches, training, scale.diagnose_every, scaler)
+    eager = Objective(model, loss, data.intensity, cfg.precision)
+    probe = GradientProbe(
+        model, eager, conductor.tasks, source, scale.probe_micro_batches, training=training, scaler=scaler
+    )
+    pictures = Reconstructions(folder.reconstructions, data, curve["val"], **cfg.reconstructions)
+
+    def measure(images: EvaluationSet) -> Scores:
+        return evaluate(model, loss, data.intensity, images, loss.tasks, device, scale.workers, team)
+
+    def score(epoch: int, step: int) -> Iterator[Record]:
+        found = {split: means(measure(images)) for split, images in curve.items()}
+        record = {"kind": "validation", "epoch": epoch, "step": step}
+        for split, scores in found.items():
+            record |= {f"{split}_{name}": value for name, value in scores.items() if not name.startswith("body")}
+        best.consider(epoch, step, record)
+        yield record
+
+    def examine(epoch: int, step: int) -> Iterator[Record]:
+        if team.main and scale.probe_micro_batches > 0:  # the others go on, and wait in the next step
+            yield {"kind": "probe", "epoch": epoch, "step": step, **probe.measure(epoch)}
+            found = activations(model, curve["val"], data.intensity, device)
+            yield {"kind": "activations", "epoch": epoch, "step": step, **found}
+
+    def draw(epoch: int, step: int) -> Iterator[Record]:
+        if team.main and (path := pictures.draw(model, device, step)) is not None:
+            yield {"kind": PICTURE, "step": step, "path": path}
+
+    def judge(epoch: int, step: int) -> Iterator[Record]:
+        """Before the last checkpoint, so that a run that stands there has these records."""
+        if step == schedule.total_steps:
+            yield from final_records(best, epoch, step, sets, measure)
+
+    # Train.
+    with (
+        Interrupt() as interrupt,
+        closing(batches),
+        logbook,
+        Progress(folder.name, cfg.progress if team.main else "silent", state.step, schedule.total_steps) as progress,
+        out_of_memory_hint(scale.micro_batch, scale.accumulation_steps),
+    ):
+
+        def log(record: Record) -> None:
+            for each in (logbook.write, logger.log, progress.log):
+                each(record)
+
+        stop = StopOrCheckpoint(interrupt, cfg.checkpoint_minutes, team)
+        for step in range(state.step, schedule.total_steps):
+            log({"kind": "step", **trainer.step(step)})
+            epoch, rest = divmod(step + 1, steps_per_epoch)
+            if rest == 0:
+                for callback in (score, examine, draw, judge):
+                    for record in callback(epoch, step + 1):
+                        log(record)
+            due, signal = stop()
+            if rest == 0 or due or signal:
+                logbook.to_disk()
+                checkpoint.save(State(step + 1, batches.position, logbook.size, *report.spent()))
+                stop.saved()
+            if signal:
+                raise Interrupted(signal)
+        if team.main:
+            pictures.keep(model, device, folder.final_reconstructions, scale.patch_size)
+    report.windows = schedule.total_steps - state.step
 
 
 if __name__ == "__main__":

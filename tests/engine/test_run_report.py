@@ -7,9 +7,7 @@ import torch
 from engine import tiny
 from engine.runs import CONFIG, config
 from hydra import compose, initialize_config_dir
-from hydra.conf import ConfigSourceInfo
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
 
 from gcond.engine.checkpoint import State
 from gcond.engine.distributed import World
@@ -46,9 +44,6 @@ def test_a_variant_is_what_was_overridden_beside_the_named_choices(
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG)):
         composed = compose("train", overrides, return_hydra_config=True)
-    with open_dict(composed.hydra):
-        composed.hydra.runtime.config_sources = [ConfigSourceInfo(str(CONFIG), "file", "main")]
-        composed.hydra.job.config_name = "train"
     HydraConfig.instance().set_config(composed)
     assert variant() == expected
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG)):  # as in a process that Hydra began in

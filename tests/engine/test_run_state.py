@@ -24,7 +24,7 @@ from gcond.engine.run_state import RunState, Standing, standing, state_of, state
 from gcond.study.tables import collect
 from gcond.sweep.__main__ import print_summary
 from gcond.sweep.plan import looked_at_again, plan, print_plan
-from gcond.sweep.status import main as status_command
+from gcond.sweep.status import print_states
 
 NOW = 1_000_000.0  # seconds; every time below is set by hand
 STEP = '{"kind": "step", "step": %d, "loss/l1": 0.5}\n'
@@ -176,11 +176,11 @@ def test_the_command_lists_what_needs_a_look_first(folder: Folder, capsys: pytes
     busy = Folder(folder.path.with_name("xyz"))
     Folder(runs / "paper" / "elsewhere")
     with busy.hold(NOW):
-        assert status_command(["--runs", str(runs), "--scale", "mini"]) == 0
+        print_states(runs, "mini")
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "2 runs: 1 running, 1 failed"
     assert [line.split()[:3] for line in said[1:]] == [["running", "0/96", "mini/xyz"], ["failed", "0/96", "mini/run"]]
-    assert status_command(["--runs", str(runs), "--scale", "smoke"]) == 0
+    print_states(runs, "smoke")
     assert capsys.readouterr().out.startswith("no runs in")
 
 

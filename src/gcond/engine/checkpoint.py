@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -16,12 +14,6 @@ from gcond.files import sha256, write_atomically
 
 VERSION = 3
 KEPT = 2
-
-
-class Stateful(Protocol):
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -36,7 +28,7 @@ class State:
 
 
 class Checkpoint:
-    """The state of `parts` (model, optimizer, conductor) and of the run itself, in `folder`.
+    """The state of `parts` (model, optimizer, conductor: what has a `state_dict`) and of the run itself, in `folder`.
 
     A file's name is its step and its SHA-256, so that a damaged one is known; the last KEPT are kept. `run_hash` and
     `data_checksum` name what the state belongs to. Of several processes all save and load, and only the one that
@@ -44,7 +36,7 @@ class Checkpoint:
     """
 
     def __init__(
-        self, folder: Path, run_hash: str, data_checksum: Any, parts: dict[str, Stateful], writes: bool = True
+        self, folder: Path, run_hash: str, data_checksum: Any, parts: dict[str, Any], writes: bool = True
     ) -> None:
         self.folder, self._parts, self._writes = folder, parts, writes
         self._identity = {"version": VERSION, "run": run_hash, "data": data_checksum}
@@ -62,7 +54,7 @@ class Checkpoint:
         """Restore the parts and say how far the run has come; the beginning, where there is no checkpoint.
 
         A damaged file is named on stderr, and the one before it is taken. `last` is the step at which the run ends;
-        from there nothing goes on, so one part (see `thinned`) is enough. Raises ValueError where all are damaged, or
+        from there nothing goes on, so one part (see `keep_only`) is enough. Raises ValueError where all are damaged, or
         where the checkpoint is of another version, another run, other data, or a step after the `last`.
         """
         if self._writes:
@@ -108,29 +100,22 @@ class Checkpoint:
         return state
 
 
-@contextmanager
-def thinned(part: str | None, folder: Path) -> Iterator[None]:
-    """Leave one part of the newest checkpoint in `folder`, and nothing else, when the block has ended without an error.
+def keep_only(part: str, folder: Path) -> None:
+    """Leave one part of the newest checkpoint in `folder`, and nothing else: no run can go on from it.
 
-    No run can go on from it. What was left by a process that was killed in here is thinned by the next one. A disk that
-    cannot take the smaller file is told, and the newest checkpoint stays whole. Nothing is done for None.
+    What was left by a process that was killed in here is thinned by the next one. A disk that cannot take the smaller
+    file is told, and the newest checkpoint stays whole.
     """
-    yield
-    if part is not None:
-        with warn_if_unwritable():
-            _keep_only(part, folder)
-
-
-def _keep_only(part: str, folder: Path) -> None:
-    newest = next(path for path in checkpoints(folder) if _sound(path))
-    for path in checkpoints(folder):
-        if path != newest:
-            path.unlink()  # first, which makes room
-    content = torch.load(newest, map_location="cpu", weights_only=True)
-    if content["parts"].keys() != {part}:
-        content["parts"] = {part: content["parts"][part]}
-        _write(content, folder)
-        newest.unlink()
+    with warn_if_unwritable():
+        newest = next(path for path in checkpoints(folder) if _sound(path))
+        for path in checkpoints(folder):
+            if path != newest:
+                path.unlink()  # first, which makes room
+        content = torch.load(newest, map_location="cpu", weights_only=True)
+        if content["parts"].keys() != {part}:
+            content["parts"] = {part: content["parts"][part]}
+            _write(content, folder)
+            newest.unlink()
 
 
 def _sound(path: Path) -> bool:

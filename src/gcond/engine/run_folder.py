@@ -128,8 +128,7 @@ class RunFolder:
             try:
                 with disk_full_hint(self.path):
                     write_text(self.path / "config.yaml", _yaml(cfg))
-                yield
-                with disk_full_hint(self.path):
+                    yield
                     self.finish()
             except Exception as error:
                 with warn_if_unwritable():

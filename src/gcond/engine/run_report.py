@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.conf import ConfigSourceInfo
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from gcond.config import compose
 from gcond.data.splits import Splits
 from gcond.engine import device as devices
 from gcond.engine.checkpoint import State
@@ -26,35 +22,12 @@ from gcond.engine.distributed import World
 from gcond.engine.loggers import experiment
 from gcond.engine.metrics_log import read
 from gcond.engine.process import rank
-from gcond.engine.run_folder import SCHEMA, RunFolder, config_hash, warn_if_unwritable
+from gcond.engine.run_folder import NOT_IN_HASH, SCHEMA, RunFolder, config_hash, warn_if_unwritable
 from gcond.files import write_json
 from gcond.loss import TASKS
 from gcond.strategy.processes import SingleProcess
 
-# These choices identify a run; every other override is its variant, hydra's own settings aside.
-NAMED = (
-    "dataset",
-    "model",
-    "strategy",
-    "scale",
-    "seed",
-    "experiment",
-    "device",
-    "runs",
-    "recorded",
-    "name",
-    "progress",
-    "checkpoint_minutes",
-    "logger",
-    "logger.mode",
-    "logger.project",
-    "logger.entity",
-    "reconstructions.images",
-    "reconstructions.patients",
-    "dataset.root",
-    "paths.ct",
-    "paths.imagenet",
-)
+NAMED = ("dataset", "model", "strategy", "scale", "seed", "experiment", "dataset.root")  # choices that identify a run
 EDGE = 0.1  # share of the steps that "first" and "tail" average over
 
 
@@ -165,37 +138,25 @@ def _without(record: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 
 def variant() -> str:
-    """Overrides beside the named choices, without which the config would differ: "optimizer.lr=1e-4,threads=2"."""
+    """Overrides that change the config, beside what identifies the run: "optimizer.lr=1e-4,threads=2"."""
     if not HydraConfig.initialized():
         return ""
-    hydra = HydraConfig.get()
-    overrides = list(hydra.overrides.task)
-    others = sorted(text for text in overrides if text.lstrip("+~").split("=", 1)[0] not in NAMED)
-    if not others:
-        return ""
-    with _composing(hydra.runtime.config_sources):
-        config = _config(hydra.job.config_name, overrides)
-        for text in list(others):
-            rest = [*overrides]
-            rest.remove(text)
-            if config is not None and _config(hydra.job.config_name, rest) == config:
-                overrides = rest
-                others.remove(text)
+    overrides = list(HydraConfig.get().overrides.task)
+    keys = {text: text.lstrip("+~").split("=", 1)[0] for text in overrides}
+    others = sorted(text for text, key in keys.items() if key not in NAMED and key.split(".")[0] not in NOT_IN_HASH)
+    whole = _hash(overrides) if others else None
+    for text in list(others):
+        rest = [*overrides]
+        rest.remove(text)
+        if whole is not None and _hash(rest) == whole:
+            overrides = rest
+            others.remove(text)
     return ",".join(others)
 
 
-def _composing(sources: Sequence[ConfigSourceInfo]) -> AbstractContextManager[Any]:
-    """While open, `compose` reads the config that the run was started from."""
-    if GlobalHydra.instance().is_initialized():  # in the process that Hydra began in; a launcher's others need not be
-        return nullcontext()
-    (folder,) = (source.path for source in sources if source.provider == "main")
-    context: AbstractContextManager[Any] = initialize_config_dir(version_base="1.3", config_dir=folder)
-    return context
-
-
-def _config(name: str, overrides: list[str]) -> str | None:
-    """The hash of what `overrides` make of the config `name`; None where there is no such config."""
+def _hash(overrides: list[str]) -> str | None:
+    """Of the config that they make; None where there is none, since an override may need another one."""
     try:
-        return config_hash(compose(name, overrides))
-    except (HydraException, OmegaConfBaseException):  # an override may need another one
+        return config_hash(compose(overrides))
+    except (HydraException, OmegaConfBaseException):
         return None

@@ -67,11 +67,8 @@ def standing(folder: RunFolder, cfg: DictConfig, checksum: Callable[[DictConfig]
 
 def recorded_rows(path: Path) -> list[dict[str, str]]:
     """Of the finished runs in a runs.csv; none where there is no such file. Raises ValueError where it is damaged."""
-    if not path.exists():
-        return []
-    header, rows = read_rows(path)
-    found = (dict(zip(header, cells, strict=True)) for _, cells in rows)
-    return [row for row in found if row.get("status", "done") == "done"]  # the queue's table has finished runs alone
+    rows = read_rows(path) if path.exists() else []
+    return [row for row in rows if row.get("status", "done") == "done"]  # the queue's table has finished runs alone
 
 
 MARKS = ("config.yaml", ".lock", "DONE", "FAILED")  # one of them makes a folder a run's

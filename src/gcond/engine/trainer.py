@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +14,12 @@ from torch.optim import Optimizer
 
 from gcond.config import build
 from gcond.data.intensity import Intensity
-from gcond.engine.batches import Batch, MicroBatches
+from gcond.engine.batches import Batch
 from gcond.engine.device import autocast
 from gcond.engine.metrics_log import Record
-from gcond.engine.process import Interrupted, StopOrCheckpoint
 from gcond.loss import ReconstructionLoss, outside_unit_share
 from gcond.strategy import GradientConductor
 from gcond.strategy.batchnorm import merged_batchnorm
-
-Callback = Callable[[int, int, bool], Iterable[Record]]  # after epoch, optimizer steps, the last: records to log
 
 
 class Objective:
@@ -58,6 +55,7 @@ class Objective:
         return float(torch.stack(self._outside).mean())
 
 
+@dataclass(frozen=True, eq=False)
 class Trainer:
     """One optimizer step at a time.
 
@@ -65,80 +63,45 @@ class Trainer:
     and a step that was left out because something was not finite moves them not at all. `scaler` is for float16.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        objective: Objective,
-        conductor: GradientConductor,
-        optimizer: Optimizer,
-        schedule: WarmupCosine,
-        batches: MicroBatches,
-        training: bool,
-        diagnose_every: int,
-        scaler: torch.amp.GradScaler,
-    ) -> None:
-        self._model, self._objective, self._conductor, self._scaler = model, objective, conductor, scaler
-        self._optimizer, self._schedule, self._batches = optimizer, schedule, batches
-        self._training, self._diagnose_every = training, diagnose_every
+    model: nn.Module
+    objective: Objective
+    conductor: GradientConductor
+    optimizer: Optimizer
+    schedule: WarmupCosine
+    batches: Iterator[Batch]
+    training: bool
+    diagnose_every: int
+    scaler: torch.amp.GradScaler
 
     def step(self, step: int) -> Record:
         """Take optimizer step `step` (from 0) and return its record."""
-        self._model.train(self._training)
-        diagnose = step % self._diagnose_every == 0
-        self._objective.watch(diagnose)
-        with merged_batchnorm(self._model, self._conductor.processes):
-            can_skip = self._conductor.nonfinite == "skip" or self._scaler.is_enabled()
-            buffers = list(self._model.buffers()) if can_skip and self._training else []
+        self.model.train(self.training)
+        diagnose = step % self.diagnose_every == 0
+        self.objective.watch(diagnose)
+        with merged_batchnorm(self.model, self.conductor.processes):
+            can_skip = self.conductor.nonfinite == "skip" or self.scaler.is_enabled()
+            buffers = list(self.model.buffers()) if can_skip and self.training else []
             statistics = [buffer.clone() for buffer in buffers]
-            metrics = self._conductor.step(self._batches, self._objective, diagnose, self._scaler)
+            metrics = self.conductor.step(self.batches, self.objective, diagnose, self.scaler)
             if "skipped" in metrics:
                 for buffer, before in zip(buffers, statistics, strict=True):
                     buffer.copy_(before)
                 metrics = {key: value if math.isfinite(value) else math.nan for key, value in metrics.items()}
 
         # Move the parameters.
-        learning_rate = self._schedule(step)
-        for group in self._optimizer.param_groups:
+        learning_rate = self.schedule(step)
+        for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        probe = StepProbe(self._conductor) if diagnose and "skipped" not in metrics else None
-        self._scaler.step(self._optimizer)
+        probe = StepProbe(self.conductor) if diagnose and "skipped" not in metrics else None
+        self.scaler.step(self.optimizer)
 
         record: Record = {"step": step, "lr": learning_rate, **metrics}
-        if self._scaler.is_enabled():
-            record["scale"] = self._scaler.get_scale()
-            self._scaler.update()
+        if self.scaler.is_enabled():
+            record["scale"] = self.scaler.get_scale()
+            self.scaler.update()
         if probe is not None:
-            record |= probe.measure(learning_rate) | {"outside_unit_share": self._objective.outside_share()}
+            record |= probe.measure(learning_rate) | {"outside_unit_share": self.objective.outside_share()}
         return record
-
-
-def fit(
-    trainer: Trainer,
-    start: int,
-    total: int,
-    steps_per_epoch: int,
-    log: Callable[[Record], None],
-    callbacks: Sequence[Callback],
-    save: Callable[[int], None],
-    stop: StopOrCheckpoint,
-) -> None:
-    """Optimizer steps from `start` to `total`; after each epoch what the callbacks give is logged, then the run saved.
-
-    `stop` says after each step whether a checkpoint is due, and which signal asks the run to stop (0 for none); the run
-    then saves and raises `Interrupted`.
-    """
-    for step in range(start, total):
-        log({"kind": "step", **trainer.step(step)})
-        epoch, rest = divmod(step + 1, steps_per_epoch)
-        if rest == 0:
-            for callback in callbacks:
-                for record in callback(epoch, step + 1, step + 1 == total):
-                    log(record)
-        due, signal = stop()
-        if rest == 0 or due or signal:
-            save(step + 1)
-        if signal:
-            raise Interrupted(signal)
 
 
 class StepProbe:

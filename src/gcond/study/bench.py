@@ -35,7 +35,7 @@ def read(folder: Path) -> pd.DataFrame:
         raise ValueError(
             f"nothing to read: expected {path}, found no such file; `make bench` writes it (hours on a CPU)"
         )
-    header, _ = read_rows(path)
+    header = list(next(iter(read_rows(path)), COLUMNS))
     if header != list(COLUMNS):
         raise ValueError(f"{path}: expected the columns {', '.join(COLUMNS)}, found {', '.join(header)}")
     numbers = {name: [""] for name, kind in COLUMNS.items() if kind != _TEXT}

@@ -13,21 +13,20 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # what --multirun itself splits a sweep with
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
-from gcond.config import CONFIG
+from gcond.config import CONFIG, conf
 from gcond.data.checksums import checksum_of
 from gcond.engine.run_folder import RunFolder, resolved
 from gcond.engine.run_state import TO_DO, Standing, recorded_rows, standing
@@ -92,7 +91,7 @@ def plan(overrides: Sequence[str]) -> list[Planned]:
     Raises ValueError for an unknown key or group (from Hydra), for a setting out of its type or range, and where two
     runs of other settings or data would share a folder.
     """
-    with _conf():
+    with conf():
         parser = OverridesParser.create()
         fixed = [text for text in overrides if not parser.parse_override(text).is_sweep_override()]
         params = compose("train", fixed, return_hydra_config=True).hydra.sweeper.params or {}
@@ -105,7 +104,7 @@ def plan(overrides: Sequence[str]) -> list[Planned]:
 def planned(choices: Sequence[Sequence[str]]) -> list[Planned]:
     """The run of each choice of overrides, none of which sweeps."""
     checksum = _asked_once()
-    with nullcontext() if GlobalHydra.instance().is_initialized() else _conf():
+    with conf():
         configs = tqdm(_composed(choices), "plan", len(choices), unit="run", delay=2, leave=False, disable=None)
         return [_planned(cfg, choice, checksum) for cfg, choice in zip(configs, choices, strict=True)]
 
@@ -140,10 +139,6 @@ def looked_at_again(runs: Sequence[Planned]) -> list[Planned]:
     """As they stand now."""
     checksum = _asked_once()
     return [replace(run, standing=standing(run.folder, run.cfg, checksum)) for run in runs]
-
-
-def _conf() -> AbstractContextManager[None]:
-    return initialize_config_dir(version_base="1.3", config_dir=str(CONFIG))
 
 
 def _asked_once() -> Checksum:
