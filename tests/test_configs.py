@@ -100,24 +100,12 @@ def test_an_experiment_changes_a_run_by_what_names_its_variant_alone(experiment:
         assert config_hash(alone) == config_hash(within)
 
 
-@pytest.mark.parametrize("experiment", options("experiment"))
-def test_an_experiment_opens_with_its_command_its_hardware_and_what_to_expect(experiment: str) -> None:
-    head = (CONFIG / "experiment" / f"{experiment}.yaml").read_text().split("hydra:")[0]
-    for words in (f"gcond-train experiment={experiment}", "Hardware and duration", "Expected"):
-        assert words in head
-
-
 def test_the_lambdas_of_the_flipped_target() -> None:
     """What conf/loss/l1_ssim_flipped.yaml says of them: Table 2's sum without a conflict, a draw with one."""
     flipped, plain = (config(f"loss={name}").loss.tasks for name in ("l1_ssim_flipped", "l1_ssim"))
     assert flipped.l1 + flipped.flipped == pytest.approx(plain.l1)
     assert flipped.flipped - flipped.l1 == pytest.approx(flipped.ssim)
     assert flipped.ssim == plain.ssim
-
-
-def test_a_task_that_the_loss_lacks_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"`loss\.tasks`: expected lambdas for l1, ssim, found flipped"):
-        Settings(config("+loss.tasks.flipped=0.5"))
 
 
 def test_the_papers_scale() -> None:

@@ -122,19 +122,16 @@ def test_a_finished_run_by_hand(folder: RunFolder) -> None:
     assert report["started"].endswith("+00:00")
 
 
-def test_a_failed_run_says_why_and_claims_no_results(folder: RunFolder) -> None:
+def test_a_failed_run_says_why_and_claims_no_results_and_an_interrupted_one_says_nothing(folder: RunFolder) -> None:
+    with pytest.raises(KeyboardInterrupt), record(folder):
+        raise KeyboardInterrupt
+    assert not folder.report.exists()
     with pytest.raises(FloatingPointError), record(folder):
         raise FloatingPointError("step 3: the loss of task 'l1' is nan")
     report = json.loads(folder.report.read_text())
     assert report["status"] == "failed"
     assert report["error"] == "FloatingPointError: step 3: the loss of task 'l1' is nan"
     assert "validation" not in report
-
-
-def test_an_interrupted_run_is_neither(folder: RunFolder) -> None:
-    with pytest.raises(KeyboardInterrupt), record(folder):
-        raise KeyboardInterrupt
-    assert not folder.report.exists()
 
 
 def logged(folder: RunFolder, records: list[dict]) -> None:
@@ -177,24 +174,11 @@ def test_several_processes_report_once_with_what_a_window_cost(folder: RunFolder
     with RunReport(cfg, folder, Two(1)):
         pass
     assert not folder.report.exists()
-    team = Two(0)
-    with RunReport(cfg, folder, team) as open_record:
-        team.processes.counts.update({"all_reduce/calls": 30, "all_reduce/numbers": 1000})
-        open_record.windows = 20
-    report = json.loads(folder.report.read_text())
-    assert (report["processes"], report["arbitration"]) == (2, "per_rank")
-    assert report["collectives_per_window"] == {"all_reduce/calls": 1.5, "all_reduce/numbers": 50.0}
-
-
-def test_several_processes_that_had_nothing_left_to_do_report_too(folder: RunFolder) -> None:
-    """Ended by a signal in the last step: the next attempt takes none."""
-    with RunReport(config("dataset=photos", "scale=smoke", "seed=7"), folder, Two(0)):
-        pass
-    assert json.loads(folder.report.read_text())["collectives_per_window"] == {}
-
-
-def test_an_arbitration_between_processes_is_once_for_one(folder: RunFolder) -> None:
-    one = World(SingleProcess(), torch.device("cpu"))
-    with RunReport(config("dataset=photos", "scale=smoke", "seed=7", "arbitration=per_rank"), folder, one):
-        pass
-    assert json.loads(folder.report.read_text())["arbitration"] == "once"
+    found = []
+    for team, windows in ((Two(0), 20), (Two(0), 0), (World(SingleProcess(), torch.device("cpu")), 20)):
+        with RunReport(cfg, folder, team) as open_record:
+            team.processes.counts.update({"all_reduce/calls": 30} if windows else {})  # none: nothing was left to do
+            open_record.windows = windows
+        report = json.loads(folder.report.read_text())
+        found.append((report["processes"], report["arbitration"], report.get("collectives_per_window")))
+    assert found == [(2, "per_rank", {"all_reduce/calls": 1.5}), (2, "per_rank", {}), (1, "once", None)]

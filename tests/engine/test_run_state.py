@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -226,7 +227,7 @@ def trained_on_a(tmp_path_factory: pytest.TempPathFactory, two_roots: tuple[Path
     return runs
 
 
-def test_other_data_under_the_same_name_are_refused_and_the_run_is_left_as_it_is(
+def test_other_data_under_the_same_name_are_refused_by_the_run_and_by_a_sweep(
     trained_on_a: Path, two_roots: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     a, b = (described(trained_on_a, root) for root in two_roots)
@@ -235,36 +236,22 @@ def test_other_data_under_the_same_name_are_refused_and_the_run_is_left_as_it_is
     before = contents(folder.path)
     main(a)
     assert f"finished earlier, see {folder.path}\n" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"finished with data of the checksum") as refused:
+    then, today = (checksum_of(cfg.dataset)[:10] for cfg in (a, b))
+    with pytest.raises(ValueError, match=rf"{folder.path}: finished .* {then}.*, expected today's {today}.*; choose"):
         main(b)
-    checksums = {root: checksum_of(cfg.dataset)[:10] for root, cfg in (("a", a), ("b", b))}
-    for part in (
-        str(folder.path),
-        checksums["a"],
-        f"today's {checksums['b']}",
-        f"another `runs` or `name`, or move the folder out of {folder.path.parent}",
-    ):
-        assert part in str(refused.value)
     assert contents(folder.path) == before
-    elsewhere = described(tmp_path / "elsewhere", two_roots[1])
-    main(elsewhere)
-    assert RunFolder(elsewhere).finished()["data_checksum"] == checksum_of(b.dataset)
 
-
-def test_a_plan_counts_runs_of_other_data_apart_and_the_sweep_ends_with_their_sentence(
-    trained_on_a: Path, two_roots: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    overrides = [*SMALL, f"runs={trained_on_a}", "seed=42,43"]
-    runs = plan([*overrides, f"dataset.root={two_roots[1]}"])
-    assert [run.standing.state for run in runs] == ["refused", "to do"]
+    for root, states in zip(two_roots, (["done", "to do"], ["refused", "to do"]), strict=True):
+        runs = plan([*SMALL, f"runs={trained_on_a}", "seed=42,43", f"dataset.root={root}"])
+        assert [run.standing.state for run in runs] == states
     print_plan({"": runs}, 1, tmp_path)
     said = capsys.readouterr().out
     assert "Plan: 2 runs, 0 finished, 1 refused, 1 to do" in said
-    assert f"refused: {runs[0].folder.path}: finished with data of the checksum" in said
+    assert f"refused: {folder.path}: finished with data of the checksum" in said
     assert print_summary(runs) == 1
-    assert f"{runs[0].folder.name}: {runs[0].folder.path}: finished with data of" in capsys.readouterr().out
-    runs = plan([*overrides, f"dataset.root={two_roots[0]}"])
-    assert [run.standing.state for run in runs] == ["done", "to do"]
+    assert f"{folder.name}: {folder.path}: finished with data of" in capsys.readouterr().out
+    meanwhile = [replace(run, standing=Standing("to do")) for run in runs]
+    assert [run.refused for run in looked_at_again(meanwhile)] == [True, False]
 
 
 def test_without_its_data_a_finished_run_is_finished_and_said_to_be_unchecked(
@@ -304,23 +291,16 @@ def test_what_is_recorded_counts_for_its_data_only(
     assert standing(folder, a).state == "recorded"
 
 
-@pytest.mark.parametrize("report", [None, "", '{"schema": 1, "status": "done", "data_', '["done"]', '{"schema": 1}'])
-def test_done_without_a_sound_report_is_not_finished(report: str | None, tmp_path: Path) -> None:
+def test_done_without_a_sound_report_is_not_finished_and_another_versions_is_refused(tmp_path: Path) -> None:
     cfg = config("dataset=photos", "scale=smoke", f"runs={tmp_path}")
     folder = RunFolder(cfg)
     folder.path.mkdir(parents=True)
     folder.finish()
-    if report is not None:
-        folder.report.write_text(report)
-    assert folder.finished() is None
-    assert standing(folder, cfg).state == "to do"
-
-
-def test_the_report_of_another_version_is_refused(tmp_path: Path) -> None:
-    cfg = config("dataset=photos", "scale=smoke", f"runs={tmp_path}")
-    folder = RunFolder(cfg)
-    folder.path.mkdir(parents=True)
-    folder.finish()
+    for report in (None, "", '{"schema": 1, "status": "done", "data_', '["done"]', '{"schema": 1}'):
+        if report is not None:
+            folder.report.write_text(report)
+        assert folder.finished() is None
+        assert standing(folder, cfg).state == "to do"
     folder.report.write_text('{"schema": 7, "status": "done", "data_checksum": "0"}')
     assert standing(folder, cfg).state == "refused"
     with pytest.raises(ValueError, match="expected schema 1, found 7"):
@@ -328,14 +308,10 @@ def test_the_report_of_another_version_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_name_is_for_one_run(tmp_path: Path) -> None:
+    words = ["scale=smoke", "dataset=photos", f"runs={tmp_path}", "name=mine"]
     with pytest.raises(ValueError, match="`name`: expected it for one run, found mine for several"):
-        plan(["scale=smoke", "dataset=photos", f"runs={tmp_path}", "name=mine", "seed=1,2"])
-
-
-def test_a_finished_run_of_another_config_under_the_same_name_is_refused(tmp_path: Path) -> None:
-    first, other = (
-        config("scale=smoke", "dataset=photos", f"runs={tmp_path}", "name=mine", f"seed={seed}") for seed in (1, 2)
-    )
+        plan([*words, "seed=1,2"])
+    first, other = (config(*words, f"seed={seed}") for seed in (1, 2))
     folder = RunFolder(first)
     with folder.open(first):
         folder.report.write_text(json.dumps({"schema": 1, "status": "done", "data_checksum": of_photographs()}))
@@ -353,15 +329,6 @@ def test_two_roots_in_one_sweep_are_refused_where_they_would_share_a_folder(
         plan([*SMALL, f"runs={tmp_path}", f"dataset.root={a},{b}"])
     (tmp_path / "link").symlink_to(a)
     assert len(plan([*SMALL, f"runs={tmp_path}", f"dataset.root={a},{tmp_path / 'link'}"])) == 2
-
-
-def test_what_became_finished_for_other_data_meanwhile_is_seen_at_the_end(
-    two_roots: tuple[Path, Path], tmp_path: Path
-) -> None:
-    runs = plan([*SMALL, f"runs={tmp_path}", f"dataset.root={two_roots[1]}"])
-    main(described(tmp_path, two_roots[0]))
-    assert [run.refused for run in looked_at_again(runs)] == [True]
-    assert print_summary(looked_at_again(runs)) == 1
 
 
 def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

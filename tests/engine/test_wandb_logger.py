@@ -63,7 +63,7 @@ def as_sent(record: dict[str, Any]) -> dict[str, Any]:
 def logged(folder: RunFolder) -> list[dict[str, Any]]:
     """The rows that wandb has of metrics.jsonl: all but pictures and tables."""
     found = wandb_file.history(wandb_file.only_copy(folder.path))
-    return [row for row in found if "reconstructions" not in row and "tables/validation" not in row]
+    return [row for row in found if "reconstructions" not in row and "tables/summary" not in row]
 
 
 def train(
@@ -128,11 +128,8 @@ def test_what_wandb_wrote_is_what_metrics_jsonl_holds(
         assert row["reconstructions"]["sha256"] == hashlib.sha256(original.read_bytes()).hexdigest()
         assert (files / row["reconstructions"]["path"]).read_bytes() == original.read_bytes()
         assert row["reconstructions"]["caption"].endswith("original | masked | raw prediction | pasted")
-    (tables,) = [row for row in wandb_file.history(copy) if "tables/validation" in row]
-    curve, compared = (
-        json.loads((files / tables[f"tables/{name}"]["path"]).read_text()) for name in ("validation", "summary")
-    )
-    assert [dict(zip(curve["columns"], row, strict=True)) for row in curve["data"]] == report["validation"]
+    (table,) = [row for row in wandb_file.history(copy) if "tables/summary" in row]
+    compared = json.loads((files / table["tables/summary"]["path"]).read_text())
     assert compared["columns"] == ["predictor", "val_l1", "val_ssim", "test_l1", "test_ssim"]
     assert [row[0] for row in compared["data"]] == ["this run, best epoch", "this run, last epoch", *report["trivial"]]
     assert [row[1] for row in compared["data"][:2]] == [report["final"][at]["val_l1"] for at in ("best", "last")]

@@ -81,7 +81,6 @@ class TensorBoardLogger(Logger):
 
         shutil.rmtree(self._folder / "tensorboard", ignore_errors=True)
         self._writer = SummaryWriter(str(self._folder / "tensorboard"))
-        self._writer.add_text("config", _code((self._folder / "config.yaml").read_text(encoding="utf-8")))
 
     def log(self, record: dict[str, Any]) -> None:
         if record["kind"] == PICTURE:
@@ -97,9 +96,6 @@ class TensorBoardLogger(Logger):
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
             self._writer.flush()
-
-    def summary(self, report: dict[str, Any]) -> None:
-        self._writer.add_text("report", _code(OmegaConf.to_yaml(OmegaConf.create(report))))
 
     def close(self, done: bool) -> None:
         self._writer.close()
@@ -149,22 +145,15 @@ class WandbLogger(Logger):
             self._run.log({key: value for key, value in row(record).items() if value is not None})
 
     def summary(self, report: dict[str, Any]) -> None:
-        """The validation curve and a comparison with the constant predictors as tables, the report as summary."""
+        """The report as summary; with the constant predictors, which learn nothing, as a table."""
         import wandb
 
-        records = read(self._folder / "metrics.jsonl")
-        curve = [row(record) for record in records if record["kind"] == "validation"]
-        if curve:
-            columns = list(curve[0])
-            metrics = [name for name in columns if name not in ("epoch", "step")]
-            ends = report.get("final") or {"last": curve[-1]}
-            rows = {**{f"this run, {at} epoch": scores for at, scores in ends.items()}, **report.get("trivial", {})}
-            compared = [[name, *(row[key] for key in metrics)] for name, row in rows.items()]
-            tables = {
-                "tables/validation": wandb.Table(columns, [[epoch[name] for name in columns] for epoch in curve]),
-                "tables/summary": wandb.Table(["predictor", *metrics], compared),
-            }
-            self._run.log({"step": curve[-1]["step"], **tables})
+        ends = {f"this run, {at} epoch": scores for at, scores in report.get("final", {}).items()}
+        if ends and (trivial := report["trivial"]):
+            metrics = list(next(iter(trivial.values())))
+            compared = [[name, *map(scores.get, metrics)] for name, scores in (ends | trivial).items()]
+            step = report["final"]["last"]["step"]
+            self._run.log({"step": step, "tables/summary": wandb.Table(["predictor", *metrics], compared)})
         scalars = {key: value for key, value in report.items() if isinstance(value, str | int | float)}
         self._run.summary.update({f"report/{key}": value for key, value in scalars.items()})
 
@@ -310,8 +299,3 @@ def experiment() -> str:
 def report_in(folder: Path) -> dict[str, Any]:
     """What a run that has ended reports; all that is known of one that failed before it could."""
     return read_report(folder) if (folder / "report.json").exists() else {"status": "failed"}
-
-
-def _code(text: str) -> str:
-    """As Markdown shows it."""
-    return "\n".join(f"    {line}" for line in text.splitlines())

@@ -78,7 +78,6 @@ class RunFolder:
         return (self.path / "DONE").exists()
 
     def finished(self) -> dict[str, Any] | None:
-        """The report of the run, if it is finished (see `finished_report`)."""
         return finished_report(self.path)
 
     @property
@@ -87,7 +86,6 @@ class RunFolder:
 
     @property
     def error(self) -> str | None:
-        """Why the last attempt failed, if it did."""
         return error_of(self.path)
 
     def check(self, cfg: DictConfig) -> None:
@@ -221,12 +219,12 @@ def locked(folder: Path) -> Iterator[None]:
     Raises RuntimeError where another process holds it, ValueError where the file system has no locks.
     """
     with (folder / LOCK).open("w") as lock:
-        for _ in range(TRIES):
-            if _take(lock, folder, fcntl.LOCK_EX):
-                break
+        tries = 1
+        while not _take(lock, folder, fcntl.LOCK_EX):
+            if tries == TRIES:
+                raise RuntimeError(f"another process is at work on {folder}; wait for it or end it")
+            tries += 1
             time.sleep(PAUSE)
-        else:
-            raise RuntimeError(f"another process is at work on {folder}; wait for it or end it")
         _held.append(lock)
         try:
             yield
@@ -236,11 +234,9 @@ def locked(folder: Path) -> Iterator[None]:
 
 def running(folder: Path) -> bool:
     """Whether a process holds the run's lock, here or, where the file system shares locks, on another machine."""
-    try:
-        lock = (folder / LOCK).open()
-    except FileNotFoundError:
+    if not (folder / LOCK).exists():
         return False
-    with lock:
+    with (folder / LOCK).open() as lock:
         return not _take(lock, folder, fcntl.LOCK_SH)
 
 

@@ -18,17 +18,6 @@ from gcond.engine.loggers import NO_EXPERIMENT, WandbLogger, recorded, report_in
 from gcond.engine.run_state import state_of
 
 
-def upload(folder: Path, mode: str, project: str, entity: str | None) -> None:
-    """The run in `folder`, which has ended, as a wandb run; its group is the experiment that report.json names."""
-    report = report_in(folder)
-    logger = WandbLogger(folder, report.get("experiment", NO_EXPERIMENT), mode, project, entity)
-    logger.open()
-    for record in recorded(folder):
-        logger.log(record)
-    logger.summary(report)
-    logger.close(done=report["status"] == "done")
-
-
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gcond.engine.wandb_upload", description=__doc__.split("\n\n")[0])
     parser.add_argument("--online", action="store_true", help="send now (after `wandb login`) instead of `wandb sync`")
@@ -46,7 +35,14 @@ def main(words: list[str] | None = None) -> int:
             errors[folder] = f"{state.state}, {state.detail}; the command that began it continues it"
             continue
         try:
-            upload(folder, "online" if arguments.online else "offline", arguments.project, arguments.entity)
+            report = report_in(folder)
+            experiment, mode = report.get("experiment", NO_EXPERIMENT), "online" if arguments.online else "offline"
+            logger = WandbLogger(folder, experiment, mode, arguments.project, arguments.entity)
+            logger.open()
+            for record in recorded(folder):
+                logger.log(record)
+            logger.summary(report)
+            logger.close(done=report["status"] == "done")
         except Exception as error:
             errors[folder] = f"{type(error).__name__}: {error}"
     print(f"Copied {len(found) - len(errors)} of {len(found)} runs")
