@@ -19,7 +19,7 @@ from gcond.strategy.diagnose import average, describe
 from gcond.strategy.estimate import Estimator, Losses, Sequential, Stochastic, Window
 from gcond.strategy.flat import FlatParameters, Layout, Move, Parameters, described, grouped, lay_out
 from gcond.strategy.gradients import Statistics, TaskGradients
-from gcond.strategy.processes import Processes, processes_or_default
+from gcond.strategy.processes import ImplicitSingleProcess, Processes, Sharded
 from gcond.strategy.resolve.gcond import GCond
 from gcond.strategy.safety import GradientNotFinite, NotFinite, scale_of
 from gcond.strategy.update import EMA, Update
@@ -110,9 +110,8 @@ class GradientConductor:
             )
         self._reference_dtype = floating_dtype("reference_dtype", reference_dtype)
         sharded = self.gradients.sharded
-        self.processes = processes_or_default(
-            object_or_default("processes", processes, "gather", lambda: None), sharded
-        )
+        implicit = Sharded if sharded else ImplicitSingleProcess
+        self.processes: Processes = object_or_default("processes", processes, "gather", implicit)
         self.processes.check(self.estimator, self.resolver, sharded)
         self.processes.bind(self.gradients)
         rank, size = self.processes.rank, self.processes.size

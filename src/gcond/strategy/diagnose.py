@@ -42,7 +42,9 @@ def _describe_coefficients(conflict: Conflict, coefficients: Tensor) -> dict[str
         square = max(0.0, float(change @ conflict.gram @ change))
         metrics["correction"] = math.sqrt(square / total) if total > 0 else math.nan
         for name, gram in {"all": conflict.gram, **conflict.group_grams}.items():
-            metrics[f"cosine_resolved/{name}"] = resolved_minimum_cosine(gram, coefficients)
+            rounding = CANCELLED * (coefficients.square() @ gram.diagonal())  # a row that cancelled does not count
+            resolved = coefficients @ gram @ coefficients.T
+            metrics[f"cosine_resolved/{name}"] = minimum_cosine(resolved, rounding)
     return metrics
 
 
@@ -59,19 +61,13 @@ def minimum_cosine(gram: Tensor, floors: Tensor | float = 0.0) -> float:
     return float((gram / torch.outer(norms, norms))[pairs].min())
 
 
-def resolved_minimum_cosine(gram: Tensor, coefficients: Tensor) -> float:
-    """The same between the rows of `coefficients` [m, m] @ J. A row that cancelled to rounding noise does not count."""
-    terms = coefficients.square() @ gram.diagonal()
-    return minimum_cosine(coefficients @ gram @ coefficients.T, CANCELLED * terms)
-
-
 def average(resolutions: list[dict[str, float]]) -> dict[str, float]:
     """One record for several resolutions of a step: means, but the minimum of cosines. nan is left out of both."""
     merged = {}
     for key in dict.fromkeys(key for metrics in resolutions for key in metrics):
         values = [metrics[key] for metrics in resolutions if not math.isnan(metrics.get(key, math.nan))]
-        if not values:
-            merged[key] = math.nan
+        if key.startswith("cosine"):
+            merged[key] = min(values, default=math.nan)
         else:
-            merged[key] = min(values) if key.startswith("cosine") else sum(values) / len(values)
+            merged[key] = sum(values) / len(values) if values else math.nan
     return merged

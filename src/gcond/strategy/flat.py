@@ -132,6 +132,7 @@ class FlatParameters:
 
     def __init__(self, parameters: Parameters, dtype: torch.dtype | None = None, held: Collection[str] = ()) -> None:
         self._members = _members(parameters)
+        self.all_names = [name for _, name, _ in self._members]  # of frozen parameters too
         laid = [each for each in self._members if each[2].requires_grad or each[1] in held]
         none = "none; a generator such as model.parameters() can be read only once"
         expect(bool(laid), "parameters", "at least one that requires a gradient", none)
@@ -144,18 +145,9 @@ class FlatParameters:
         self.sharded = self.mesh is not None
         own = [local(parameter) for parameter in self.parameters]
         self.layout = lay_out((n, p.shape, _dense_stride(p)) for n, p in zip(self.names, own, strict=True))
-        self.bounds = [*(slot.start for slot in self.layout), size(self.layout)]
+        self.size = size(self.layout)  # P (of this process)
+        self.bounds = [*(slot.start for slot in self.layout), self.size]
         self._looks = self._look()
-
-    @property
-    def size(self) -> int:
-        """P, the number of scalar parameters (of this process)."""
-        return self.bounds[-1]
-
-    @property
-    def all_names(self) -> list[str]:
-        """Of frozen parameters too."""
-        return [name for _, name, _ in self._members]
 
     def changed(self) -> bool:
         """Whether a parameter's shape, strides, dtype, device or `requires_grad` is another than at construction."""

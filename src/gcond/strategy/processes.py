@@ -96,6 +96,10 @@ Processes = SingleProcess  # the type of any kind of them
 class ImplicitSingleProcess(SingleProcess):
     """One process, as long as there is no other: nobody has said what to do with several."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.check_unchanged()
+
     def check_unchanged(self) -> None:
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             raise ValueError(
@@ -353,14 +357,3 @@ def _read(products: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
     """Both on the host, after one synchronisation with the device."""
     packed = torch.cat([products.flatten(), losses.flatten()]).cpu()
     return packed[: products.numel()].view_as(products), packed[products.numel() :].view_as(losses)
-
-
-def processes_or_default(processes: Processes | None, sharded: bool) -> Processes:
-    """`processes`, or what can be packed without asking; ValueError where it has to be asked."""
-    if processes is not None:
-        return processes
-    if sharded:
-        return Sharded()
-    alone = ImplicitSingleProcess()
-    alone.check_unchanged()
-    return alone

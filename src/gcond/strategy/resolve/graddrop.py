@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from gcond.strategy.arguments import expect
 from gcond.strategy.conflict import Conflict, Resolution, Resolver
 
 
@@ -33,11 +34,9 @@ class GradDrop(Resolver):
     works_on_coordinates = True
 
     def __init__(self, leak: float | Mapping[str, float] = 0.0) -> None:
-        values = dict(leak) if isinstance(leak, Mapping) else {"all tasks": leak}
-        wrong = {name: value for name, value in values.items() if not 0 <= value <= 1}
-        if wrong:
-            raise ValueError(f"`leak`: expected numbers in [0, 1], found {wrong}")
         self.leak = dict(leak) if isinstance(leak, Mapping) else float(leak)
+        values = self.leak.values() if isinstance(self.leak, dict) else [self.leak]
+        expect(all(0 <= value <= 1 for value in values), "leak", "numbers in [0, 1]", leak)
 
     def check(self, tasks: dict[str, float], groups: tuple[str, ...]) -> None:
         if isinstance(self.leak, dict) and not set(self.leak) <= set(tasks):
