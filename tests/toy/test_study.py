@@ -9,7 +9,7 @@ import pytest
 from gcond.strategy import Linear
 from gcond.study import computed_plots, pages, toy_page
 from gcond.toy import descents, noise, tradeoff
-from gcond.toy.descents import descend, end_point, follow, lineup, record
+from gcond.toy.descents import descend, follow, lineup, record
 from gcond.toy.problem import STARTS
 
 
@@ -24,27 +24,28 @@ def read(path):
         return list(csv.DictReader(file))
 
 
-def test_a_finished_descent_is_not_repeated_unless_its_settings_change(short, tmp_path):
-    assert descend(short, tmp_path, 1) == []
-    parts = sorted(tmp_path.glob("*.csv"))
-    assert len(parts) == 2 * len(STARTS)
-    for part in parts:
-        part.write_text("done")
-    parts[0].unlink()
-    assert descend(short, tmp_path, 1) == []
-    assert [part.read_text() == "done" for part in parts] == [False] + [True] * 9
-    assert short[0].settings == replace(short[0], label="another").settings
-    assert end_point(replace(short[0], clip_norm=1.0), 0, tmp_path) == {}
+def test_a_finished_descent_is_not_repeated_unless_its_settings_change(short, tmp_path, monkeypatch):
+    first, failures = descend(short, tmp_path, 1)
+    assert failures == []
+    assert {name: list(found) for name, found in first.items()} == {
+        method.settings: [0, 1, 2, 3, 4] for method in short
+    }
+    begun = []
+    monkeypatch.setattr(descents, "follow", lambda *arguments: begun.append(arguments) or iter([(0, 1.0, 2.0)]))
+    again, _ = descend(short, tmp_path, 1)
+    pd.testing.assert_frame_equal(again[short[0].settings][3], first[short[0].settings][3])
+    assert not begun
     descend([replace(short[0], clip_norm=1.0)], tmp_path, 1)
-    assert len(list(tmp_path.glob("*.csv"))) == 3 * len(STARTS)
+    assert len(begun) == len(STARTS)
+    assert short[0].settings == replace(short[0], label="another").settings
 
 
 def test_a_failure_is_reported_and_the_rest_is_done(short, tmp_path):
     broken = replace(short[0], resolver={"_target_": "gcond.strategy.CAGrad", "c": -1.0})
-    failures = descend([broken, short[1]], tmp_path, 1)
+    found, failures = descend([broken, short[1]], tmp_path, 1)
     assert len(failures) == len(STARTS)
     assert all("`c`" in line for line in failures)
-    assert len(list(tmp_path.glob("pcgrad-*.csv"))) == len(STARTS)
+    assert len(found[short[1].settings]) == len(STARTS)
 
 
 class GivesUp(Linear):
@@ -56,35 +57,31 @@ class GivesUp(Linear):
 
 def test_a_solver_that_gives_up_ends_its_descent_and_is_named(short, tmp_path, monkeypatch):
     """After 3 steps of 5; compared with the plain sum's own 3 steps."""
-    parts, out = tmp_path / "parts", tmp_path / "out"
     monkeypatch.setattr(descents, "build", lambda resolver: GivesUp())
-    assert descend(short[:1], parts, 1) == []
-    record(short[:1], parts, out)
-    row = read(out / "endpoints.csv")[0]
+    record(short[:1], descend(short[:1], tmp_path / "cache", 1)[0], tmp_path)
+    row = read(tmp_path / "endpoints.csv")[0]
     assert row["stopped"] == "step 3: no weights"
     *_, (_, x1, x2) = follow(descents.Descent(Linear()), STARTS[0], 3)
     assert (float(row["x1"]), float(row["x2"])) == pytest.approx((x1, x2), abs=1e-5)
 
 
 def test_recorded_methods_stay_until_their_settings_change(short, tmp_path):
-    parts, out = tmp_path / "parts", tmp_path / "out"
-    descend(short, parts, 1)
-    record(short, parts, out)
-    before = read(out / "endpoints.csv")
+    found, _ = descend(short, tmp_path / "cache", 1)
+    record(short, found, tmp_path)
+    before = read(tmp_path / "endpoints.csv")
     assert [row["method"] for row in before] == ["baseline"] * 5 + ["pcgrad"] * 5
-    for part in parts.glob("baseline-*.csv"):
-        part.unlink()
-    record(short, parts, out)
-    assert read(out / "endpoints.csv") == before
-    record([replace(short[0], steps=6), short[1]], parts, out)
-    assert {row["method"] for row in read(out / "endpoints.csv")} == {"pcgrad"}
+    record(short, {}, tmp_path)
+    assert read(tmp_path / "endpoints.csv") == before
+    record([replace(short[0], steps=6), short[1]], {}, tmp_path)
+    assert {row["method"] for row in read(tmp_path / "endpoints.csv")} == {"pcgrad"}
 
 
 @pytest.mark.slow
-def test_a_descent_in_its_own_process(short, tmp_path):
-    """The real pool: what is sent to a worker can be sent."""
-    assert descend([replace(short[0], steps=1)], tmp_path, 2) == []
-    assert len(list(tmp_path.glob("*.csv"))) == len(STARTS)
+def test_descents_in_processes_of_their_own(short, tmp_path):
+    found, _ = descend(short[:1], tmp_path / "two", 2)
+    here, _ = descend(short[:1], tmp_path / "one", 1)
+    for start, part in found[short[0].settings].items():
+        pd.testing.assert_frame_equal(part, here[short[0].settings][start])
 
 
 def test_the_plain_sum_gives_up_the_shortest_target():
@@ -103,9 +100,8 @@ def test_gradops_follows_alpha():
 
 
 def test_the_page_needs_the_recorded_files_alone(short, tmp_path):
-    parts, out = tmp_path / "parts", tmp_path / "toy"
-    descend(short, parts, 1)
-    record(short, parts, out)
+    out = tmp_path / "toy"
+    record(short, descend(short, tmp_path / "cache", 1)[0], out)
     descents.write_csv(out / "noise.csv", noise.COLUMNS, noise.measure(20, (8, 24, 64)))
     shares = [["regressions", a, 0, 1, t, 0.3] for a in (-1.0, 0.0) for t in tradeoff.TASKS]
     descents.write_csv(out / "tradeoff.csv", tradeoff.COLUMNS, shares)

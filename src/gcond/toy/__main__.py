@@ -1,6 +1,6 @@
 """Compute what results/toy shows: python -m gcond.toy [--out reproduced/toy] [--jobs N] [--all]
 
-Three parts, in this order: descents on the two-dimensional problem (a finished one, kept in --parts, is not repeated),
+Three parts, in this order: descents on the two-dimensional problem (a finished one, kept in --cache, is not repeated),
 the noisy quadratic, GradOPS's trade-off. `make reproduce-toy` then draws figures and tables.
 Exit status 1 if a descent failed; the rest is done all the same.
 """
@@ -22,7 +22,7 @@ from gcond.toy.descents import SLOW, descend, lineup, record, write_csv
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gcond.toy", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=OWN / "toy", help=f"what is recorded (default: {OWN}/toy)")
-    parser.add_argument("--parts", type=Path, default=Path("runs/toy"), help="finished descents (default: runs/toy)")
+    parser.add_argument("--cache", type=Path, default=Path("runs/toy"), help="finished descents (default: runs/toy)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     parser.add_argument("--all", action="store_true", help=f"also those that take long: {', '.join(SLOW)}")
     options = parser.parse_args(arguments)
@@ -30,10 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
     gradops = tradeoff.variants(methods["gradops"])
     asked = [method for name, method in methods.items() if options.all or name not in SLOW]
 
-    failures = descend([*asked, *gradops.values()], options.parts, options.jobs)
-    record(list(methods.values()), options.parts, options.out)
+    descents, failures = descend([*asked, *gradops.values()], options.cache, options.jobs)
+    record(list(methods.values()), descents, options.out)
     write_csv(options.out / "noise.csv", noise.COLUMNS, noise.measure())
-    rows = [*tradeoff.ends(gradops, options.parts), *tradeoff.regressions()]
+    rows = [*tradeoff.ends(gradops, descents), *tradeoff.regressions()]
     write_csv(options.out / "tradeoff.csv", tradeoff.COLUMNS, rows)
 
     for failure in failures:

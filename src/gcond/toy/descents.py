@@ -1,9 +1,6 @@
 """Strategies on the two-dimensional problem: which ones with which settings, how they descend, and what is recorded.
 
-A descent is the library's own resolver and Adam on (x_1, x_2), all float64. A finished one is not repeated: its part is
-`parts`/METHOD-START-SETTINGS.csv, at full precision. What is recorded in `out` is put together from the parts:
-endpoints.csv and, thinned, trajectories/METHOD.csv. Recorded methods without parts stay as they are if their settings
-are still the same.
+A descent is the library's own resolver and Adam on (x_1, x_2), all float64.
 """
 
 from __future__ import annotations
@@ -12,14 +9,14 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from joblib import Parallel, delayed
+from joblib import Memory, Parallel, delayed
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
@@ -168,82 +165,72 @@ def lineup() -> dict[str, Method]:
 
 COLUMNS = ("method", "label", "start", "start_x1", "start_x2", "steps", "x1", "x2", "f1", "f2", "to_front", "stopped",
            "settings")  # fmt: skip
+Descents = dict[str, dict[int, pd.DataFrame]]  # settings of a method -> start -> `points`
 
 
-def descend(methods: Sequence[Method], parts: Path, jobs: int) -> list[str]:
-    """Run what has no part yet; returns what failed, one line each. Failures do not stop the rest."""
-    todo = [(method, start) for method in methods for start in range(len(STARTS))]
-    todo = [(method, start) for method, start in todo if not _part(parts, method, start).exists()]
-    done = Parallel(jobs, return_as="generator_unordered")(delayed(_run)(*each, parts) for each in todo)
-    bar = tqdm(done, total=len(todo), desc="descents", unit="descent", disable=None)
-    return [failure for failure in bar if failure]
-
-
-def _run(method: Method, start: int, parts: Path) -> str:
-    """Write a part: its points, and in the last row why the resolver gave up before the last step ("" elsewhere).
-
-    Returns why the descent failed, "" where it did not.
-    """
-    points: list[Point] = []
-    stopped = ""
+def points(method: Method, start: int) -> pd.DataFrame:
+    """step, x1, x2 and why the resolver gave up before the last step, "" where it did not."""
+    found, stopped = [], ""
     try:
         for point in follow(method.descent(), STARTS[start], method.steps):
-            points.append(point)
+            found.append(point)
     except RuntimeError as error:  # a solver that found no weights: the descent ends there, and the tables say so
         stopped = str(error).split("; Gram")[0]
         print(f"{method.name} from {STARTS[start]} stopped: {error}", file=sys.stderr)
+    return pd.DataFrame(found, columns=["step", "x1", "x2"]).assign(stopped=stopped)
+
+
+def descend(methods: Sequence[Method], cache: Path, jobs: int) -> tuple[Descents, list[str]]:
+    """The descents from every start, and what failed, one line each; failures do not stop the rest.
+
+    What `cache` holds of the same settings is not computed again.
+    """
+    known = Memory(cache, verbose=0).cache(points)
+    todo = [(method, start) for method in methods for start in range(len(STARTS))]
+    done = Parallel(jobs, return_as="generator")(delayed(_attempt)(known, *each) for each in todo)
+    bar = tqdm(done, total=len(todo), desc="descents", unit="descent", disable=None)
+    found: Descents = {method.settings: {} for method in methods}
+    failures = []
+    for (method, start), result in zip(todo, bar, strict=True):
+        if isinstance(result, Exception):
+            failures.append(f"{method.name} from {STARTS[start]}: {type(result).__name__}: {result}")
+        else:
+            found[method.settings][start] = result
+    return found, failures
+
+
+def _attempt(compute: Callable[..., pd.DataFrame], *arguments: object) -> pd.DataFrame | Exception:
+    try:
+        return compute(*arguments)
     except Exception as error:
-        return f"{method.name} from {STARTS[start]}: {type(error).__name__}: {error}"
-    rows = [(*point, stopped if point is points[-1] else "") for point in points]
-    write_csv(_part(parts, method, start), ("step", "x1", "x2", "stopped"), rows)
-    return ""
+        return error
 
 
-def record(methods: Sequence[Method], parts: Path, out: Path) -> None:
-    """Write endpoints.csv and trajectories/ of `methods`, from parts where there are some, else from the record."""
+def record(methods: Sequence[Method], descents: Descents, out: Path) -> None:
+    """Write endpoints.csv and, thinned, trajectories/METHOD.csv. A recorded method that was not descended stays as it
+    is if its settings are still the same."""
     path = out / "endpoints.csv"
-    recorded = _read_csv(path, dtype=str).to_dict("records") if path.exists() else []
-    rows: list[dict[str, Any]] = []
+    recorded = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records") if path.exists() else []
+    rows: list[dict[Any, Any]] = []
     for method in methods:
-        files = {start: _part(parts, method, start) for start in range(len(STARTS))}
-        if found := {start: _read_csv(file) for start, file in files.items() if file.exists()}:
-            points = pd.concat(found, names=["start"]).reset_index("start")[["start", "step", "x1", "x2"]]
-            text = points.to_csv(index=False, float_format="%.2f", lineterminator="\n")
+        if found := descents.get(method.settings):
+            table = pd.concat(found, names=["start"]).reset_index("start")[["start", "step", "x1", "x2"]]
+            text = table.to_csv(index=False, float_format="%.2f", lineterminator="\n")
             write_text(out / "trajectories" / f"{method.name}.csv", text)
-            rows += [_row(method, start, part) for start, part in found.items()]
+            rows += [_row(method, start, part.iloc[-1]) for start, part in found.items()]
         else:
             rows += [row for row in recorded if (row["method"], row["settings"]) == (method.name, method.settings)]
     write_csv(path, COLUMNS, [[row[key] for key in COLUMNS] for row in rows])
 
 
-def end_point(method: Method, start: int, parts: Path) -> dict[str, float]:
-    """The losses at the end, as the strategy sees them, by task; none if the descent is not finished."""
-    path = _part(parts, method, start)
-    if not path.exists():
-        return {}
-    last = _read_csv(path).iloc[-1]
-    (f1, f2), _ = evaluate(float(last.x1), float(last.x2))
-    return dict(zip(TASKS, (F1_SCALE * f1, f2), strict=True))
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    write_text(path, pd.DataFrame(list(rows), columns=list(columns)).to_csv(index=False, lineterminator="\n"))
-
-
-def _part(parts: Path, method: Method, start: int) -> Path:
-    return parts / f"{method.name}-{start}-{method.settings}.csv"
-
-
-def _read_csv(path: Path, **how: Any) -> pd.DataFrame:
-    return pd.read_csv(path, keep_default_na=False, **how)
-
-
-def _row(method: Method, start: int, part: pd.DataFrame) -> dict[str, object]:
-    last = part.iloc[-1]
-    x1, x2 = float(last.x1), float(last.x2)
-    (f1, f2), _ = evaluate(x1, x2)
-    numbers = {"x1": x1, "x2": x2, "f1": f1, "f2": f2, "to_front": distance_to_front(x1, x2)}
+def _row(method: Method, start: int, last: Any) -> dict[str, object]:
+    (f1, f2), _ = evaluate(last.x1, last.x2)
+    numbers = {"x1": last.x1, "x2": last.x2, "f1": f1, "f2": f2, "to_front": distance_to_front(last.x1, last.x2)}
     row = {"method": method.name, "label": method.label, "steps": method.steps, "settings": method.settings}
     row |= {"start": start, "start_x1": STARTS[start][0], "start_x2": STARTS[start][1]}
     row |= {"stopped": f"step {last.step}: {last.stopped}" if last.stopped else ""}
     return row | {key: f"{value:.5f}" for key, value in numbers.items()}
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    write_text(path, pd.DataFrame(list(rows), columns=list(columns)).to_csv(index=False, lineterminator="\n"))

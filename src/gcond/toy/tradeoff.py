@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +17,8 @@ from tqdm import tqdm
 
 from gcond.strategy import GradientConductor, Raw, Sequential
 from gcond.strategy.resolve.gradops import GradOPS
-from gcond.toy.descents import Method, end_point
-from gcond.toy.problem import STARTS
+from gcond.toy.descents import Descents, Method
+from gcond.toy.problem import F1_SCALE, evaluate
 
 ALPHAS = (-6.0, -3.0, -1.0, 0.0, 1.0, 3.0, 6.0)
 LENGTHS = (1.0, 0.7, 0.5)  # |w_t|: the first task dominates the plain sum
@@ -38,12 +37,13 @@ def variants(gradops: Method) -> dict[float, Method]:
     }
 
 
-def ends(methods: dict[float, Method], parts: Path) -> Iterator[list[object]]:
-    """Rows under COLUMNS: both losses of the two-dimensional problem where each finished descent ends."""
+def ends(methods: dict[float, Method], descents: Descents) -> Iterator[list[object]]:
+    """Rows under COLUMNS: both losses of the two-dimensional problem, as the strategy sees them, where descents end."""
     for alpha, method in methods.items():
-        for start in range(len(STARTS)):
-            found = end_point(method, start, parts)
-            yield from (["two-dimensional", alpha, start, method.steps, t, f"{f:.5f}"] for t, f in found.items())
+        for start, points in descents[method.settings].items():
+            (f1, f2), _ = evaluate(points.x1.iloc[-1], points.x2.iloc[-1])
+            losses = {"f1": F1_SCALE * f1, "f2": f2}
+            yield from (["two-dimensional", alpha, start, method.steps, t, f"{f:.5f}"] for t, f in losses.items())
 
 
 def regressions(steps: int = STEPS, seeds: tuple[int, ...] = SEEDS) -> Iterator[list[object]]:
