@@ -72,15 +72,8 @@ def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(TEMPLATES)
     found = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     found.globals["not_evidence"] = NOT_EVIDENCE
-    found.filters |= {
-        "grid": grid,
-        "ends": ends,
-        "number": number,
-        "span": bench_page.span,
-        "effect": effect,
-        "compared": compared,
-        "upper_first": upper_first,
-    }
+    filters = (grid, ends, number, effect, compared, upper_first, bench_page.span)
+    found.filters |= {each.__name__: each for each in filters}
     return found
 
 
@@ -382,23 +375,18 @@ def _experiments(results: Path, **_: Any) -> list[Path]:
         return []
     from gcond.study.artefacts import Catalogue, Choices
 
-    catalogue, claims = Catalogue(), facts("claims")
-    seconds = {scale: tables.read(results / scale).seconds.median() for scale in ("mini", "sample")}
-    stand = {
-        row["claim"]: row["scale"]
-        for row in judge.verdicts(claims, judge.read(results / "findings.csv")).to_dict("records")
-    }
+    catalogue = Catalogue()
+    seconds = pd.Series({scale: tables.read(results / scale).seconds.median() for scale in ("mini", "sample")})
+    stand = judge.verdicts(facts("claims"), judge.read(results / "findings.csv")).set_index("claim").scale
     rows = []
     for name, artefact in catalogue.artefacts.items():
-        counts = [sum(map(sweep_size, catalogue.sweeps([artefact], Choices(scale)))) for scale in seconds]
-        hours = [
-            f"{count * each / 3600:.1f}" if count else "" for count, each in zip(counts, seconds.values(), strict=True)
-        ]
-        found = [(claim, f"{stand[claim]}/claims.md") for claim in artefact.claims if stand[claim] in judge.SCALES]
-        answers = [f"[{claim}](../results/{page}#{claim.lower()})" for claim, page in found]
+        counts = [sum(map(sweep_size, catalogue.sweeps([artefact], Choices(scale)))) for scale in seconds.index]
+        hours = [f"{hours:.1f}" if hours else "" for hours in seconds * counts / 3600]
+        answers = [f"[{claim}](../results/{stand[claim]}/claims.md#{claim.lower()})" for claim in artefact.claims
+                   if stand[claim] in judge.SCALES]  # fmt: skip
         answers += [f"[{path.name}](../results/{path})" for path in _pages_of(name, results)]
         rows.append([f"`{name}`", artefact.asks, str(counts[0] or ""), *hours, ", ".join(answers)])
-    return _write(ROOT / "docs" / "experiments.md", "experiments", rows=rows, seconds=seconds)
+    return _write(ROOT / "docs" / "experiments.md", "experiments", rows=rows, seconds=dict(seconds))
 
 
 def sweep_size(overrides: Sequence[str]) -> int:
@@ -413,15 +401,10 @@ def sweep_size(overrides: Sequence[str]) -> int:
 
 def _pages_of(name: str, results: Path) -> list[Path]:
     """The page or figure that an artefact has beside its claims, at the largest scale that has one."""
-    places = [
-        Path(name, f"{name}.md"),
-        *(
-            Path(scale, each)
-            for scale in judge.SCALES
-            for each in (f"{name}.md", f"{name}_lr2e-4.md", f"figures/{name}.png")
-        ),
-    ]
-    places = [Path("bench.md")] if name in ("table3", "table4") else places
+    if name in ("table3", "table4"):
+        return [Path("bench.md")]
+    files = (f"{name}.md", f"{name}_lr2e-4.md", f"figures/{name}.png")
+    places = [Path(name, f"{name}.md"), *(Path(scale, file) for scale in judge.SCALES for file in files)]
     return [place for place in places if (results / place).exists()][:1]
 
 

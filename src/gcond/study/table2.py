@@ -17,17 +17,8 @@ from gcond.study.methods import PAPER_MODEL, PREDICTOR, dataset_label, facts, gr
 
 MEASURES, EPOCHS = ("l1", "ssim"), ("best_val", "last_val", "best_test")
 CELL = ["dataset", "measure", "epoch"]  # what names a column
-FORMS = {
-    "%": "+z.1f",
-    "cosine": "+z.2f",
-    "correlation": "+z.2f",
-    "difference": "+z.3f",
-    "ratio": ".2f",
-    "share": "z.1f",
-    "MB": ",.0f",
-    "GB": ".1f",
-    "images": ".0f",
-}
+FORMS = {"%": "+z.1f", "cosine": "+z.2f", "correlation": "+z.2f", "difference": "+z.3f", "ratio": ".2f",
+         "share": "z.1f", "MB": ",.0f", "GB": ".1f", "images": ".0f"}  # fmt: skip
 DECIMALS = 4  # of a printed loss; a few seeds do not carry more
 
 
@@ -77,7 +68,9 @@ class Table2:
                 row = [line.label.iloc[0]]
                 for place in product(epochs, MEASURES):
                     cell = cells.loc[place]
-                    row += [self.loss(cell), effect(cell, "gap", "gap_n"), *(_paper(cell) if paper else [])]
+                    row += [self.loss(cell), effect(cell, "gap", "gap_n")]
+                    gap = "" if not cell.paper_gap else f"{cell.paper_gap:+.1f}".replace("+nan", "")  # Baseline's is 0
+                    row += [plus_minus(cell.paper, cell.paper_sd), gap] if paper else []
                 rows.append(row)
         return rows
 
@@ -96,13 +89,6 @@ def plus_minus(mean: float, deviation: float) -> str:
     if math.isnan(mean):
         return ""
     return f"{mean:.{DECIMALS}f}" + ("" if math.isnan(deviation) else f" ± {deviation:.{DECIMALS}f}")
-
-
-def _paper(cell: pd.Series) -> list[str]:
-    return [
-        plus_minus(cell.paper, cell.paper_sd),
-        "" if not cell.paper_gap else f"{cell.paper_gap:+.1f}".replace("+nan", ""),
-    ]
 
 
 def effect(row: Any, name: str = "effect", n: str = "n") -> str:
@@ -140,10 +126,13 @@ def build(
     asked = tuple(seeds) or tuple(sorted(runs.seed.unique()))
     failed = recorded[(recorded.status == tables.FAILED) & recorded.dataset.isin(names) & recorded.seed.isin(asked)]
     failed = failed[failed.model == model]
-    shown = set(runs.strategy) | set(failed.strategy) | {name for name in facts("methods")["methods"]
-                                                         if group(name) == "paper"}  # fmt: skip
+    shown = {
+        *runs.strategy,
+        *failed.strategy,
+        *(name for name in facts("methods")["methods"] if group(name) == "paper"),
+    }
     predictors = tables.predictors(folder)
-    predictors = predictors[predictors.dataset.isin(names) & (predictors.data_checksum.isin(runs.data_checksum))]
+    predictors = predictors[predictors.dataset.isin(names) & predictors.data_checksum.isin(runs.data_checksum)]
     cells = _cells(runs, predictors, failed, ordered(shown), names)
     return Table2(_marked(cells.merge(_gaps(runs, lr), "left"), len(asked)), runs, failed, asked, model)
 
@@ -164,27 +153,34 @@ def _model(runs: pd.DataFrame) -> str:
 
 def _cells(runs: pd.DataFrame, predictors: pd.DataFrame, failed: pd.DataFrame, methods: list[str], datasets: list[str]
            ) -> pd.DataFrame:  # fmt: skip
-    guesses = [name for name in facts("methods")["predictors"] if name in set(predictors.predictor)]
+    columns = [f"{epoch}_{measure}" for epoch in EPOCHS for measure in MEASURES]
+    guesses = predictors.drop_duplicates(["dataset", "predictor"]).assign(strategy=PREDICTOR + predictors.predictor)
+    guesses = guesses.assign(**{column: guesses.get(column.split("_", 1)[1]) for column in columns})
+    losses = pd.concat([runs, guesses]).astype(dict.fromkeys(columns, float))
+    found = losses.melt(["strategy", "dataset"], columns, "column").groupby(["strategy", "dataset", "column"]).value
+    known = [PREDICTOR + name for name in facts("methods")["predictors"]]
+    lines = [*methods, *(name for name in known if name in set(guesses.strategy))]
+    index = pd.MultiIndex.from_product([lines, datasets, columns], names=["strategy", "dataset", "column"])
+    cells = found.agg(mean="mean", sd="std", n="count").reindex(index).reset_index()
+    cells[["at", "split", "measure"]] = cells.column.str.split("_", expand=True)
+    run = ["strategy", "dataset", "seed"]
+    lost = failed.merge(runs[run].drop_duplicates(), "left", run, indicator="made").query("made == 'left_only'")
+    lost = lost.groupby(["strategy", "dataset"]).seed.nunique().rename("failed")
+    cells = cells.join(lost, on=["strategy", "dataset"]).fillna({"n": 0, "failed": 0}).astype({"n": int, "failed": int})
+    cells = cells.assign(label=cells.strategy.map(label), group=cells.strategy.map(group),
+                         epoch=cells["at"] + "_" + cells.split).merge(_paper(datasets), "left")  # fmt: skip
+    names = ["strategy", "label", "group", *CELL, "mean", "sd", "n", "failed", "paper", "paper_sd", "paper_gap"]
+    return cells[names]
+
+
+def _paper(datasets: list[str]) -> pd.DataFrame:
+    """The paper's means, +- and percent of its Baseline."""
     rows = []
-    for method, dataset in [(method, dataset) for method in [*methods, *(PREDICTOR + name for name in guesses)]
-                            for dataset in datasets]:  # fmt: skip
-        own = runs[(runs.strategy == method) & (runs.dataset == dataset)]
-        guess = predictors[(PREDICTOR + predictors.predictor == method) & (predictors.dataset == dataset)]
-        lost = failed[(failed.strategy == method) & (failed.dataset == dataset) & ~failed.seed.isin(own.seed)]
-        for epoch in EPOCHS:
-            for measure in MEASURES:
-                column = f"{epoch.split('_')[1]}_{measure}"
-                values = guess[column].head(1) if len(guess) else own[f"{epoch}_{measure}"].astype(float)
-                paper = paper_table2(dataset, measure).get(method) if epoch == "best_val" else None
-                base = paper_table2(dataset, measure).get("baseline")
-                rows.append({
-                    "strategy": method, "label": label(method), "group": group(method),
-                    "dataset": dataset, "measure": measure, "epoch": epoch,
-                    "mean": values.mean(), "sd": values.std(), "n": values.count(), "failed": lost.seed.nunique(),
-                    "paper": paper[0] if paper else math.nan, "paper_sd": paper[1] if paper else math.nan,
-                    "paper_gap": 100 * (paper[0] / base[0] - 1) if paper and base else math.nan,
-                })  # fmt: skip
-    return pd.DataFrame(rows)
+    for dataset, measure in product(datasets, MEASURES):
+        known = paper_table2(dataset, measure)
+        rows += [(method, dataset, measure, "best_val", mean, sd, 100 * (mean / known["baseline"][0] - 1))
+                 for method, (mean, sd) in known.items()]  # fmt: skip
+    return pd.DataFrame(rows, columns=["strategy", *CELL, "paper", "paper_sd", "paper_gap"])
 
 
 def _marked(cells: pd.DataFrame, asked: int) -> pd.DataFrame:
