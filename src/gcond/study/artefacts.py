@@ -20,7 +20,7 @@ class Artefact:
     """A table, a figure or a question.
 
     Args:
-        trains: experiments of conf/experiment, in order.
+        trains: experiments of conf/experiment, in order; at_mini: instead, where mini runs several artefacts.
         strategy, dataset: the arms and the data sets that it needs of them; all where it is empty.
         then: what is measured on the finished runs: linear_probe, static_weights or window_noise.
         claims: rows of claims.yaml that its runs decide.
@@ -29,6 +29,7 @@ class Artefact:
     name: str
     asks: str
     trains: tuple[str, ...] = ()
+    at_mini: tuple[str, ...] = ()
     strategy: tuple[str, ...] = ()
     dataset: tuple[str, ...] = ()
     then: str | None = None
@@ -51,31 +52,25 @@ class Catalogue:
     """study/artefacts.yaml and the figures of study/figures.yaml."""
 
     def __init__(self, study: Path = STUDY) -> None:
-        content = _read(study / "artefacts.yaml")
-        figures = _read(study / "figures.yaml")["figures"]
+        content, drawn = _read(study / "artefacts.yaml"), _read(study / "figures.yaml")["figures"]
+        figures = {name: figure for name, figure in drawn.items() if name.startswith("figure")}
+        entries = content["artefacts"] | {
+            name: {
+                "asks": figure["title"].split(". ", 1)[-1],
+                "trains": [figure.get("experiment", "table2")],
+                "strategy": figure["arms"],
+                "dataset": ["photos" if each == "photographs" else each for each in figure.get("datasets", ())],
+            }
+            for name, figure in figures.items()
+        }
         self._datasets: Mapping[str, Mapping[str, str]] = content["datasets"]
-        self._at_mini: dict[str, tuple[str, ...]] = {}
-        self.artefacts: dict[str, Artefact] = {}
-        for name, entry in content["artefacts"].items():
-            self.artefacts[name] = Artefact(
-                name,
-                entry["asks"],
-                _tuple(entry, "trains"),
-                _tuple(entry, "strategy"),
-                _tuple(entry, "dataset"),
-                entry.get("then"),
-                _tuple(entry, "claims"),
+        self._all = [each for name in content["all"] for each in (figures if name == "figures" else [name])]
+        self.artefacts = {
+            name: Artefact(
+                name, **{key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
             )
-            self._at_mini[name] = _tuple(entry, "at_mini")
-        self.figures = [name for name in figures if name.startswith("figure")]
-        for name in self.figures:
-            entry = figures[name]
-            title = entry["title"].split(". ", 1)[-1]
-            datasets = tuple("photos" if each == "photographs" else each for each in entry.get("datasets", ()))
-            self.artefacts[name] = Artefact(
-                name, title, (entry.get("experiment", "table2"),), _tuple(entry, "arms"), datasets
-            )
-        self._all = [each for name in content["all"] for each in (self.figures if name == "figures" else [name])]
+            for name, own in entries.items()
+        }
 
     def find(self, names: Sequence[str]) -> list[Artefact]:
         """`all` is the whole study. Raises ValueError for an unknown name."""
@@ -90,42 +85,31 @@ class Catalogue:
 
         Raises ValueError where none of them has the data sets asked for.
         """
-        whole = len(artefacts) > 1  # of several artefacts, mini takes the small part of a large one
+        small = len(artefacts) > 1 and choices.scale == "mini"
         parts: dict[tuple[str, tuple[str, ...], tuple[str, ...]], None] = {}
         for artefact in artefacts:
-            small = self._at_mini.get(artefact.name, ()) if whole and choices.scale == "mini" else ()
-            for experiment in small or artefact.trains:
+            for experiment in (small and artefact.at_mini) or artefact.trains:
                 arms = experiment_lists(experiment)["strategy"]
                 all_of_them = len(arms) == 1 or set(artefact.strategy) >= set(arms)
                 parts[experiment, () if all_of_them else artefact.strategy, artefact.dataset] = None
         needed = [part for part in parts if not any(part[1:]) or (part[0], (), ()) not in parts]
         sweeps = [sweep for part in needed if (sweep := self._sweep(*part, choices))]
         if needed and not sweeps:
-            raise ValueError(
-                f"`datasets`: expected one of the kind that {', '.join(part[0] for part in needed)} trains on, found "
-                f"{', '.join(choices.datasets)}"
-            )
+            experiments, found = ", ".join(part[0] for part in needed), ", ".join(choices.datasets)
+            raise ValueError(f"`datasets`: expected one of the kind that {experiments} trains on, found {found}")
         return sweeps
 
-    def _sweep(
-        self, experiment: str, arms: tuple[str, ...], datasets: tuple[str, ...], choices: Choices
-    ) -> list[str] | None:
-        """None where no data set is asked for that the experiment trains on."""
-        stand_ins = dict(self._datasets.get(choices.scale, {}))
-        if choices.photos:
-            stand_ins["photos"] = choices.photos
+    def _sweep(self, experiment: str, arms: tuple[str, ...], datasets: tuple[str, ...], choices: Choices) -> list[str]:
+        """Empty where no data set is asked for that the experiment trains on."""
+        stand_ins = dict(self._datasets.get(choices.scale, {})) | ({"photos": choices.photos} if choices.photos else {})
         own = [stand_ins.get(name, name) for name in datasets or experiment_lists(experiment)["dataset"]]
         kinds = {kind(name) == "photographs" for name in own}
         chosen = [name for name in choices.datasets or own if (kind(name) == "photographs") in kinds]
-        strategies = choices.strategies or arms
-        return [
-            f"experiment={experiment}",
-            f"scale={choices.scale}",
-            f"dataset={','.join(chosen)}",
-            f"seed={','.join(map(str, choices.seeds))}",
-            *([f"strategy={','.join(strategies)}"] if strategies else []),
-            *choices.overrides,
-        ] if chosen else None  # fmt: skip
+        sweep = [f"experiment={experiment}", f"scale={choices.scale}", f"dataset={','.join(chosen)}",
+                 f"seed={','.join(map(str, choices.seeds))}"]  # fmt: skip
+        if strategies := choices.strategies or arms:
+            sweep.append(f"strategy={','.join(strategies)}")
+        return [*sweep, *choices.overrides] if chosen else []
 
 
 def experiment_lists(experiment: str) -> dict[str, list[str]]:
@@ -133,10 +117,6 @@ def experiment_lists(experiment: str) -> dict[str, list[str]]:
     params = _read(EXPERIMENTS / f"{experiment}.yaml")["hydra"]["sweeper"]["params"]
     lists = {key: str(value).split(",") for key, value in params.items() if key in ("dataset", "strategy", "seed")}
     return {"dataset": ["ct"], "strategy": ["baseline"], **lists}
-
-
-def _tuple(entry: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    return tuple(entry.get(key, ()))
 
 
 def _read(path: Path) -> dict[str, Any]:
