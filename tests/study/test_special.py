@@ -81,15 +81,9 @@ def test_recorded_findings_stay(recorded, line):
 
 def test_verdicts_of_benchmarks_plans_and_tests(recorded):
     verdicts = judge.verdicts(facts("claims"), pd.DataFrame(recorded)).set_index("claim").verdict
-    wanted = {
-        "D4": "undecided",
-        "S1": "holds",
-        "S2": "undecided",
-        "M1": "contradicted",
-        "M2": "contradicted",
-        "G1": "holds",
-    }
-    assert verdicts[list(wanted)].to_dict() == wanted
+    assert verdicts[["D4", "S1", "S2", "M1", "M2", "G1"]].to_list() == [
+        "undecided", "holds", "undecided", "contradicted", "contradicted", "holds"
+    ]  # fmt: skip
 
 
 # By hand.
@@ -148,11 +142,8 @@ def test_static_weights_are_lambda_times_the_mean_weight_and_train_with_the_meth
 
 def test_a_recorded_setting_within_one_percent_stands_for_the_frozen_weights():
     near = "loss.tasks={l1:0.384,ssim:0.15}"
-    runs = [
-        weighing("cagrad", [0.45, 0.45], [1.0, 1.0]),
-        arm("baseline", [0.6, 0.8]),
-        arm("baseline", [0.55, 0.6], 0.5, near),
-    ]
+    runs = [weighing("cagrad", [0.45, 0.45], [1.0, 1.0]), arm("baseline", [0.6, 0.8]),
+            arm("baseline", [0.55, 0.6], 0.5, near)]  # fmt: skip
     runs = pd.concat(runs).reset_index(drop=True)
     found = special.frozen_weights(runs, RESULTS, {})
     kept = only(found, measure="share_kept/l1", epoch="best_val")
@@ -190,8 +181,4 @@ def test_cuda_decides_where_it_has_rounds_enough(tmp_path):
 
 
 def test_without_results_there_are_no_findings(tmp_path):
-    without = [
-        name for name, claim in facts("claims").items() for each in claim.get("special", {}).values() if "scale" in each
-    ]
-    assert {"S1", "S2", "M1", "M2", "G1", "O5"} == set(without)
     assert judge.findings(tmp_path).empty
