@@ -42,29 +42,20 @@ def imported(*words: str) -> tuple[set[str], str]:
     return set(modules.split()), said + done.stderr
 
 
-def test_help_is_given_without_pytorch() -> None:
-    modules, said = imported("--help")
-    assert "strategy: " in said
-    assert "gcond.command" in modules
-    assert not modules & {*NEVER, "torch", "timm", "datasets", "pandas"}
-
-
-def test_a_misspelt_key_is_refused_without_pytorch() -> None:
-    modules, said = imported("strategi=baseline")
-    assert "strategi" in said
-    assert not modules & {*NEVER, "torch", "timm", "datasets", "pandas"}
-
-
-def test_a_finished_run_is_recognised_without_pytorch(tmp_path: Path) -> None:
+def test_what_needs_no_pytorch_is_answered_without(tmp_path: Path) -> None:
+    """Help, a misspelt key, and a run that is finished."""
     words = [*SMOKE, f"runs={tmp_path}"]
     folder = RunFolder(config(*words))
     folder.path.mkdir(parents=True)
     report = {"schema": 1, "status": "done", "data_checksum": of_photographs()}
     folder.report.write_text(json.dumps(report))
     folder.finish()
-    modules, said = imported(*words)
-    assert f"{folder.name}: finished earlier" in said
-    assert not modules & {*NEVER, "torch", "timm", "datasets", "pandas"}
+    answers = ((["--help"], "strategy: "), (["strategi=baseline"], "strategi"), (words, "finished earlier"))
+    for typed, answer in answers:
+        modules, said = imported(*typed)
+        assert answer in said
+        assert "gcond.command" in modules
+        assert not modules & {*NEVER, "torch", "timm", "datasets", "pandas"}
 
 
 @pytest.mark.parametrize("strategy", ["gcond_stochastic", pytest.param("baseline", marks=pytest.mark.slow)])

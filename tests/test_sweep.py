@@ -82,18 +82,6 @@ def test_where_one_run_of_a_sweep_is_refused_none_starts(
     assert not [*tmp_path.iterdir()]
 
 
-def test_the_grid_of_learning_rates_is_around_each_scales_own_and_reaches_lion_at_a_twentieth() -> None:
-    runs = plan(["experiment=o2", "seed=11", "dataset=photos", "strategy=baseline,gcond_lion", DECAY])
-    rates = {
-        strategy: sorted(run.cfg.optimizer.lr for run in runs if run.cost[3] == strategy)
-        for strategy in ("baseline", "gcond_lion")
-    }
-    assert rates["baseline"] == rates["gcond_lion"] == [2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2]
-    assert rates["baseline"][3] == config("scale=mini").optimizer.lr
-    assert {run.cfg.strategy.lr_scale for run in runs if run.cost[3] == "gcond_lion"} == {0.05}
-    assert len({run.folder.path for run in runs}) == 14
-
-
 SHARED = {  # experiment, what is typed -> its runs on CT a seed, and how many of them are Table 2's too
     ("figure5",): (2, 0),  # of another model
     ("figure12",): (3, 2),  # gcond_as_pcgrad is not in the table
@@ -149,16 +137,6 @@ def test_runs_that_sweeps_share_are_counted_once(tmp_path: Path, capsys: pytest.
     assert [row.split()[:4] for row in (table2, o1)] == [["table2", "10", "10", "10"], ["o1", "6", "1", "1"]]
     (alone,) = [run for run in planned["o1"] if run.folder.name not in {each.folder.name for each in planned["table2"]}]
     assert alone.cost[3] == "gcond_sequential_pure"
-
-
-def test_what_is_typed_replaces_the_experiments_own_choice() -> None:
-    typed = ["experiment=table2", "seed=11", "dataset=imagenet256", "strategy=baseline,cagrad", "scale=paper"]
-    runs = plan(typed)
-    assert {run.cost for run in runs} == {
-        ("paper", "imagenet256", "mobilenetv3_small", strategy) for strategy in ("baseline", "cagrad")
-    }
-    assert len(runs) == 2
-    assert {run.steps for run in runs} == {None}  # one pass over a training split that has not been read
 
 
 @pytest.mark.parametrize(

@@ -229,15 +229,6 @@ def test_online_without_an_account_or_a_server_the_run_ends_well(tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_the_group_is_the_experiment(tmp_path: Path) -> None:
-    done = train(tmp_path, "experiment=table2", "seed=11", "strategy=baseline", "logger=wandb")
-    assert done.returncode == 0, done.stderr
-    folder = only_run(tmp_path)
-    assert wandb_file.header(wandb_file.only_copy(folder)).run_group == "table2"
-    assert json.loads((folder / "report.json").read_text())["experiment"] == "table2"
-
-
-@pytest.mark.slow
 def test_a_recorded_run_can_be_copied_later_and_wandb_finds_the_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

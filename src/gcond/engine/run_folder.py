@@ -55,7 +55,7 @@ class FinishedMeanwhile(Exception):
 class RunFolder:
     """The folder of the run that `cfg` describes: the same config always means the same folder, unless it has a name.
 
-    Raises ValueError for a `name` that is not one folder's name, and for a model that is called after another encoder.
+    Raises ValueError for a model that is called after another encoder.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
@@ -63,8 +63,6 @@ class RunFolder:
         self.hash = config_hash(cfg)
         own = f"{cfg.dataset.name}-{cfg.model.name}-{cfg.strategy.name}-seed{cfg.seed}-{self.hash}"
         self.name = own if cfg.name is None else str(cfg.name)
-        if Path(self.name).name != self.name or self.name.startswith(".") or not self.name:
-            raise ValueError(f"`name`: expected the name of a folder, without / and a leading dot, found {self.name!r}")
         self.path = Path(cfg.runs) / cfg.scale.name / self.name
         self.checkpoints = self.path / "checkpoints"
         self.reconstructions = self.path / "reconstructions"
