@@ -66,12 +66,12 @@ PATHS = ("/data/my ct", "/data/a=b", "/data/a,b", "/data/(copy)/ü", "/data/it's
 @pytest.mark.parametrize("path", PATHS)
 def test_a_path_reaches_hydra_whole_whatever_is_in_it(path: str) -> None:
     words = asked("reproduce-o1", f"CT={path}", f"HEADNECK={path}", f"IMAGENET={path}", f"OUT={path}")
-    options = cli._parser().parse_args(words[1:])
+    options = cli._parser().parse_args([*words[1:], "--runs", path])
     assert options.out == Path(path)
     overrides = with_paths_quoted(cli._choices(options).overrides)
     parsed = OverridesParser.create().parse_overrides(overrides)
     found = {each.key_or_group: each.value() for each in parsed if not each.is_sweep_override()}
-    assert found == {"paths.ct": path, "paths.headneck": path, "paths.imagenet": path}
+    assert found == {"paths.ct": path, "paths.headneck": path, "paths.imagenet": path, "runs": path}
 
 
 def test_the_public_patients_are_fetched_only_where_they_are_trained_on() -> None:

@@ -241,7 +241,8 @@ def _measure(then: str, options: argparse.Namespace, choices: Choices) -> int:
         return status
     module = {"linear_probe": "gcond.linear_probe.__main__", "window_noise": "gcond.study.window_noise"}[then]
     paths = {"ct": options.ct, "headneck": options.headneck, "imagenet": options.imagenet}
-    words = ["--scale", options.scale, "--results", str(options.out), "--device", options.device]
+    words = ["--scale", options.scale, "--runs", str(options.runs), "--results", str(options.out)]
+    words += ["--device", options.device]
     words += [word for name, path in paths.items() if path for word in (f"--{name}", path)]
     words += ["--datasets", ",".join(choices.datasets)] if choices.datasets else []
     return int(importlib.import_module(module).main(words))
@@ -267,8 +268,10 @@ def _make(artefact: Artefact, options: argparse.Namespace) -> int:
     choices = {name: getattr(options, name) or None for name in ("scale", "lr", "seeds", "datasets")}
     made: list[Path] = []
     try:
-        for maker, names in ((pages.make, pages.NAMES), (plots.draw, plots.NAMES)):
-            made += maker(artefact.name, options.out, **choices) if artefact.name in names else []
+        if artefact.name in pages.NAMES:
+            made += pages.make(artefact.name, options.out, **choices)
+        if artefact.name in plots.NAMES:
+            made += plots.draw(artefact.name, options.out, runs=options.runs, **choices)
         text, complete = pages.text(artefact, options.out, **choices)
     except ValueError as error:  # nothing is recorded; other artefacts may have something
         print(f"error: {artefact.name}: {error}", file=sys.stderr)
@@ -293,6 +296,7 @@ def _choices(options: argparse.Namespace) -> Choices:
     paths = {"ct": options.ct, "headneck": options.headneck, "imagenet": options.imagenet}
     overrides = [f"paths.{name}={path}" for name, path in paths.items() if path]
     overrides += [f"device={options.device}"] if options.device != "auto" else []
+    overrides += [f"runs={options.runs}"] if options.runs != Path("runs") else []
     if options.scale == "paper" and not options.imagenet:
         raise ValueError("--scale paper: expected --imagenet DIR and --ct DIR (a store of the CT archives), found none")
     return Choices(
