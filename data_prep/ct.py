@@ -4,7 +4,6 @@
     python data_prep/ct.py --ich DIR ... --out data/ct --part I --parts N     one of N independent parts, I = 0 .. N-1
     python data_prep/ct.py merge data/ct                                      joins them
     python data_prep/ct.py verify data/ct                                     every byte against its checksum
-    python data_prep/ct.py preview data/ct                                    a local picture; shows patients
 
 Stop it whenever you like, the same command goes on; the store is the same, whoever did which part of it when.
 What is stored, what is refused and how long it takes: docs/data.md. Exit status: 0 done, 1 not done, 2 bad usage.
@@ -140,9 +139,7 @@ def check(root: Path) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], epilog="also: merge DIR, verify DIR, preview DIR"
-    )
+    made = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], epilog="also: merge DIR, verify DIR")
     for source, words in report.TITLES.items():
         made.add_argument(f"--{source}", type=Path, metavar="DIR", help=f"{words}, unpacked or (RADCURE) zipped")
     made.add_argument("--out", type=Path, required=True, help="the store's folder")
@@ -175,7 +172,7 @@ def add_choices(made: argparse.ArgumentParser) -> None:
 def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     try:
-        if words and words[0] in ("merge", "verify", "preview"):
+        if words and words[0] in ("merge", "verify"):
             return _command(words)
         return _prepare(parser().parse_args(words))
     except KeyboardInterrupt:
@@ -197,11 +194,6 @@ def _command(words: list[str]) -> int:
     options = made.parse_args(words[1:])
     if words[0] == "verify":
         return check(options.root)
-    if words[0] == "preview":
-        from archive.preview import preview  # matplotlib, which no worker needs
-
-        print(f"written: {preview(options.root)}")
-        return 0
     if (options.root / "facts.json").exists():
         return already(options.root, store.read_facts(options.root), _choices(options))
     path = building(options.root) / "listing.parquet"

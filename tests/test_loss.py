@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gcond.data.intensity import Intensity
-from gcond.loss import ReconstructionLoss, outside_unit_share
+from gcond.loss import TASKS, ReconstructionLoss, outside_unit_share
 from gcond.model.masking import draw_hidden
 from gcond.model.patches import patchify, select
 
@@ -51,7 +51,7 @@ def skimage_ssim(x: np.ndarray, y: np.ndarray) -> float:
 @pytest.mark.parametrize("patch_size", [16, 32])
 def test_both_losses_are_the_mean_over_hidden_patches(intensity: Intensity, patch_size: int) -> None:
     predictions, images, hidden = example(intensity, patch_size)
-    losses = ReconstructionLoss(patch_size, intensity)(predictions, images, hidden, ("l1", "ssim"))
+    losses = ReconstructionLoss(patch_size, intensity)(predictions, images, hidden, TASKS)
     l1, ssim = [], []
     for b, row in enumerate(hidden.tolist()):
         for h, patch in enumerate(row):
@@ -67,38 +67,30 @@ def test_both_losses_are_the_mean_over_hidden_patches(intensity: Intensity, patc
     assert 0.1 < losses["ssim"] < 0.9
 
 
-def test_float32_agrees_with_float64() -> None:
+def test_single_precision_and_nothing_below_it() -> None:
     predictions, images, hidden = example(CT)
     loss = ReconstructionLoss(16, CT)
-    exact = loss(predictions, images, hidden, ("l1", "ssim"))
-    single = loss(predictions.float(), images.float(), hidden, ("l1", "ssim"))
-    for task in exact:
-        assert exact[task].dtype == torch.float64
-        assert single[task].dtype == torch.float32
-        assert single[task].item() == pytest.approx(exact[task].item(), abs=1e-4)
-
-
-def test_autocast_does_not_reach_the_losses() -> None:
-    predictions, images, hidden = example(CT, dtype=torch.float32)
-    loss = ReconstructionLoss(16, CT)
-    expected = loss(predictions, images, hidden, ("l1", "ssim"))
+    exact = loss(predictions, images, hidden, TASKS)
+    single = predictions.float(), images.float(), hidden
+    expected = loss(*single, TASKS)
+    for task in TASKS:
+        assert (exact[task].dtype, expected[task].dtype) == (torch.float64, torch.float32)
+        assert expected[task].item() == pytest.approx(exact[task].item(), abs=1e-4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        actual = loss(predictions, images, hidden, ("l1", "ssim"))
-    assert actual == expected  # to the last bit
-
-
-def test_bfloat16_predictions_are_compared_in_float32() -> None:
-    predictions, images, hidden = example(CT, dtype=torch.float32)
+        assert loss(*single, TASKS) == expected  # to the last bit
     coarse = predictions.bfloat16()
-    loss = ReconstructionLoss(16, CT)
-    assert loss(coarse, images, hidden, ["ssim"]) == loss(coarse.float(), images, hidden, ["ssim"])
+    assert loss(coarse, *single[1:], TASKS) == loss(coarse.float(), *single[1:], TASKS)
+    strange = single[0].permute(4, 2, 0, 1, 3).contiguous().permute(2, 3, 1, 4, 0)
+    assert not strange.is_contiguous()
+    channels_last = images.float().to(memory_format=torch.channels_last)
+    torch.testing.assert_close(loss(strange, channels_last, hidden, TASKS), expected)
 
 
 def test_gradients_agree_with_finite_differences() -> None:
     predictions, images, hidden = example(CT, patch_size=4)
     loss = ReconstructionLoss(4, CT, ssim_window=3)
     predictions = predictions[:1, :2].clone().requires_grad_()
-    for task in ("l1", "ssim"):
+    for task in TASKS:
         assert torch.autograd.gradcheck(lambda p, t=task: loss(p, images[:1], hidden[:1, :2], [t])[t], predictions)
 
 
@@ -120,22 +112,12 @@ def test_visible_pixels_do_not_count_and_every_hidden_pixel_does() -> None:
     predictions, images, hidden = example(CT)
     loss = ReconstructionLoss(16, CT)
     images.requires_grad_()
-    for task in ("l1", "ssim"):
+    for task in TASKS:
         (gradient,) = torch.autograd.grad(loss(predictions, images, hidden, [task])[task], images)
         reached = patchify(gradient, 16).flatten(2)
         is_hidden = torch.zeros(3, 16, dtype=torch.bool).scatter_(1, hidden, True)
         assert (reached[~is_hidden] == 0).all()
         assert (reached[is_hidden] != 0).float().mean() > 0.99
-
-
-def test_predictions_in_any_memory_layout() -> None:
-    predictions, images, hidden = example(PHOTOS, dtype=torch.float32)
-    loss = ReconstructionLoss(16, PHOTOS)
-    expected = loss(predictions, images, hidden, ("l1", "ssim"))
-    strange = predictions.permute(4, 2, 0, 1, 3).contiguous().permute(2, 3, 1, 4, 0)
-    assert not strange.is_contiguous()
-    actual = loss(strange, images.to(memory_format=torch.channels_last), hidden, ("l1", "ssim"))
-    torch.testing.assert_close(actual, expected)
 
 
 def test_a_validation_before_training_leaves_nothing_behind_that_breaks_it() -> None:
@@ -184,26 +166,24 @@ def test_l1_and_flipped_oppose_each_other_between_their_targets_and_agree_elsewh
     assert (between.double().mean() > 0.1) == (strength > 0)
 
 
-@pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
-def test_a_strength_that_means_nothing_is_refused(strength: float) -> None:
-    with pytest.raises(ValueError, match="`flip_strength` must be null or a number from 0 to 1, found"):
-        ReconstructionLoss(16, CT, flip_strength=strength)
-
-
-@pytest.mark.parametrize("window", [17, 10, 0, -1])
-def test_a_window_that_cannot_work_is_refused(window: int) -> None:
-    with pytest.raises(ValueError, match=rf"`ssim_window` .* 16, found {window}"):
-        ReconstructionLoss(16, CT, ssim_window=window)
+@pytest.mark.parametrize(
+    ("named", "setting"),
+    [
+        *(("`flip_strength` must be null or a number from 0 to 1", {"flip_strength": s}) for s in (-0.1, float("nan"))),
+        *((rf"`ssim_window` .* 16, found {window}", {"ssim_window": window}) for window in (17, 10, 0)),
+        ("`ssim_sigma` must be positive", {"ssim_sigma": 0}),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(named: str, setting: dict) -> None:
+    with pytest.raises(ValueError, match=named):
+        ReconstructionLoss(16, CT, **setting)
 
 
 def test_wrong_calls_are_refused() -> None:
     predictions, images, hidden = example(PHOTOS)
     loss = ReconstructionLoss(16, PHOTOS)
-    with pytest.raises(ValueError, match="`tasks` may hold l1, ssim; found mse"):
-        loss(predictions, images, hidden, ["l1", "mse"])
-    with pytest.raises(ValueError, match="`tasks` may hold l1, ssim; found flipped"):
-        loss(predictions, images, hidden, ["flipped"])
+    for unknown in ("mse", "flipped"):
+        with pytest.raises(ValueError, match=f"`tasks` may hold l1, ssim; found {unknown}"):
+            loss(predictions, images, hidden, ["l1", unknown])
     with pytest.raises(ValueError, match="`predictions` must have the shape"):
         loss(predictions[:, :, :1], images, hidden, ["l1"])  # would broadcast over the channels
-    with pytest.raises(ValueError, match="`ssim_sigma` must be positive"):
-        ReconstructionLoss(16, PHOTOS, ssim_sigma=0)

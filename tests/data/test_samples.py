@@ -84,11 +84,10 @@ def test_the_patients_of_open_kbp_are_all_accounted_for_and_keep_its_split():
         split = "train" if number <= 200 else "validation" if number <= 240 else "test"
         assert (entry.split, entry.path) == (split, f"provided-data/{split}-pats/pt_{number}")
     # Of the first patient, by `sha256sum ct.csv voxel_dimensions.csv | sha256sum`.
-    files = {
-        "ct.csv": "ed31b888e0fd1751ed8ec20c04c8f1575ff35811eb6497e1f0bc3a8b7ea8e68d",
-        "voxel_dimensions.csv": "ffa866c090e5b655e8067820b1dcc7ae16e89d0cc593ff8e8f3dda7f5290a246",
-    }
-    printed = "".join(f"{digest}  {name}\n" for name, digest in files.items())
+    printed = (
+        "ed31b888e0fd1751ed8ec20c04c8f1575ff35811eb6497e1f0bc3a8b7ea8e68d  ct.csv\n"
+        "ffa866c090e5b655e8067820b1dcc7ae16e89d0cc593ff8e8f3dda7f5290a246  voxel_dimensions.csv\n"
+    )
     assert made_of.volumes[0].sha256 == hashlib.sha256(printed.encode()).hexdigest()
     assert len({entry.sha256 for entry in made_of.volumes}) == 282
 
@@ -183,11 +182,11 @@ def test_a_clone_and_its_converted_volumes_make_the_same_store(tmp_path, clone, 
 
 def test_a_second_call_checks_the_store_and_changes_nothing(tmp_path, clone, command):
     _, first = command(tmp_path / "ct", clone / "clone")
-    written = (tmp_path / "ct" / "facts.json").stat()
+    written = (tmp_path / "ct" / "facts.json").stat().st_mtime_ns
     _, second = command(tmp_path / "ct")
     assert "checksums match" in second
     assert first.splitlines()[-5:] == second.splitlines()[-5:]
-    assert (tmp_path / "ct" / "facts.json").stat() == written
+    assert (tmp_path / "ct" / "facts.json").stat().st_mtime_ns == written
     facts = json.loads((tmp_path / "ct" / "facts.json").read_text())
     facts["patients"] = {name: patient | {"source": "another"} for name, patient in facts["patients"].items()}
     (tmp_path / "ct" / "facts.json").write_text(json.dumps(facts))
@@ -197,7 +196,7 @@ def test_a_second_call_checks_the_store_and_changes_nothing(tmp_path, clone, com
     assert "is no CT store" in command(tmp_path / "ct")[1]
 
 
-def test_another_commit_is_refused_before_anything_is_converted(tmp_path, clone, command):
+def test_another_clone_is_refused_before_anything_is_converted(tmp_path, clone, command):
     other = shutil.copytree(clone / "clone", tmp_path / "clone")
     table = other / "validation" / "pt_1" / "ct.csv"
     table.write_text(table.read_text().replace(f"{TISSUE + 10}.0", f"{TISSUE + 11}.0", 1))
@@ -207,13 +206,10 @@ def test_another_commit_is_refused_before_anything_is_converted(tmp_path, clone,
     assert f"{table} is absent" in command(tmp_path / "ct", other)[1]
     assert "5 more" in command(tmp_path / "ct", tmp_path)[1]
     assert "https://there/kbp" in command(tmp_path / "ct")[1]
-    assert not (tmp_path / "ct").exists()
-
-
-def test_converted_volumes_must_be_whole(tmp_path, clone, command):
-    folder = shutil.copytree(clone / "converted", tmp_path / "converted")
-    damaged = folder / "made-2.nii.gz"
+    converted = shutil.copytree(clone / "converted", tmp_path / "converted")
+    damaged = converted / "made-2.nii.gz"
     damaged.write_bytes(damaged.read_bytes()[:200])
-    assert str(damaged) in command(tmp_path / "ct", folder)[1]
+    assert str(damaged) in command(tmp_path / "ct", converted)[1]
     damaged.unlink()
-    assert f"{damaged} is absent" in command(tmp_path / "ct", folder)[1]
+    assert f"{damaged} is absent" in command(tmp_path / "ct", converted)[1]
+    assert not (tmp_path / "ct").exists()

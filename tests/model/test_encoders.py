@@ -32,24 +32,14 @@ def test_the_cut_gives_the_values_of_the_whole_network() -> None:
     torch.testing.assert_close(cut(images), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_the_last_map_of_mobilenet_stops_before_conv_head() -> None:
-    encoder = encoders.build("mobilenetv3_small_100", channels=3, stride=32)
-    assert encoder.width == 576
-    assert sum(p.numel() for p in encoder.parameters()) == 927_008  # 0.927 M; with conv_head 1.518 M
-
-
 def test_mobilenet_computes_in_channels_last_whatever_the_input() -> None:
     features = encoders.build("mobilenetv3_small_100", channels=1, stride=16)(torch.randn(2, 1, 64, 64))
     assert features.is_contiguous(memory_format=torch.channels_last)
+    assert features.shape[1] == 48
 
 
-@pytest.mark.parametrize(
-    ("name", "stride", "message"),
-    [
-        ("mobilenetv3_smal", 16, r"`encoder`.*mobilenetv3_smal.*mobilenetv3_small"),
-        ("mobilenetv3_small_100", 64, r"`stride` = 64: .* 2, 4, 8, 16, 32"),
-    ],
-)
-def test_what_timm_does_not_have_is_refused_with_what_it_has(name: str, stride: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        encoders.build(name, channels=3, stride=stride)
+def test_what_timm_does_not_have_is_refused_with_what_it_has() -> None:
+    with pytest.raises(ValueError, match=r"`encoder`.*mobilenetv3_smal.*mobilenetv3_small"):
+        encoders.build("mobilenetv3_smal", channels=3, stride=16)
+    with pytest.raises(ValueError, match=r"`stride` = 64: .* 2, 4, 8, 16, 32"):
+        encoders.build("mobilenetv3_small_100", channels=3, stride=64)

@@ -159,14 +159,13 @@ def test_it_learns_where_the_visible_patches_tell_the_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("size", "patch", "width", "message"),
     [
-        ({"image_size": 60}, "`image_size` must be a multiple of `patch_size`, found 60 and 16"),
-        ({"width": 30}, "`width` must be a multiple of `heads`, found 30 and 8"),
-        ({"patch_size": 64}, "`stride` = 64"),
+        (60, 16, 32, "`image_size` must be a multiple of `patch_size`, found 60 and 16"),
+        (64, 16, 30, "`width` must be a multiple of `heads`, found 30 and 8"),
+        (64, 64, 32, "`stride` = 64"),
     ],
 )
-def test_impossible_sizes_are_refused(options: dict[str, int], message: str) -> None:
-    settings = {"image_size": 64, "patch_size": 16, "channels": 1} | options
+def test_impossible_sizes_are_refused(size: int, patch: int, width: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        MaskedAutoencoder("mobilenetv3_small_050", **settings)
+        MaskedAutoencoder("mobilenetv3_small_050", size, patch, 1, width=width)

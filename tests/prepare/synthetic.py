@@ -7,13 +7,11 @@ A head is a few ellipses in noise. Everything follows from names and seeds, so t
 
 import csv
 import io
-import itertools
 import math
-import os
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import gdcm
@@ -251,66 +249,37 @@ def _radcure(patients: int, slices: int, size: int) -> Files:
 # Files that are unlike the rest
 
 
-def write_defects(root: Path, source: str, size: int = 64) -> dict[str, str]:
-    """Write the files flat into `root`; returns {path, or zip!entry: "stored", "other: ..." or "rejected: ..."}.
+def write_defects(root: Path, source: str) -> dict[str, str]:
+    """A file of each status, flat in `root`; returns {path, or zip!entry: "stored", "other: ..." or "rejected: ..."}.
 
-    A few of each status; every single fault of a header or a picture is made in test_header.py and test_pixels.py.
+    Every single fault of a header or a picture is made in test_header.py and test_pixels.py.
     """
-    root.mkdir(parents=True)
-    places, series = itertools.count(), {"StudyInstanceUID": "1.9.1", "SeriesInstanceUID": "1.9.1.1"}
     patients = {"ich": ("ID_0badf11e", "ID_0badf11f"), "cspine": ("99999", "99998")}
-    series["PatientID"], twin = patients.get(source, ("RADCURE-9999", "RADCURE-9998"))
+    patients = patients.get(source, ("RADCURE-9999", "RADCURE-9998"))
 
-    def make(syntax: str = "explicit", coding=None, **tags) -> bytes:
-        place = next(places)
-        stored, own = coded(head(3000 + SOURCES.index(source), place % 64, 64, (size, size)), **(coding or {}))
-        own |= series | {"SOPInstanceUID": f"1.9.1.1.{place}", "ImagePositionPatient": [0, 0, place]}
-        return slice_bytes(stored, syntax, **own | tags)
+    def make(place: int, p: int = 0, **tags) -> bytes:
+        stored, own = coded(head(3000 + SOURCES.index(source), place, 64))
+        own |= {"PatientID": patients[p], "StudyInstanceUID": f"1.9.{p}", "SeriesInstanceUID": f"1.9.{p}.1"}
+        own |= {"SOPInstanceUID": f"1.9.{p}.1.{place}", "ImagePositionPatient": [0, 0, place]}
+        return slice_bytes(stored, **own | tags)
 
-    copy, wrapped = make(), "stored" if source == "ich" else "rejected: values beyond any tissue"  # mended there alone
-    pixels = pydicom.dcmread(io.BytesIO(make())).PixelData
-    stream = encode(coded(head(4000, 10, 64, (size, size)))[0], 12, uid.JPEGLosslessSV1)
-    quiet = stream[: len(stream) // 2] + b"\xff\xd9" + stream[len(stream) // 2 + 2 :]  # GDCM invents what follows
-    other = {"StudyInstanceUID": "1.9.2", "SeriesInstanceUID": "1.9.2.1"}
     files = {
-        "duplicate_a.dcm": (copy, "stored"),
-        "duplicate_b.dcm": (copy, "stored"),
-        "twin_a.dcm": (make(PixelData=pixels), "stored"),
-        "twin_b.dcm": (make(PixelData=pixels, PatientID=twin, **other), "stored"),
-        "no_slope": (make(RescaleSlope=None), "stored"),
-        "wrapped.dcm": (make(coding={"wrapped": True, "intercept": 0}), wrapped),
-        "short.dcm": (make(PixelData=pixels[:-2]), "rejected: short pixel data"),
-        "quiet.dcm": (make("jpeg lossless 70", PixelData=encapsulate([quiet])), "rejected: damaged stream"),
-        "nobody.dcm": (make(PatientID="", StudyInstanceUID=""), "rejected: no patient"),
-        "no_permission.dcm": (make(), "stored"),
-        "mip.dcm": (make(ImageType=["DERIVED", "SECONDARY", "AXIAL", "MIP"]), "other: derived picture"),
+        "duplicate_a.dcm": (make(0), "stored"),
+        "duplicate_b.dcm": (make(0), "stored"),
+        "twin_a.dcm": (make(1), "stored"),
+        "twin_b.dcm": (make(1, 1), "stored"),
+        "no_slope": (make(2, RescaleSlope=None), "stored"),
+        "short.dcm": (make(3, PixelData=bytes(100)), "rejected: short pixel data"),
+        "nobody.dcm": (make(4, PatientID="", StudyInstanceUID=""), "rejected: no patient"),
+        "mip.dcm": (make(5, ImageType=["DERIVED", "SECONDARY", "AXIAL", "MIP"]), "other: derived picture"),
         "more.tar": (bytes(10240), "other: side file: archive"),
+        "escape.zip!inside.dcm": (make(6), "stored"),
+        "escape.zip!../evil.dcm": (make(7), "rejected: zip entry leaves its folder"),
     }
     for name, (content, _) in files.items():
-        (root / name).write_bytes(content)
-    fates = {name: fate for name, (_, fate) in files.items()}
-    (root / "no_permission.dcm").chmod(0)
-    if not os.access(root / "no_permission.dcm", os.R_OK):
-        fates["no_permission.dcm"] = "rejected: unreadable"
+        _write(root, name, content)
     (root / "loop").symlink_to(".", target_is_directory=True)
-    return fates | {"loop": "rejected: symlink loop"} | _faulty_zips(root, make)
-
-
-def _faulty_zips(root: Path, make: Callable[..., bytes]) -> dict[str, str]:
-    with zipfile.ZipFile(root / "escape.zip", "w") as archive:
-        for member in ("inside.dcm", "../evil.dcm"):
-            archive.writestr(member, make())
-    with zipfile.ZipFile(root / "damaged.zip", "w") as archive:
-        archive.writestr("damaged.dcm", make())
-        end = archive.start_dir
-    content = bytearray((root / "damaged.zip").read_bytes())
-    content[end - 100] ^= 0xFF  # of the pixels: only the checksum can tell
-    (root / "damaged.zip").write_bytes(content)
-    return {
-        "escape.zip!inside.dcm": "stored",
-        "escape.zip!../evil.dcm": "rejected: zip entry leaves its folder",
-        "damaged.zip!damaged.dcm": "rejected: damaged zip",
-    }
+    return {name: fate for name, (_, fate) in files.items()} | {"loop": "rejected: symlink loop"}
 
 
 if __name__ == "__main__":
