@@ -365,7 +365,7 @@ def decodings(monkeypatch):
 
 def photographs(root, size=8):
     files = sorted(root.iterdir())
-    return images.Photographs(images.Files(files), range(len(files)), size)
+    return images.Photographs(images.Encoded(files), range(len(files)), size)
 
 
 def pixels(root, size=8):

@@ -97,18 +97,16 @@ def _split(root: Path, files: list[Path]) -> dict[str, list[Path]]:
             )
     else:
         for own in parts.values():
-            if deeper := [depth for depth, folder in enumerate(own[:-1]) if folder.lower() in ALIKE]:
-                raise ValueError(_lies_deeper(root, own, deeper[0]))
+            for depth, folder in enumerate(own[:-1]):
+                if folder.lower() in ALIKE:
+                    above = root.joinpath(*own[:depth])
+                    raise ValueError(
+                        f"`root`: expected folders train, val and test in {root}, or none of the kind anywhere below, "
+                        f"found {above / folder}: if that is a split, call it so and give `dataset.root={above}`, "
+                        "else rename it"
+                    )
         split_of = {path: _hash_split("/".join(own)) for path, own in parts.items()}
     return {split: [path for path in files if split_of[path] == split] for split in SPLITS}
-
-
-def _lies_deeper(root: Path, parts: tuple[str, ...], depth: int) -> str:
-    found = f"`root`: expected folders train, val and test in {root}, or none of the kind anywhere below"
-    if depth == 0:
-        return f"{found}, found {parts[0]}: rename it"
-    folder = root.joinpath(*parts[:depth])
-    return f"{found}, found {folder / parts[depth]}: if that is a split, give `dataset.root={folder}`, else rename it"
 
 
 def _hash_split(relative: str) -> str:

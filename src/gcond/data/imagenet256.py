@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from gcond.data import folders
 from gcond.data.checksums import of_listing, parquet_files, photo_folder
-from gcond.data.images import IN_MEMORY_BYTES, Files, Photographs, check_size, held_or_kept
+from gcond.data.images import IN_MEMORY_BYTES, Encoded, Photographs, check_size, held_or_kept
 from gcond.data.intensity import Intensity
 from gcond.data.splits import Splits
 from gcond.files import read_object, sha256
@@ -30,11 +30,11 @@ _PARQUET = ("train", "validation")  # of the published splits those with labels
 Rows = TypeVar("Rows", range, list[str | None])
 
 
-class EncodedPhotos:
-    """The column `image` of Parquet files, row after row, as encoded bytes; opened when the first is asked for."""
+class EncodedPhotos(Encoded):
+    """The column `image` of Parquet files, row after row; opened when the first is asked for."""
 
     def __init__(self, files: list[Path]) -> None:
-        self.files = files
+        super().__init__(files)
         self._ends = np.cumsum([_rows(file) for file in files])
 
     def __len__(self) -> int:
@@ -81,7 +81,7 @@ def load(root: str | Path | None, image_size: int) -> Splits:
     else:
         folder = folders.read(root)
         splits = {
-            split: Photographs(Files(own), range(len(own)), image_size, enlarges=True)
+            split: Photographs(Encoded(own), range(len(own)), image_size, enlarges=True)
             for split, own in folder.splits.items()
         }
         listing, groups, passed_over = folder.files, folder.classes, folder.passed_over
@@ -142,7 +142,7 @@ def _say(
 
 def _labels(parquet: list[Path]) -> dict[str, list[str]] | None:
     train, validation = published = _published(parquet)
-    if any("label" not in _schema(file).names for files in published for file in files):
+    if any("label" not in _footer(file).schema_arrow.names for files in published for file in files):
         return None
     found = {"train": _label_column(train)} | _halves(_label_column(validation))
     return None if any(label is None for own in found.values() for label in own) else found
@@ -169,18 +169,18 @@ def _reading(file: Path) -> Iterator[None]:
         raise ValueError(f"`root`: {file} cannot be read: {error}; fetch it again") from error
 
 
-def _schema(file: Path) -> pa.Schema:
+def _footer(file: Path) -> pq.ParquetFile:
     with _reading(file):
-        return pq.read_schema(file)
+        return pq.ParquetFile(file)
 
 
 def _rows(file: Path) -> int:
-    schema = _schema(file)
+    footer = _footer(file)
+    schema = footer.schema_arrow
     image = schema.field("image").type if "image" in schema.names else None
     if not isinstance(image, pa.StructType) or image.get_field_index("bytes") < 0:
         raise ValueError(f"`root`: {file} has no column image = struct{{bytes, path}}, found {', '.join(schema.names)}")
-    with _reading(file):
-        return pq.read_metadata(file).num_rows
+    return footer.metadata.num_rows
 
 
 def _read(files: list[Path], column: str) -> pa.Table:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -55,18 +55,8 @@ class TensorImages:
         return self.images[index]
 
 
-class Encoded(Protocol):
-    """Photographs as bytes; `name` says where one of them lies."""
-
-    files: list[Path]
-
-    def __getitem__(self, row: int) -> bytes: ...
-
-    def name(self, row: int) -> str: ...
-
-
-class Files:
-    """A photograph in each file."""
+class Encoded:
+    """Photographs as bytes: here one in each file."""
 
     def __init__(self, files: list[Path]) -> None:
         self.files = files
@@ -75,6 +65,7 @@ class Files:
         return self.files[row].read_bytes()
 
     def name(self, row: int) -> str:
+        """Where it lies."""
         return str(self.files[row])
 
 
