@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 START_OF_FRAME = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7}
+LEFT_NEIGHBOUR = 1  # predictor of table H.1
 HUFFMAN_TABLES, RESTART_INTERVAL, START_OF_SCAN, END_OF_IMAGE = 0xC4, 0xDD, 0xDA, b"\xff\xd9"
 
 
@@ -51,10 +52,11 @@ def lossless_jpeg_fits(frame: bytes, decoded: np.ndarray) -> bool:
 
     libjpeg goes on, with a word on stderr at most, where a stream is damaged: it loses its place, and runs out of bits
     or has some left. `decoded` [R, C] is what it made of the stream. Up to 15 bits of padding, all alike, may be left.
-    Not seen: damage that takes as many bits as what it replaced. Streams with restart intervals are let pass.
+    Not seen: damage that takes as many bits as what it replaced. Streams with restart intervals, or another
+    predictor than the left neighbour, which nearly all have, are let pass.
     """
     code_bits = np.zeros(17, np.int64)
-    precision = scan = predictor = transform = 0
+    precision = scan = transform = 0
     for marker, place in _segments(frame):
         if marker == HUFFMAN_TABLES:
             counts = frame[place + 1 : place + 17]
@@ -68,7 +70,9 @@ def lossless_jpeg_fits(frame: bytes, decoded: np.ndarray) -> bool:
         elif marker in START_OF_FRAME:
             precision = frame[place]
         elif marker == START_OF_SCAN:
-            predictor, transform = frame[place + 3], frame[place + 5] & 15
+            if frame[place + 3] != LEFT_NEIGHBOUR:
+                return True
+            transform = frame[place + 5] & 15
             scan = place - 2 + unpack_from(">H", frame, place - 2)[0]
     coded = frame[scan : frame.rfind(END_OF_IMAGE)].rstrip(b"\xff")
     stuffed = coded.count(b"\xff\x00")
@@ -77,7 +81,7 @@ def lossless_jpeg_fits(frame: bytes, decoded: np.ndarray) -> bool:
     mask = np.uint16((1 << precision) - 1)
     values = (decoded.astype(np.uint16) & mask) >> transform
     bits = (code_bits + EXTRA_BITS).astype(np.uint8)[CATEGORY]
-    taken = int(bits[_differences(values, predictor, 1 << precision - transform - 1)].sum(dtype=np.int64))
+    taken = int(bits[_differences(values, 1 << precision - transform - 1)].sum(dtype=np.int64))
     left = 8 * (len(coded) - stuffed) - taken
     if not 0 <= left < 16:
         return False
@@ -85,27 +89,12 @@ def lossless_jpeg_fits(frame: bytes, decoded: np.ndarray) -> bool:
     return padding in (0, (1 << left) - 1)
 
 
-def _differences(values: np.ndarray, predictor: int, start: int) -> np.ndarray:
-    """uint16, modulo 65536, from the prediction of T.81 table H.1; the first row predicts from the left, the first
-    column from above."""
+def _differences(values: np.ndarray, start: int) -> np.ndarray:
+    """uint16, modulo 65536, from the left neighbour; the first column from above, the first pixel from `start`."""
     result = np.empty(values.shape, np.uint16)
     result[0, 0] = int(values[0, 0]) - start & 0xFFFF
-    np.subtract(values[0, 1:], values[0, :-1], out=result[0, 1:])
     np.subtract(values[1:, 0], values[:-1, 0], out=result[1:, 0])
-    if predictor == 1:  # the usual one, and quicker so
-        np.subtract(values[1:, 1:], values[1:, :-1], out=result[1:, 1:])
-        return result
-    wide = values.astype(np.int32)
-    left, above, corner = wide[1:, :-1], wide[:-1, 1:], wide[:-1, :-1]
-    prediction = {
-        2: lambda: above,
-        3: lambda: corner,
-        4: lambda: left + above - corner,
-        5: lambda: left + (above - corner >> 1),
-        6: lambda: above + (left - corner >> 1),
-        7: lambda: left + above >> 1,
-    }[predictor]()
-    result[1:, 1:] = wide[1:, 1:] - prediction & 0xFFFF
+    np.subtract(values[:, 1:], values[:, :-1], out=result[:, 1:])
     return result
 
 

@@ -2,10 +2,9 @@
 
 import json
 
-import pyarrow as pa
 import pytest
 from archive.header import pseudonym
-from archive.labels import check_fit, read_labels
+from archive.labels import read_labels
 from archive.listing import walk
 
 from gcond.data.store import LABELS
@@ -82,11 +81,3 @@ def test_a_table_that_is_passed_over_is_named(tmp_path, content, why):
 def test_a_damaged_table_is_an_error_that_names_the_row(tmp_path, line, why):
     with pytest.raises(ValueError, match=why):
         read(tmp_path, f"{PLAIN}{line}\n".encode())
-
-
-def test_labels_of_other_slices_are_an_error():
-    table = pa.table({"sop": ["ich-1", "ich-2"]})
-    check_fit(table, ["ich-2", "ich-3"])
-    check_fit(table, [])
-    with pytest.raises(ValueError, match=r"`--ich`: labels of 2 slices were read, and none is of the 1 slices found"):
-        check_fit(table, ["ich-3"])
