@@ -10,14 +10,12 @@ links; a copy where the file system refuses), a subset is written anew, without 
 CLONE holds JPEG files: train/CLASS/x.jpg and val/CLASS/x.jpg, or CLASS_name.JPEG, where CLASS is a WordNet id such as
 n01440764. They are written as Parquet, at --size pixels (docs/data.md).
 
-About a quarter of an hour of one core for the 1,331,167 labelled images, shared by `--workers`. ImageNet's terms
-(non-commercial research) are yours to accept.
+About a quarter of an hour for the 1,331,167 labelled images. ImageNet's terms (non-commercial research) are yours to
+accept.
 """
 
 import argparse
-import os
 import sys
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +35,9 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--subset", type=int, metavar="N", help="N training images of each class")
     parser.add_argument("--subset-validation", type=int, metavar="M", help="M validation images of each class")
     parser.add_argument("--seed", type=int, help="which images (default 0); a larger N contains a smaller one")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: cores)")
     parser.add_argument("--allow-partial", action="store_true", help="accept other counts, and report them")
     arguments = parser.parse_args(words)
-    for name in ("size", "subset", "subset_validation", "workers"):
+    for name in ("size", "subset", "subset_validation"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, found {value}")
@@ -49,16 +46,13 @@ def main(words: list[str] | None = None) -> int:
     options = vars(arguments) | {"seed": arguments.seed or 0}
     try:
         prepare(**options) if any((arguments.root / "data").glob("*.parquet")) else converted(**options)
-    except BrokenProcessPool:
-        print("error: a worker died (out of memory?); try `--workers 1`", file=sys.stderr)
-        return 1
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def converted(workers: int, allow_partial: bool, **options: Any) -> None:
+def converted(allow_partial: bool, **options: Any) -> None:
     from imagenet.clone import convert, print_converted  # takes seconds, since it imports timm
 
     facts = convert(**options)

@@ -10,17 +10,19 @@ memory, takes the pool with it: the shards under way are gone through file by fi
 
 import contextlib
 import json
+import multiprocessing
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import worker
 from archive import header, pixels
 from archive.listing import Entry, read_shard
 from write_store import write_shard
@@ -28,7 +30,7 @@ from write_store import write_shard
 from gcond.data import store, windows
 from gcond.files import write_atomically, write_json
 
-CONTEXT = get_context("spawn")  # not forked: this process has used threads (Arrow)
+CONTEXT = multiprocessing.get_context("spawn")  # not forked: this process has used threads (Arrow)
 TASKS_PER_PROCESS = 64  # a decoder that leaks is replaced
 DEATHS = (BrokenProcessPool, MemoryError)
 KILLER = "kills the decoder"
@@ -213,6 +215,15 @@ def _first_death(stage: Stage, job: Job, entries: list[Entry]) -> int | None:
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(
-        workers, mp_context=CONTEXT, initializer=worker.begin, max_tasks_per_child=TASKS_PER_PROCESS
-    )
+    return ProcessPoolExecutor(workers, mp_context=CONTEXT, initializer=_begin, max_tasks_per_child=TASKS_PER_PROCESS)
+
+
+def _begin() -> None:
+    """A parent that is killed leaves nobody behind, one that is stopped is not interrupted in what its workers do."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -1,16 +1,13 @@
 """The folder that is made beside its place, then renamed; or found there and compared.
 
-Each file goes its own way in a process of a pool: every image of it is checked, then it is linked or written anew.
+Every image of a file is checked, then the file is linked, or its kept rows are written anew.
 """
 
 import json
-import multiprocessing
 import os
 import platform
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -18,9 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import worker
 from imagenet import source
-from imagenet.source import Finding
+from imagenet.source import Finding, SourceFile
 from tqdm import tqdm
 
 from gcond.files import folder_atomically, sha256, write_json
@@ -29,53 +25,46 @@ FORMAT_VERSION = 1
 ROW_GROUP = 1000  # rows: a reader need not hold more at once
 
 
-class Job(NamedTuple):
-    """One file's way through a worker. `keep` [k]: rows of the file, ascending; None is all, linked.
-    `size`: the pixels of a side."""
-
-    source: Path
-    target: Path
-    split: str
-    keep: np.ndarray | None
-    size: int
-
-
 class Outcome(NamedTuple):
     """`made`: linked, copied, written, or left out (no row is kept). With findings, nothing has been made."""
 
     made: str
+    split: str
+    name: str
     facts: dict
     labels: np.ndarray
     findings: list[Finding]
 
 
-def process(job: Job) -> Outcome:
-    """Check every image of a file, and link or write it."""
+def process(file: SourceFile, keep: np.ndarray | None, target: Path, size: int) -> Outcome:
+    """Check every image of a file, of `size` pixels a side, and link or write it.
+
+    `keep` [k]: its rows that are written, ascending; None is all, linked.
+    """
     findings: list[Finding] = []
     chosen: list[pa.RecordBatch] = []
     row = 0
     try:
-        for batch in source.batches(job.source):
+        for batch in source.batches(file.path):
             for i, encoded in enumerate(batch.column("image").field("bytes")):
-                if fault := source.image_fault(encoded.as_py(), job.size):
-                    findings.append(Finding(job.split, fault, f"{job.source.name} row {row + i}"))
-            if job.keep is not None:
-                inside = job.keep[(row <= job.keep) & (job.keep < row + len(batch))] - row
+                if fault := source.image_fault(encoded.as_py(), size):
+                    findings.append(Finding(file.split, fault, f"{file.path.name} row {row + i}"))
+            if keep is not None:
+                inside = keep[(row <= keep) & (keep < row + len(batch))] - row
                 chosen.append(batch.take(pa.array(inside)))
             row += len(batch)
     except source.Damaged:
-        findings.append(Finding(job.split, "file unreadable", job.source.name))
-    if findings:
-        return Outcome("", {}, np.empty(0, int), findings)
-    if job.keep is not None and not len(job.keep):
-        return Outcome("left out", {}, np.empty(0, int), [])  # `datasets` reads no empty file
-    if job.keep is None:
-        made = _link(job.source, job.target)
-    else:
-        made = "written"
-        _write(pa.Table.from_batches(chosen), job.target)
-    labels = source.labels_of(pq.read_table(job.target, columns=["label"]))
-    return Outcome(made, facts_of(job.target, len(labels)), labels, [])
+        findings.append(Finding(file.split, "file unreadable", file.path.name))
+    made, facts, labels = "left out", {}, np.empty(0, int)  # `datasets` reads no empty file
+    if not findings and (keep is None or len(keep)):
+        if keep is None:
+            made = _link(file.path, target)
+        else:
+            made = "written"
+            _write(pa.Table.from_batches(chosen), target)
+        labels = source.labels_of(pq.read_table(target, columns=["label"]))
+        facts = facts_of(target, len(labels))
+    return Outcome(made, file.split, target.name, facts, labels, findings)
 
 
 def facts_of(path: Path, images: int) -> dict:
@@ -100,35 +89,12 @@ def _link(source: Path, target: Path) -> str:
     return "linked"
 
 
-def process_all(jobs: list[Job], rows: Mapping[Path, int], workers: int) -> dict[Path, Outcome]:
-    """Outcomes by source file. `rows` is for the progress bar, which moves file by file."""
-    outcomes = {}
-    with tqdm(total=sum(rows.values()), unit="image", smoothing=0, desc="checking") as bar:
-        if workers == 1:
-            for job in jobs:
-                outcomes[job.source] = process(job)
-                bar.update(rows[job.source])
-            return outcomes
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(min(workers, len(jobs)), context, worker.begin)
-        try:
-            futures = {pool.submit(process, job): job for job in jobs}
-            for future in as_completed(futures):
-                source = futures[future].source
-                outcomes[source] = future.result()
-                bar.update(rows[source])
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return outcomes
-
-
 def prepare(
     root: Path,
     out: Path,
     subset: int | None = None,
     subset_validation: int | None = None,
     seed: int = 0,
-    workers: int = 1,
     allow_partial: bool = False,
     size: int = 256,
 ) -> dict:
@@ -160,23 +126,23 @@ def prepare(
         files = [file for file in files if file.split != "test"]
     with folder_atomically(out) as building:
         (building / "data").mkdir()
-        jobs = [
-            Job(file.path, building / "data" / file.path.name, file.split, keep, size)
-            for file, keep in zip(files, source.kept_rows(files, subset, subset_validation, seed), strict=True)
+        kept = source.kept_rows(files, subset, subset_validation, seed)
+        outcomes = [
+            process(file, keep, building / "data" / file.path.name, size)
+            for file, keep in tqdm(list(zip(files, kept, strict=True)), desc="checking", unit="file", disable=None)
         ]
-        outcomes = process_all(jobs, {file.path: len(file.labels) for file in files}, workers)
-        refuse([finding for job in jobs for finding in outcomes[job.source].findings])
-        facts = _facts(settings, differing, jobs, outcomes)
+        refuse([finding for outcome in outcomes for finding in outcome.findings])
+        facts = _facts(settings, differing, outcomes)
         write_json(building / "facts.json", facts)
-    _print_made(out, facts, list(outcomes.values()))
+    _print_made(out, facts, outcomes)
     return facts
 
 
-def _facts(settings: dict, differing: list[str], jobs: list[Job], outcomes: Mapping[Path, Outcome]) -> dict:
-    made = [job for job in jobs if outcomes[job.source].facts]
+def _facts(settings: dict, differing: list[str], outcomes: list[Outcome]) -> dict:
+    made = [outcome for outcome in outcomes if outcome.facts]
     labels = {
-        split: np.concatenate([outcomes[job.source].labels for job in made if job.split == split])
-        for split in dict.fromkeys(job.split for job in made)
+        split: np.concatenate([outcome.labels for outcome in made if outcome.split == split])
+        for split in dict.fromkeys(outcome.split for outcome in made)
     }
     for split, wanted in (("train", settings["subset"]), ("validation", settings["subset_validation"])):
         if wanted and (fewer := int((np.bincount(labels[split], minlength=source.CLASSES) < wanted).sum())):
@@ -186,7 +152,7 @@ def _facts(settings: dict, differing: list[str], jobs: list[Job], outcomes: Mapp
         "counts": {split: len(found) for split, found in labels.items()},
         "classes": {split: len(np.unique(source.valid(found))) for split, found in labels.items()},
         "deviations": differing,
-        "files": {f"data/{job.target.name}": outcomes[job.source].facts for job in made},
+        "files": {f"data/{outcome.name}": outcome.facts for outcome in made},
     }
 
 
