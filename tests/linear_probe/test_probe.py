@@ -70,20 +70,15 @@ def test_height_is_ranked_within_a_volume():
 
 def test_a_store_gives_heights_in_the_order_of_its_images(tmp_path):
     """Pixels say which slice is which; volumes have other spacings."""
-    rows = {}
-    for split, names in (("train", "ab"), ("validation", "c"), ("test", "d")):
-        slices = [(name, z) for name in names for z in range(3)]
-        rows[split] = {
-            "pixels": [np.full((256, 256), 1000 + 10 * ord(name) + z, "<u2").tobytes() for name, z in slices],
-            "source": ["made"] * len(slices),
-            "patient": [name for name, _ in slices],
-            "z": [z for _, z in slices],
-            "rows": [256] * len(slices),
-            "cols": [256] * len(slices),
-            "spacing_z_mm": [2.0 if name == "a" else 5.0 for name, _ in slices],
-            "spacing_xy_mm": [0.5] * len(slices),
-        }
-    write(tmp_path / "ct", rows, {"title": "CT", "patients": {}, "missing_packages": []})
+    splits = {"a": "train", "b": "train", "c": "validation", "d": "test"}
+    slices = [
+        {"split": split, "pixels": np.full((256, 256), 1000 + 10 * ord(name) + z, "<u2").tobytes(), "source": "made",
+         "patient": name, "z": z, "rows": 256, "cols": 256, "spacing_z_mm": 2.0 if name == "a" else 5.0,
+         "spacing_xy_mm": 0.5}
+        for name, split in splits.items()
+        for z in range(3)
+    ]  # fmt: skip
+    write(tmp_path / "ct", slices, {"title": "CT", "patients": {}, "missing_packages": []})
     for dataset in ("ct", "headneck"):
         cfg = config(f"dataset={dataset}", f"dataset.root={tmp_path}/ct")
         turn, tall = tasks(cfg.dataset, {"train": [1, 2, 5], "val": [0, 1, 2], "test": [0, 2]})

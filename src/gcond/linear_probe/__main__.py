@@ -107,8 +107,7 @@ def todo(results: Path, runs: Path, datasets: Sequence[str] | None, every: bool)
     if datasets:
         done = done[done.dataset.isin(datasets)]
     model = done.model.iloc[0] if done.model.nunique() == 1 else PAPER_MODEL
-    of_table2 = (done.model == model) & (done.loss == "l1_ssim") & (done.weights == "") & (done.rest == "")
-    chosen = done if every else done[of_table2]
+    chosen = done if every else done[(done.model == model) & (done.setting == "")]
     left = chosen.loc[[not _recorded(results, run.log, run.hash) for run in chosen.itertuples()]]
     print(f"{len(chosen)} finished runs, {len(chosen) - len(left)} recorded in {results}, {len(left)} to probe")
     if len(chosen) < len(done):
