@@ -176,7 +176,7 @@ def test_cuda_decides_where_it_has_rounds_enough(tmp_path):
     gpu = about | {"device": "H200", "value": 0.5, "low": 0.49, "high": 0.51, "n": 3}
     for rounds, deciding in ((3, "CPU"), (6, "H200")):
         bench.add(tmp_path, [cpu, gpu | {"n": rounds}])
-        found = costs.half_of_sequential(pd.DataFrame(), tmp_path, {"wants": "< 0.55"})
+        found = costs.step_time(pd.DataFrame(), tmp_path, facts("claims")["S1"]["special"]["step_time"])
         assert [row["label"] for row in found if row["wants"]] == [f"Table 3, fp32, {deciding}"]
 
 

@@ -6,7 +6,7 @@ The unit is a round, a plan or a step, not a seed. `claim`: the parameters of th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -40,37 +40,25 @@ def _bench(results: Path, *names: str) -> pd.DataFrame:
     return rows[rows.bench.isin(names)]
 
 
-def _timed(results: Path, wants: Callable[[pd.Series], str]) -> list[Row]:
-    """Ratios of step times. Those of CUDA decide where they have FEWEST rounds, else those of the CPU."""
+def step_time(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -> list[Row]:
+    """Ratios of step times, of the `rows` of the claim. `wants` is one for CPU and CUDA or one for each. Rows of CUDA
+    decide where they have FEWEST rounds, else those of the CPU."""
     rows = _bench(results, "table3", "table4").query("quantity == 'time' and unit == 'ratio'")
-    cuda = ~rows.device.str.startswith("CPU")
-    enough = rows[cuda & (rows.n >= FEWEST)]
-    decides = enough if len(enough) else rows[~cuda] if (~cuda).any() else rows
-    return [
-        {
-            "label": ", ".join(filter(None, (f"Table {row.bench[-1]}", row.precision, row.case, row.device))),
-            "dataset": row.dataset, "model": row.model, "ours": row.strategy, "theirs": row.against,
-            "measure": "step_time", "unit": "ratio", "n": int(row.n), "effect": row.value, "low": row.low,
-            "high": row.high, "wants": wants(row) if at in decides.index else "", "how": "normal",
-        }
-        for at, row in rows.iterrows()
-    ]  # fmt: skip
-
-
-def half_of_sequential(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -> list[Row]:
-    """GCond stochastic against sequential. The published form, a forward pass a task, decides."""
-    forms = {"gcond_sequential_per_task": claim["wants"], SEQUENTIAL: ""}
-    found = _timed(results, lambda row: str(forms.get(row.against, "")))
-    return [row for row in found if row["ours"] == STOCHASTIC and row["theirs"] in forms]
-
-
-def throughput(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -> list[Row]:
-    def wants(row: pd.Series) -> str:
-        key = ("cpu" if row.device.startswith("CPU") else "cuda") if row.strategy == STOCHASTIC else "peers"
-        return str(claim[key])
-
-    found = _timed(results, wants)
-    return [row for row in found if row["ours"] in (STOCHASTIC, *PEERS) and row["theirs"] == BASELINE]
+    cpu = rows.device.str.startswith("CPU")
+    deciding = ~cpu & (rows.n >= FEWEST)
+    deciding = deciding if deciding.any() else cpu if cpu.any() else ~cpu
+    asked = {(one["strategy"], one["against"]): one.get("wants", "") for one in claim["rows"]}
+    found = []
+    for row, on_cpu, decides in zip(rows.itertuples(), cpu, deciding, strict=True):
+        wants = asked.get((row.strategy, row.against))
+        if wants is not None:
+            wants = wants["cpu" if on_cpu else "cuda"] if isinstance(wants, dict) else wants
+            label = ", ".join(filter(None, (f"Table {row.bench[-1]}", row.precision, row.case, row.device)))
+            found.append({"label": label, "dataset": row.dataset, "model": row.model, "ours": row.strategy,
+                          "theirs": row.against, "measure": "step_time", "unit": "ratio", "n": int(row.n),
+                          "effect": row.value, "low": row.low, "high": row.high, "wants": wants if decides else "",
+                          "how": "normal"})  # fmt: skip
+    return found
 
 
 def memory_against_window_and_tasks(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -> list[Row]:
@@ -107,19 +95,18 @@ def _third_task(plans: pd.DataFrame) -> tuple[float, float] | None:
 
 def base_in_16_gb(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -> list[Row]:
     """Planned: over data, image sizes, precisions and how long the graph lives, the case that is best for the claim."""
-    plans = _bench(results, "memory")
-    plans = plans[(plans.model == "convnextv2_base") & plans.case.str.startswith("16GB")]
+    plans = _bench(results, "memory").query("model == 'convnextv2_base' and case.str.startswith('16GB')")
     ours = plans[(plans.strategy == STOCHASTIC) & (plans.quantity == "largest_micro_batch")].value
     peers = plans[plans.strategy.isin(["pcgrad", "cagrad"]) & ~plans.case.str.contains("bfloat16")]
     peaks = peers[peers.quantity == "peak_at_1"].value
     if ours.empty or peaks.empty:
         return []
     about = {"label": "16 GB", "model": "convnextv2_base"}
-    largest = exactly(0.0 if ours.isna().all() else ours.max(), claim["micro_batch"])
-    peak = exactly(peaks.max() * MB / 1e9, claim["peak"])
+    largest = {"ours": STOCHASTIC, "measure": "largest_micro_batch", "unit": "images"}
+    peak = {"ours": "pcgrad, cagrad", "measure": "peak_at_micro_batch_1", "unit": "GB"}
     return [
-        about | {"ours": STOCHASTIC, "measure": "largest_micro_batch", "unit": "images"} | largest,
-        about | {"ours": "pcgrad, cagrad", "measure": "peak_at_micro_batch_1", "unit": "GB"} | peak,
+        about | largest | exactly(ours.fillna(0).max(), claim["micro_batch"]),
+        about | peak | exactly(peaks.max() * MB / 1e9, claim["peak"]),
     ]
 
 

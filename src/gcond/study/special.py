@@ -355,7 +355,7 @@ def ratio(ours: np.ndarray, theirs: np.ndarray) -> Row:
 
 SPECIAL: dict[str, Callable[[pd.DataFrame, Path, Mapping[str, Any]], list[Row]]] = {
     each.__name__: each
-    for each in (costs.half_of_sequential, costs.throughput, costs.memory_against_window_and_tasks,
+    for each in (costs.step_time, costs.memory_against_window_and_tasks,
                  costs.base_in_16_gb, costs.bfloat16_in_one_step, noise, gradops,
                  larger_network, linear_probes, against_static, frozen_weights)
 }  # fmt: skip
