@@ -185,7 +185,7 @@ def test_labels_that_do_not_exist_or_are_not_needed_are_refused(monkeypatch: pyt
     shown, drawn = given.drawn(raw, [2, 1], torch.Generator())
     assert torch.equal(shown, raw)
     assert drawn.tolist() == [1, 0]
-    assert given.fixed(data.val, "val", [0])[1].tolist() == [1]
+    assert given.fixed(data.val, "val")[1].tolist() == [1]
     with pytest.raises(ValueError, match=r"expected classes of training images, found also dog"):
         Given({"train": ["cat"], "val": ["dog"]})
     with pytest.raises(ValueError, match=r"expected rotation, since imagenet256 has no labels"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -18,7 +19,7 @@ from gcond.engine.evaluate import Best, EvaluationSet, Scores, baseline_scores, 
 from gcond.engine.loggers import SafeLogger, logger_of
 from gcond.engine.metrics_log import PICTURE, MetricsLog, Record
 from gcond.engine.probes import GradientProbe, activations
-from gcond.engine.process import Interrupt, Interrupted, StopOrCheckpoint, rank
+from gcond.engine.process import Interrupt, Interrupted, rank
 from gcond.engine.reconstructions import Reconstructions
 from gcond.engine.run_folder import RunFolder, resolved
 from gcond.engine.run_report import RunReport
@@ -155,7 +156,7 @@ def _train(cfg: DictConfig, folder: RunFolder, logger: SafeLogger, report: RunRe
             for each in (logbook.write, logger.log, progress.log):
                 each(record)
 
-        stop = StopOrCheckpoint(interrupt, cfg.checkpoint_minutes, team)
+        saved = time.monotonic()
         for step in range(state.step, schedule.total_steps):
             log({"kind": "step", **trainer.step(step)})
             epoch, rest = divmod(step + 1, steps_per_epoch)
@@ -163,11 +164,12 @@ def _train(cfg: DictConfig, folder: RunFolder, logger: SafeLogger, report: RunRe
                 for callback in (score, examine, draw, judge):
                     for record in callback(epoch, step + 1):
                         log(record)
-            due, signal = stop()
+            late = time.monotonic() - saved >= 60 * cfg.checkpoint_minutes
+            due, signal = team.most([int(late), interrupt.number])  # the same in every process
             if rest == 0 or due or signal:
                 logbook.to_disk()
                 checkpoint.save(State(step + 1, batches.position, logbook.size, *report.spent()))
-                stop.saved()
+                saved = time.monotonic()
             if signal:
                 raise Interrupted(signal)
         if team.main:

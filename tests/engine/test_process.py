@@ -9,12 +9,9 @@ from contextlib import suppress
 from types import FrameType
 
 import pytest
-import torch
 from engine.attempts import PROCESSES
 
-from gcond.engine.distributed import World
-from gcond.engine.process import SIGNALS, Interrupt, Interrupted, StopOrCheckpoint, leave_to_the_parent
-from gcond.strategy.processes import SingleProcess
+from gcond.engine.process import SIGNALS, Interrupt, Interrupted, leave_to_the_parent
 
 EACH = pytest.mark.parametrize("which", SIGNALS)
 
@@ -147,33 +144,3 @@ def test_a_worker_lives_on_when_others_send_a_signal_and_dies_when_its_parent_do
     end.set()
     parent.join(60)
     assert parent.exitcode == 17
-
-
-class Others(World):
-    """A team in which another process has found `theirs`."""
-
-    theirs = (0, 0)
-
-    def most(self, numbers: list[int]) -> list[int]:
-        return [max(pair) for pair in zip(numbers, self.theirs, strict=True)]
-
-
-def test_a_checkpoint_is_due_some_minutes_after_the_last_one_and_what_one_process_finds_all_do(
-    clock: list[float],
-) -> None:
-    team, interrupt = Others(SingleProcess(), torch.device("cpu")), Interrupt()
-    asked = StopOrCheckpoint(interrupt, 10, team)
-    clock[0] += 599
-    assert asked() == (False, 0)
-    clock[0] += 1
-    assert asked() == (True, 0)
-    assert asked() == (True, 0)  # until there is one
-    asked.saved()
-    clock[0] += 599
-    assert asked() == (False, 0)
-    for theirs, expected in (((1, 0), (True, 0)), ((0, 15), (False, 15)), ((1, 2), (True, 2))):
-        team.theirs = theirs
-        assert asked() == expected
-    team.theirs = (0, 0)
-    interrupt.number = signal.SIGINT
-    assert asked() == (False, signal.SIGINT)

@@ -210,9 +210,9 @@ class Turns:
         labels = torch.randint(TURNS, (len(raw),), generator=draw)
         return torch.stack([turned(image, k) for image, k in zip(raw, labels.tolist(), strict=True)]), labels
 
-    def fixed(self, images: ImageSet, split: str, indices: Sequence[int]) -> tuple[ImageSet, Tensor]:
-        """The evaluation images to show, and the labels of those at `indices`, long [n]: the same in every run."""
-        return Turned(images), torch.tensor([turns_of(index) for index in indices], dtype=torch.long)
+    def fixed(self, images: ImageSet, split: str) -> tuple[ImageSet, Tensor]:
+        """The evaluation images to show, and their labels, long [n]: the same in every run."""
+        return Turned(images), torch.tensor([turns_of(index) for index in range(len(images))], dtype=torch.long)
 
 
 @dataclass(frozen=True)
@@ -244,8 +244,8 @@ class Given:
     def drawn(self, raw: Tensor, indices: Sequence[int], draw: torch.Generator) -> tuple[Tensor, Tensor]:
         return raw, self._labels["train"][list(indices)]
 
-    def fixed(self, images: ImageSet, split: str, indices: Sequence[int]) -> tuple[ImageSet, Tensor]:
-        return images, self._labels[split][list(indices)]
+    def fixed(self, images: ImageSet, split: str) -> tuple[ImageSet, Tensor]:
+        return images, self._labels[split]
 
 
 def turned(image: Tensor, k: int) -> Tensor:

@@ -49,11 +49,6 @@ def cpu_seconds() -> float:
     return sum(os.times()[:4])
 
 
-def load() -> float:
-    """Processes that compute or wait to, mean over the last minute: with more than there are cores, a run waits."""
-    return round(os.getloadavg()[0], 2)
-
-
 def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

@@ -58,15 +58,18 @@ class EvaluationSet:
     ) -> EvaluationSet:
         """`split` is val or test; thinned to `count` evenly spaced images, None for all."""
         images = getattr(data, split)
-        chosen = _evenly_spaced(len(images), count)
-        images, labels = (images, None) if labelling is None else labelling.fixed(images, split, chosen)
-        groups = None if data.groups is None else [data.groups[split][place] for place in chosen]
-        hidden = fixed_hidden(chosen, patches, mask_ratio, MASK_SEED)
-        return EvaluationSet(Subset(images, chosen), hidden, labels, groups, data.body_above)
+        places = range(len(images))
+        images, labels = (images, None) if labelling is None else labelling.fixed(images, split)
+        groups = None if data.groups is None else data.groups[split]
+        hidden = fixed_hidden(places, patches, mask_ratio, MASK_SEED)
+        return EvaluationSet(Subset(images, places), hidden, labels, groups, data.body_above).thinned(count)
 
     def thinned(self, count: int | None) -> EvaluationSet:
         """`count` evenly spaced images, with the masks that they have here; None for all."""
-        return self._at(_evenly_spaced(len(self.images), count))
+        length = len(self.images)
+        if count is None or count >= length:
+            return self
+        return self._at(torch.linspace(0, length - 1, count).round().long().tolist())
 
     def part(self, rank: int, size: int) -> EvaluationSet:
         """Every `size`-th image, from `rank` on."""
@@ -81,12 +84,6 @@ class EvaluationSet:
             labels=None if self.labels is None else self.labels[own],
             groups=None if self.groups is None else [self.groups[place] for place in own],
         )
-
-
-def _evenly_spaced(length: int, count: int | None) -> list[int]:
-    if count is None or count >= length:
-        return list(range(length))
-    return torch.linspace(0, length - 1, count).round().long().tolist()
 
 
 @torch.no_grad()

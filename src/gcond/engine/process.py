@@ -9,10 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from gcond.engine.distributed import World
+from typing import Any
 
 
 def rank() -> int:
@@ -104,22 +101,3 @@ def _end_when_told_by(parent: int) -> None:
     while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
         pass
     os._exit(0)
-
-
-class StopOrCheckpoint:
-    """Asked after every step, it answers the same in every process: (checkpoint is due, number of the signal to stop).
-
-    A checkpoint is due `minutes` after the last one.
-    """
-
-    def __init__(self, interrupt: Interrupt, minutes: float, team: World) -> None:
-        self._interrupt, self._seconds, self._team = interrupt, 60 * minutes, team
-        self.saved()
-
-    def saved(self) -> None:
-        self._last = time.monotonic()
-
-    def __call__(self) -> tuple[bool, int]:
-        late = time.monotonic() - self._last >= self._seconds
-        due, signal = self._team.most([int(late), self._interrupt.number])
-        return bool(due), signal

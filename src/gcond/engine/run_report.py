@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from datetime import UTC, datetime
@@ -66,7 +67,7 @@ class RunReport:
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         self._clock, self._cpu_clock = time.perf_counter(), devices.cpu_seconds()
-        self._load_start = devices.load()
+        self._load_start = round(os.getloadavg()[0], 2)
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -127,7 +128,7 @@ class RunReport:
             "seconds": round(seconds, 3),
             "cpu_seconds": round(cpu_seconds, 3),
             "load_start": self._load_start,
-            "load_end": devices.load(),
+            "load_end": round(os.getloadavg()[0], 2),
             "peak_memory_mb": round(devices.peak_memory_mb(self.team.device), 1),
         }
         write_json(self._folder.report, self._content | measured | results)
