@@ -15,6 +15,7 @@ from engine.runs import config
 
 from gcond.engine.run_folder import RunFolder
 from gcond.sweep import launch
+from gcond.sweep.__main__ import main as sweep_command
 from gcond.sweep.launch import Workers
 from gcond.sweep.plan import Planned
 
@@ -138,19 +139,26 @@ if sys.argv[1] == "2":
 
 
 def test_a_slurm_array_is_submitted_by_one_process(
-    runs: list[Planned], run_this: Callable[[str], None], capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, runs: list[Planned], run_this: Callable[[str], None], capfd: pytest.CaptureFixture[str]
 ) -> None:
     run_this("import sys; print(*sys.argv[1:])")
-    assert launch.submit(["seed=1,2"], runs, 7) == 0
-    said = capfd.readouterr().out.split()
-    assert said[:2] == ["--multirun", "seed=1,2"]
-    assert {"hydra/launcher=slurm", "hydra.launcher.array_parallelism=7", "progress=quiet"} <= {*said}
+    words = ["scale=smoke", "dataset=photos", "strategy=baseline", "seed=1,2", "hydra.launcher.partition=gpu"]
+    words.append(f"runs={runs[0].folder.path.parents[1]}")
+    assert (
+        sweep_command(["--launcher", "slurm", "--missing", "--results", str(tmp_path), "--jobs", "7", *words]) == 1
+    )  # the stand-in trains nothing
+    said = capfd.readouterr().out
+    assert "Plan: 2 runs, 0 finished, 2 to do" in said
+    (typed,) = [line.split() for line in said.splitlines() if line.startswith("--multirun")]
+    assert typed[1:-3] == [*words, f"recorded={tmp_path}", "hydra/launcher=slurm"]
+    assert typed[-3:] == ["hydra/hydra_logging=disabled", "hydra.launcher.array_parallelism=7", "progress=quiet"]
 
 
 PARENT = """
 import sys
 from pathlib import Path
 from gcond.sweep import launch
+from gcond.sweep.__main__ import main as sweep_command
 launch.COMMAND = (sys.executable, "-c", sys.argv[2])
 with launch.Workers(1) as pool:
     pool.start(["1"], Path(sys.argv[1]), "run")

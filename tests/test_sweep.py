@@ -62,7 +62,7 @@ def test_table2_is_60_runs_of_ten_strategies_on_two_data_sets_with_three_seeds()
     ("swept", "message"),
     [
         ("seed=11,foo", "`seed`: expected a valid integer"),
-        ("scale.accumulation_steps=2,3", "accumulation_steps`: the stochastic estimator expects a multiple"),
+        ("scale.accumulation_steps=2,3", "accumulation_steps`: expected a multiple"),
         ("device=cpu,cuda", "`device`: found 'cuda'"),
         (
             "model.name=mine model.encoder=mobilenetv3_small_050,nothing",
@@ -131,7 +131,7 @@ def test_runs_that_sweeps_share_are_counted_once(tmp_path: Path, capsys: pytest.
     """By hand: Table 2 on CT with one seed is 10 runs; O1 in train mode 6, of which 5 are Table 2's."""
     where = ["dataset=ct", "seed=11", f"runs={tmp_path / 'runs'}"]
     sweeps = {"table2": ["experiment=table2", *where], "o1": ["experiment=o1", "strategy.model_mode=train", *where]}
-    planned = plan_all(sweeps, 2, ROOT / "results", missing=False)
+    planned = plan_all(sweeps, 2, ROOT / "results")
     total, *_, table2, o1 = capsys.readouterr().out.splitlines()
     assert total == "Plan: 11 runs, 0 finished, 11 to do (0 begun, 0 failed before)"
     assert [row.split()[:4] for row in (table2, o1)] == [["table2", "10", "10", "10"], ["o1", "6", "1", "1"]]

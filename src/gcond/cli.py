@@ -213,11 +213,15 @@ def _queue(options: argparse.Namespace, more: list[str]) -> int:
 
 def _print_plan(sweeps: Sequence[Sequence[str]], options: argparse.Namespace) -> int:
     from gcond.sweep.__main__ import plan_all
+    from gcond.sweep.plan import with_paths_quoted
 
-    names = [overrides[0].removeprefix("experiment=") for overrides in sweeps]
-    named = {name if names.count(name) == 1 else " ".join(own): own for name, own in zip(names, sweeps, strict=True)}
+    recorded = [f"recorded={options.out.absolute()}"] if options.missing else []
+    planned: dict[str, list[str]] = {}
+    for overrides in sweeps:
+        name = overrides[0].removeprefix("experiment=")
+        planned[" ".join(overrides) if name in planned else name] = with_paths_quoted([*overrides, *recorded])
     results = options.out if options.missing else RECORDED
-    if plan_all(named, options.jobs, results, options.missing, here=not options.launcher) is None:
+    if plan_all(planned, options.jobs, results, here=not options.launcher) is None:
         raise ValueError("nothing was started")
     return 0
 

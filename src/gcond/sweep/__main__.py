@@ -23,17 +23,16 @@ from gcond.sweep.plan import Planned, looked_at_again, plan, print_plan, prove, 
 
 
 def plan_all(
-    sweeps: Mapping[str, Sequence[str]], jobs: int, results: Path, missing: bool, here: bool = True
+    sweeps: Mapping[str, Sequence[str]], jobs: int, results: Path, here: bool = True
 ) -> dict[str, list[Planned]] | None:
-    """Print what the sweeps, name -> overrides, will do; None, and why on stderr, where a setting is refused.
+    """Print what the sweeps, name -> overrides, will do, and how long by what is recorded below `results`.
 
-    `missing`: runs that are recorded below `results` are done. `here`: they will run on this machine.
+    `here`: they will run on this machine. None, and why on stderr, where a setting is refused.
     """
-    recorded = [f"recorded={results.absolute()}"] if missing else []
     planned = {}
     for name, overrides in sweeps.items():
         try:
-            planned[name] = plan(with_paths_quoted([*overrides, *recorded]))
+            planned[name] = plan(overrides)
             prove(planned[name], here)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             print(f"error: {f'{name}: ' if len(sweeps) > 1 else ''}{error}", file=sys.stderr)
@@ -76,14 +75,17 @@ def main(words: list[str] | None = None) -> int:
     jobs, slurm = options.jobs, options.launcher == "slurm"
     if jobs < 1:
         parser.error(f"--jobs: expected an integer >= 1, found {jobs}")
-    planned = plan_all({"": options.overrides}, jobs, options.results, options.missing, here=not slurm)
+    overrides = with_paths_quoted(options.overrides)
+    overrides += with_paths_quoted([f"recorded={options.results.absolute()}"]) if options.missing else []
+    overrides += ["hydra/launcher=slurm"] if slurm else []
+    planned = plan_all({"": overrides}, jobs, options.results, here=not slurm)
     if planned is None:
         return 2
     runs = planned[""]
     left = [run for run in runs if run.left]
     if options.plan_only:
         return 0
-    signum = (submit(with_paths_quoted(options.overrides), left, jobs) if slurm else launch(left, jobs)) if left else 0
+    signum = (submit(overrides, left, jobs) if slurm else launch(left, jobs)) if left else 0
     status = print_summary(looked_at_again(runs))
     return 128 + signum if signum else status
 

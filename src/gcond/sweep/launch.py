@@ -131,8 +131,7 @@ def launch(runs: Sequence[Planned], jobs: int) -> int:
 
 def submit(overrides: Sequence[str], runs: Sequence[Planned], jobs: int) -> int:
     """The same as one SLURM array: one process submits it and waits. A signal ends that process and no job."""
-    array = ["--multirun", *overrides, "hydra/hydra_logging=disabled", "hydra/launcher=slurm"]
-    array.append(f"hydra.launcher.array_parallelism={jobs}")
+    array = ["--multirun", *overrides, "hydra/hydra_logging=disabled", f"hydra.launcher.array_parallelism={jobs}"]
     return _work([(array, runs[0].folder.output.with_name("slurm.log"), "SLURM")], runs, 1)
 
 

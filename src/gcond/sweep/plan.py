@@ -183,7 +183,8 @@ def _composed(choices: Sequence[Sequence[str]]) -> Iterator[DictConfig]:
 
 
 def _is_plain_value(override: Override) -> bool:
-    return override.type is OverrideType.CHANGE and not (CONFIG / override.key_or_group).is_dir()
+    key = override.key_or_group
+    return override.type is OverrideType.CHANGE and not (CONFIG / key).is_dir() and not key.startswith("hydra.")
 
 
 def prove(runs: Sequence[Planned], here: bool) -> None:
