@@ -24,7 +24,7 @@ NAMED_BY = {"imagenet256": "--imagenet"}  # data set -> the option of a command 
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Of a command that measures something on the weights of finished runs and adds it to their recorded logs."""
+    """Add the options of a command that measures the weights of finished runs and adds to their recorded logs."""
     parser.add_argument("--scale", default="mini", help="folder below --runs and --results (default: mini)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of local runs, only read")
     parser.add_argument("--results", type=Path, default=OWN, help=f"folder of records (default: {OWN})")
@@ -38,12 +38,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def roots(options: argparse.Namespace) -> dict[str, Path | None]:
-    """Data set -> where the options say that its data are."""
+    """Data set -> its folder, by the options."""
     return {name: getattr(options, name) for name in STORES} | {"imagenet256": options.imagenet}
 
 
 class LoadedRun:
-    """What a folder below runs/ holds.
+    """A finished run below runs/.
 
     Args:
         path: the run's folder, which holds DONE.
@@ -84,7 +84,7 @@ class LoadedRun:
             )
 
     def model(self, state: str, data: Splits) -> tuple[MaskedAutoencoder, int]:
-        """As it was at the beginning ("initial") or in the last checkpoint ("last"), and after how many steps.
+        """The model as it began ("initial") or in the last checkpoint ("last"), and its step.
 
         Raises ValueError where the last checkpoint is gone, or of another step.
         """

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from gcond.study import figure_runs, plots, tables
-from gcond.study.methods import facts
+from gcond.study.methods import facts, look
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 SAMPLE = RESULTS / "sample"
@@ -132,11 +132,56 @@ def test_pictures_show_the_error_over_hidden_pixels_and_never_patients(tmp_path)
         plots.pictures(own)
 
 
-def test_a_panel_without_runs_is_not_drawn_and_the_caption_names_it(monkeypatch):
-    figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
-    plots.draw("figure8", RESULTS, scale="sample", lr="paper", seeds=[11])
-    axes, text = figures[0].axes, " ".join(each.get_text() for each in figures[0].texts)
+@pytest.fixture
+def drawn(monkeypatch):
+    """drawn(name, ...) -> the figure, which is not written."""
+
+    def draw(name, **choices):
+        figures = []
+        monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+        plots.draw(name, RESULTS, scale="sample", **choices)
+        return figures[0]
+
+    return draw
+
+
+def test_a_cloud_has_a_mark_for_each_run_and_a_large_one_for_their_mean(drawn):
+    runs = pd.read_csv(SAMPLE / "runs.csv", keep_default_na=False)
+    own = runs[(runs.strategy == "pcgrad") & (runs.lr == 1e-3) & runs.variant.str.contains("l1_ssim_flipped")]
+    first = drawn("conflict").axes[0]
+    small, large = (line for line in first.lines if line.get_color() == look("pcgrad")["colour"])
+    np.testing.assert_allclose(small.get_xdata(), own.best_val_l1.astype(float), rtol=1e-6)
+    np.testing.assert_allclose(small.get_ydata(), own.best_val_flipped.astype(float), rtol=1e-6)
+    assert large.get_xdata() == pytest.approx([own.best_val_l1.astype(float).mean()])
+    probe = drawn("o7", lr="paper", datasets=["ct"], seeds=[11]).axes[0]
+    log = logged("pcgrad", 11)
+    scores = log[log.kind == "linear_probe"].test_score
+    shown = next(line for line in probe.lines if line.get_label() == "PCGrad")
+    assert shown.get_ydata()[0] == pytest.approx(scores.iloc[0], rel=1e-6)
+
+
+def test_bands_are_means_of_quantiles_over_seeds(monkeypatch):
+    def log(_, run, kind):
+        numbers = {
+            f"quantiles.{end}": [run.seed * float(end)] * 2 for low, high, *_ in plots.BANDS for end in (low, high)
+        }
+        return pd.DataFrame({"epoch": [1, 2], "quantiles.0.5": [run.seed, 2.0 * run.seed], **numbers})
+
+    monkeypatch.setattr(figure_runs.Chosen, "log", log)
+    runs = pd.DataFrame({"dataset": "ct", "strategy": "baseline", "seed": [1, 3], "device": "cpu"})
+    figure = plots.bands(
+        figure_runs.Chosen("figure6", spec("figure6"), SAMPLE, runs, ["baseline"], ["ct"], "", [], SAMPLE)
+    )
+    (axes,) = figure.axes
+    assert axes.lines[0].get_xydata().tolist() == [[1, 2], [2, 4]]
+    edges = [band.get_paths()[0].get_extents() for band in axes.collections]
+    assert [(edge.y0, edge.y1) for edge in edges] == [pytest.approx((2 * float(low), 2 * float(high)))
+                                                      for low, high, *_ in plots.BANDS]  # fmt: skip
+
+
+def test_a_panel_without_runs_is_not_drawn_and_the_caption_names_it(drawn):
+    figure = drawn("figure8", lr="paper", seeds=[11])
+    axes, text = figure.axes, " ".join(each.get_text() for each in figure.texts)
     assert all(len(each.lines) > 1 for each in axes)
     assert "GCond lion" in re.search(r"Missing: (.*)", text.replace("\n", " "))[1]
     with pytest.raises(ValueError, match="figure5"):

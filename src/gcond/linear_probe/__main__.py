@@ -43,7 +43,7 @@ class Prober:
         self._controls: dict[str, dict[str, Probed]] = {}
 
     def rows(self, folder: Path) -> list[dict[str, object]]:
-        """One for every task. Raises ValueError for a run that cannot be probed."""
+        """A row of the record for every task. Raises ValueError for a run that cannot be probed."""
         run = LoadedRun(folder, self._roots, self._trusted)
         data, dataset = self._read(run), run.cfg.dataset
         images = {"train": data.train, "val": data.val, "test": data.test}
@@ -96,7 +96,7 @@ def spaced(count: int, most: int) -> list[int]:
 
 
 def todo(results: Path, runs: Path, datasets: Sequence[str] | None, every: bool) -> pd.DataFrame:
-    """The recorded runs below `runs` whose log holds no probe of them, those of one data set and seed together.
+    """The recorded runs below `runs` that are not probed yet, those of one data set and seed together.
 
     Of other models and settings than Table 2's only where `every` one is wanted.
     """

@@ -61,7 +61,7 @@ class Task:
 
 
 def tasks(dataset: DictConfig, places: Mapping[str, Sequence[int]]) -> list[Task]:
-    """Those that the data set of a run's config has; `places`: split -> which of its images are looked at."""
+    """The tasks that a run's data set allows; `places`: split -> which of its images are looked at."""
     turns = {split: np.repeat(np.arange(TURNS), len(own)) for split, own in places.items()}
     found = [classes("rotation", turns, turned=True)]
     if dataset._target_ == "gcond.data.ct.load" and (slices := ct.heights(dataset.root)) is not None:
@@ -74,7 +74,7 @@ def tasks(dataset: DictConfig, places: Mapping[str, Sequence[int]]) -> list[Task
 
 
 def classes(name: str, labels: Mapping[str, NDArray[np.generic]], turned: bool = False) -> Task:
-    """Chance: always the most frequent class of the training images."""
+    """A task with one-hot targets; chance is to answer the most frequent class of the training images."""
     names, numbers, counts = np.unique(labels["train"], return_inverse=True, return_counts=True)
 
     def score(answers: Array, split: str) -> float:
@@ -85,7 +85,7 @@ def classes(name: str, labels: Mapping[str, NDArray[np.generic]], turned: bool =
 
 
 def height(slices: Mapping[str, Sequence[NDArray[np.generic]]]) -> Task:
-    """`slices`: the volume and the height in mm of every slice, by split."""
+    """A task of `slices`: the volume and the height in mm of every slice, by split."""
 
     def score(answers: Array, split: str) -> float:
         """Mean over volumes; 0 for one whose slices all get the same answer."""
@@ -105,8 +105,8 @@ def height(slices: Mapping[str, Sequence[NDArray[np.generic]]]) -> Task:
 
 
 def encoder(model: MaskedAutoencoder) -> Describe:
-    """Of whole images: no patch is hidden. In training three quarters were, so the encoder sees another distribution,
-    as every masked autoencoder does when it is probed; BatchNorm keeps its running statistics."""
+    """The encoder's mean map of whole images. In training three quarters of the patches were hidden, so it sees another
+    distribution, as every masked autoencoder does when it is probed; BatchNorm keeps its running statistics."""
     model.eval()
 
     def describe(images: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ def encoder(model: MaskedAutoencoder) -> Describe:
 
 
 def pixels(images: Tensor) -> Tensor:
-    """[B, C, S, S] -> [B, C * 8 * 8]."""
+    """Mean colours of an 8 x 8 grid: [B, C, S, S] -> [B, C * 8 * 8]."""
     return adaptive_avg_pool2d(images, PIXELS).flatten(1)
 
 
@@ -125,7 +125,7 @@ def pixels(images: Tensor) -> Tensor:
 def features(
     describe: Describe, images: ImageSet, places: Sequence[int], intensity: Intensity, device: torch.device
 ) -> Array:
-    """[T, n, D] of the images at `places`, each turned four times."""
+    """Features [T, n, D] of the images at `places`, each turned four times."""
     batches = []
     for start in range(0, len(places), BATCH):
         raw = torch.stack([images[place] for place in places[start : start + BATCH]])
@@ -181,7 +181,7 @@ def ridge(features: Array, targets: Array, strengths: Sequence[float]) -> list[t
 
 
 def centred(values: Array, groups: NDArray[np.str_]) -> Array:
-    """Less the mean of each group's rows."""
+    """Subtract the mean of each group's rows."""
     result = values.astype(np.float64)
     for group in np.unique(groups):
         result[groups == group] -= result[groups == group].mean(0)

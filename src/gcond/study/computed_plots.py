@@ -175,7 +175,7 @@ def tradeoff_by_alpha(tradeoff: pd.DataFrame) -> Figure:
 
 
 def zones(folder: Path) -> dict[str, Figure]:
-    """Of the resolver itself: shares of the full projection, and the cosine afterwards, against the cosine before."""
+    """Shares of the full projection, and the cosine afterwards, against the cosine before, as the resolver has them."""
     samples = _read(folder / "zones.csv", "gcond study run table1")
     figure = Figure(figsize=(10.5, 6.4), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True, sharey="row")

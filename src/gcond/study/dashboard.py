@@ -98,7 +98,7 @@ def _local(runs: Path) -> list[Run]:
 
 
 def _of_folder(state: RunState) -> Run:
-    """What is known of a run; what cannot be read is said in `says`, never raised."""
+    """All that is known of a run; what cannot be read is noted in `says`, never raised."""
     folder, says = state.folder, [state.detail]
     run: Run = {"recorded": False, "scale": folder.parent.name, "name": folder.name, "state": state.state}
     run |= {"steps": state.steps, "total": state.total, "variant": None, "arm": folder.name, "curves": {}}
@@ -199,7 +199,7 @@ def _of_log(log: pd.DataFrame) -> Run:
 
 
 def _short(value: Any) -> float | None:
-    """4 significant digits; None, as in JSON, for what is not finite."""
+    """Round to 4 significant digits; None, JSON's null, for what is not finite."""
     return float(f"{float(value):.4g}") if math.isfinite(float(value)) else None
 
 

@@ -1,4 +1,4 @@
-"""What a figure is drawn from, and what stands around its panels: title, legend, caption."""
+"""The runs that a figure is drawn from, and what stands around its panels: title, legend, caption."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def choose(name: str, spec: dict[str, Any], folder: Path, lr: float | str | None
 
 
 def ordered_datasets(there: Iterable[str]) -> list[str]:
-    """As in methods.yaml; data sets that it does not know come last."""
+    """Data sets in the order of methods.yaml; those that it does not know come last."""
     known = list(facts("methods")["datasets"])
     return sorted(set(there), key=lambda one: (known.index(one) if one in known else len(known), one))
 
@@ -90,7 +90,7 @@ def usual_rate(runs: pd.DataFrame) -> float:
 
 
 def absent(runs: pd.DataFrame, arms: Sequence[str], shown: list[str], families: Iterable[str]) -> list[str]:
-    """What of a figure was not run, in words."""
+    """The missing runs of a figure, in words."""
     found = [f"no run on {each}" for each in families if each not in map(family, shown)]
     counts = runs.groupby(["dataset", "strategy"]).seed.nunique().unstack(0).reindex(arms).fillna(0).astype(int)
     for dataset in shown:
@@ -108,12 +108,12 @@ def family(dataset: str) -> str:
 
 
 def written(lr: float) -> str:
-    """2e-4"""
+    """A learning rate as 2e-4."""
     return np.format_float_scientific(lr, trim="-", exp_digits=1)
 
 
 def finish(figure: Figure, chosen: Chosen, reading: str) -> Figure:
-    """Title, one legend below all panels, and below it the caption."""
+    """Add the title, one legend below all panels, and below it the caption."""
     seeds = chosen.runs.groupby(["dataset", "strategy"]).seed.nunique()
     count = f"{seeds.min()} to {seeds.max()}" if seeds.min() < seeds.max() else str(seeds.max())
     scale = chosen.folder.name
@@ -130,7 +130,7 @@ def finish(figure: Figure, chosen: Chosen, reading: str) -> Figure:
 
 
 def frame(figure: Figure, title: str, where: str, caption: str, order: Iterable[str] = ()) -> Figure:
-    """Title, legend with the labels of `order` first, and caption; the figure grows by what they need."""
+    """Add title, legend (labels of `order` first) and caption; the figure grows by what they need."""
     width, height = figure.get_size_inches()
     found: dict[str, Any] = {}
     for axes in figure.axes:

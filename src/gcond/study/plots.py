@@ -74,7 +74,7 @@ def draw(
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    """As PNG without a date: the same records give the same bytes."""
+    """Write a PNG without a date, so that the same records give the same bytes."""
     write_atomically(path, lambda to: figure.savefig(to, dpi=100, metadata={"Software": None}))
     return path
 
@@ -158,7 +158,7 @@ def binned(log: pd.DataFrame, bins: int) -> pd.DataFrame:
 
 
 def _ordered(points: pd.DataFrame, chosen: Chosen, **orders: list[str]) -> pd.DataFrame:
-    """Without gaps; groups come in the order of the figure."""
+    """Drop gaps, and order groups as the figure does."""
     for name, order in {"dataset": chosen.datasets, "arm": chosen.arms, **orders}.items():
         points[name] = pd.Categorical(points[name], order, ordered=True)
     return points[points.x.notna() & points.y.notna()]
@@ -186,7 +186,7 @@ def _grid(points: pd.DataFrame, rows: list[str], columns: list[str]) -> tuple[Fi
 
 
 def _title(axes: Axes, chosen: Chosen, dataset: str, *words: str, second: str = "") -> None:
-    """Of a panel; the only data set of a figure stands above all panels."""
+    """Set a panel's title. It names the data set only where the figure has several."""
     named = ", ".join(filter(None, (*words, dataset_label(dataset) if len(chosen.datasets) > 1 else "")))
     width = int(10.5 * axes.figure.get_figwidth() / axes.get_gridspec().ncols)
     axes.set_title("\n".join([*textwrap.wrap(named, width), *filter(None, [second])]), fontsize=9.5, parse_math=False)
@@ -194,7 +194,7 @@ def _title(axes: Axes, chosen: Chosen, dataset: str, *words: str, second: str = 
 
 
 def _lines(own: pd.DataFrame, line: str, chosen: Chosen) -> Iterable[tuple[dict[str, Any], pd.DataFrame]]:
-    """(its look, its points) for each line of a panel, in order."""
+    """The look and the points of each line of a panel, in order."""
     for value, points in own.groupby(line, observed=True):
         name = str(value)
         words, style = STATES[name] if line == "state" else (label(name), look(name, chosen.arms))
@@ -203,7 +203,7 @@ def _lines(own: pd.DataFrame, line: str, chosen: Chosen) -> Iterable[tuple[dict[
 
 
 def _line(axes: Axes, points: pd.DataFrame, style: dict[str, Any], order: int, alone: bool) -> None:
-    """Baseline lies wide below the others, since a method that resolves nothing lies on it exactly."""
+    """Draw a mean over seeds. Baseline is wide, below the others: a method that resolves nothing lies exactly on it."""
     table = points.pivot_table(values="y", index="x", columns="seed")
     wide = style["label"] == label("baseline") and not alone
     if table.shape[1] > 1:
@@ -216,7 +216,7 @@ def _line(axes: Axes, points: pd.DataFrame, style: dict[str, Any], order: int, a
 
 
 def _references(axes: Axes, chosen: Chosen, first: Any, quantity: dict[str, Any], own: pd.DataFrame) -> None:
-    """The best predictor without training, levels that mean something, 1/K."""
+    """Draw what to compare with: the best predictor without training, levels that mean something, 1/K."""
     for level in quantity.get("levels", ()):
         axes.axhline(level, color="0.45", linewidth=0.9, linestyle="-" if level == 0 else ":")
     if quantity.get("falls"):
@@ -252,7 +252,7 @@ def _scale(axes: Axes, quantity: dict[str, Any], own: pd.DataFrame, points: pd.D
 
 
 def _ordering(axes: Axes, chosen: Chosen, first: Any) -> None:
-    """The order of the methods by validation loss at the best epoch, in the paper's Table 2 and here."""
+    """Write how the methods rank by validation loss at the best epoch, in the paper's Table 2 and here."""
     if first.quantity not in ("val_l1", "val_ssim") or "model" in chosen.spec:
         return
     paper = {arm: mean for arm, (mean, _) in paper_table2(first.dataset, first.quantity.removeprefix("val_")).items()}
@@ -274,7 +274,7 @@ def _ordering(axes: Axes, chosen: Chosen, first: Any) -> None:
 
 
 def scatter(chosen: Chosen) -> Figure:
-    """A mark a run, small, and a method's mean, large."""
+    """Small marks are runs, large ones a method's mean."""
     probed = "panels" not in chosen.spec
     figure, cells = _grid((_probed if probed else _losses)(chosen), ["dataset", "row"], ["column"])
     for axes, own in cells:
@@ -291,7 +291,7 @@ def scatter(chosen: Chosen) -> Figure:
 
 
 def _losses(chosen: Chosen) -> pd.DataFrame:
-    """Points of the trade-off between losses, at each of the figure's epochs."""
+    """Pairs of losses at each of the figure's epochs."""
     measures, epochs = (facts("methods")[name] for name in ("measures", "epochs"))
     parts = [
         chosen.runs[["dataset", "strategy", "seed"]].assign(
@@ -306,7 +306,7 @@ def _losses(chosen: Chosen) -> pd.DataFrame:
 
 
 def _probed(chosen: Chosen) -> pd.DataFrame:
-    """Points of the linear probe: loss on test after the last epoch against the probe's score."""
+    """Loss on test after the last epoch, and the linear probe's score."""
     parts = []
     for run in chosen.runs.itertuples():
         log = chosen.log(run, "linear_probe")
@@ -329,7 +329,7 @@ def _probe_levels(axes: Axes, first: Any, chosen: Chosen) -> None:
 
 
 def _mean_image(axes: Axes, first: Any, chosen: Chosen) -> None:
-    """The predictor that has learnt nothing, and the bound of L1 + inverted L1, on which it lies."""
+    """Mark the mean image, which has learnt nothing, and the bound of L1 + inverted L1, on which it lies."""
     known = tables.predictors(chosen.folder)
     flat = known[(known.dataset == first.dataset) & (known.predictor == FLAT)]
     if flat.empty:
@@ -419,7 +419,7 @@ def effects(spec: dict[str, Any], runs: pd.DataFrame, rate: str) -> pd.DataFrame
 
 
 def _paper(one: Any) -> float:
-    """The paper's change in percent: of validation losses, against Baseline, with its BatchNorm frozen in GCond."""
+    """The change in percent in the paper: validation loss against Baseline, BatchNorm frozen in GCond."""
     paper = paper_table2(one.dataset, one.measure)
     comparable = one.epoch == "best_val" and one.theirs == "baseline" != one.ours and one.ours in paper
     if not comparable or one.mode == "eval":

@@ -1,8 +1,6 @@
 """How noisy a window of K micro-batches is, at the frozen weights of finished runs, before training and after it.
 
-    python -m gcond.study.window_noise --scale sample [--strategies baseline,gcond_stochastic] [--seeds 11,42,2025]
-    [--datasets ct] [--lr own] [--micro-batches 72] [--states initial last] [--modes train eval] [--runs DIR]
-    [--results DIR]
+    python -m gcond.study.window_noise --scale sample --strategies baseline,gcond_stochastic --seeds 11,42,2025
 
 Reads the runs with Table 2's settings below runs/<scale> that <results>/<scale>/runs.csv records, of which only the
 last checkpoints are left, and changes nothing there. Adds records of kind window to their logs, a row for each state,
@@ -34,7 +32,7 @@ OF_THE_BEGINNING = ("seed", "precision", "dataset", "model", "loss", "scale")
 
 
 def recorded(options: argparse.Namespace) -> pd.DataFrame:
-    """The recorded runs that were asked for, those that started first first."""
+    """The recorded runs that were asked for, in the order of their start."""
     runs = tables.at_rate(tables.runs(options.results / options.scale), options.lr)
     runs = runs[(runs.setting == "") & (runs.model_mode == "train")]
     for column, values in (("strategy", options.strategies), ("seed", options.seeds), ("dataset", options.datasets)):

@@ -54,7 +54,7 @@ def sample(config: Any, cosine: float) -> dict[str, object]:
 
 
 def _short(value: float) -> float:
-    """Nine decimals, and no minus before zero."""
+    """Round to nine decimals, without a minus before zero."""
     return round(value, 9) + 0.0
 
 

@@ -48,7 +48,7 @@ class Descent:
         self._step = 0
 
     def direction(self, x1: float, x2: float) -> Row:
-        """What stands in the gradient's place. Raises FloatingPointError where it is not finite."""
+        """The update, which takes the gradient's place. Raises FloatingPointError where it is not finite."""
         (f1, f2), (row1, row2) = evaluate(x1, x2)
         losses = torch.tensor([F1_SCALE * f1, f2], dtype=torch.float64)
         rows = torch.tensor([[F1_SCALE * row1[0], F1_SCALE * row1[1]], row2], dtype=torch.float64)
@@ -114,7 +114,7 @@ LEFT_OUT = {
     "gradnorm": "divides by the first losses, which are not above 0 here",
 }
 FIRST = ("baseline", "pcgrad", "gradops", "cagrad", "gcond_pure", "gcond_accumulated", "gcond_as_pcgrad")
-"""Of figure and table."""
+"""They come first in figure and table."""
 SLOW = ("mgda", "nash_mtl")  # an hour of one core for both: TorchJD's solvers take 7 and 13 ms a step
 CHANGES: dict[str, dict[str, Any]] = {  # strategy -> what differs from conf/strategy
     "famo": {"steps": 50_000, "clip_norm": 1.0, "resolver": {"weight_decay": 0.0}},  # as in its authors' toy problem
@@ -169,7 +169,7 @@ Descents = dict[str, dict[int, pd.DataFrame]]  # settings of a method -> start -
 
 
 def points(method: Method, start: int) -> pd.DataFrame:
-    """step, x1, x2 and why the resolver gave up before the last step, "" where it did not."""
+    """A descent as step, x1, x2 and `stopped`: why the resolver gave up before the last step, "" where it did not."""
     found, stopped = [], ""
     try:
         for point in follow(method.descent(), STARTS[start], method.steps):

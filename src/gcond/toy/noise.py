@@ -92,18 +92,18 @@ class NoisyQuadratic:
         return np.stack([mean_noise(self.noise(micro_batches, random), estimator) for _ in range(trials)])
 
     def variance(self, estimator: str, micro_batches: int) -> float:
-        """Of a coordinate of an accumulated gradient: sigma^2 (1 + (n - 1) rho) / n."""
+        """The variance of a coordinate of an accumulated gradient: sigma^2 (1 + (n - 1) rho) / n."""
         n = micro_batches if estimator == "sequential" else micro_batches // 2
         return self.sigma**2 * (1 + (n - 1) * self.rho) / n
 
     def covariance(self, estimator: str, micro_batches: int) -> float:
-        """Between the two accumulated gradients, per coordinate: what they share of their samples."""
+        """The covariance of the two accumulated gradients, per coordinate, which comes from shared samples."""
         if estimator == "sequential":
             return self.tau * self.variance(estimator, micro_batches)
         return self.tau * self.rho * self.sigma**2
 
     def wrong_sign_probability(self, estimator: str, micro_batches: int) -> float:
-        """That the accumulated gradients' inner product has the wrong sign, by normal approximation.
+        """The probability that the accumulated gradients' inner product has the wrong sign, by normal approximation.
 
         With errors of variance v and covariance w per coordinate, the product has mean cos + d w and variance
         2 v + 2 w cos + d (v^2 + w^2).
