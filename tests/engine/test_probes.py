@@ -14,8 +14,8 @@ import torch
 from engine import tiny
 from engine.attempts import same
 from engine.runs import TINY, config, parts, run, tiny_config
-from engine.test_gradient_noise import described, stated
 from hydra.utils import instantiate
+from strategy.test_gradient_noise import described, stated
 from torch import Tensor
 
 from gcond.engine.batches import TrainingImages

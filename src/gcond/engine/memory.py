@@ -44,7 +44,6 @@ from gcond.config import build, compose
 from gcond.data.intensity import Intensity
 from gcond.engine import evaluate
 from gcond.engine.batches import Batch, planned_shape
-from gcond.engine.gradient_noise import rows_held
 from gcond.engine.settings import Settings
 from gcond.engine.trainer import Objective, optimizer_of
 from gcond.loss import ReconstructionLoss, outside_unit_share
@@ -52,6 +51,7 @@ from gcond.model import MaskedAutoencoder
 from gcond.model.masking import hidden_count
 from gcond.output import status_of
 from gcond.strategy import EMA, Joint, Sequential, Stochastic
+from gcond.strategy.gradient_noise import rows_held
 from gcond.strategy.products import CHUNK_ELEMENTS
 
 MARGINS = {"cpu": 1.35, "cuda": 1.1}

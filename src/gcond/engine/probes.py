@@ -18,12 +18,12 @@ from torch.utils.data import Subset
 from gcond.data.intensity import Intensity
 from gcond.engine.batches import Batch, TrainingImages, generator, read
 from gcond.engine.evaluate import BATCH, EvaluationSet
-from gcond.engine.gradient_noise import Estimates, GradientRows, GradientSums, describe, estimates
 from gcond.model import MaskedAutoencoder
 from gcond.model.masking import draw_hidden
 from gcond.model.patches import hidden_mask
 from gcond.strategy.estimate import Losses
 from gcond.strategy.flat import FlatParameters
+from gcond.strategy.gradient_noise import Estimates, GradientRows, GradientSums, describe, estimates
 
 
 @dataclass
@@ -118,7 +118,9 @@ class GradientProbe(ProbeGradients):
         draw = generator(self.source.seed, "probe", epoch)
         chosen = torch.randperm(len(self.source.images), generator=draw)[: n * size].tolist()
         self._take(sums, flat.parameters, chosen, draw)
-        return {"micro_batches": n, "batch_size": size, **describe(list(self.tasks), n, *sums.grams())}
+        halves, windows = sums.grams()
+        together = {size: grams[:, 0] for size, grams in windows.items()}
+        return {"micro_batches": n, "batch_size": size, **describe(list(self.tasks), n, halves, together)}
 
 
 SIZES = (1, 2, 4, 8, 24)  # K; 24 is the paper's

@@ -27,52 +27,67 @@ def window_sizes(n: int) -> list[int]:
 
 
 class GradientSums:
-    """Sums of task gradients over windows and halves of n micro-batches, as inner products.
+    """Sums of task gradients over windows and blocks of n micro-batches, as inner products.
 
-    It holds `rows_held(n, m)` rows of P float32 numbers, not one per gradient.
+    It holds `rows_held(n, m, blocks)` rows of P float32 numbers, not one per gradient.
+
+    Args:
+        blocks: into how many blocks, one after the other, the micro-batches fall.
+        by_parameter: keep the inner products of every parameter apart: blocks' are else by group, windows' of all.
     """
 
-    def __init__(self, flat: FlatParameters, tasks: int, n: int) -> None:
-        self._flat, self._tasks, self._n, self._taken = flat, tasks, n, 0
-        self._halves, self._current = self._rows(2 * tasks), self._rows(tasks)
-        self._sums = {size: self._rows(tasks) for size in _summed(n)}
+    def __init__(self, flat: FlatParameters, tasks: int, n: int, blocks: int = 2, by_parameter: bool = False) -> None:
+        self._flat, self._tasks, self._n, self._taken, self._block = flat, tasks, n, 0, n // blocks
+        self._blocks, self._current = self._rows(blocks * tasks), self._rows(tasks)
+        self._sums = {size: self._rows(tasks) for size in _summed(n, blocks)}
+        self._columns = _columns(flat.names if by_parameter else flat.groups, flat.bounds)
+        self._apart = list(self._columns.values()) if by_parameter else [slice(None)]
         self._grams: dict[int, list[Tensor]] = {size: [] for size in window_sizes(n)}
 
     def add(self, gradients: Gradients, factor: float = 1.0) -> None:
         """Take the next micro-batch's, times `factor`."""
-        half = self._taken // (self._n // 2)
+        block = self._taken // self._block
         write(self._current.zero_(), self._flat, gradients, factor)
         self._taken += 1
-        self._halves[half * self._tasks :][: self._tasks] += self._current
-        self._grams[1].append(_gram(self._current))
+        self._blocks[block * self._tasks :][: self._tasks] += self._current
+        self._grams[1].append(self._window(self._current))
         for size, rows in self._sums.items():
             rows += self._current
             if self._taken % size == 0:
-                self._grams[size].append(_gram(rows))
+                self._grams[size].append(self._window(rows))
                 rows.zero_()
 
+    def _window(self, rows: Tensor) -> Tensor:
+        return torch.stack([_gram(rows[:, own]) for own in self._apart])
+
     def grams(self) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
-        """`halves` and `windows` as `gradient_noise.describe` takes them: float64, on the CPU."""
+        """Float64, on the CPU, of b blocks: group or parameter -> [b m, b m], and K -> [n / K, 1 or parameters, m, m].
+
+        With two blocks and all parameters together they are what `gradient_noise.describe` takes.
+        """
         m = self._tasks
-        halves = {group: _gram(self._halves[:, own]).cpu() for group, own in _columns(self._flat).items()}
-        total = torch.stack(list(halves.values())).sum(0)
+        blocks = {name: _gram(self._blocks[:, own]).cpu() for name, own in self._columns.items()}
         windows = {size: torch.stack(grams).cpu() for size, grams in self._grams.items() if grams}
-        if self._n // 2 in self._grams:
-            windows[self._n // 2] = torch.stack([total[:m, :m], total[m:, m:]])
-        return halves, windows
+        stacked = torch.stack(list(blocks.values()))
+        if len(self._apart) == 1:
+            stacked = stacked.sum(0, keepdim=True)
+        for size in [size for size in self._grams if size % self._block == 0]:
+            summed = [_windows(each.view(-1, m, len(each) // m, m), size // self._block) for each in stacked]
+            windows[size] = torch.stack([each.diagonal(dim1=0, dim2=2).permute(2, 0, 1) for each in summed], 1)
+        return blocks, windows
 
     def _rows(self, count: int) -> Tensor:
         return torch.zeros(count, self._flat.size, device=self._flat.device)
 
 
-def rows_held(n: int, tasks: int) -> int:
-    """Rows of P numbers while a probe is under way: both halves, the micro-batch, and each longer window."""
-    return tasks * (3 + len(_summed(n)))
+def rows_held(n: int, tasks: int, blocks: int = 2) -> int:
+    """Rows of P numbers while a probe is under way: the blocks, the micro-batch, and windows shorter than a block."""
+    return tasks * (blocks + 1 + len(_summed(n, blocks)))
 
 
-def _summed(n: int) -> list[int]:
-    """The windows with rows of their own: neither one micro-batch nor a half."""
-    return [size for size in window_sizes(n) if size not in (1, n // 2)]
+def _summed(n: int, blocks: int) -> list[int]:
+    """The windows with rows of their own: neither one micro-batch nor whole blocks."""
+    return [size for size in window_sizes(n) if size != 1 and size % (n // blocks)]
 
 
 def _gram(rows: Tensor) -> Tensor:
@@ -217,7 +232,10 @@ class GradientRows:
         """ "all", then each parameter group -> [n, m, n, m] float64."""
         n, m, _ = self._rows.shape
         rows = self._rows.flatten(0, 1)
-        found = {group: _gram(rows[:, own]).view(n, m, n, m) for group, own in _columns(self._flat).items()}
+        found = {
+            group: _gram(rows[:, own]).view(n, m, n, m)
+            for group, own in _columns(self._flat.groups, self._flat.bounds).items()
+        }
         return {"all": torch.stack(list(found.values())).sum(0), **found}
 
 
@@ -231,8 +249,7 @@ def write(rows: Tensor, flat: FlatParameters, gradients: Gradients, factor: floa
         del parts
 
 
-def _columns(flat: FlatParameters) -> dict[str, slice]:
-    """The range of a row that each parameter group takes."""
-    groups, bounds = flat.groups, flat.bounds
-    ends = {group: len(groups) - groups[::-1].index(group) for group in groups}
-    return {group: slice(bounds[groups.index(group)], bounds[end]) for group, end in ends.items()}
+def _columns(names: Sequence[str], bounds: Sequence[int]) -> dict[str, slice]:
+    """The range of a row that each group of parameters takes, or each parameter."""
+    ends = {name: len(names) - names[::-1].index(name) for name in names}
+    return {name: slice(bounds[names.index(name)], bounds[end]) for name, end in ends.items()}

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gcond.engine.gradient_noise import (
+from gcond.engine.memory import LiveBytes
+from gcond.strategy.flat import FlatParameters
+from gcond.strategy.gradient_noise import (
     GradientRows,
     GradientSums,
     describe,
@@ -20,8 +22,6 @@ from gcond.engine.gradient_noise import (
     statistics,
     window_sizes,
 )
-from gcond.engine.memory import LiveBytes
-from gcond.strategy.flat import FlatParameters
 
 TASKS = ["a", "b"]
 Parts = Mapping[str, slice]
@@ -162,12 +162,14 @@ def test_one_task_has_no_signs() -> None:
     assert found["scaled_noise/a/2"] > 0
 
 
-def test_sums_and_rows_are_those_of_the_gradients() -> None:
-    """Twelve micro-batches of gradients of every kind: a strided weight, a bias that one task misses, enlarged by 4."""
+@pytest.mark.parametrize("blocks", [2, 4])
+def test_sums_and_rows_are_those_of_the_gradients(blocks: int) -> None:
+    """Sixteen micro-batches: a strided weight, a bias that one task misses, losses enlarged by 4."""
     layers = nn.ModuleList([nn.Conv2d(8, 9, 3).to(memory_format=torch.channels_last), nn.Linear(40, 1000)])
     groups = {"encoder": list(layers[0].parameters()), "head": list(layers[1].parameters())}
-    flat, n, random = FlatParameters(groups), 12, torch.Generator().manual_seed(0)
-    takers, vectors = (GradientSums(flat, 2, n), GradientRows(flat, 2, n)), np.zeros((n, 2, flat.size))
+    flat, n, random = FlatParameters(groups), 16, torch.Generator().manual_seed(0)
+    apart = GradientSums(flat, 2, n, blocks, by_parameter=True)
+    together, rows, vectors = GradientSums(flat, 2, n), GradientRows(flat, 2, n), np.zeros((n, 2, flat.size))
     for number in range(n):
         taken = []
         for task in range(2):
@@ -175,26 +177,35 @@ def test_sums_and_rows_are_those_of_the_gradients() -> None:
             kept = [task == 0 or g.ndim > 1 for g in gradient]
             vectors[number, task] = np.concatenate([g.flatten() * k for g, k in zip(gradient, kept, strict=True)])
             taken.append([4 * g if k else None for g, k in zip(gradient, kept, strict=True)])
-        for taker in takers:
+        for taker in (apart, together, rows):
             taker.add(taken, 1 / 4)
-    edge = sum(p.numel() for p in groups["encoder"])
-    parts = {"encoder": slice(0, edge), "head": slice(edge, None)}
-    expected, found = grams(vectors, parts), takers[0].grams()
-    for theirs, own in zip(expected, found, strict=True):
-        assert list(own) == list(theirs)
+    edges = np.cumsum([0, *(p.numel() for p in flat.parameters)])
+    parts = {"encoder": slice(0, edges[2]), "head": slice(edges[2], None)}
+    own = {name: slice(*edges[place : place + 2]) for place, name in enumerate(flat.names)}
+    close = {"rtol": 1e-5, "atol": 0.1}  # of norms of 1e5
+    halves, windows = together.grams()
+    expected = grams(vectors, parts)
+    for theirs, found in zip(expected, (halves, {size: each[:, 0] for size, each in windows.items()}), strict=True):
+        assert list(found) == list(theirs)
         for key, value in theirs.items():
-            np.testing.assert_allclose(own[key], value, rtol=1e-5, atol=0.1)  # of norms of 1e5
-    rows = takers[1].grams()
-    assert list(rows) == ["all", *parts]
+            np.testing.assert_allclose(found[key], value, **close)
+    found, windows = apart.grams()
+    for place, (name, part) in enumerate(own.items()):
+        sums = vectors[..., part].reshape(blocks, n // blocks, 2, -1).sum(1).reshape(2 * blocks, -1)
+        np.testing.assert_allclose(found[name], sums @ sums.T, **close)
+        for size, theirs in grams(vectors[..., part], {})[1].items():
+            np.testing.assert_allclose(windows[size][:, place], theirs, **close)
+    of_rows = rows.grams()
+    assert list(of_rows) == ["all", *parts]
     for group, part in {"all": slice(None), **parts}.items():
-        np.testing.assert_allclose(rows[group], gram_of_all(vectors[..., part]), rtol=1e-9, atol=1e-6)
+        np.testing.assert_allclose(of_rows[group], gram_of_all(vectors[..., part]), rtol=1e-9, atol=1e-6)
 
 
-@pytest.mark.parametrize("n", [2, 6, 24])
-def test_sums_hold_the_rows_that_they_say(n: int) -> None:
+@pytest.mark.parametrize(("n", "blocks"), [(2, 2), (6, 2), (24, 2), (64, 16)])
+def test_sums_hold_the_rows_that_they_say(n: int, blocks: int) -> None:
     flat = FlatParameters([nn.Parameter(torch.zeros(10))])
     with LiveBytes() as live:
-        sums = GradientSums(flat, 2, n)
-    assert live.now == rows_held(n, 2) * 10 * 4
+        sums = GradientSums(flat, 2, n, blocks)
+    assert live.now == rows_held(n, 2, blocks) * 10 * 4
     del sums
     assert rows_held(24, 2) == 12  # of 48 gradients
