@@ -354,9 +354,8 @@ CONFLICT = 0.65  # share of the common direction: cosine -a^2 / (1 + a^2) = -.3 
 class Filled(Sequential):
     """An estimator whose rows hold the task gradients already."""
 
-    def gather(self, gradients: Any, window: Any) -> Iterator[Tensor]:
-        gradients.reached = lambda: torch.ones(len(gradients.rows), len(gradients.parameters), dtype=torch.bool)
-        yield torch.ones(len(window.tasks), dtype=torch.float64, device=gradients.device)
+    def backward(self, window: Any, values: Any) -> None:
+        return
 
 
 class Arbitration:
@@ -364,15 +363,19 @@ class Arbitration:
 
     def __init__(self, rows: Tensor, resolver: Any, update: Any, **options: Any) -> None:
         weight = nn.Parameter(torch.zeros(rows.shape[1], device=rows.device))
-        tasks = {f"t{i}": 1.0 for i in range(len(rows))}
         self._rows = rows
+        self._losses = {f"t{i}": torch.ones((), device=rows.device, requires_grad=True) for i in range(len(rows))}
+        tasks = dict.fromkeys(self._losses, 1.0)
         self.conductor = GradientConductor([weight], tasks, Filled(1), resolver, update, **options)
+        gradients: Any = self.conductor.gradients
+        gradients.zero = lambda: None
+        gradients.reached = lambda: torch.ones(len(rows), 1, dtype=torch.bool)
 
     def fill(self) -> None:
         self.conductor.gradients.rows.copy_(self._rows)
 
     def step(self) -> None:
-        self.conductor.step([None], lambda batch, names: {})
+        self.conductor.step([None], lambda batch, names: self._losses)
 
 
 def task_gradients(tasks: int, parameters: int, device: torch.device) -> Tensor:

@@ -39,7 +39,11 @@ def test_the_estimators_of_the_package_accumulate_the_same_gradients(name, estim
         return found
 
     gradients = TaskGradients([theta], 2)
-    list(estimator.gather(gradients, Window(iter(noise), len(noise), losses, {"0": 1.0, "1": 1.0})))
+    window = Window(estimator, gradients, {"0": 1.0, "1": 1.0}, len(noise))
+    for batch in noise:
+        window.open_micro_batch()
+        window.take(batch, losses)
+        window.close_micro_batch()
     expected = quadratic.true_gradients() + mean_noise(noise, name)
     np.testing.assert_allclose(gradients.rows.numpy(), expected, atol=1e-12)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
 from hashlib import sha256
 from itertools import islice
 from types import MappingProxyType
@@ -80,7 +81,7 @@ class GradientConductor:
         processes: Processes | None = None,
     ) -> None:
         self._tasks = checked_lambdas(tasks)
-        self.estimator: Estimator = object_or_default("estimator", estimator, "gather", Stochastic)
+        self.estimator: Estimator = object_or_default("estimator", estimator, "backward", Stochastic)
         self.resolver: Resolver = object_or_default("resolver", resolver, "resolve", GCond)
         self.update: Update = object_or_default("update", update, "apply", EMA)
         expect(clip_norm is None or clip_norm > 0, "clip_norm", "None or a number > 0", clip_norm)
@@ -121,6 +122,7 @@ class GradientConductor:
         self._generator = torch.Generator().manual_seed(seed)
         self._reference: Tensor | None = None  # [m, P], the previous task gradients
         self._direction: Tensor | None = None  # [P], where the rows must outlive the resolution
+        self._window: Window | None = None  # of `micro_batch`
         self._resolutions = 0
         self.steps = 0
         self.skipped = 0  # steps left out, by `nonfinite="skip"` or since a GradScaler's scale was too large
@@ -172,6 +174,105 @@ class GradientConductor:
         An exception from within the window leaves `p.grad` None everywhere.
         """
         expect(callable(losses), "losses", "a function losses(batch, names)", type(losses).__name__)
+        if self._window is not None:
+            raise ValueError(
+                "`step`: expected no window to be open, found micro-batches of `micro_batch`; resolve first"
+            )
+        window = self._open(scaler, diagnose)
+        with self._guarded(window):
+            self._expect_batches(not isinstance(batches, Mapping), f"one {type(batches).__name__}; put it in a list")
+            if isinstance(batches, Sized) and not isinstance(batches, Iterator):
+                self._expect_batches(len(batches) == window.count, len(batches))
+            for batch in self._take(batches):
+                window.open_micro_batch()
+                window.take(batch, losses)
+                self._close_micro_batch(window)
+                if window.problem is not None:
+                    break
+        return self._finish(window)
+
+    @contextmanager
+    def micro_batch(self, scaler: torch.amp.GradScaler | None = None) -> Iterator[None]:
+        """Push style: one micro-batch, whose losses are computed within and handed to `backward`.
+
+            for batch in loader:
+                with conductor.micro_batch():
+                    conductor.backward({"a": ..., "b": ...})
+                if conductor.ready:
+                    conductor.resolve()
+                    optimizer.step()
+            if conductor.flush():
+                optimizer.step()
+
+        gives the same bits as `step`. Between micro-batches `p.grad` is None, and so it is after an exception, which
+        ends the window.
+
+        Args:
+            scaler: as for `step`, and the same in all of a window.
+        """
+        window = self._window or self._open(scaler)
+        self._window = window
+        inside = "`micro_batch`: expected"
+        if window.full:
+            raise ValueError(f"{inside} `resolve` after {window.taken} micro-batches, found another one")
+        if window.awaited is not None:
+            raise ValueError(f"{inside} one at a time, found one within another")
+        if scaler is not window.scaler:
+            raise ValueError(f"`scaler`: expected the same in all micro-batches of a window, found {scaler}")
+        with self._guarded(window):
+            window.open_micro_batch()
+            window.expect_losses(window.serves)
+            yield
+            self._close_micro_batch(window)
+        window.gradients.clear_grads()
+
+    def backward(self, losses: Mapping[str, Tensor]) -> None:
+        """The backward passes of losses of this `micro_batch`, task name -> scalar loss, lambdas not applied.
+
+        May be called several times in a micro-batch, each time with other tasks, whose graphs the call frees: losses
+        that share a graph go into one call.
+        """
+        window = self._window
+        if window is None or window.awaited is None:
+            raise ValueError("`backward`: expected to be called within `with conductor.micro_batch():`")
+        window.backward(losses)
+        if window.awaited:
+            window.expect_losses(window.awaited)
+
+    @property
+    def serves(self) -> list[str]:
+        """The tasks whose losses the open or the next micro-batch takes: all, but under `Stochastic`."""
+        tasks, count = list(self.tasks), len(self.micro_batch_indices)
+        return self._window.serves if self._window else self.estimator.serves(0, count, tasks)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the window has all its micro-batches, or one of them has made it void, so that `resolve` is due."""
+        return self._window is not None and self._window.full
+
+    def resolve(self) -> dict[str, float]:
+        """End the window of `micro_batch`: fill `p.grad` from what there is; returns what `step` does."""
+        window = self._window
+        if window is None or window.awaited is not None:
+            raise ValueError("`resolve`: expected to be called between micro-batches, after at least one")
+        expect(window.full, "resolve", f"{window.count} micro-batches", window.taken)
+        if self.gradients.changed():
+            self._end(window)
+            raise ValueError("`parameters`: expected them to stay as they are within a window, found a change")
+        return self._finish(window)
+
+    def flush(self) -> bool:
+        """`resolve`, where a window is open: the incomplete one at an epoch's end, say. Returns whether there was one.
+
+        Of several processes all call it, after as many micro-batches.
+        """
+        if self._window is None:
+            return False
+        self.resolve()
+        return True
+
+    def _open(self, scaler: torch.amp.GradScaler | None, diagnose: bool = False) -> Window:
+        """Begin a window."""
         self._follow_changes()
         estimator: Estimator = self.estimator
         gradients = self.gradients
@@ -179,23 +280,56 @@ class GradientConductor:
             estimator = Sequential(estimator.accumulation_steps)
             gradients = self._allocate(len(self.tasks), self.gradients.names)
         scale = scale_of(scaler)
-        count = len(self.micro_batch_indices)
-        self._expect_batches(not isinstance(batches, Mapping), f"one {type(batches).__name__}; put it in a list")
-        if isinstance(batches, Sized) and not isinstance(batches, Iterator):
-            self._expect_batches(len(batches) == count, len(batches))
-        window = Window(
-            self._take(batches, count),
-            count,
-            losses,
+        return Window(
+            estimator,
+            gradients,
             self.tasks,
+            len(self.micro_batch_indices),
             weigh=self.resolver.weigh if isinstance(self.resolver, LossWeighting) else None,
-            scale_loss=scaler.scale if scaler is not None and scale is not None else lambda loss: loss,
             look=self._watch.window(gradients),
+            scaler=scaler,
+            scale=scale,
+            diagnose=diagnose,
         )
-        parts = count if estimator.resolves_micro_batches else 1
+
+    @contextmanager
+    def _guarded(self, window: Window) -> Iterator[None]:
+        """An exception ends the window and leaves no gradient in any parameter."""
         try:
-            with gradients.collecting():
-                out, metrics = self._resolve_window(estimator, gradients, window, parts, scale or 1.0)
+            yield
+        except BaseException:
+            self._end(window)
+            raise
+
+    def _end(self, window: Window) -> None:
+        self._window = None
+        window.close()
+        window.gradients.clear_grads()
+        if isinstance(self.resolver, LossWeighting):
+            self.resolver.forget_window()
+
+    def _close_micro_batch(self, window: Window) -> None:
+        window.close_micro_batch()
+        if window.estimator.resolves_micro_batches:
+            try:
+                self._resolve_rows(window)
+            except NotFinite as problem:
+                window.problem = problem
+
+    def _finish(self, window: Window) -> dict[str, float]:
+        """Resolve what is left to resolve and fill `p.grad`."""
+        gradients, scale = window.gradients, window.scale
+        try:
+            with self._guarded(window):
+                if window.problem is not None:
+                    raise window.problem
+                if not window.estimator.resolves_micro_batches:
+                    self._resolve_rows(window)
+                metrics = average(window.resolutions)
+                if len(window.resolutions) > 1:
+                    metrics.pop("resolved_norm", None)  # of the mean it is another
+                out = window.direction
+                assert out is not None
                 self.processes.finish(out, gradients)
                 norm = metrics.get("resolved_norm")
                 if norm is None:
@@ -206,11 +340,13 @@ class GradientConductor:
                 self._watch.check_reach(gradients)
         except NotFinite as problem:
             return self._leave_out(problem, gradients, scale)
+        self._window = None
+        window.close()
         limit = math.inf if self.clip_norm is None else self.clip_norm
         metrics["clipped"] = float(norm > limit)
         if norm > limit:
             out.mul_(limit / norm)
-        self.resolved_gradient = out.clone() if diagnose else None
+        self.resolved_gradient = out.clone() if window.diagnose else None
         self.update.apply(out, gradients)
         if scale is not None:
             out = out.to(gradients.parameter_dtype).mul_(scale)
@@ -270,39 +406,34 @@ class GradientConductor:
             facts[f"value (a checksum) of {slot.name}"] = sha256(content).hexdigest()[:12]
         return facts
 
-    def _resolve_window(
-        self, estimator: Estimator, gradients: TaskGradients, window: Window, parts: int, scale: float
-    ) -> tuple[Tensor, dict[str, float]]:
-        """The mean of the window's resolutions [P], and their metrics."""
-        resolutions: list[dict[str, float]] = []
-        for part, mean_losses in enumerate(estimator.gather(gradients, window)):
-            gradients.materialised = self._watch.materialises
-            if scale != 1:
-                gradients.rows.mul_(1 / scale)
-            gathered = self.processes.gather(gradients, self._reference, mean_losses)
-            for place, (statistics, values) in enumerate(zip(gathered.statistics, gathered.losses, strict=True)):
-                losses = dict(zip(self.tasks, values.tolist(), strict=True))
-                self._check(gradients, statistics, losses, gathered.nonfinite)
-                resolution, metrics = self._resolve(gradients, statistics, values)
-                metrics |= {f"loss/{task}": value for task, value in losses.items()}
-                resolutions += self.processes.merge_metrics(metrics)
-                if place == gathered.own:
-                    own = resolution
-            if self.resolver.uses_history and not self._swaps:
-                self._previous(gradients).copy_(gradients.rows)
-            out = self._output(gradients, parts)
-            exclusive = torch.ones(len(gradients.rows)) if own.exclusive is None else own.exclusive
-            gradients.combine(own.blockwise or own.weights, exclusive, out, 1 / parts, add=part > 0)
-            if self._swaps:
-                self._reference = gradients.swap(self._previous(gradients))
-        merged = average(resolutions)
-        if len(resolutions) > 1:
-            merged.pop("resolved_norm", None)  # of the mean it is another
-        return out, merged
+    def _resolve_rows(self, window: Window) -> None:
+        """Resolve what the rows hold, into the window's direction."""
+        gradients = window.gradients
+        mean_losses = window.mean_losses()
+        gradients.materialised = self._watch.materialises
+        if window.scale is not None and window.scale != 1:
+            gradients.rows.mul_(1 / window.scale)
+        gathered = self.processes.gather(gradients, self._reference, mean_losses)
+        for place, (statistics, values) in enumerate(zip(gathered.statistics, gathered.losses, strict=True)):
+            losses = dict(zip(self.tasks, values.tolist(), strict=True))
+            self._check(gradients, statistics, losses, gathered.nonfinite)
+            resolution, metrics = self._resolve(gradients, statistics, values)
+            metrics |= {f"loss/{task}": value for task, value in losses.items()}
+            window.resolutions += self.processes.merge_metrics(metrics)
+            if place == gathered.own:
+                own = resolution
+        if self.resolver.uses_history and not self._swaps:
+            self._previous(gradients).copy_(gradients.rows)
+        parts = window.count if window.estimator.resolves_micro_batches else 1
+        out = self._output(gradients, parts) if window.direction is None else window.direction
+        exclusive = torch.ones(len(gradients.rows)) if own.exclusive is None else own.exclusive
+        add = window.direction is not None
+        gradients.combine(own.blockwise or own.weights, exclusive, out, 1 / parts, add)
+        if self._swaps:
+            self._reference = gradients.swap(self._previous(gradients))
+        window.direction = out
 
     def _leave_out(self, problem: NotFinite, gradients: TaskGradients, scale: float | None) -> dict[str, float]:
-        if isinstance(self.resolver, LossWeighting):
-            self.resolver.forget_window()
         overflow = scale is not None and scale > 1 and isinstance(problem, GradientNotFinite)
         if self.nonfinite == "raise" and not overflow:
             raise problem
@@ -395,9 +526,9 @@ class GradientConductor:
             self._reference = gradients.new_rows(len(gradients.rows), self.reference_dtype)
         return self._reference
 
-    def _take(self, batches: Iterable[Any], count: int) -> Iterator[Any]:
-        """`count` micro-batches, one after the other: the window's images need never be in memory together."""
-        taken = 0
+    def _take(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """This process's micro-batches, one after the other: the window's images need never be in memory together."""
+        taken, count = 0, len(self.micro_batch_indices)
         for batch in islice(batches, count):
             taken += 1
             yield batch

@@ -1,16 +1,15 @@
 """How task gradients are gathered over a window of K micro-batches (GCond, equations 1 to 3).
 
-Letters: m tasks, K micro-batches. An estimator fills the rows of `TaskGradients` and yields the mean losses [m] each
-time the rows are ready to be resolved. Each row is the mean over its own micro-batches, lambda applied, so that its
-scale does not depend on the estimator.
+Letters: m tasks, K micro-batches. An estimator says which tasks a micro-batch serves and how their losses go backward
+into the rows of `TaskGradients`. Each row is the mean over its own micro-batches, lambda applied, so that its scale
+does not depend on the estimator.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from gcond.strategy.arguments import expect, expect_one_of
 from gcond.strategy.gradients import TaskGradients
-from gcond.strategy.safety import ADVICE, keeping_buffers
+from gcond.strategy.safety import ADVICE, NotFinite, keeping_buffers
 
 Losses = Callable[[Any, Sequence[str]], Mapping[str, Tensor]]
 Weigh = Callable[[Tensor], Tensor]  # losses [m] of a micro-batch, detached -> weights [m] in place of the lambdas
@@ -29,38 +28,93 @@ is called with the losses."""
 HALF = (torch.float16, torch.bfloat16)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Window:
-    """This process's `count` micro-batches of a window, each to be taken once, and what is done with each.
+    """This process's `count` micro-batches of a window, one after the other, from losses to `direction` [P].
 
-    `tasks` is name -> lambda. `scale_loss` multiplies a loss before its backward pass (a GradScaler's `scale`). `look`
-    is shown every micro-batch's losses. `seen` are the detached losses of each task since the last `mean_losses`.
+    `tasks` is name -> lambda. `look` is shown every micro-batch's losses. `scale` is the `scaler`'s, None without one.
+    `taken` micro-batches are over; `awaited` are the tasks that the open one has yet to bring, None between
+    micro-batches. `seen` are the detached losses of each task since the last `mean_losses`. `resolutions` are the
+    metrics of what has been resolved; `problem` makes the window void.
     """
 
-    batches: Iterator[Any]
-    count: int
-    losses: Losses
+    estimator: Estimator
+    gradients: TaskGradients
     tasks: Mapping[str, float]
+    count: int
     weigh: Weigh | None = None
-    scale_loss: Callable[[Tensor], Tensor] = lambda loss: loss
     look: Look = lambda names, several_passes: lambda losses: None
+    scaler: torch.amp.GradScaler | None = None
+    scale: float | None = None
+    diagnose: bool = False
+    taken: int = 0
+    awaited: list[str] | None = None
     seen: dict[str, list[Tensor]] = field(default_factory=dict)
+    resolutions: list[dict[str, float]] = field(default_factory=list)
+    direction: Tensor | None = None
+    problem: NotFinite | None = None
 
-    def losses_for(self, batch: Any, names: list[str], several_passes: bool = False) -> Mapping[str, Tensor]:
-        """The losses `names` of a micro-batch, of a graph that serves one backward pass or `several_passes`.
+    def __post_init__(self) -> None:
+        self._forward = ExitStack()
+        self.gradients.open()
+
+    @property
+    def full(self) -> bool:
+        return self.taken == self.count or self.problem is not None
+
+    @property
+    def serves(self) -> list[str]:
+        """The tasks of the open or the next micro-batch; none after the last."""
+        return self.estimator.serves(self.taken, self.count, list(self.tasks)) if self.taken < self.count else []
+
+    def open_micro_batch(self) -> None:
+        """Each micro-batch is opened, brings its losses and is closed."""
+        if self.taken == 0 or self.estimator.resolves_micro_batches:
+            self.gradients.zero()
+        if self.taken == 0:
+            self.gradients.select(0)
+        self.awaited = self.serves
+
+    def expect_losses(self, names: Sequence[str]) -> None:
+        """The losses `names` are about to be computed, in one graph."""
+        several_passes = len(names) > 1 and len(self.gradients.rows) > 1
+        self._asked = names
+        self._look_at = self.look(names, several_passes)
+        if several_passes:
+            self._forward.enter_context(keeping_buffers())
+
+    def take(self, batch: Any, losses: Losses) -> None:
+        """Compute the losses of the open micro-batch and let them go backward."""
+        for names in self.estimator.asks(self.serves):
+            self.expect_losses(names)
+            self.backward(losses(batch, names))
+
+    def backward(self, values: Mapping[str, Tensor]) -> None:
+        """Let the losses that are expected go backward; ValueError where they are not one scalar for each name.
 
         Losses in half precision become float32, so that lambdas and a GradScaler's factor are applied in float32.
-        ValueError where the answer is not one scalar for each name.
         """
-        look_at = self.look(names, several_passes)
-        with keeping_buffers() if several_passes else nullcontext():
-            values = self.losses(batch, names)
-        _check_losses(values, names)
-        look_at(values)
+        self._forward.close()
+        _check_losses(values, self._asked)
+        self._look_at(values)
         values = {name: value.float() if value.dtype in HALF else value for name, value in values.items()}
         for name, value in values.items():
             self.seen.setdefault(name, []).append(value.detach())
-        return values
+        if values:
+            self.estimator.backward(self, values)
+        self.awaited = [name for name in self.awaited or () if name not in values]
+
+    def close_micro_batch(self) -> None:
+        expected = "a mapping from exactly these names to a loss each"
+        if self.awaited:
+            raise ValueError(f"`losses`: asked for {self.serves}, expected {expected}, found none for {self.awaited}")
+        self._forward.close()
+        self.awaited = None
+        self.taken += 1
+
+    def close(self) -> None:
+        self._forward.close()
+        self.gradients.close()
 
     def mean_losses(self) -> Tensor:
         """[m], over the micro-batches that each task has seen; on their device, so no synchronisation for each."""
@@ -68,10 +122,13 @@ class Window:
         self.seen.clear()
         return torch.stack(means)
 
-    def backward(self, loss: Tensor, retain_graph: bool = False) -> None:
+    def add(self, row: int, loss: Tensor, retain_graph: bool = False) -> None:
+        """Add the gradient of `loss` to a row."""
+        self.gradients.select(row)
         try:
-            with keeping_buffers(backward=True) if retain_graph else nullcontext():
-                self.scale_loss(loss).backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
+            with keeping_buffers(backward=True) if retain_graph else ExitStack():
+                scaled = loss if self.scaler is None or self.scale is None else self.scaler.scale(loss)
+                scaled.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
         except RuntimeError as error:
             if "donated buffer" in str(error):
                 raise RuntimeError(ADVICE) from error
@@ -117,9 +174,26 @@ class Estimator:
         )
         return self.accumulation_steps // (size * blocks)
 
-    def gather(self, gradients: TaskGradients, window: Window) -> Iterator[Tensor]:
-        """Fill the rows from this process's micro-batches and yield the mean losses [m] whenever they are ready."""
-        raise NotImplementedError
+    def serves(self, place: int, count: int, tasks: Sequence[str]) -> list[str]:
+        """The tasks of micro-batch number `place` of a process's `count`."""
+        return list(tasks)
+
+    def asks(self, names: list[str]) -> list[list[str]]:
+        """`names` of a micro-batch, those together whose losses are computed together."""
+        return [names]
+
+    def planned(self, count: int, tasks: int) -> int:
+        """How many of a process's `count` micro-batches bring each task before the rows are resolved."""
+        return count
+
+    def backward(self, window: Window, values: Mapping[str, Tensor]) -> None:
+        """Let losses of a micro-batch go backward into the rows of their tasks."""
+        planned = self.planned(window.count, len(window.tasks))
+        left = len(values)
+        for row, (name, weight) in enumerate(window.tasks.items()):
+            if name in values:
+                left -= 1
+                window.add(row, values[name] * (weight / planned), retain_graph=left > 0)
 
 
 class Joint(Estimator):
@@ -128,19 +202,17 @@ class Joint(Estimator):
     def rows(self, tasks: Sequence[str]) -> int:
         return 1
 
-    def gather(self, gradients: TaskGradients, window: Window) -> Iterator[Tensor]:
-        tasks = window.tasks
-        gradients.zero()
-        gradients.select(0)
-        for batch in window.batches:
-            values = window.losses_for(batch, list(tasks))
-            if window.weigh is None:
-                weighted: Any = sum(tasks[name] * values[name] for name in tasks)
-            else:
-                stacked = torch.stack([values[name].reshape(()) for name in tasks])
-                weighted = (window.weigh(stacked.detach()) * stacked).sum()
-            window.backward(weighted / window.count)
-        yield window.mean_losses()
+    def backward(self, window: Window, values: Mapping[str, Tensor]) -> None:
+        names = [name for name in window.tasks if name in values]
+        if window.weigh is None:
+            weighted: Any = sum(window.tasks[name] * values[name] for name in names)
+        else:
+            lacking = sorted(set(window.tasks) - set(names))
+            expected = "all of a micro-batch's together, which the method weights against each other"
+            expect(not lacking, "losses", expected, f"none of {lacking}")
+            stacked = torch.stack([values[name].reshape(()) for name in names])
+            weighted = (window.weigh(stacked.detach()) * stacked).sum()
+        window.add(0, weighted / window.count)
 
 
 @dataclass(frozen=True)
@@ -176,21 +248,11 @@ class Sequential(Estimator):
             return list(range(rank, self.accumulation_steps, size))
         return contiguous
 
-    def gather(self, gradients: TaskGradients, window: Window) -> Iterator[Tensor]:
-        size = 1 if self.resolves_micro_batches else window.count
-        for _ in range(window.count // size):
-            gradients.zero()
-            for batch in islice(window.batches, size):
-                self._backward_all(gradients, window, batch, size)
-            yield window.mean_losses()
+    def asks(self, names: list[str]) -> list[list[str]]:
+        return [names] if self.forward == "shared" else [[name] for name in names]
 
-    def _backward_all(self, gradients: TaskGradients, window: Window, batch: Any, micro_batches: int) -> None:
-        tasks, names = window.tasks, list(window.tasks)
-        values = window.losses_for(batch, names, several_passes=len(names) > 1) if self.forward == "shared" else {}
-        for row, name in enumerate(names):
-            loss = values[name] if values else window.losses_for(batch, [name])[name]
-            gradients.select(row)
-            window.backward(loss * (tasks[name] / micro_batches), retain_graph=bool(values) and row < len(names) - 1)
+    def planned(self, count: int, tasks: int) -> int:
+        return 1 if self.resolves_micro_batches else count
 
 
 @dataclass(frozen=True)
@@ -222,20 +284,15 @@ class Stochastic(Estimator):
         block = own * size
         return [task * block + rank * own + step for task in range(len(tasks)) for step in range(own)]
 
-    def gather(self, gradients: TaskGradients, window: Window) -> Iterator[Tensor]:
-        tasks = window.tasks
-        gradients.zero()
-        block = window.count // len(tasks)
-        for row, name in enumerate(tasks):
-            gradients.select(row)
-            for batch in islice(window.batches, block):
-                loss = window.losses_for(batch, [name])[name]
-                window.backward(loss * (tasks[name] / block))
-        yield window.mean_losses()
+    def serves(self, place: int, count: int, tasks: Sequence[str]) -> list[str]:
+        return [tasks[place // self.planned(count, len(tasks))]]
+
+    def planned(self, count: int, tasks: int) -> int:
+        return count // tasks
 
 
 def _check_losses(values: Any, names: Sequence[str]) -> None:
-    if not isinstance(values, Mapping) or set(values) != set(names):
+    if not isinstance(values, Mapping) or not set(values) <= set(names):
         found = list(values) if isinstance(values, Mapping) else type(values).__name__
         raise ValueError(
             f"`losses`: asked for {names}, expected a mapping from exactly these names to a loss each, found {found}"

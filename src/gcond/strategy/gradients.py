@@ -7,7 +7,6 @@ every `p.grad` is then a view into it: nothing is copied.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +70,7 @@ class TaskGradients(FlatParameters):
         self.rows = self.new_rows(rows)
         self._views = self._row_views()
         self.materialised = False
+        self._handles: list[Any] = []
         self.awaited: set[int] = set()  # ids of the parameters that a gradient may come for in this window
         self.reached_in_window = [False] * len(self.parameters)  # by any row of any process
         self._reached = torch.zeros(1, rows, len(self.parameters), dtype=torch.bool)
@@ -118,9 +118,8 @@ class TaskGradients(FlatParameters):
         self._views = self._row_views()
         return old
 
-    @contextmanager
-    def collecting(self) -> Iterator[None]:
-        """A window: while open, rows are filled. An exception leaves no gradient in any parameter."""
+    def open(self) -> None:
+        """A window begins; until `close` backward passes fill rows."""
         self.reached_in_window = [False] * len(self.parameters)
         self.awaited = {id(parameter) for parameter in self.parameters if parameter.requires_grad}
 
@@ -130,19 +129,16 @@ class TaskGradients(FlatParameters):
             self._views[self._row][index].add_(local(parameter.grad))
             parameter.grad = None
 
-        handles = [
+        self._handles = [
             parameter.register_post_accumulate_grad_hook(lambda _, index=index: hook(index))  # type: ignore[no-untyped-call]
             for index, parameter in enumerate(self.parameters)
             if parameter.requires_grad and not self._direct
         ]
-        try:
-            yield
-        except BaseException:
-            self.clear_grads()
-            raise
-        finally:
-            for handle in handles:
-                handle.remove()
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     def select(self, row: int) -> None:
         """Let the next backward pass accumulate into `row`."""
