@@ -257,12 +257,12 @@ def _compute(artefact: Artefact, options: argparse.Namespace) -> int:
     if artefact.name in BENCHED:
         bench = [str(ROOT / BENCH), artefact.name, "--device", options.device, "--cap", options.cap]
         return subprocess.run([sys.executable, *bench, "--results", str(options.out)], env=ONE_THREAD).returncode
-    module = {"table1": "gcond.study.zones", "table5": "gcond.study.settings", "toy": "gcond.toy"}.get(artefact.name)
-    if not module:
-        return 0
-    words = ["--out", str(options.out / artefact.name)]
-    words += ["--jobs", str(options.jobs)] if module == "gcond.toy" else []
-    return subprocess.run([sys.executable, "-m", module, *words], env=ONE_THREAD).returncode
+    if artefact.name == "toy":
+        words = ["-m", "gcond.toy", "--out", str(options.out / "toy"), "--jobs", str(options.jobs)]
+        return subprocess.run([sys.executable, *words], env=ONE_THREAD).returncode
+    if module := {"table1": "gcond.study.zones", "table5": "gcond.study.settings"}.get(artefact.name):
+        importlib.import_module(module).write(options.out / artefact.name)
+    return 0
 
 
 def _make(artefact: Artefact, options: argparse.Namespace) -> int:

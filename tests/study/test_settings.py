@@ -71,7 +71,7 @@ def test_a_strategy_that_is_not_composed_is_named(tmp_path, composed):
 
 
 def test_the_committed_page_is_the_composed_one(tmp_path, composed):
-    settings.main(["--out", str(tmp_path / "table5")])
+    settings.write(tmp_path / "table5")
     pages.make("table5", tmp_path)
     for name in ("composed.csv", "table5.md"):
         found = (tmp_path / "table5" / name).read_text()

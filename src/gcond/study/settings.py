@@ -1,14 +1,11 @@
 """The settings of Table 5 of arXiv 2509.07252 as this project composes them: composed.csv.
 
-    python -m gcond.study.settings [--out reproduced/table5] [HYDRA_OVERRIDES]
-
 Composes experiment=table5 at scale=paper, as gcond-train would: a row for each setting and strategy. "-": the strategy
 has no such setting. The paper's values are in study/paper.yaml.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ import pandas as pd
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from gcond.data.intensity import IMAGENET_MEAN, IMAGENET_STD
-from gcond.files import OWN, write_text
+from gcond.files import write_text
 from gcond.study.methods import facts
 from gcond.sweep.plan import plan
 
@@ -67,6 +64,11 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
     return found
 
 
+def write(folder: Path) -> None:
+    """composed.csv in `folder`."""
+    write_text(folder / "composed.csv", compose([]).to_csv(index=False, lineterminator="\n"))
+
+
 def compose(overrides: Sequence[str]) -> pd.DataFrame:
     """Columns strategy, label, setting and value; what no strategy decides is that of Table 2's runs on CT."""
     of_all = [each for each in overrides if not each.startswith("strategy=")]
@@ -87,16 +89,3 @@ def _text(value: object) -> str:
     if isinstance(value, list | ListConfig):
         return "/".join(map(_text, value))
     return f"{value:g}" if isinstance(value, int | float) else str(value)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=OWN / "table5", help=f"default: {OWN}/table5")
-    parser.add_argument("overrides", nargs="*", help="as for gcond-train, e.g. optimizer.lr=1e-3")
-    options = parser.parse_args(arguments)
-    write_text(options.out / "composed.csv", compose(options.overrides).to_csv(index=False, lineterminator="\n"))
-    print(f"written: {options.out}/composed.csv")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,5 @@
 """GCond's zones (Table 1 of arXiv 2509.07252), sampled from the resolver: zones.csv and thresholds.csv.
 
-    python -m gcond.study.zones [--out reproduced/table1]
-
 Two unit gradients with cosine c meet in `GCond.resolve`, without history, for one iteration. With C its coefficients, w
 the winner and l the loser, equations 5 and 6 say C_wl = -s_w c and C_lw = -s_l c: both factors are read off the answer.
 Settings: those of experiment=table1. Nothing here knows an equation of Table 1.
@@ -9,7 +7,6 @@ Settings: those of experiment=table1. Nothing here knows an equation of Table 1.
 
 from __future__ import annotations
 
-import argparse
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 
 from gcond.config import build
-from gcond.files import OWN, write_text
+from gcond.files import write_text
 from gcond.strategy import GCond
 from gcond.strategy.conflict import Conflict
 from gcond.sweep.plan import plan
@@ -79,15 +76,3 @@ def write(folder: Path) -> None:
             sides.append(about | {"threshold": threshold, "side": side} | sample(config, threshold + offset))
     for name, rows in (("zones", zones), ("thresholds", sides)):
         write_text(folder / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=OWN / "table1", help=f"default: {OWN}/table1")
-    folder = parser.parse_args(arguments).out
-    write(folder)
-    print(f"written: {folder}/{{zones,thresholds}}.csv")
-
-
-if __name__ == "__main__":
-    main()
