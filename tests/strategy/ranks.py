@@ -241,11 +241,11 @@ def continued_from(state: dict[str, Any], case: Case, processes: Processes) -> l
 
 
 def message(call: Callable[[], Any]) -> str:
-    """What `call` raises, with its type; empty if it does not."""
+    """What `call` raises, with its type but for a ValueError; empty if it does not."""
     try:
         call()
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        return str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
     return ""
 
 
@@ -271,28 +271,35 @@ def per_rank(folder: Path) -> dict[str, Any]:
     return {name: trained(case, ReplicatedPerRank()) for name, case in cases.items()}
 
 
-def refused(folder: Path) -> dict[str, str]:
-    """What is said of settings that cannot be."""
+Said = list[tuple[str, str]]  # what was said, and the pattern that it has to match
+
+
+def refused(folder: Path) -> Said:
+    """Settings that cannot be."""
     model = ConvNet()
     size = dist.get_world_size()
 
-    def conductor(*parts: Any, processes: Any = None) -> Callable[[], Any]:
-        return lambda: GradientConductor(model.parameter_groups(), TASKS, *parts, processes=processes and processes())
+    def conductor(*parts: Any, processes: Any = None) -> str:
+        groups = model.parameter_groups()
+        return message(lambda: GradientConductor(groups, TASKS, *parts, processes=processes and processes()))
+
+    def too_many_batches() -> None:
+        conductor = GradientConductor(model, TASKS, Joint(K), Linear(), Raw(), processes=Replicated())
+        conductor.step([None] * K, three_losses(model))
 
     by_micro_batch = Sequential(K, resolve_every="micro_batch")
     odd = K * size + 1
-    return {
-        "no processes": message(conductor(Joint(K), Linear(), Raw())),
-        "joint, K": message(conductor(Joint(odd), Linear(), Raw(), processes=Replicated)),
-        "sequential, K": message(conductor(Sequential(odd), processes=ReplicatedPerRank)),
-        "stochastic, K": message(conductor(Stochastic(3 * size + 3), processes=Replicated)),
-        "gcond by micro-batch": message(conductor(by_micro_batch, GCond(), Raw(), processes=Replicated)),
-        "sam-gs by micro-batch": message(conductor(by_micro_batch, SAMGS(), Raw(), processes=Replicated)),
-        "sharded, plain parameters": message(conductor(Joint(K), Linear(), Raw(), processes=Sharded)),
-        "too many batches": message(
-            lambda: conductor(Joint(K), Linear(), Raw(), processes=Replicated)().step([None] * K, three_losses(model))
-        ),
-    }
+    multiple = "`accumulation_steps`: expected a multiple of"
+    return [
+        (conductor(Joint(K), Linear(), Raw()), f"`processes`: found {size} processes in torch.distributed"),
+        (conductor(Joint(odd), Linear(), Raw(), processes=Replicated), f"{multiple} {size}, "),
+        (conductor(Sequential(odd), processes=ReplicatedPerRank), f"{multiple} {size}, "),
+        (conductor(Stochastic(3 * size + 3), processes=Replicated), f"{multiple} {3 * size}, "),
+        (conductor(by_micro_batch, GCond(), Raw(), processes=Replicated), "`resolve_every`: GCond remembers"),
+        (conductor(by_micro_batch, SAMGS(), Raw(), processes=Replicated), "`resolve_every`: SAMGS remembers"),
+        (conductor(Joint(K), Linear(), Raw(), processes=Sharded), "`processes`: Sharded.* expects parameters of fully"),
+        (message(too_many_batches), f"`batches`: expected {K // size} micro-batches, this process's share of 12"),
+    ]
 
 
 def poisoned(model: nn.Module, rank: int, where: str) -> Any:
@@ -355,8 +362,8 @@ def flat(model: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def unlike(folder: Path) -> dict[str, str]:
-    """What is said where the last process differs from the others."""
+def unlike(folder: Path) -> Said:
+    """The last process differs from the others."""
     last = dist.get_rank() == dist.get_world_size() - 1
 
     def started(k: int = K, tasks: Any = TASKS, parts: Any = None, kind: Any = Replicated) -> Any:
@@ -391,18 +398,21 @@ def unlike(folder: Path) -> dict[str, str]:
         return message(step)
 
     scaled = lambda model: model.body.weight.data[3, 7].mul_(1.001)  # noqa: E731
-    return {
-        "weights": changed(scaled),
-        "weights, per rank": changed(scaled, kind=ReplicatedPerRank),
-        "strides": changed(lambda model: model.to(memory_format=torch.channels_last)),
-        "K": other(k=2 * K),
-        "lambdas": other(tasks=TASKS | {"l1": 0.6}),
-        "order of tasks": other(tasks=dict(reversed(TASKS.items()))),
-        "resolver": other(parts=(CAGrad(), Raw())),
-        "steps": ahead(),
-        "later": frozen_later(),
-        "nothing": other(),
-    }
+    permuted = lambda model: model.to(memory_format=torch.channels_last)  # noqa: E731
+    swapped = dict(reversed(TASKS.items()))
+    found = [
+        (changed(scaled), r"value .* of body.weight \w+ in process 1, \w+ in process 0"),
+        (changed(scaled, kind=ReplicatedPerRank), r"value .* of body.weight \w+ in process 1, \w+ in process 0"),
+        (changed(permuted), "layout .* of encoder.0.weight .* in process 1, "),
+        (other(k=2 * K), "accumulation_steps 24 in process 1, 12 in process 0"),
+        (other(tasks=TASKS | {"l1": 0.6}), "lambdas .*'l1', 0.6.* in process 1, .*'l1', 0.5"),
+        (other(tasks=swapped), r"lambdas \[\('classify', 0.2\), .* in process 1, \[\('l1', 0.5\), "),
+        (other(parts=(CAGrad(), Raw())), r"strategy .*CAGrad.* in process 1, .*PCGrad.* in process 0"),
+        (ahead(), "number of steps taken 1 in process 1, 0 in process 0"),
+        (frozen_later(), r"value .* of head.bias \w+ in process 1, "),
+    ]
+    same = "`processes`: expected the same in every process, found "
+    return [*((said, same + pattern) for said, pattern in found), (other(), "$")]
 
 
 def permuted(folder: Path) -> dict[str, Any]:
@@ -462,21 +472,22 @@ def _without_states(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {name: {key: value for key, value in own.items() if key != "state"} for name, own in found.items()}
 
 
-def sharded_refused(folder: Path) -> dict[str, str]:
+def sharded_refused(folder: Path) -> Said:
     model = sharded_model(SHARDED["joint"], True)()
     half = Perceptron()
     fully_shard(half.first, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
 
-    def conductor(*parts: Any, model: nn.Module = model, **more: Any) -> Callable[[], Any]:
-        return lambda: GradientConductor(model.parameter_groups(), TASKS, *parts, **more)
+    def conductor(*parts: Any, model: nn.Module = model, **more: Any) -> str:
+        return message(lambda: GradientConductor(model.parameter_groups(), TASKS, *parts, **more))
 
-    return {
-        "graddrop": message(conductor(Sequential(K), GradDrop(), Raw())),
-        "by micro-batch": message(conductor(Sequential(K, resolve_every="micro_batch"), PCGrad(), Raw())),
-        "replicated": message(conductor(Joint(K), Linear(), Raw(), processes=Replicated())),
-        "alone": message(conductor(Joint(K), Linear(), Raw(), processes=SingleProcess())),
-        "half sharded": message(conductor(Joint(K), Linear(), Raw(), model=half)),
-    }
+    joint, by_micro_batch = (Joint(K), Linear(), Raw()), Sequential(K, resolve_every="micro_batch")
+    return [
+        (conductor(Sequential(K), GradDrop(), Raw()), "`processes`: GradDrop works on coordinates"),
+        (conductor(by_micro_batch, PCGrad(), Raw()), '`resolve_every`: expected "window" with Sharded'),
+        (conductor(*joint, processes=Replicated()), "`processes`: expected Sharded.*, found Replicated"),
+        (conductor(*joint, processes=SingleProcess()), "`processes`: expected Sharded.*, found SingleProcess"),
+        (conductor(*joint, model=half), r"`parameters`: .* all sharded .*, found trunk\[2\] not sharded"),
+    ]
 
 
 def sharded_not_finite(folder: Path) -> dict[str, str]:
