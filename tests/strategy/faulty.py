@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from strategy.problems import flat_grad
+from strategy.problems import flat_grad, seeded
 from torch import Tensor, nn
 
 from gcond.strategy import (
@@ -91,13 +91,11 @@ class Batch:
 class Network(nn.Module):
     """A trunk and a head that three tasks share, and one more layer of each task's own."""
 
+    @seeded(0)
     def __init__(self) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.trunk = nn.Linear(4, 6)
-            self.head = nn.Linear(6, 5)
-            self.own = nn.ModuleDict({task: nn.Linear(5, 1) for task in TASKS})
+        self.trunk, self.head = nn.Linear(4, 6), nn.Linear(6, 5)
+        self.own = nn.ModuleDict({task: nn.Linear(5, 1) for task in TASKS})
 
     def losses(self, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
         features = self.head(torch.tanh(self.trunk(batch.x)))

@@ -134,19 +134,17 @@ def flat_grad(parameters: Sequence[Tensor]) -> Tensor:
 class ConvNet(nn.Module):
     """Small, with BatchNorm, a 1 x 1 and a depthwise convolution; input [B, 3, 8, 8], output [B, 2]."""
 
-    def __init__(self, seed: int = 0) -> None:
+    @seeded(0)
+    def __init__(self) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.encoder = nn.Sequential(
-                nn.Conv2d(3, 8, 3, padding=1, bias=False),
-                nn.BatchNorm2d(8),
-                nn.SiLU(),
-                nn.Conv2d(8, 8, 3, padding=1, groups=8),
-                nn.Conv2d(8, 4, 1),
-            )
-            self.body = nn.Linear(4 * 64, 6)
-            self.head = nn.Linear(6, 2)
+        self.encoder = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.SiLU(),
+            nn.Conv2d(8, 8, 3, padding=1, groups=8),
+            nn.Conv2d(8, 4, 1),
+        )
+        self.body, self.head = nn.Linear(4 * 64, 6), nn.Linear(6, 2)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(torch.tanh(self.body(self.encoder(images).flatten(1))))

@@ -14,18 +14,13 @@ PHANTOM_CASES = {"two_tasks_strong_conflict", "step_logic_zones", "nearly_anti_p
 FLOAT32_PI = 1e-6  # the published angle is rounded
 
 
+ALIKE = ("projection_max_iters", "remap_power", "tie_breaking_weights", "norm_ema_beta", "dominance_window", "norm_cap")
+
+
 def resolver_of(config: dict) -> GCond:
-    return GCond(
-        thresholds=config["conflict_thresholds"],
-        projection_max_iters=config["projection_max_iters"],
-        remap_power=config["remap_power"],
-        tie_breaking_weights=config["tie_breaking_weights"],
-        norm_ema_beta=config["norm_ema_beta"],
-        dominance_window=config["dominance_window"],
-        norm_cap=config["norm_cap"],
-        smooth=config["use_smooth_logic"],
-        vanishing="absolute",
-    )
+    same = {name: config[name] for name in ALIKE}
+    thresholds, smooth = config["conflict_thresholds"], config["use_smooth_logic"]
+    return GCond(thresholds=thresholds, smooth=smooth, vanishing="absolute", **same)
 
 
 def update_of(config: dict) -> Update:
