@@ -11,8 +11,7 @@ import torch
 from methods.methods import SCALES, UGLY, Case, build, kind, matrix, random_cases, update
 from torch import Tensor
 
-from gcond.strategy import GradientConductor, Joint, Sequential
-from gcond.strategy.update import Raw
+from gcond import GradientConductor, Joint, Raw, Sequential
 
 
 @dataclass(frozen=True)

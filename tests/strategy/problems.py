@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gcond.strategy import Conflict, Joint, Sequential, Stochastic
+from gcond import Conflict, GradientConductor, Joint, Linear, Raw, Sequential, Stochastic
 from gcond.strategy.estimate import Losses
 
+TASKS = {"l1": 0.85, "ssim": 0.15}
 ESTIMATORS = [
     Joint(2),
     Sequential(2),
@@ -223,3 +224,18 @@ def batch_of(seed: int, size: int = 8) -> Tensor:
 def image_batches(count: int, seed: int = 0, size: int = 4) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(size, 3, 8, 8, generator=generator) for _ in range(count)]
+
+
+def linear(parameters: Any, estimator: Any = None, update: Any = None, **settings: Any) -> GradientConductor:
+    """Nothing is resolved, smoothed or clipped."""
+    return GradientConductor(
+        parameters, TASKS, estimator or Sequential(1), Linear(), update or Raw(), clip_norm=None, **settings
+    )
+
+
+def plain_gradients(model: nn.Module, losses: Losses, *batches: Tensor) -> None:
+    """Ordinary training: zero_grad, and a backward pass of the weighted sum for each batch."""
+    model.zero_grad()
+    for batch in batches:
+        values = losses(batch, list(TASKS))
+        (sum(weight * values[name] for name, weight in TASKS.items()) / len(batches)).backward()

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gcond.strategy.batchnorm import merged_batchnorm
-from gcond.strategy.processes import SingleProcess
+from gcond import SingleProcess, merged_batchnorm
 
 SIZE, UPDATES = 3, 4
 

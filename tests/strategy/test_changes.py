@@ -12,6 +12,7 @@ import pytest
 import torch
 from strategy.problems import (
     ESTIMATORS,
+    TASKS,
     ConvNet,
     Net,
     TwoHeads,
@@ -19,7 +20,9 @@ from strategy.problems import (
     batch_of,
     flat_grad,
     image_batches,
+    linear,
     opposed_losses,
+    plain_gradients,
     seeded,
     two_head_losses,
 )
@@ -27,10 +30,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
-from gcond.strategy import EMA, GCond, GradientConductor, Joint, Linear, LionLARS, PCGrad, Raw, Sequential, Stochastic
-from gcond.strategy.resolve.sam_gs import SAMGS
+from gcond import EMA, SAMGS, GCond, GradientConductor, Joint, Linear, LionLARS, PCGrad, Raw, Sequential, Stochastic
 
-TASKS = {"l1": 0.85, "ssim": 0.15}
 BUT_BY_MICRO_BATCH = [each for each in ESTIMATORS if not each.resolves_micro_batches]
 
 
@@ -41,18 +42,6 @@ def losses_of(model: Callable[[Tensor], Tensor]) -> Any:
         return {name: values[name] for name in names}
 
     return losses
-
-
-def plain_gradients(model: nn.Module, losses: Any, *batches: Tensor) -> None:
-    """zero_grad, and a backward pass of the weighted sum for each batch."""
-    model.zero_grad()
-    for batch in batches:
-        values = losses(batch, list(TASKS))
-        (sum(weight * values[name] for name, weight in TASKS.items()) / len(batches)).backward()
-
-
-def linear(model: Any, estimator: Any = None, update: Any = None, **settings: Any) -> GradientConductor:
-    return GradientConductor(model, TASKS, estimator or Sequential(1), Linear(), update or Raw(), None, **settings)
 
 
 def stepped(model: Any = None, **settings: Any) -> tuple[Any, GradientConductor]:

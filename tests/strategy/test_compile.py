@@ -8,6 +8,7 @@ import pytest
 import torch
 from strategy.problems import (
     ESTIMATORS,
+    TASKS,
     ConvNet,
     Net,
     TwoHeads,
@@ -21,7 +22,6 @@ from torch._inductor.utils import fresh_cache
 
 from gcond.strategy import GradientConductor, Joint, Linear, PCGrad, Raw, Sequential, Stochastic
 
-TASKS = {"l1": 0.85, "ssim": 0.15}
 needs_a_compiler = [
     pytest.mark.slow,
     pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles with g++, which is not on PATH"),

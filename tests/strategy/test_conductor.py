@@ -6,31 +6,10 @@ from math import isnan, sqrt
 
 import pytest
 import torch
-from strategy.problems import (
-    ConvNet,
-    flat_grad,
-    image_batches,
-    opposed_losses,
-    prescribed,
-    task_names,
-)
+from strategy.problems import TASKS, ConvNet, flat_grad, image_batches, opposed_losses, prescribed, task_names
 from torch import nn
 
-from gcond.strategy import (
-    EMA,
-    GCond,
-    GradientConductor,
-    Joint,
-    Linear,
-    LionLARS,
-    PCGrad,
-    Raw,
-    Resolution,
-    Sequential,
-)
-from gcond.strategy.conflict import Resolver
-
-TASKS = {"l1": 0.85, "ssim": 0.15}
+from gcond import EMA, GCond, GradientConductor, Joint, Linear, LionLARS, PCGrad, Raw, Resolution, Resolver, Sequential
 
 
 def vector(*values):

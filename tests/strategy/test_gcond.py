@@ -13,8 +13,7 @@ import torch
 from strategy.problems import assert_close, conflict, matrix, random_rows, resolved
 from strategy.reference import effective_angle
 
-from gcond.strategy import GCond, PCGrad
-from gcond.strategy.resolve.gcond_as_pcgrad import GCondAsPCGrad
+from gcond import GCond, GCondAsPCGrad, PCGrad
 
 J_BASE = [[-4, 1, 1], [6, 1, 1]]
 STRENGTH_ONLY = {"tie_breaking_weights": (0.0, 1.0)}

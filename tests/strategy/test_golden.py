@@ -6,8 +6,7 @@ import pytest
 import torch
 from strategy.problems import assert_close, flat_grad, matrix, prescribed, task_names
 
-from gcond.strategy import EMA, GCond, GradientConductor, LionLARS, Raw, Sequential
-from gcond.strategy.update import Update
+from gcond import EMA, GCond, GradientConductor, LionLARS, Raw, Sequential, Update
 
 # Cases in which the published loop repeats on rounding noise, so that its later entries of `winner_loser` mean nothing.
 PHANTOM_CASES = {"two_tasks_strong_conflict", "step_logic_zones", "nearly_anti_parallel"}

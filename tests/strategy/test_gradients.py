@@ -6,30 +6,24 @@ from math import cos, pi
 
 import pytest
 import torch
-from strategy.problems import ConvNet, flat_grad, image_batches, opposed_losses, prescribed
+from strategy.problems import (
+    TASKS,
+    ConvNet,
+    flat_grad,
+    image_batches,
+    linear,
+    opposed_losses,
+    plain_gradients,
+    prescribed,
+)
 from torch import nn
 
-from gcond.strategy import (
-    CAGrad,
-    GCond,
-    GradientConductor,
-    Joint,
-    Linear,
-    PCGrad,
-    Raw,
-    Sequential,
-    Stochastic,
-)
+from gcond import CAGrad, GCond, GradientConductor, Joint, Linear, PCGrad, Raw, Sequential, Stochastic
 from gcond.strategy import gradients as module
 from gcond.strategy.gradients import TaskGradients
 
-TASKS = {"l1": 0.85, "ssim": 0.15}
 ADAMW = {"fused": {"fused": True}, "foreach": {"foreach": True}, "single": {"foreach": False, "fused": False}}
 each_adamw = pytest.mark.parametrize("options", ADAMW.values(), ids=ADAMW)
-
-
-def linear(parameters, estimator, tasks=TASKS):
-    return GradientConductor(parameters, tasks, estimator, Linear(), Raw(), clip_norm=None)
 
 
 def adamw(parameters, options=None):
@@ -42,17 +36,6 @@ def train(model, optimizer, gather, batches):
         gather(batch)
         optimizer.step()
     return [p.detach().clone() for p in model.parameters()]
-
-
-def plain(model, losses):
-    """Ordinary training: zero_grad, one backward pass of the weighted sum."""
-
-    def gather(batch):
-        model.zero_grad()
-        values = losses(batch, list(TASKS))
-        sum(weight * values[name] for name, weight in TASKS.items()).backward()
-
-    return gather
 
 
 def assert_equal(found, expected, tolerance=0.0):
@@ -72,7 +55,7 @@ def test_training_is_plain_training(options, memory_format):
     def trained(estimator):
         model = ConvNet().to(memory_format=memory_format)
         losses = opposed_losses(model)
-        gather = plain(model, losses)
+        gather = lambda batch: plain_gradients(model, losses, batch)  # noqa: E731
         if estimator is not None:
             conductor = linear(model.parameters(), estimator)
             gather = lambda batch: conductor.step([batch], losses)  # noqa: E731
@@ -95,7 +78,7 @@ def test_parameter_with_gaps_in_memory(options):
         model.bias = nn.Parameter(torch.empty_strided((4,), (3,)).normal_(generator=generator))
         assert (model.weight.stride(), model.bias.stride()) == ((6, 2), (3,))
         losses = opposed_losses(model)
-        gather = plain(model, losses)
+        gather = lambda batch: plain_gradients(model, losses, batch)  # noqa: E731
         if with_conductor:
             conductor = linear(model.parameters(), Joint(1))
             gather = lambda batch: conductor.step([batch], losses)  # noqa: E731
@@ -196,7 +179,7 @@ def test_frozen_tied_and_repeated_parameters():
     expected = train(
         expected_model,
         adamw(expected_model.parameters()),
-        plain(expected_model, opposed_losses(expected_model)),
+        lambda batch: plain_gradients(expected_model, opposed_losses(expected_model), batch),
         batches,
     )
     model = build()

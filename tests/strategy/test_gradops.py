@@ -9,8 +9,7 @@ import pytest
 import torch
 from strategy.problems import conflict, matrix, resolved
 
-from gcond.strategy import PCGrad
-from gcond.strategy.resolve.gradops import GradOPS
+from gcond import GradOPS, PCGrad
 
 J_BASE = [[-4, 1, 1], [6, 1, 1]]
 J3 = [[1, 0, 0, 0], [-1, 1, 0, 0], [0.5, -1, 1, 0]]

@@ -10,10 +10,7 @@ import torch
 from strategy.problems import assert_refused
 from torchjd import scalarization
 
-from gcond.strategy import GradientConductor, Joint, Raw
-from gcond.strategy.resolve.dwa import DWA
-from gcond.strategy.resolve.famo import FAMO
-from gcond.strategy.resolve.uw import UW
+from gcond import DWA, FAMO, UW, GradientConductor, Joint, Raw
 
 METHODS = {"uw": UW, "famo": FAMO, "dwa": lambda: DWA(period=2)}
 TASKS = {"near": 0.85, "far": 0.15}

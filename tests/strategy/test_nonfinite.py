@@ -10,9 +10,7 @@ import torch
 from strategy.faulty import STRATEGIES, TASKS, Network, Run, each_strategy, plain, window
 from torch import nn
 
-from gcond.strategy import GradientConductor, Joint, Linear, PCGrad, Raw, Resolution, Sequential, Stochastic
-from gcond.strategy.conflict import Resolver
-from gcond.strategy.safety import NotFinite
+from gcond import GradientConductor, Joint, Linear, NotFinite, PCGrad, Raw, Resolution, Resolver, Sequential, Stochastic
 
 WRONG = {
     "loss is inf": {"loss": inf},

@@ -19,8 +19,7 @@ from strategy.problems import assert_refused
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from gcond.strategy import GradientConductor, Joint, Linear, Raw, Sequential, Stochastic
-from gcond.strategy.processes import Replicated, Sharded, SingleProcess
+from gcond import GradientConductor, Joint, Linear, Raw, Replicated, Sequential, Sharded, SingleProcess, Stochastic
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}  # float64: what another order of sums leaves after three steps
 SIZES = [2, pytest.param(4, marks=pytest.mark.slow)]

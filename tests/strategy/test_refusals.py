@@ -7,7 +7,7 @@ from math import inf, nan
 from typing import Any
 
 import torch
-from strategy.problems import ConvNet, assert_refused, flat_grad, image_batches, opposed_losses
+from strategy.problems import TASKS, ConvNet, assert_refused, flat_grad, image_batches, opposed_losses
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -21,7 +21,6 @@ from gcond.strategy.resolve.gradops import GradOPS
 from gcond.strategy.resolve.sam_gs import SAMGS
 from gcond.strategy.resolve.uw import UW
 
-TASKS = {"l1": 0.85, "ssim": 0.15}
 MODEL = ConvNet()
 
 

@@ -9,8 +9,7 @@ import torch
 from strategy.faulty import STRATEGIES, Run, each_strategy, plain, window
 from torch import nn
 
-from gcond.strategy import GradientConductor, Joint, Linear, Raw
-from gcond.strategy.safety import NotFinite
+from gcond import GradientConductor, Joint, Linear, NotFinite, Raw
 
 OVERFLOWS = 1e36  # times a gradient near 1: finite in float32, and not finite once it is multiplied by 65536
 

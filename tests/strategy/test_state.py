@@ -7,13 +7,11 @@ from typing import Any
 import pytest
 import torch
 from strategy.faulty import Run, each_strategy, plain, window
-from strategy.problems import ConvNet, flat_grad, image_batches, opposed_losses, saved
+from strategy.problems import TASKS, ConvNet, flat_grad, image_batches, opposed_losses, saved
 from torch import Tensor, nn
 
-from gcond.strategy import EMA, GCond, GradientConductor, LionLARS, PCGrad, Raw, Sequential
-from gcond.strategy.resolve.sam_gs import SAMGS
+from gcond import EMA, SAMGS, GCond, GradientConductor, LionLARS, PCGrad, Raw, Sequential
 
-TASKS = {"l1": 0.85, "ssim": 0.15}
 PARTS = {
     "gcond": lambda: (Sequential(2), GCond(), EMA(0.9)),
     "lion": lambda: (Sequential(2), GCond(), LionLARS()),

@@ -14,11 +14,8 @@ from strategy.far_device import CudaDevice, FarDevice
 from strategy.problems import ConvNet, image_batches, opposed_losses
 from strategy.test_configs import NAMES
 
+from gcond import FAMO, GCond, GradDrop, GradientConductor, PCGrad, Raw, Replicated, ReplicatedPerRank, Sequential
 from gcond.config import compose
-from gcond.strategy import GCond, GradientConductor, PCGrad, Raw, Sequential
-from gcond.strategy.processes import Replicated, ReplicatedPerRank
-from gcond.strategy.resolve.famo import FAMO
-from gcond.strategy.resolve.graddrop import GradDrop
 
 K, WINDOWS = 2, 2
 DEVICES = [FarDevice, pytest.param(CudaDevice, marks=pytest.mark.cuda)]

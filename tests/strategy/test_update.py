@@ -9,9 +9,8 @@ from strategy.problems import matrix
 from strategy.reference import ReferenceMomentum, reference_lion_lars
 from torch import nn
 
-from gcond.strategy import EMA, LionLARS, Raw
+from gcond import EMA, LionLARS, Raw, Update
 from gcond.strategy.gradients import TaskGradients
-from gcond.strategy.update import Update
 
 
 def steps_of(update: Update, parameters: list[torch.Tensor], directions: torch.Tensor) -> list[torch.Tensor]:
