@@ -8,7 +8,6 @@ last pixel, a file that would fill the memory, and values that no tissue has.
 import logging
 import os
 import warnings
-import zlib
 from typing import BinaryIO, NamedTuple
 
 import gdcm
@@ -18,7 +17,6 @@ from pydicom import uid
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import generate_frames
 from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_dataset as read_elements
 from pydicom.filereader import read_partial
 from pydicom.pixels import pixel_array
 
@@ -29,7 +27,6 @@ FIRST_PIXEL_TAG = 0x7FE00008  # float pixel data
 UNDEFINED_LENGTH = 0xFFFFFFFF
 LONGEST_VALUE = 1 << 26  # bytes, twice the largest picture; a longer value is passed over, not read
 LONGEST_HEADER = 1 << 26  # bytes
-LARGEST_INFLATED = 1 << 27  # bytes that a deflated data set may swell to
 
 # What a slice in HU looks like. Its pixels are looked at on a grid of about 128 x 128.
 GRID = 128
@@ -56,7 +53,6 @@ SYNTAXES: dict[str, Syntax] = {
     uid.ImplicitVRLittleEndian: Syntax("", False),
     uid.ExplicitVRLittleEndian: Syntax("", False),
     uid.ExplicitVRBigEndian: Syntax("", False),
-    uid.DeflatedExplicitVRLittleEndian: Syntax("", False),
     uid.JPEGLossless: Syntax("gdcm", True),
     uid.JPEGLosslessSV1: Syntax("gdcm", True),
     uid.JPEGLSLossless: Syntax("gdcm", True),
@@ -66,7 +62,7 @@ SYNTAXES: dict[str, Syntax] = {
     uid.RLELossless: Syntax("pydicom", True),
 }
 """JPEG baseline and extended are not among them: 8 bits hold no HU, and GDCM refuses the extended kind with 12."""
-DEFLATED = str(uid.DeflatedExplicitVRLittleEndian).encode()
+DEFLATED = b"\x02\x00\x10\x00UI\x16\x00" + uid.DeflatedExplicitVRLittleEndian.encode()  # the element (0002,0010)
 
 SCALE_FLAGS = ("below air", "dense", "no air", "no tissue")
 PADDING_FLAGS = ("padding", "scattered padding")
@@ -80,7 +76,6 @@ REASONS = (
     "values outside the bits stored",
     "values beyond any tissue",
     "header too long",
-    "inflates beyond the limit",
 )
 
 
@@ -100,11 +95,14 @@ def read_dataset(
     `size` is the file's, in bytes, where it is known. A file without the DICOM preamble is tried where it begins as a
     dataset does; then `preamble` is None. A transfer syntax that is not named is the one that its bytes were read with.
     A value of more than LONGEST_VALUE bytes is left out. Raises what pydicom raises, InvalidDicomError for what is no
-    DICOM, and Unusable for a value that is longer than the file and for a header or a deflated data set that would
-    fill the memory.
+    DICOM, and Unusable for a value that is longer than the file, for a header that would fill the memory and for a
+    deflated data set, which pydicom inflates as a whole.
     """
     met: list[tuple[int, int]] = []
-    size = _inflated_size(file) or size or _size(file)
+    if DEFLATED in file.read(1024):
+        raise Unusable("unsupported transfer syntax", "deflated")
+    file.seek(0)
+    size = size or _size(file)
     if not with_pixels and size > LONGEST_HEADER:
         file = _Header(file)
 
@@ -139,25 +137,6 @@ def _size(file: BinaryIO) -> int:
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     return size
-
-
-def _inflated_size(file: BinaryIO) -> int | None:
-    """Bytes of a deflated data set, which pydicom inflates as a whole; None where the file is not deflated."""
-    start = file.read(1024)
-    file.seek(0)
-    if start[128:132] != b"DICM" or DEFLATED not in start:
-        return None
-    file.seek(132)
-    read_elements(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
-    inflater, inflated = zlib.decompressobj(-zlib.MAX_WBITS), 0
-    while waiting := inflater.unconsumed_tail or file.read(1 << 20):
-        inflated += len(inflater.decompress(waiting, 1 << 24))
-        if inflated > LARGEST_INFLATED:
-            raise Unusable("inflates beyond the limit", f"more than {LARGEST_INFLATED} bytes")
-        if inflater.eof:
-            break
-    file.seek(0)
-    return inflated
 
 
 class _Header:

@@ -8,7 +8,6 @@ import hashlib
 import math
 import re
 import warnings
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,7 +50,7 @@ SCHEMA = pa.schema(
     ]
 )
 COLUMNS = tuple(SCHEMA.names)
-VERSION = 2  # of the rules by which a file is judged: a store that was begun by others is not gone on with
+VERSION = 3  # of the rules by which a file is judged: a store that was begun by others is not gone on with
 
 IMAGE, OTHER, REJECTED = "image", "other", "rejected"
 UNSPECIFIED = "unspecified units"
@@ -152,8 +151,7 @@ def reason_of(error: Exception) -> str:
         return error.reason
     if isinstance(error, OSError):  # pydicom raises it, without a number, at the end of a cut sequence
         return "truncated file" if error.errno is None else "unreadable"
-    # zlib: the deflated transfer syntax
-    return "truncated file" if isinstance(error, EOFError | zlib.error) else "damaged header"
+    return "truncated file" if isinstance(error, EOFError) else "damaged header"
 
 
 def _makes_sense(dataset: FileDataset, pixels: tuple[int, int] | None) -> bool:

@@ -19,7 +19,6 @@ REJECTED = {
     "not DICOM": "fetch it again if it is an error page or a placeholder (of git lfs, say); otherwise take it out",
     "damaged header": _FETCH,
     "header too long": "take out the private elements that fill it, or the file",
-    "inflates beyond the limit": "save it in another transfer syntax if it is sound, otherwise take it out",
     "larger than any slice": _EXPORT,
     "damaged zip": "fetch the zip again",
     "empty zip": "fetch the zip again",

@@ -18,7 +18,7 @@ from prepare.broken import Failing
 from pydicom.encaps import encapsulate, generate_frames
 
 GDCM_SYNTAXES = ["jpeg lossless 57", "jpeg lossless 70", "jpeg-ls", "jpeg 2000"]
-SYNTAXES = ["implicit", "explicit", "big endian", "deflated", "rle", *GDCM_SYNTAXES]
+SYNTAXES = ["implicit", "explicit", "big endian", "rle", *GDCM_SYNTAXES]
 PYDICOM_FILES = Path(pydicom.data.__file__).parent / "test_files"
 BITS_12 = {"BitsStored": 12, "HighBit": 11}
 
@@ -272,11 +272,7 @@ def test_truncated_file(archive, syntax):
     archive.write(CODINGS["unsigned"][0](picture_of_hu()), syntax=syntax)
     raw = archive.bytes_of("a")
     for share in (0.5, 0.999):
-        entry = archive.put(raw[: int(share * len(raw))])
-        if syntax == "deflated":  # not even the header can be inflated
-            assert archive.fate(entry) == "rejected: truncated file"
-        else:
-            assert reason(archive, entry) == "truncated file"
+        assert reason(archive, archive.put(raw[: int(share * len(raw))])) == "truncated file"
 
 
 def write_stream(archive, stored, syntax) -> bytes:
