@@ -1,5 +1,6 @@
 """An archive of hand-made files: one slice at a time, in any transfer syntax."""
 
+import io
 import zipfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from archive.header import read_header
 from archive.listing import Entry
 from archive.pixels import Picture, read_picture
 from archive.reasons import OTHER, REJECTED
-from prepare.synthetic import PADDING, slice_bytes
+from prepare.synthetic import slice_bytes
 
 PATIENTS = {"ich": "ID_0123abcd", "cspine": "10001", "radcure": "RADCURE-0005"}
 
@@ -22,34 +23,33 @@ def run_here(stage, jobs, workers, done):
         done(stage.work(job))
 
 
+class Failing(io.BytesIO):
+    """Raises `error` once the reader is past its first bytes."""
+
+    def __init__(self, content: bytes, error: BaseException):
+        super().__init__(content)
+        self.error = error
+
+    def read(self, size=-1):
+        if self.tell() > 300:
+            raise self.error
+        return super().read(size)
+
+
 class Archive:
     def __init__(self, root: Path):
         self.root = root
 
     def write(self, stored=None, name="a", source="ich", syntax="explicit", **tags) -> Entry:
-        """A file with the tags of RSNA ICH. `tags` replace or, where None, remove."""
+        """A slice; `tags` replace its own or, where None, remove them."""
         stored = np.full((32, 32), 1024, np.uint16) if stored is None else np.asarray(stored)
-        usual = {
-            "PatientID": PATIENTS[source],
-            "StudyInstanceUID": "1.2.3.4",
-            "SeriesInstanceUID": "1.2.3.4.5",
-            "SOPInstanceUID": "1.2.3",
-            "ImagePositionPatient": [-125, -131.5, 60.25],
-            "ImageOrientationPatient": [1, 0, 0, 0, 0.985, -0.17],
-            "PixelSpacing": [0.488, 0.488],
-            "HighBit": 15,
-        }
+        usual = {"PatientID": PATIENTS[source], "ImagePositionPatient": [-125, -131.5, 60.25], "HighBit": 15}
         return self.put(slice_bytes(stored, syntax, **usual | tags), name, source)
 
     def change(self, name: str, **tags) -> None:
         dataset = pydicom.dcmread(self.root / name)
         for tag, value in tags.items():
-            if value is None:
-                delattr(dataset, tag)
-            elif tag in PADDING:  # of the sign that the number has
-                dataset.add_new(tag, "SS" if value < 0 else "US", value)
-            else:
-                setattr(dataset, tag, value)
+            setattr(dataset, tag, value)
         dataset.save_as(self.root / name, enforce_file_format=True)
 
     def bytes_of(self, name: str) -> bytes:

@@ -14,7 +14,7 @@ from archive.header import UNSPECIFIED
 from archive.listing import Entry
 from archive.pixels import Rejected, read_picture
 from archive.reasons import REJECTED
-from prepare.broken import Failing
+from prepare.conftest import Failing
 from pydicom.encaps import encapsulate, generate_frames
 
 GDCM_SYNTAXES = ["jpeg lossless 57", "jpeg lossless 70", "jpeg-ls", "jpeg 2000"]
