@@ -316,18 +316,16 @@ def _contrast(
     changed = tables.setting(contrast.get("with", {}) | contrast.get("ours_with", {}))
     seen: set[tuple[int, ...]] = set()
     for lr in map(str, lists["lr"]):
-        chosen, faster = at_rate(lr), at_rate(str(contrast.get("ours_lr", lr)))
-        chosen, faster = chosen[chosen.setting.isin([setting, changed])], faster[faster.setting == changed]
+        chosen, ours = at_rate(lr), at_rate(str(contrast.get("ours_lr", lr)))
+        chosen, ours = chosen[chosen.setting.isin([setting, changed])], ours[ours.setting == changed]
         for (dataset, model), own in chosen.groupby(["dataset", "model"], sort=False):
-            if contrast.get("dataset", dataset) not in (dataset, kind(dataset)):
+            if contrast.get("dataset", dataset) not in (dataset, kind(dataset)) or tuple(own.index) in seen:
                 continue
-            if (which := tuple(own.index)) in seen:  # the same runs under another name of the rate
-                continue
-            seen.add(which)
-            quick = faster[(faster.dataset == dataset) & (faster.model == model)]
+            seen.add(tuple(own.index))  # the same runs under another name of the rate
             about = {"label": contrast.get("label", ""), "dataset": dataset, "model": model, "lr": lr}
-            rows = _compared(contrast, lists, quick[quick.setting == changed], own[own.setting == setting], logged)
-            yield from (about | row for row in rows)
+            here = ours[(ours.dataset == dataset) & (ours.model == model)]
+            for row in _compared(contrast, lists, here, own[own.setting == setting], logged):
+                yield about | row
 
 
 def _compared(
@@ -337,20 +335,16 @@ def _compared(
     theirs: pd.DataFrame,
     logged: Callable[[str], pd.DataFrame] | None,
 ) -> Iterator[dict[str, Any]]:
-    @cache
-    def arm(mine: bool, strategy: str, mode: str) -> pd.DataFrame | None:
-        runs = ours if mine else theirs
-        runs = runs[(runs.strategy == strategy) & (runs.model_mode == mode)]
-        return by_pair(runs) if len(runs) else None
-
     names = ordered(set(ours.strategy)) if lists["ours"] == ["all"] else lists["ours"]
+    our_arms, their_arms = (dict(iter(runs.groupby(["strategy", "model_mode"]))) for runs in (ours, theirs))
     how = contrast.get("as", "percent")
     for mode, us, them in itertools.product(lists["mode"], names, lists["theirs"]):
         them = us if them == "same" else them
-        a, b = arm(True, us, contrast.get("ours_mode", mode)), arm(False, them, mode) if them else None
-        of = arm(False, contrast["of"], "train") if "of" in contrast else None
+        a, b = our_arms.get((us, contrast.get("ours_mode", mode))), their_arms.get((them, mode))
+        of = their_arms.get((contrast.get("of"), "train"))
         if a is None or (them and b is None) or ("of" in contrast and of is None):
             continue
+        a, b, of = (None if arm is None else by_pair(arm) for arm in (a, b, of))
         for measure, group, epoch in itertools.product(lists["measure"], lists["group"], lists["epoch"]):
             effect = compare(a, b, of, f"{measure}/{group}" if group else measure, epoch, how)
             about = {"ours": us, "theirs": them, "of": contrast.get("of", ""), "mode": mode, "measure": measure,
