@@ -38,13 +38,9 @@ def make(name: str, results: Path, **choices: Any) -> list[Path]:
 
 
 def text(artefact: Any, results: Path, **choices: Any) -> tuple[str, bool]:
-    """What a terminal shows of an artefact of the catalogue (or of its name), and whether that is complete: Table 2, or
-    the findings of its claims; "" of the others."""
+    """What a terminal shows of an artefact of the catalogue, and whether that is complete: Table 2, or the findings of
+    its claims; "" of the others."""
     chosen = _chosen(choices)
-    if isinstance(artefact, str):
-        from gcond.study.artefacts import Catalogue
-
-        (artefact,) = Catalogue().find([artefact])
     if artefact.name == "table2":
         return _table2_text(results, **chosen)
     if not artefact.claims:

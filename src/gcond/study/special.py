@@ -27,6 +27,7 @@ Arms = dict[str, pd.DataFrame]
 
 INTEGRATED = "baseline_integrated"
 LOSSES, EPOCHS = ("l1", "ssim"), ("best_val", "last_val", "best_test")
+LAMBDAS, WEIGHTS = ["lambda_l1", "lambda_ssim"], ["weight_l1", "weight_ssim"]
 RATES = ("paper", "own")
 
 
@@ -143,9 +144,8 @@ def larger_network(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) 
             if not {strategy, BASELINE} <= set(arms):
                 continue
             ours, theirs = _common(arms[strategy], arms[BASELINE])
-            shares = pd.Series(
-                [_catches_up(results, *logs) for logs in zip(ours.log, theirs.log, strict=True)], ours.index
-            )
+            logs = zip(ours.log, theirs.log, strict=True)
+            shares = pd.Series([_catches_up(results, *pair) for pair in logs], ours.index)
             never = int((shares == 2).sum())
             row = about | {"ours": strategy, "theirs": BASELINE, "unit": "ratio"}
             label = f"{never} of {len(shares)} runs never reach it" if never else ""
@@ -186,12 +186,9 @@ def linear_probes(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -
 
 def _ranks(probes: pd.DataFrame, fewest: int) -> list[float]:
     """A correlation a seed; a seed with too few runs, or whose runs are all alike, has none."""
-    ranks = [
-        float(stats.spearmanr(own.loss, own.test_score).statistic)
-        for _, own in probes.groupby("seed")
-        if len(own) >= fewest and own.test_score.nunique() > 1 and own.loss.nunique() > 1
-    ]
-    return [rank for rank in ranks if not math.isnan(rank)]
+    enough = probes.groupby("seed").filter(lambda own: len(own) >= fewest)
+    return [own.loss.corr(own.test_score, method="spearman") for _, own in enough.groupby("seed")
+            if own.test_score.nunique() > 1 and own.loss.nunique() > 1]  # fmt: skip
 
 
 def against_static(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -> list[Row]:
@@ -219,21 +216,24 @@ def against_static(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) 
 
 def _is_static(runs: pd.DataFrame) -> bool:
     """Of the front: lambdas that sum to 1, and nothing else changed. Frozen weights need not."""
-    changed = set(tables.overrides(runs.setting.iloc[0]))
-    return changed <= {"loss.tasks"} and bool(np.isclose(runs.lambda_l1 + runs.lambda_ssim, 1).all())
+    sums = runs.lambda_l1 + runs.lambda_ssim
+    return _changes_weights_alone(runs.setting.iloc[0]) and bool(np.isclose(sums, 1).all())
+
+
+def _changes_weights_alone(setting: str) -> bool:
+    return set(tables.overrides(setting)) <= {"loss.tasks"}
 
 
 def _nearest(arm: pd.DataFrame, static: Arms, base: pd.DataFrame) -> Iterator[Row]:
-    ahead = {
-        setting: max(-compare(arm, point, base, loss)["effect"] for loss in LOSSES) for setting, point in static.items()
-    }
-    ahead = {setting: gap for setting, gap in ahead.items() if not math.isnan(gap)}
-    if ahead:
-        nearest = min(ahead, key=lambda setting: ahead[setting])
-        named = f"nearest of {len(ahead)} static weights, {_lambdas(static[nearest])}"
+    gaps = {setting: max(-compare(arm, point, base, loss)["effect"] for loss in LOSSES)
+            for setting, point in static.items()}  # fmt: skip
+    ahead = pd.Series(gaps).dropna()
+    if len(ahead):
+        nearest = static[str(ahead.idxmin())]
+        named = f"nearest of {len(ahead)} static weights, {_lambdas(nearest)}"
         for loss, epoch in product(LOSSES, EPOCHS):
             row = {"label": named, "theirs": BASELINE, "of": BASELINE, "measure": loss, "epoch": epoch}
-            yield row | compare(arm, static[nearest], base, loss, epoch)
+            yield row | compare(arm, nearest, base, loss, epoch)
 
 
 def _deltas(arm: pd.DataFrame, alone: Mapping[str, pd.DataFrame]) -> Iterator[Row]:
@@ -256,14 +256,8 @@ def _lambdas(arm: pd.DataFrame) -> str:
 # of w_i over steps and seeds as its lambdas, and the method's own update. One setting for all seeds: it is what
 # somebody would set, no score has chosen it, and an arm needs one name.
 
-UPDATES = {  # method -> what trains with its update and resolves nothing
-    STOCHASTIC: INTEGRATED,
-    SEQUENTIAL: INTEGRATED,
-    "gcond_pure": BASELINE,
-    "cagrad": BASELINE,
-    "gradnorm": BASELINE,
-    "pcgrad": BASELINE,
-}
+UPDATES = {STOCHASTIC: INTEGRATED, SEQUENTIAL: INTEGRATED}  # method -> what has its update and resolves nothing
+UPDATES |= dict.fromkeys(["gcond_pure", "cagrad", "gradnorm", "pcgrad"], BASELINE)
 DIGITS = 3  # significant, of a static lambda: the same average always gives the same run
 NEAR = 0.01  # recorded lambdas that are all so close stand for the average, so that seeds may be added
 
@@ -271,22 +265,17 @@ NEAR = 0.01  # recorded lambdas that are all so close stand for the average, so 
 def _frozen(group: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
     """(method, strategy, setting) of the static run, recorded or to be made; of methods whose weights are recorded."""
     group = group[group.model_mode == "train"]
+    static = group[[_changes_weights_alone(setting) for setting in group.setting]]
     for method, base in UPDATES.items():
         own = group[(group.strategy == method) & (group.setting == "")]
-        names = [f"weight_{loss}" for loss in LOSSES]
-        if own.empty or not set(names) <= set(own) or own[names].isna().all(axis=None):
+        if own.reindex(columns=WEIGHTS).isna().all().any():
             continue
-        weights = own.groupby("seed")[names].mean().mean()
-        wanted = {loss: own[f"lambda_{loss}"].iloc[0] * weights[f"weight_{loss}"] for loss in LOSSES}
-        recorded = group[group.strategy == base]
-        recorded = recorded[
-            recorded.setting.map(lambda each: set(tables.overrides(each)) <= {"loss.tasks"}).astype(bool)
-        ]
-        distance = pd.concat([(recorded[f"lambda_{loss}"] / wanted[loss] - 1).abs() for loss in LOSSES], axis="columns")
-        near = distance.max(axis="columns", skipna=False).groupby(recorded.setting).min()
-        text = ",".join(f"{loss}:{value:.{DIGITS}g}" for loss, value in wanted.items())
-        made = f"loss.tasks={{{text}}}"
-        yield method, base, str(near.idxmin()) if len(near) and near.min() <= NEAR else made
+        wanted = own[LAMBDAS].iloc[0] * own.groupby("seed")[WEIGHTS].mean().mean().to_numpy()
+        recorded = static[static.strategy == base]
+        distance = (recorded[LAMBDAS] / wanted - 1).abs().max(axis="columns", skipna=False)
+        near = distance.groupby(recorded.setting).min()
+        text = ",".join(f"{loss}:{value:.{DIGITS}g}" for loss, value in zip(LOSSES, wanted, strict=True))
+        yield method, base, str(near.idxmin()) if near.min() <= NEAR else f"loss.tasks={{{text}}}"
 
 
 def frozen_weights(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -> list[Row]:
@@ -305,9 +294,8 @@ def frozen_weights(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) 
                 name = f"{epoch}_{loss}"
                 share = ratio(of_seeds(baseline[name] - kept[name]), of_seeds(baseline[name] - resolved[name]))
                 where = {"measure": loss, "epoch": epoch}
-                found.append(
-                    row | where | {"theirs": BASELINE, "measure": f"share_kept/{loss}", "unit": "ratio"} | share
-                )
+                kept_share = {"theirs": BASELINE, "measure": f"share_kept/{loss}", "unit": "ratio"}
+                found.append(row | where | kept_share | share)
                 differs = compare(static, arms[method], None, loss, epoch)
                 found.append(row | where | {"ours": base, "theirs": method, "unit": "%"} | differs)
     return [row for row in found if row["n"]]
@@ -318,20 +306,20 @@ def static_weights(runs: pd.DataFrame, datasets: Sequence[str] | None = None) ->
 
     Raises ValueError where no recorded run has weights.
     """
-    settings: dict[tuple[str, str, str], list[str]] = {}
-    for about, group in _groups(runs, ("own",)):
-        if not datasets or about["dataset"] in datasets:
-            for _, base, setting in _frozen(group):
-                settings.setdefault((about["dataset"], about["model"], base), []).append(setting)
-    if not settings:
-        raise ValueError(
-            "`runs`: expected runs of a method that weighs the tasks, found none to freeze; reproduce-table2 makes them"
-        )
+    found = [
+        {"dataset": about["dataset"], "model": about["model"], "base": base, "weights": setting}
+        for about, group in _groups(runs, ("own",))
+        if not datasets or about["dataset"] in datasets
+        for _, base, setting in _frozen(group)
+    ]
+    if not found:
+        raise ValueError("`runs`: found none of a method that weighs the tasks; reproduce-table2 makes them")
+    table = pd.DataFrame(found)
+    table = table[table.weights != ""].assign(weights=table.weights.str.removeprefix("loss.tasks="))
     return [
         [f"dataset={dataset}", *([f"model={model}"] if model != PAPER_MODEL else []), f"strategy={base}",
-         "loss.tasks=" + ",".join(dict.fromkeys(each.removeprefix("loss.tasks=") for each in found if each))]
-        for (dataset, model, base), found in settings.items()
-        if any(found)
+         f"loss.tasks={','.join(own.unique())}"]
+        for (dataset, model, base), own in table.groupby(["dataset", "model", "base"], sort=False).weights
     ]  # fmt: skip
 
 
