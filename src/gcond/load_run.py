@@ -20,7 +20,6 @@ from gcond.model import MaskedAutoencoder
 
 STATES = ("initial", "last")
 STORES = ("ct", "headneck", "imagenet84")  # data sets that stand below data/
-NAMED_BY = {"imagenet256": "--imagenet"}  # data set -> the option of a command that names its folder
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -62,10 +61,8 @@ class LoadedRun:
         self.report = read_report(path, "hash", "steps", "data_checksum")
         self.cfg = cfg = read_config(path)
         if cfg.dataset.name in roots:
-            root = roots[cfg.dataset.name]
-            if root is None:
-                option = NAMED_BY.get(cfg.dataset.name, f"--{cfg.dataset.name}")
-                raise ValueError(f"{path}: expected the folder of its data ({option} DIR), found none")
+            if (root := roots[cfg.dataset.name]) is None:
+                raise ValueError(f"{path}: expected the folder of its {cfg.dataset.name} (--imagenet DIR), found none")
             cfg.dataset.root = str(root)
 
     def data(self) -> Splits:

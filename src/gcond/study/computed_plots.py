@@ -31,9 +31,9 @@ SHADES = {"critical": "0.82", "moderate": "0.90", "mild": "0.96"}
 EXTENT = (-10.0, 10.0)
 
 
-def _read(path: Path, command: str) -> pd.DataFrame:
+def _read(path: Path) -> pd.DataFrame:
     if not path.exists():
-        raise ValueError(f"nothing to draw: {path} does not exist; `{command}` makes it")
+        raise ValueError(f"nothing to draw: {path} does not exist; `gcond study run toy table1` makes it")
     return pd.read_csv(path)
 
 
@@ -42,10 +42,8 @@ def _read(path: Path, command: str) -> pd.DataFrame:
 
 def toy(folder: Path) -> dict[str, Figure]:
     """Name -> figure of the records in results/toy. Raises ValueError, naming the file, where one is missing."""
-    ends, noise, tradeoff = (
-        _read(folder / f"{name}.csv", "gcond study run toy") for name in ("endpoints", "noise", "tradeoff")
-    )
-    paths = {name: pd.read_csv(folder / "trajectories" / f"{name}.csv") for name in ends.method.unique()}
+    ends, noise, tradeoff = (_read(folder / f"{name}.csv") for name in ("endpoints", "noise", "tradeoff"))
+    paths = {name: _read(folder / "trajectories" / f"{name}.csv") for name in ends.method.unique()}
     return {
         "trajectories": trajectories(ends, paths),
         "noise": noise_by_k(noise),
@@ -176,7 +174,7 @@ def tradeoff_by_alpha(tradeoff: pd.DataFrame) -> Figure:
 
 def zones(folder: Path) -> dict[str, Figure]:
     """Shares of the full projection, and the cosine afterwards, against the cosine before, as the resolver has them."""
-    samples = _read(folder / "zones.csv", "gcond study run table1")
+    samples = _read(folder / "zones.csv")
     figure = Figure(figsize=(10.5, 6.4), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True, sharey="row")
     for (upper, lower), logic in zip(panels.T, ("smooth", "step"), strict=True):
