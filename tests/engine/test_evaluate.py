@@ -103,8 +103,9 @@ def test_an_evaluation_waits_for_the_device_once_at_its_end(device: Any, monkeyp
 
 def test_looking_changes_nothing() -> None:
     model = Normalised().train()
-    before = {key: value.clone() for key, value in model.state_dict().items()}
+    before, random = {key: value.clone() for key, value in model.state_dict().items()}, torch.get_rng_state()
     score(model)
+    assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 

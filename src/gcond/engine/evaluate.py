@@ -75,6 +75,16 @@ class EvaluationSet:
         """Every `size`-th image, from `rank` on."""
         return self._at(range(rank, len(self.images), size))
 
+    def first(self, count: int) -> EvaluationSet:
+        """At most `count` images."""
+        return self._at(range(min(count, len(self.images))))
+
+    def batches(self, device: torch.device, workers: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        """Raw images, hidden patches and, where there are, labels, on the device."""
+        loader = read(self.images, workers, batch_size=BATCH, pin_memory=device.type == "cuda")
+        parts = [tensor.split(BATCH) for tensor in (self.hidden, self.labels) if tensor is not None]
+        return ahead(zip(loader, *parts, strict=False), transfer_to(device))
+
     def _at(self, places: Sequence[int]) -> EvaluationSet:
         own = list(places)
         return replace(
@@ -110,10 +120,8 @@ def evaluate(
     names += [] if data.body_above is None else [BODY, "body_images"]
     table = torch.zeros(len(data.images), len(names), dtype=torch.float64, device=device)
     own = table[team.rank :: team.size]
-    loader = read(part.images, workers, batch_size=BATCH, pin_memory=device.type == "cuda")
-    parts = [tensor.split(BATCH) for tensor in (part.hidden, part.labels) if tensor is not None]
     start = 0
-    for raw, hidden, *labels in ahead(zip(loader, *parts, strict=False), transfer_to(device)):
+    for raw, hidden, *labels in part.batches(device, workers):
         images = intensity.normalise(raw)
         more: dict[str, Tensor] = {}
         if classify:

@@ -27,7 +27,7 @@ import re
 import sys
 import weakref
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -263,7 +263,7 @@ class Passes:
     """
 
     def __init__(self, cfg: DictConfig, device: torch.device) -> None:
-        self._precision, self.image_size = cfg.precision, cfg.scale.image_size
+        self._precision, self._image_size = cfg.precision, cfg.scale.image_size
         self._casts = device.type == "cuda" and cfg.precision != "fp32"
         self.hidden = hidden_count(Settings(cfg).patches, cfg.scale.mask_ratio)
         with torch.device("meta"):
@@ -294,31 +294,23 @@ class Passes:
         stale = isinstance(estimator, Sequential) and not direct  # what stood in p.grad before
         together = shared or isinstance(estimator, Joint)
         groups = (tuple(tasks),) if together else tuple((task,) for task in tasks)
-        kind = (groups, shared, stale, training, direct, graph)
-        known = self._counted.setdefault(kind, {})
-        if micro_batch not in known:
-            known[micro_batch] = on_a_line(known, micro_batch) or self._count(micro_batch, *kind)
-        return known[micro_batch]
+        known = self._counted.setdefault((groups, shared, stale, training, direct, graph), {})
+        if micro_batch in known:
+            return known[micro_batch]
+        if (told := on_a_line(known, micro_batch)) is not None:
+            known[micro_batch] = told
+            return told
 
-    def _count(
-        self,
-        micro_batch: int,
-        groups: Sequence[Sequence[str]],
-        shared: bool,
-        stale: bool,
-        training: bool,
-        direct: bool,
-        graph: str,
-    ) -> int:
         model = copy.deepcopy(self.model).train(training)
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            fake = _FakePass(self, model.to_empty(device="cpu"), micro_batch, self._precision)
+        with FakeTensorMode(allow_non_fake_inputs=True), CudaCasts() if self._casts else nullcontext():
+            model.to_empty(device="cpu")
             for parameter in model.parameters():
                 if direct:
                     parameter.grad = torch.empty_like(parameter)  # a view into a row
                 else:
                     parameter.register_post_accumulate_grad_hook(_drop)  # type: ignore[no-untyped-call]
-            with fake.counting() as live:
+            losses_of, live = self._losses(model, micro_batch, self._precision)
+            with live:
                 if stale:
                     for parameter in model.parameters():
                         parameter.grad = torch.empty_like(parameter)
@@ -326,7 +318,7 @@ class Passes:
                     for asked in groups:
                         if graph == "kept":
                             losses: Any = None
-                        losses = fake.losses(asked, self._casts)
+                        losses = losses_of(asked)
                         if not direct:
                             model.zero_grad()
                         values = [losses[task] for task in asked]
@@ -336,7 +328,8 @@ class Passes:
                         del value, values
                         if graph == "freed":
                             del losses
-        return int(live.peak)
+        known[micro_batch] = live.peak
+        return live.peak
 
     def validation(self) -> int:
         """Peak in bytes of the forward pass on a batch of validation images; they are not counted."""
@@ -344,11 +337,28 @@ class Passes:
         if evaluate.BATCH not in known:
             model = copy.deepcopy(self.model).eval()
             with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-                fake = _FakePass(self, model.to_empty(device="cpu"), evaluate.BATCH, "fp32")
-                with fake.counting() as live:
-                    fake.losses(self.loss.tasks)
-            known[evaluate.BATCH] = int(live.peak)
+                model.to_empty(device="cpu")
+                losses_of, live = self._losses(model, evaluate.BATCH, "fp32")
+                with live:
+                    losses_of(self.loss.tasks)
+            known[evaluate.BATCH] = live.peak
         return known[evaluate.BATCH]
+
+    def _losses(
+        self, model: MaskedAutoencoder, micro_batch: int, precision: str
+    ) -> tuple[Callable[[Sequence[str]], Mapping[str, Tensor]], LiveBytes]:
+        """The forward pass on a fake micro-batch, and a count of all but it, the model and its gradients."""
+        images = torch.empty(micro_batch, model.channels, self._image_size, self._image_size)
+        hidden = torch.zeros(micro_batch, self.hidden, dtype=torch.long)
+        batch = Batch(images, hidden, torch.zeros(micro_batch, dtype=torch.long))
+        objective = Objective(model, self.loss, self.loss.intensity, precision)
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+        def losses(tasks: Sequence[str]) -> Mapping[str, Tensor]:
+            objective.watch(True)
+            return objective(batch, tasks)
+
+        return losses, LiveBytes([*state_of(model), *gradients, images, hidden])
 
 
 def on_a_line(known: Mapping[int, int], size: int) -> int | None:
@@ -365,26 +375,6 @@ def on_a_line(known: Mapping[int, int], size: int) -> int | None:
     slope, rest = divmod(known[last] - known[first], last - first)
     straight = all(known[each] == known[first] + slope * (each - first) for each in points)
     return known[first] + slope * (size - first) if straight and rest == 0 else None
-
-
-class _FakePass:
-    """A micro-batch of fake images for a fake model; to be made and used in a fake mode."""
-
-    def __init__(self, passes: Passes, model: MaskedAutoencoder, micro_batch: int, precision: str) -> None:
-        self._model = model
-        self._objective = Objective(model, passes.loss, passes.loss.intensity, precision)
-        images = torch.empty(micro_batch, model.channels, passes.image_size, passes.image_size)
-        hidden = torch.zeros(micro_batch, passes.hidden, dtype=torch.long)
-        self._batch = Batch(images, hidden, torch.zeros(micro_batch, dtype=torch.long))
-
-    def counting(self) -> LiveBytes:
-        gradients = [parameter.grad for parameter in self._model.parameters() if parameter.grad is not None]
-        return LiveBytes([*state_of(self._model), *gradients, self._batch.images, self._batch.hidden])
-
-    def losses(self, tasks: Sequence[str], casts: bool = False) -> Mapping[str, Tensor]:
-        self._objective.watch(True)
-        with CudaCasts() if casts else nullcontext():
-            return self._objective(self._batch, list(tasks))
 
 
 class CudaCasts(TorchFunctionMode):

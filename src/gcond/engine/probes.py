@@ -17,7 +17,7 @@ from torch.utils.data import Subset
 
 from gcond.data.intensity import Intensity
 from gcond.engine.batches import Batch, TrainingImages, generator, read
-from gcond.engine.evaluate import BATCH, EvaluationSet
+from gcond.engine.evaluate import EvaluationSet
 from gcond.model import MaskedAutoencoder
 from gcond.model.masking import draw_hidden
 from gcond.model.patches import hidden_mask
@@ -174,12 +174,9 @@ def activations(
     """
     model.eval()
     maps = []
-    count = min(IMAGES, len(split.images))
-    for start in range(0, count, BATCH):
-        places = range(start, min(start + BATCH, count))
-        images = intensity.normalise(torch.stack([split.images[place] for place in places]).to(device))
-        hidden = split.hidden[start : start + len(images)].to(device)
-        maps.append(model.encode(images, hidden_mask(hidden, model.patches)).flatten().cpu())
+    for raw, hidden, *_ in split.first(IMAGES).batches(device):
+        masks = hidden_mask(hidden, model.patches)
+        maps.append(model.encode(intensity.normalise(raw), masks).flatten().cpu())
     return spread(torch.cat(maps))
 
 
