@@ -142,22 +142,9 @@ def looked_at_again(runs: Sequence[Planned]) -> list[Planned]:
 
 
 def _asked_once() -> Checksum:
-    """`checksum_of`, which keeps its answer, or its error, for each data set."""
-
-    @functools.cache
-    def answer(dataset: str) -> Any:
-        try:
-            return checksum_of(OmegaConf.create(dataset))
-        except (OSError, ValueError) as error:
-            return error
-
-    def ask(dataset: DictConfig) -> Any:
-        found = answer(OmegaConf.to_yaml(dataset, resolve=True))
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-    return ask
+    """`checksum_of`, which keeps its answer for each data set."""
+    answer = functools.cache(lambda dataset: checksum_of(OmegaConf.create(dataset)))
+    return lambda dataset: answer(OmegaConf.to_yaml(dataset, resolve=True))
 
 
 def _composed(choices: Sequence[Sequence[str]]) -> Iterator[DictConfig]:
