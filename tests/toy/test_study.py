@@ -102,14 +102,15 @@ def test_gradops_follows_alpha():
 def test_the_page_needs_the_recorded_files_alone(short, tmp_path):
     out = tmp_path / "toy"
     record(short, descend(short, tmp_path / "cache", 1)[0], out)
-    descents.write_csv(out / "noise.csv", noise.COLUMNS, noise.measure(20, (8, 24, 64)))
-    shares = [["regressions", a, 0, 1, t, 0.3] for a in (-1.0, 0.0) for t in tradeoff.TASKS]
-    descents.write_csv(out / "tradeoff.csv", tradeoff.COLUMNS, shares)
+    descents.write_csv(out / "noise.csv", noise.measure(20, (8, 24, 64)))
+    about = {"problem": "regressions", "run": 0, "steps": 1, "value": 0.3}
+    shares = [about | {"alpha": alpha, "task": task} for alpha in (-1.0, 0.0) for task in tradeoff.TASKS]
+    descents.write_csv(out / "tradeoff.csv", shares)
     pages.make("toy", tmp_path)
     assert "| PCGrad" in (out / "toy.md").read_text()
 
     rows = read(out / "endpoints.csv")
-    descents.write_csv(out / "endpoints.csv", descents.COLUMNS, [row.values() for row in rows[:-1]])
+    descents.write_csv(out / "endpoints.csv", rows[:-1])
     with pytest.raises(ValueError, match="pcgrad"):
         pages.make("toy", tmp_path)
     (out / "noise.csv").unlink()

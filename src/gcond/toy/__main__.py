@@ -32,9 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     descents, failures = descend([*asked, *gradops.values()], options.cache, options.jobs)
     record(list(methods.values()), descents, options.out)
-    write_csv(options.out / "noise.csv", noise.COLUMNS, noise.measure())
-    rows = [*tradeoff.ends(gradops, descents), *tradeoff.regressions()]
-    write_csv(options.out / "tradeoff.csv", tradeoff.COLUMNS, rows)
+    write_csv(options.out / "noise.csv", noise.measure())
+    write_csv(options.out / "tradeoff.csv", [*tradeoff.ends(gradops, descents), *tradeoff.regressions()])
 
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)

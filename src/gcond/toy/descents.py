@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -163,8 +163,6 @@ def lineup() -> dict[str, Method]:
 
 # Descents and records.
 
-COLUMNS = ("method", "label", "start", "start_x1", "start_x2", "steps", "x1", "x2", "f1", "f2", "to_front", "stopped",
-           "settings")  # fmt: skip
 Descents = dict[str, dict[int, pd.DataFrame]]  # settings of a method -> start -> `points`
 
 
@@ -220,17 +218,19 @@ def record(methods: Sequence[Method], descents: Descents, out: Path) -> None:
             rows += [_row(method, start, part.iloc[-1]) for start, part in found.items()]
         else:
             rows += [row for row in recorded if (row["method"], row["settings"]) == (method.name, method.settings)]
-    write_csv(path, COLUMNS, [[row[key] for key in COLUMNS] for row in rows])
+    if rows:
+        write_csv(path, rows)
 
 
 def _row(method: Method, start: int, last: Any) -> dict[str, object]:
     (f1, f2), _ = evaluate(last.x1, last.x2)
     numbers = {"x1": last.x1, "x2": last.x2, "f1": f1, "f2": f2, "to_front": distance_to_front(last.x1, last.x2)}
-    row = {"method": method.name, "label": method.label, "steps": method.steps, "settings": method.settings}
-    row |= {"start": start, "start_x1": STARTS[start][0], "start_x2": STARTS[start][1]}
-    row |= {"stopped": f"step {last.step}: {last.stopped}" if last.stopped else ""}
-    return row | {key: f"{value:.5f}" for key, value in numbers.items()}
+    return {
+        "method": method.name, "label": method.label, "start": start, "start_x1": STARTS[start][0],
+        "start_x2": STARTS[start][1], "steps": method.steps, **{key: f"{value:.5f}" for key, value in numbers.items()},
+        "stopped": f"step {last.step}: {last.stopped}" if last.stopped else "", "settings": method.settings,
+    }  # fmt: skip
 
 
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    write_text(path, pd.DataFrame(list(rows), columns=list(columns)).to_csv(index=False, lineterminator="\n"))
+def write_csv(path: Path, rows: Iterable[Mapping[Any, object]]) -> None:
+    write_text(path, pd.DataFrame(list(rows)).to_csv(index=False, lineterminator="\n"))

@@ -33,11 +33,6 @@ KINDS = (("sequential", 0.0), ("sequential", 0.3), ("stochastic", 0.3))  # estim
 SNR = 0.05
 TRIALS = 2000
 RESAMPLES = 400
-COLUMNS = (
-    "estimator", "rho", "tau", "snr", "dimensions", "cosine", "micro_batches", "trials",
-    "variance", "variance_low", "variance_high", "variance_theory",
-    "wrong", "wrong_low", "wrong_high", "wrong_theory",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,8 +117,8 @@ def mean_noise(noise: Array, estimator: str) -> Array:
     return np.stack([noise[:half, 0].mean(0), noise[half:, 1].mean(0)])
 
 
-def measure(trials: int = TRIALS, windows: tuple[int, ...] = WINDOWS, seed: int = 0) -> Iterator[list[object]]:
-    """Rows under COLUMNS, measured and predicted, with 95 % intervals: Wilson's (1927) of a probability, a bootstrap
+def measure(trials: int = TRIALS, windows: tuple[int, ...] = WINDOWS, seed: int = 0) -> Iterator[dict[str, object]]:
+    """Rows of noise.csv, measured and predicted, with 95 % intervals: Wilson's (1927) of a probability, a bootstrap
     over trials of the variance, which is that of a coordinate over sigma^2, so that 1 is a micro-batch's own."""
     cells = [
         (*kind, rho, micro_batches)
@@ -140,11 +135,16 @@ def measure(trials: int = TRIALS, windows: tuple[int, ...] = WINDOWS, seed: int 
             interval = binomtest(wrong, trials).proportion_ci(method="wilson")
             squares = ((errors / problem.sigma) ** 2).mean((1, 2))
             means = squares[random.integers(trials, size=(RESAMPLES, trials))].mean(1)
-            numbers = [
-                squares.mean(), *np.quantile(means, [0.025, 0.975]),
-                problem.variance(estimator, micro_batches) / problem.sigma**2,
-                wrong / trials, interval.low, interval.high,
-                problem.wrong_sign_probability(estimator, micro_batches),
-            ]  # fmt: skip
-            yield [estimator, rho, tau, SNR, problem.dimensions, cosine, micro_batches, trials,
-                   *(f"{number:.5g}" for number in numbers)]  # fmt: skip
+            numbers = {
+                "variance": squares.mean(),
+                "variance_low": np.quantile(means, 0.025),
+                "variance_high": np.quantile(means, 0.975),
+                "variance_theory": problem.variance(estimator, micro_batches) / problem.sigma**2,
+                "wrong": wrong / trials,
+                "wrong_low": interval.low,
+                "wrong_high": interval.high,
+                "wrong_theory": problem.wrong_sign_probability(estimator, micro_batches),
+            }
+            about = {"estimator": estimator, "rho": rho, "tau": tau, "snr": SNR, "dimensions": problem.dimensions}
+            about |= {"cosine": cosine, "micro_batches": micro_batches, "trials": trials}
+            yield about | {name: f"{number:.5g}" for name, number in numbers.items()}

@@ -26,7 +26,6 @@ DIMENSIONS = 12
 STEPS = 300
 SEEDS = (0, 1, 2)
 TASKS = ("a", "b", "c")
-COLUMNS = ("problem", "alpha", "run", "steps", "task", "value")
 
 
 def variants(gradops: Method) -> dict[float, Method]:
@@ -37,21 +36,23 @@ def variants(gradops: Method) -> dict[float, Method]:
     }
 
 
-def ends(methods: dict[float, Method], descents: Descents) -> Iterator[list[object]]:
-    """Rows under COLUMNS: both losses of the two-dimensional problem, as the strategy sees them, where descents end."""
+def ends(methods: dict[float, Method], descents: Descents) -> Iterator[dict[str, object]]:
+    """Rows of tradeoff.csv: both losses of the two-dimensional problem, as the strategy sees them, at the ends."""
     for alpha, method in methods.items():
         for start, points in descents[method.settings].items():
             (f1, f2), _ = evaluate(points.x1.iloc[-1], points.x2.iloc[-1])
             losses = {"f1": F1_SCALE * f1, "f2": f2}
-            yield from (["two-dimensional", alpha, start, method.steps, t, f"{f:.5f}"] for t, f in losses.items())
+            about = {"problem": "two-dimensional", "alpha": alpha, "run": start, "steps": method.steps}
+            yield from (about | {"task": task, "value": f"{loss:.5f}"} for task, loss in losses.items())
 
 
-def regressions(steps: int = STEPS, seeds: tuple[int, ...] = SEEDS) -> Iterator[list[object]]:
-    """Rows under COLUMNS: the unexplained share of every task, for every alpha and seed."""
+def regressions(steps: int = STEPS, seeds: tuple[int, ...] = SEEDS) -> Iterator[dict[str, object]]:
+    """Rows of tradeoff.csv: the unexplained share of every task, for every alpha and seed."""
     for alpha, seed in tqdm([(a, s) for a in ALPHAS for s in seeds], desc="regressions", unit="run", disable=None):
         resolver = GradOPS(weights="unverified_r_alpha", alpha=alpha)
         shares = train(resolver, steps, seed)
-        yield from (["regressions", alpha, seed, steps, t, f"{s:.5f}"] for t, s in zip(TASKS, shares, strict=True))
+        about = {"problem": "regressions", "alpha": alpha, "run": seed, "steps": steps}
+        yield from (about | {"task": task, "value": f"{s:.5f}"} for task, s in zip(TASKS, shares, strict=True))
 
 
 def train(resolver: Any, steps: int, seed: int) -> list[float]:
