@@ -31,40 +31,24 @@ def sweeps(catalogue: Catalogue, *names: str, **choices: object) -> list[str]:
     return [" ".join(sweep) for sweep in catalogue.sweeps(catalogue.find(names), chosen)]
 
 
-def test_a_figure_trains_the_arms_and_data_sets_that_it_draws(catalogue: Catalogue) -> None:
-    assert sweeps(catalogue, "figure3") == [
-        "experiment=table2 scale=mini dataset=photos,ct seed=11 strategy=baseline,cagrad"
-    ]
-    assert sweeps(catalogue, "figure11") == ["experiment=table2 scale=mini dataset=ct seed=11 strategy=pcgrad"]
-    assert sweeps(catalogue, "figure5") == ["experiment=figure5 scale=mini dataset=ct seed=11"]
+@pytest.mark.parametrize(("names", "choices", "sweep"), [
+    ("figure3", {}, "table2 scale=mini dataset=photos,ct seed=11 strategy=baseline,cagrad"),
+    ("figure11", {}, "table2 scale=mini dataset=ct seed=11 strategy=pcgrad"),
+    ("figure5", {}, "figure5 scale=mini dataset=ct seed=11"),
+    ("figure3 o6 figure11 table2", {}, "table2 scale=mini dataset=photos,ct seed=11"),  # which needs all of table2
+    ("table2", {"strategies": ("baseline", "mine"), "overrides": ("optimizer.lr=2e-4",)},
+     "table2 scale=mini dataset=photos,ct seed=11 strategy=baseline,mine optimizer.lr=2e-4"),
+    ("table2", {"scale": "study"}, "table2 scale=study dataset=imagenet84,headneck seed=11"),
+    ("table2", {"scale": "paper"}, "table2 scale=paper dataset=imagenet256,ct seed=11"),
+    ("table2", {"photos": "imagenet256"}, "table2 scale=mini dataset=imagenet256,ct seed=11"),
+    ("figure10 figure11", {"datasets": ("headneck",)}, "table2 scale=mini dataset=headneck seed=11 strategy=pcgrad"),
+])  # fmt: skip
+def test_a_sweep_trains_what_is_needed_as_it_was_chosen(catalogue, names, choices, sweep):
+    assert sweeps(catalogue, *names.split(), **choices) == [f"experiment={sweep}"]
 
 
-def test_what_needs_part_of_an_experiment_is_left_out_where_another_needs_all_of_it(catalogue: Catalogue) -> None:
-    assert sweeps(catalogue, "figure3", "o6", "figure11", "table2") == [
-        "experiment=table2 scale=mini dataset=photos,ct seed=11"
-    ]
+def test_parts_of_an_experiment_are_sweeps_of_their_own_and_one_without_data_is_refused(catalogue: Catalogue) -> None:
     assert len(sweeps(catalogue, "figure3", "figure11")) == 2
-
-
-def test_choices_narrow_and_replace(catalogue: Catalogue) -> None:
-    assert sweeps(catalogue, "table2", strategies=("baseline", "mine"), overrides=("optimizer.lr=2e-4",)) == [
-        "experiment=table2 scale=mini dataset=photos,ct seed=11 strategy=baseline,mine optimizer.lr=2e-4"
-    ]
-    assert sweeps(catalogue, "table2", scale="study") == [
-        "experiment=table2 scale=study dataset=imagenet84,headneck seed=11"
-    ]
-    assert sweeps(catalogue, "table2", scale="paper") == [
-        "experiment=table2 scale=paper dataset=imagenet256,ct seed=11"
-    ]
-    assert sweeps(catalogue, "table2", photos="imagenet256") == [
-        "experiment=table2 scale=mini dataset=imagenet256,ct seed=11"
-    ]
-
-
-def test_data_sets_of_another_kind_leave_an_artefact_out(catalogue: Catalogue) -> None:
-    assert sweeps(catalogue, "figure10", "figure11", datasets=("headneck",)) == [
-        "experiment=table2 scale=mini dataset=headneck seed=11 strategy=pcgrad"
-    ]
     with pytest.raises(ValueError, match="datasets"):
         sweeps(catalogue, "figure10", datasets=("ct",))
 
