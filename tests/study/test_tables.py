@@ -150,7 +150,7 @@ def test_runs_have_their_overrides_as_columns_and_the_numbers_of_their_logs(fold
     assert tables.predictors(tmp_path)[["dataset", "predictor", "val_l1"]].to_numpy().tolist() == [
         ["ct", "pixel_median", 0.875]
     ]
-    assert len(tables.log(tmp_path, "ct-a-seed11-0123e45678", "groups")) == 2
+    assert len(tables.log(tmp_path, run.log, "groups")) == 2
 
 
 def test_what_was_measured_later_stays_when_a_run_is_recorded_again(folder, tmp_path):

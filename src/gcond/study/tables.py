@@ -32,19 +32,8 @@ from gcond.engine.run_folder import read_report
 from gcond.engine.run_state import selection_weights, weighted_loss
 from gcond.files import write_atomically, write_text
 
-ABOUT = (
-    "name",
-    "arithmetic",
-    "status",
-    "hash",
-    "data_checksum",
-    "commit",
-    "dirty",
-    "device",
-    "torch",
-    "python",
-    "started",
-)
+ABOUT = ("name", "arithmetic", "status", "hash", "data_checksum", "commit", "dirty", "device", "torch", "python",
+         "started")  # fmt: skip
 SETTINGS = {  # column -> where config.yaml has it
     **{name: f"{name}.name" for name in ("scale", "dataset", "model", "strategy")},
     "seed": "seed",
@@ -121,7 +110,7 @@ def runs(results: Path) -> pd.DataFrame:
     table["rest"] = [_joined({key: each[key] for key in each if key not in OF_SETTINGS}) for each in chosen]
     table["setting"] = chosen.map(setting)
     table["log"] = [log_name(name, arithmetic) for name, arithmetic in zip(table.name, table.arithmetic, strict=True)]
-    same = [name for name in SETTINGS if name in table] + ["weights", "rest", "steps", "arithmetic", "data_checksum"]
+    same = [*SETTINGS, "weights", "rest", "steps", "arithmetic", "data_checksum"]
     table = table.sort_values("started", kind="stable").drop_duplicates(same, keep="last").sort_index()
     logged = pd.DataFrame([_digest(results, name)[0] for name in table.log], index=table.index)
     return pd.concat([table, logged], axis="columns").reset_index(drop=True).copy()  # in one piece: many select rows
@@ -130,16 +119,11 @@ def runs(results: Path) -> pd.DataFrame:
 def log(results: Path, name: str, *kinds: str) -> pd.DataFrame:
     """Records of these kinds of the run `name` (all without any), without columns that they lack; floats as float64.
 
-    `name` may leave the fingerprint out where one machine alone made the run. Raises ValueError, naming the file, where
-    there is no log.
+    Raises ValueError, naming the file, where there is no log.
     """
     path = results / "logs" / f"{name}.parquet"
     if not path.exists():
-        others = sorted((results / "logs").glob(f"{name}-????????.parquet"))
-        if len(others) != 1:
-            found = ", ".join(each.stem for each in others) or "none"
-            raise ValueError(f"{path}: expected the log of a run, found {found}; restore it with git or record it anew")
-        path = others[0]
+        raise ValueError(f"{path}: expected the log of a run, found none; restore it with git or record it anew")
     found = pq.read_table(path, filters=[("kind", "in", kinds)] if kinds else None)
     found = found.select([name for name in found.column_names if found[name].null_count < len(found)])
     double = [each.with_type(pa.float64()) if pa.types.is_floating(each.type) else each for each in found.schema]
@@ -183,11 +167,8 @@ def at_rate(runs: pd.DataFrame, lr: str | float) -> pd.DataFrame:
         return counted[counted.own_lr]
     if lr != "best":
         return counted[np.isclose(counted.lr, PAPER_LR if lr == "paper" else float(lr))]
-    if runs.empty:
-        return counted
-    rates = runs.groupby([*ARM])["lr"].nunique().groupby(["dataset", "model"]).max()
-    tried = [place for place, most in rates.items() if most > 1]
-    kept = [_at_best(own) for (dataset, model, *_), own in runs.groupby(ARM) if (dataset, model) in tried]
+    tried = runs.groupby(ARM).lr.transform("nunique").groupby([runs.dataset, runs.model]).transform("max") > 1
+    kept = [_at_best(own) for _, own in runs[tried].groupby(ARM)]
     return pd.concat(kept).sort_index() if kept else runs.iloc[:0]
 
 
