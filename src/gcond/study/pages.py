@@ -173,44 +173,23 @@ def _toy(results: Path, **_: Any) -> list[Path]:
 
 
 def _table2(results: Path, scale: str = "mini", lr: str | float = "own", **choices: Any) -> list[Path]:
-    """As Markdown, LaTeX and CSV; what results/ records of the same table follows, marked, and counts for nothing."""
-    own, beside = _own_and_recorded(results, scale, lr=lr, **choices)
-    if own is None and beside is None:
-        raise ValueError(
-            f"nothing to report: no run of Table 2 in {results / scale}; `gcond study run table2` makes it"
-        )
+    """As Markdown, LaTeX and CSV."""
+    table = table2.build(results / scale, lr=lr, **choices)
     rate = lr if isinstance(lr, str) else np.format_float_scientific(lr, trim="-", exp_digits=1)
     base = results / scale / ("table2" if lr == "own" else f"table2_lr{rate}")
     command = f"gcond study table table2 --scale {scale}" + ("" if lr == "own" else f" --lr {rate}")
-    written = _write(base.with_suffix(".md"), "table2", own=own, beside=beside, scale=scale, command=command,
-                     rate=RATES.get(rate, f"learning rate {rate}"), seeds=(own or beside).seeds)  # fmt: skip
-    if own is not None:
-        csv, tex = (base.with_suffix(suffix) for suffix in (".csv", ".tex"))
-        write_text(csv, own.cells.to_csv(index=False, float_format="%.8g", lineterminator="\n"))
-        write_text(tex, latex(own, command))
-        written += [csv, tex]
-    return written
+    markdown, csv, tex = (base.with_suffix(suffix) for suffix in (".md", ".csv", ".tex"))
+    write_text(csv, table.cells.to_csv(index=False, float_format="%.8g", lineterminator="\n"))
+    write_text(tex, latex(table, command))
+    rate = RATES.get(rate, f"learning rate {rate}")
+    return [*_write(markdown, "table2", table=table, scale=scale, command=command, rate=rate), csv, tex]
 
 
 def _table2_text(results: Path, scale: str = "mini", lr: str | float = "own", **choices: Any) -> tuple[str, bool]:
-    own, beside = _own_and_recorded(results, scale, lr=lr, **choices)
-    parts = [] if own else [f"Table 2: nothing of scale {scale} is recorded in {results}"]
-    for table, remark in ((own, ""), (beside, ", recorded by this project, not run here")):
-        for name in table.datasets if table else ():
-            title = f"{table.title(name)}{remark}: validation, best epoch, {len(table.seeds)} seeds"
-            parts.append(f"{title}\n\n{plain(table.rows(name, ['best_val']))}\n")
-    return "\n".join(parts), own is not None and own.complete
-
-
-def _own_and_recorded(results: Path, scale: str, **choices: Any) -> tuple[Table2 | None, Table2 | None]:
-    """Table 2 of `results` and, where that is not results/ itself, of what results/ records; None for an empty one."""
-    found: list[Table2 | None] = []
-    for root in (results, RECORDED):
-        again = len(found) == 1 and results.resolve() == RECORDED.resolve()
-        there = (root / scale / "runs.csv").exists() and not again
-        table = table2.build(root / scale, **choices) if there else None
-        found.append(table if table is not None and len(table.runs) + len(table.failed) else None)
-    return found[0], found[1]
+    table = table2.build(results / scale, lr=lr, **choices)
+    parts = [f"{table.title(name)}: validation, best epoch, {len(table.seeds)} seeds\n\n"
+             f"{plain(table.rows(name, ['best_val']))}\n" for name in table.datasets]  # fmt: skip
+    return "\n".join(parts), table.complete
 
 
 def latex(table: Table2, command: str) -> str:

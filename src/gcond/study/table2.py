@@ -112,7 +112,7 @@ def build(
     model: str | None = None,
 ) -> Table2:
     """Of the runs recorded in `folder`. `lr`: own (the scale's), paper, best (each arm's) or a number; no `seeds` or
-    `datasets`: all that ran. Raises ValueError where runs of a data set saw different images."""
+    `datasets`: all that ran. Raises ValueError where none ran, and where those of a data set saw different images."""
     runs, recorded = tables.runs(folder), tables.read(folder)
     runs = runs[in_lineup(runs)]
     model = model or _model(runs)
@@ -126,6 +126,8 @@ def build(
     asked = tuple(seeds) or tuple(sorted(runs.seed.unique()))
     failed = recorded[(recorded.status == tables.FAILED) & recorded.dataset.isin(names) & recorded.seed.isin(asked)]
     failed = failed[failed.model == model]
+    if runs.empty and failed.empty:
+        raise ValueError(f"nothing to report: no run of Table 2 in {folder}; `gcond study run table2` makes it")
     shown = {
         *runs.strategy,
         *failed.strategy,

@@ -106,7 +106,7 @@ def runs(results: Path) -> pd.DataFrame:
     chosen = table.variant.map(overrides)
     table["loss"] = [each.get("loss", "l1_ssim") for each in chosen]
     table["weights"] = [each.get("loss.tasks", "").strip("{}").replace(" ", "") for each in chosen]
-    table["own_lr"] = ["optimizer.lr" not in each for each in chosen]
+    table["own_lr"] = pd.Series(["optimizer.lr" not in each for each in chosen], table.index, dtype=bool)
     table["rest"] = [_joined({key: each[key] for key in each if key not in OF_SETTINGS}) for each in chosen]
     table["setting"] = chosen.map(setting)
     table["log"] = [log_name(name, arithmetic) for name, arithmetic in zip(table.name, table.arithmetic, strict=True)]
