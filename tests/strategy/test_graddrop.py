@@ -48,6 +48,7 @@ def test_probability_of_a_sign_is_its_share():
     found = update(torch.tensor([[3.0], [-1.0]]).expand(2, 40_000))
     assert float((found == 3).float().mean()) == pytest.approx(0.75, abs=0.009)
     assert set(found.unique().tolist()) == {3.0, -1.0}
+    assert found.shape == (40_000,)  # one draw for all tasks of a coordinate
 
 
 def test_gradient_does_not_depend_on_the_blocks(monkeypatch):
