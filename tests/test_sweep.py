@@ -164,8 +164,9 @@ def test_the_plan_is_what_hydras_multirun_starts(
 def test_what_hydra_refuses_is_said_without_a_traceback(wrong: str, capsys: pytest.CaptureFixture) -> None:
     assert sweep_command(["--plan-only", "experiment=table2", wrong]) == 2
     assert capsys.readouterr().err.startswith("error: ")
-    assert plan_all({"one": ["scale=smoke", "dataset=photos"], "table2": ["experiment=table2", wrong]}, 1, ROOT) is None
-    assert capsys.readouterr().err.startswith("error: table2: ")
+    sweeps = {"one": ["scale=smoke", "dataset=photos"], "table2": ["experiment=table2", wrong]}
+    with pytest.raises(ValueError, match=r"^table2: "):
+        plan_all(sweeps, 1, ROOT)
 
 
 @pytest.mark.parametrize("path", ["/data/a=b", "/data/(copy)/x", "/data/ü", "/data/a,b", "/my data", '/a"b', "/it's"])

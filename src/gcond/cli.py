@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from gcond.files import OWN, RECORDED, ROOT
-from gcond.output import output_may_be_lost
+from gcond.output import output_may_be_lost, status_of
 from gcond.study.artefacts import MORE_SEEDS, PAPER_SEEDS, Artefact, Catalogue, Choices
 
 Command = Callable[[list[str]], int | None]
@@ -127,11 +127,7 @@ def _of_the_clone(script: str) -> Path:
 def study(words: list[str]) -> int:
     """`gcond study …`."""
     options = _parser().parse_args(words)
-    try:
-        return int(options.act(options))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return status_of(lambda: int(options.act(options)))
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -220,9 +216,7 @@ def _print_plan(sweeps: Sequence[Sequence[str]], options: argparse.Namespace) ->
     for overrides in sweeps:
         name = overrides[0].removeprefix("experiment=")
         planned[" ".join(overrides) if name in planned else name] = with_paths_quoted([*overrides, *recorded])
-    results = options.out if options.missing else RECORDED
-    if plan_all(planned, options.jobs, results, here=not options.launcher) is None:
-        raise ValueError("nothing was started")
+    plan_all(planned, options.jobs, options.out if options.missing else RECORDED, here=not options.launcher)
     return 0
 
 

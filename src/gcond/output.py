@@ -15,16 +15,16 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 
-def status_of(act: Callable[[], object]) -> int:
-    """The exit status of a command: 0, or 2 where it refuses its input (ValueError, or Hydra's), told on stderr."""
+def status_of(act: Callable[[], int | None]) -> int:
+    """The exit status of a command: its own, or 2 where it refuses its input (a ValueError), told on stderr."""
     from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
     try:
-        act()
-    except (ValueError, HydraException) as error:
+        return act() or 0
+    except (ValueError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 class Lossy:

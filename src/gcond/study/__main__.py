@@ -20,7 +20,7 @@ from gcond.data.checksums import checksum_of
 from gcond.engine.metrics_log import steps_logged
 from gcond.engine.run_folder import running
 from gcond.files import ROOT
-from gcond.output import duration, output_may_be_lost
+from gcond.output import duration, output_may_be_lost, status_of
 from gcond.study import tables
 from gcond.study.queue import ARM, NAME, Queue, read
 from gcond.sweep.launch import Workers
@@ -170,15 +170,15 @@ def main(words: list[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     if arguments.jobs < 1:
         parser.error(f"--jobs: expected an integer >= 1, found {arguments.jobs}")
-    try:
-        machine = here(arguments.more)
-        study = Study(arguments.queue, arguments.results, arguments.more)
-        study.collect(study.left(machine).overrides)
-        tell_plan(study, machine, arguments.jobs)
-        return 0 if arguments.plan else work(study, machine, arguments.jobs)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return status_of(lambda: _main(arguments))
+
+
+def _main(arguments: argparse.Namespace) -> int:
+    machine = here(arguments.more)
+    study = Study(arguments.queue, arguments.results, arguments.more)
+    study.collect(study.left(machine).overrides)
+    tell_plan(study, machine, arguments.jobs)
+    return 0 if arguments.plan else work(study, machine, arguments.jobs)
 
 
 if __name__ == "__main__":

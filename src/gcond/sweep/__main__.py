@@ -17,17 +17,17 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from gcond.engine.run_state import state_of
-from gcond.output import output_may_be_lost
+from gcond.output import output_may_be_lost, status_of
 from gcond.sweep.launch import launch, submit
 from gcond.sweep.plan import Planned, looked_at_again, plan, print_plan, prove, with_paths_quoted
 
 
 def plan_all(
     sweeps: Mapping[str, Sequence[str]], jobs: int, results: Path, here: bool = True
-) -> dict[str, list[Planned]] | None:
+) -> dict[str, list[Planned]]:
     """Print what the sweeps, name -> overrides, will do, and how long by what is recorded below `results`.
 
-    `here`: they will run on this machine. None, and why on stderr, where a setting is refused.
+    `here`: they will run on this machine. Raises ValueError where a setting is refused.
     """
     planned = {}
     for name, overrides in sweeps.items():
@@ -35,8 +35,7 @@ def plan_all(
             planned[name] = plan(overrides)
             prove(planned[name], here)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
-            print(f"error: {f'{name}: ' if len(sweeps) > 1 else ''}{error}", file=sys.stderr)
-            return None
+            raise ValueError(f"{name}: {error}" if len(sweeps) > 1 else str(error)) from error
     print_plan(planned, jobs, results)
     return planned
 
@@ -72,20 +71,23 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--missing", action="store_true", help="do not repeat runs that are recorded below --results")
     parser.add_argument("overrides", nargs="+", help=OVERRIDES)
     options = parser.parse_args(words)
-    jobs, slurm = options.jobs, options.launcher == "slurm"
-    if jobs < 1:
-        parser.error(f"--jobs: expected an integer >= 1, found {jobs}")
+    if options.jobs < 1:
+        parser.error(f"--jobs: expected an integer >= 1, found {options.jobs}")
+    return status_of(lambda: _sweep(options))
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    slurm = options.launcher == "slurm"
     overrides = with_paths_quoted(options.overrides)
     overrides += with_paths_quoted([f"recorded={options.results.absolute()}"]) if options.missing else []
     overrides += ["hydra/launcher=slurm"] if slurm else []
-    planned = plan_all({"": overrides}, jobs, options.results, here=not slurm)
-    if planned is None:
-        return 2
-    runs = planned[""]
+    runs = plan_all({"": overrides}, options.jobs, options.results, here=not slurm)[""]
     left = [run for run in runs if run.left]
     if options.plan_only:
         return 0
-    signum = (submit(overrides, left, jobs) if slurm else launch(left, jobs)) if left else 0
+    signum = 0
+    if left:
+        signum = submit(overrides, left, options.jobs) if slurm else launch(left, options.jobs)
     status = print_summary(looked_at_again(runs))
     return 128 + signum if signum else status
 
