@@ -29,6 +29,7 @@ __all__ = [
     "LossWeighting",
     "NotFinite",
     "PCGrad",
+    "Profile",
     "Raw",
     "Replicated",
     "ReplicatedPerRank",
@@ -42,6 +43,7 @@ __all__ = [
     "Update",
     "__version__",
     "merged_batchnorm",
+    "profile",
 ]
 
 if TYPE_CHECKING:

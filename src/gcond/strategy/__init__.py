@@ -5,6 +5,7 @@ from gcond.strategy.conductor import GradientConductor
 from gcond.strategy.conflict import Conflict, LossWeighting, Resolution, Resolver
 from gcond.strategy.estimate import Estimator, Joint, Sequential, Stochastic
 from gcond.strategy.processes import Replicated, ReplicatedPerRank, Sharded, SingleProcess
+from gcond.strategy.profiler import Profile, profile
 from gcond.strategy.resolve.cagrad import CAGrad
 from gcond.strategy.resolve.dwa import DWA
 from gcond.strategy.resolve.famo import FAMO
@@ -43,6 +44,7 @@ __all__ = [
     "LossWeighting",
     "NotFinite",
     "PCGrad",
+    "Profile",
     "Raw",
     "Replicated",
     "ReplicatedPerRank",
@@ -55,4 +57,5 @@ __all__ = [
     "TorchJD",
     "Update",
     "merged_batchnorm",
+    "profile",
 ]

@@ -44,8 +44,8 @@ class GradientSums:
         self._apart = list(self._columns.values()) if by_parameter else [slice(None)]
         self._grams: dict[int, list[Tensor]] = {size: [] for size in window_sizes(n)}
 
-    def add(self, gradients: Gradients, factor: float = 1.0) -> None:
-        """Take the next micro-batch's, times `factor`."""
+    def add(self, gradients: Gradients, factor: float = 1.0) -> Tensor:
+        """Take the next micro-batch's, times `factor`; gives their inner products [1 or parameters, m, m]."""
         block = self._taken // self._block
         write(self._current.zero_(), self._flat, gradients, factor)
         self._taken += 1
@@ -56,6 +56,7 @@ class GradientSums:
             if self._taken % size == 0:
                 self._grams[size].append(self._window(rows))
                 rows.zero_()
+        return self._grams[1][-1]
 
     def _window(self, rows: Tensor) -> Tensor:
         return torch.stack([_gram(rows[:, own]) for own in self._apart])
@@ -72,7 +73,7 @@ class GradientSums:
         if len(self._apart) == 1:
             stacked = stacked.sum(0, keepdim=True)
         for size in [size for size in self._grams if size % self._block == 0]:
-            summed = [_windows(each.view(-1, m, len(each) // m, m), size // self._block) for each in stacked]
+            summed = [between(each.view(-1, m, len(each) // m, m), size // self._block) for each in stacked]
             windows[size] = torch.stack([each.diagonal(dim1=0, dim2=2).permute(2, 0, 1) for each in summed], 1)
         return blocks, windows
 
@@ -130,7 +131,7 @@ def describe(
         record |= {f"cosine_disjoint/{group}": _disjoint_cosine(gram) for group, gram in halves.items()}
     for place, task in enumerate(tasks):
         for group, gram in halves.items():
-            record[f"self_cosine/{task}/{group}"] = float(_cosines(gram)[place, m + place])
+            record[f"self_cosine/{task}/{group}"] = float(cosines(gram)[place, m + place])
     for place, task in enumerate(tasks):
         record[f"norm/{task}"] = math.sqrt(max(0.0, float(squares[place]))) / n
         for size, grams in windows.items():
@@ -149,7 +150,7 @@ def _noise(squares: Tensor, square: Tensor) -> float:
     return float(deviations / (len(squares) - 1) / square)
 
 
-def _cosines(gram: Tensor) -> Tensor:
+def cosines(gram: Tensor) -> Tensor:
     norms = gram.diagonal().clamp(min=0).sqrt()
     return gram / torch.outer(norms, norms)
 
@@ -157,7 +158,7 @@ def _cosines(gram: Tensor) -> Tensor:
 def _disjoint_cosine(halves: Tensor) -> float:
     """The smallest over pairs of tasks; nan without a pair whose gradients are nonzero in both halves."""
     m = len(halves) // 2
-    across = _cosines(halves)[:m, m:]
+    across = cosines(halves)[:m, m:]
     pairs = ((across + across.T) / 2)[torch.triu_indices(m, m, offset=1).unbind()]
     return min((value for value in pairs.tolist() if not math.isnan(value)), default=math.nan)
 
@@ -170,10 +171,10 @@ def estimates(tasks: Sequence[str], gram: Tensor, sizes: Sequence[int]) -> Estim
     for start in range(0, n, longest):
         kept = [place for place in range(n) if not start <= place < start + longest]
         without.append(statistics(tasks, gram[kept][:, :, kept], sizes))
-    return {name: (value, _jackknife([each[name] for each in without])) for name, value in found.items()}
+    return {name: (value, jackknife([each[name] for each in without])) for name, value in found.items()}
 
 
-def _jackknife(values: Sequence[float]) -> float:
+def jackknife(values: Sequence[float]) -> float:
     """Standard error, from what the statistic is without each of g groups."""
     g = len(values)
     mean = sum(values) / g
@@ -191,9 +192,9 @@ def statistics(tasks: Sequence[str], gram: Tensor, sizes: Sequence[int]) -> dict
         with the second on the other has the sign of cosine_disjoint.
     """
     n, m = gram.shape[:2]
-    windows = {size: _windows(gram, size) for size in sizes}
+    windows = {size: between(gram, size) for size in sizes}
     own = {size: each.diagonal(dim1=0, dim2=2).permute(2, 0, 1) for size, each in windows.items()}
-    said = describe(tasks, n, {"all": _windows(gram, n // 2).reshape(2 * m, 2 * m)}, own)
+    said = describe(tasks, n, {"all": between(gram, n // 2).reshape(2 * m, 2 * m)}, own)
     found = {name.removesuffix("/all"): value for name, value in said.items()}
     for task in tasks:
         first = found[f"noise/{task}/{sizes[0]}"]
@@ -210,7 +211,7 @@ def statistics(tasks: Sequence[str], gram: Tensor, sizes: Sequence[int]) -> dict
     return found
 
 
-def _windows(gram: Tensor, size: int) -> Tensor:
+def between(gram: Tensor, size: int) -> Tensor:
     """[n, m, n, m] of micro-batches -> [n / K, m, n / K, m] of sums over K of them, one after the other."""
     n, m = gram.shape[:2]
     return gram.view(n // size, size, m, n // size, size, m).sum((1, 4))
