@@ -110,6 +110,7 @@ def test_the_forest_shows_the_judges_findings_beside_the_papers_change():
 def test_pictures_show_the_error_over_hidden_pixels_and_never_patients(tmp_path):
     """By hand: two of four patches hidden, one image; the method errs by 51 of 255 on one of them."""
     original = np.arange(16, dtype=np.uint8).reshape(1, 1, 4, 4)
+    original[0, 0, :2, 2:] = 200  # visible
     pasted = original.copy()
     pasted[0, 0, 2:, 2:] += 51
     (tmp_path / "mini" / "run").mkdir(parents=True)
