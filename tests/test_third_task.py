@@ -82,6 +82,12 @@ def test_a_classifier_is_trained_measured_and_no_part_of_the_conflict(
         assert scores["test_top1"] == 0.25
     assert shared == {"encoder": {True}, "body": {True}, "head": {True}, "classifier": {False}}
 
+    back = LoadedRun(folder.path, {}, ["engine"])
+    model, step = back.model("last", back.data())
+    assert step == report["steps"]
+    assert same(dict(model.state_dict()), parts(folder)["model"])
+    assert any("class" in name for name in model.state_dict())
+
 
 @pytest.mark.parametrize("strategy", ["gcond_stochastic", pytest.param("pcgrad", marks=pytest.mark.slow),
                                       pytest.param("baseline", marks=pytest.mark.slow)])  # fmt: skip
@@ -207,12 +213,3 @@ def test_labels_that_do_not_exist_or_are_not_needed_are_refused(monkeypatch: pyt
 @pytest.mark.parametrize("strategy", ["graddrop", "mgda", "upgrad", "gcond_sequential", "gcond_lion", "uw", "nash_mtl"])
 def test_other_strategies_train_a_classifier(strategy: str, tmp_path: Path) -> None:
     assert run(tiny_config(tmp_path, *CLASSES, f"strategy={strategy}")).done
-
-
-def test_a_run_with_a_classifier_is_read_back(tmp_path: Path) -> None:
-    folder = run(tiny_config(tmp_path, *CLASSES))
-    back = LoadedRun(folder.path, {}, ["engine"])
-    model, step = back.model("last", back.data())
-    assert step == back.report["steps"]
-    assert same(dict(model.state_dict()), parts(folder)["model"])
-    assert any("class" in name for name in model.state_dict())

@@ -110,20 +110,6 @@ def test_looking_changes_nothing() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_the_parts_of_a_team_are_the_whole_each_image_with_its_own_mask() -> None:
-    data = EvaluationSet.of(DATA, "val", None, 16, 0.75)
-    parts = [data.part(rank, 3) for rank in range(3)]
-    assert [len(part.images) for part in parts] == [3, 2, 2]  # of seven
-    found = [(image.sum().item(), hidden.tolist()) for part in parts for image, hidden in pairs(part)]
-    whole = [(image.sum().item(), hidden.tolist()) for image, hidden in pairs(data)]
-    assert len({image for image, _ in whole}) == 7
-    assert sorted(found) == sorted(whole)
-
-
-def pairs(data: EvaluationSet) -> list[tuple[Tensor, Tensor]]:
-    return [(data.images[place].long(), data.hidden[place]) for place in range(len(data.images))]
-
-
 @pytest.mark.parametrize("size", [2, 8])  # 8: one process has no image at all
 def test_a_team_s_score_is_the_mean_over_all_images(size: int) -> None:
     """Members one after the other: each adds its own sums to those of the ones before."""

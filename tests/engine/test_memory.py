@@ -113,17 +113,18 @@ def test_a_gpu_holds_the_next_micro_batch_as_raw_integers() -> None:
     "choices",
     [
         ["strategy=baseline", "scale.micro_batch=2"],
+        ["strategy=baseline", "scale.micro_batch=4", "scale.diagnose_every=1"],
+        ["strategy=gcond_sequential", BFLOAT16, "scale.micro_batch=4"],
         ["strategy=gcond_sequential", "strategy.conductor.estimator.forward=per_task"],
         pytest.param(["strategy=pcgrad", "scale.micro_batch=16"], marks=SLOW),
         pytest.param(["strategy=gcond_stochastic", "scale.micro_batch=1"], marks=SLOW),
-        pytest.param(["strategy=gcond_sequential", BFLOAT16, "scale.micro_batch=4"], marks=SLOW),
         pytest.param(["strategy=gcond_lion", "scale.micro_batch=32", "strategy.model_mode=eval"], marks=SLOW),
     ],
 )
 def test_the_planned_peak_is_the_peak_of_real_steps(choices: list[str]) -> None:
     cfg = small(*choices)
     with LiveBytes() as live:
-        run = SyntheticRun(cfg, CPU, diagnose_every=2)
+        run = SyntheticRun(cfg, CPU, diagnose_every=min(2, cfg.scale.diagnose_every))
         for _ in range(2):
             run.step()
         live.peak = live.now  # of what comes: not of building the model

@@ -219,8 +219,9 @@ class Planner:
         extra = 0  # a diagnosed step has a row of every task, also where fewer are resolved
         if len(gradients.rows) < m and not conductor.resolver.weighs_losses:
             extra = m * self._row
-            # Of the step before, if diagnosed, p.grad are still views into such rows; if not, no gradient is kept.
-            before = extra if scale.diagnose_every == 1 else -self._row
+            before = (
+                0 if scale.diagnose_every == 1 else -self._row
+            )  # the gradient kept, if the step before was diagnosed
             phases["forward and backward, diagnosed"] = before + extra + training(Sequential(), "freed")
         phases["resolution"] = resolution(len(gradients.rows))
         if extra:
@@ -291,10 +292,9 @@ class Passes:
         `GRAPHS`.
         """
         shared = isinstance(estimator, Sequential) and estimator.forward == "shared"
-        stale = isinstance(estimator, Sequential) and not direct  # what stood in p.grad before
         together = shared or isinstance(estimator, Joint)
         groups = (tuple(tasks),) if together else tuple((task,) for task in tasks)
-        known = self._counted.setdefault((groups, shared, stale, training, direct, graph), {})
+        known = self._counted.setdefault((groups, shared, training, direct, graph), {})
         if micro_batch in known:
             return known[micro_batch]
         if (told := on_a_line(known, micro_batch)) is not None:
@@ -311,9 +311,6 @@ class Passes:
                     parameter.register_post_accumulate_grad_hook(_drop)  # type: ignore[no-untyped-call]
             losses_of, live = self._losses(model, micro_batch, self._precision)
             with live:
-                if stale:
-                    for parameter in model.parameters():
-                        parameter.grad = torch.empty_like(parameter)
                 for _ in range(1 if graph == "freed" else 2):
                     for asked in groups:
                         if graph == "kept":
