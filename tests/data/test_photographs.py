@@ -120,7 +120,9 @@ def a_bit(path):
         ("facts.json", lambda path: path.write_text("{}")),
     ],
 )
-def test_files_of_data_prep_are_compared_with_its_facts(parquet, name, damage):
+def test_files_of_data_prep_are_compared_with_its_facts(parquet, request, name, damage):
+    if damage is not a_bit:  # found even where the files are too large to be read for their checksums
+        request.getfixturevalue("on_demand")
     content = (parquet / "data" / SECOND).read_bytes()
     stated = {f"data/{SECOND}": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
     (parquet / "facts.json").write_text(json.dumps({"files": stated}))

@@ -220,6 +220,7 @@ CONTENTS = {  # damage that is found whatever the facts say of the file
     "an index cut": index(lambda table: table[:-1]),
     "no column of rows": index(lambda table: table.drop_columns("row")),
     "a row of the next shard": cells(row={3: 4}),
+    "a row behind the last shard": cells(row={7: 4}),
     "a negative shard": cells(shard={0: -1}),
     "no such shard": cells(shard={7: 2}),
     "a negative row": cells(row={0: -1}),

@@ -161,7 +161,7 @@ def held_or_kept(photographs: Photographs, what: str, root: Path) -> ImageSet:
     folder = cache("decoded") / f"{root.resolve().name[:40]}-{_digest(str(root.resolve()))[:8]}"
     stem = f"{what.split()[-1]}-{photographs.size}"
     path = folder / f"{stem}-{_key(photographs)}.npz"
-    if (kept := _read(path)) is not None and kept.shape == shape:
+    if (kept := _read(path)) is not None:
         return TensorImages(torch.from_numpy(kept))
     decoded = hold_in_memory(photographs, what)
     assert isinstance(decoded, TensorImages)
