@@ -12,7 +12,7 @@ import yaml
 from gcond.config import compose
 from gcond.engine.settings import Settings
 from gcond.study import tables
-from gcond.study.__main__ import QUEUE
+from gcond.study.__main__ import QUEUE, main
 from gcond.study.queue import NAME, Queue, read
 
 RATES = {"name": "rates", "question": "Which rate?", "group": ["dataset", "strategy"], "dataset": ["ct"],
@@ -108,6 +108,15 @@ def test_a_malformed_queue_is_refused_by_name(tmp_path, change, named):
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(ValueError, match=named):
         read(path)
+
+
+def test_the_plan_counts_what_is_left_and_what_waits(tmp_path, capsys):
+    photos = {"dataset": ["photos"], "strategy": ["baseline"]}
+    content = {"scale": "smoke", "rates": ["rates"], "borrowed_rates": {}, "blocks": [RATES | photos, TABLE | photos]}
+    (tmp_path / "queue.yaml").write_text(yaml.safe_dump(content))
+    assert main(["--plan", "--queue", str(tmp_path / "queue.yaml"), "--results", str(tmp_path / "results")]) == 0
+    lines = [line.split()[:4] for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:3] == [["rates", "2", "2", "0"], ["table", "4", "2", "2"]]
 
 
 def test_the_studys_own_queue_asks_for_runs_whose_rates_can_be_known():

@@ -17,7 +17,6 @@ from pathlib import Path
 import pandas as pd
 
 from gcond.data.checksums import checksum_of
-from gcond.engine.metrics_log import steps_logged
 from gcond.engine.run_folder import running
 from gcond.files import ROOT
 from gcond.output import duration, output_may_be_lost, status_of
@@ -27,7 +26,6 @@ from gcond.sweep.launch import Workers
 from gcond.sweep.plan import Planned, planned
 
 QUEUE, RESULTS = ROOT / "study" / "queue.yaml", Path("results", "study")
-TELL_SECONDS = 600.0  # between lines about the runs at work
 GUESS_SECONDS = 400.0  # of CPU a run, until one is recorded
 
 Overrides = tuple[str, ...]
@@ -109,7 +107,6 @@ def work(study: Study, machine: str, jobs: int) -> int:
     """Make the runs that are left, each once; the exit status. One that fails is named and left for the next start."""
     begun: set[str] = set()
     failed: dict[str, str] = {}
-    told = time.monotonic()
     with Workers(jobs, idle=True) as workers:
         while True:
             while workers.free and (overrides := _next(study, machine, begun)) is not None:
@@ -124,15 +121,10 @@ def work(study: Study, machine: str, jobs: int) -> int:
                 if run.folder.finished() is None and not workers.signum:
                     failed[run.folder.name] = run.folder.error or f"see {run.folder.output}"
                 took = duration(time.monotonic() - over.began)
-                _say(f"{run.folder.name}: {failed.get(run.folder.name, 'recorded')} after {took}")
-            if time.monotonic() - told > TELL_SECONDS:
-                told = time.monotonic()
-                at_work = [study.planned[each.task] for each in workers.running]
-                steps = ", ".join(f"{r.folder.name} {steps_logged(r.folder.metrics)}/{r.steps}" for r in at_work)
-                rest = study.left(machine)
-                _say(f"at work: {steps}; {len(rest)} runs left, {duration(study.seconds(rest) / jobs)}")
-        at_work_at_the_end = [each.task for each in workers.running]
-    study.collect(at_work_at_the_end)
+                end = failed.get(run.folder.name, "recorded")
+                print(f"{datetime.now():%H:%M:%S} {run.folder.name}: {end} after {took}", flush=True)
+        at_work = [each.task for each in workers.running]
+    study.collect(at_work)
     for name, error in failed.items():
         print(f"failed: {name}: {error}")
     return 128 + workers.signum if workers.signum else int(bool(failed))
@@ -145,10 +137,6 @@ def _next(study: Study, machine: str, begun: set[str]) -> Overrides | None:
         if run.dataset not in study.absent and folder.name not in begun and not running(folder.path):
             return run.overrides
     return None
-
-
-def _say(line: str) -> None:
-    print(f"{datetime.now():%H:%M:%S} {line}", flush=True)
 
 
 def here(more: Sequence[str]) -> str:

@@ -27,14 +27,13 @@ def read(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as broken:
         raise ValueError(f"{path}: expected YAML, found {broken}") from None
-    names = [block.get("name") for block in content["blocks"]]
-    if twice := sorted({str(name) for name in names if names.count(name) > 1}):
-        raise ValueError(f"{path}: expected blocks of different names, found {', '.join(twice)} more than once")
-    for block in content["blocks"]:
-        if lacking := [key for key in ("question", "group", "dataset", "strategy", "seed", "lr") if key not in block]:
-            raise ValueError(f"{path}: expected {', '.join(lacking)} in block {block['name']}, found none")
-    if unknown := sorted(set(content["rates"]) - set(names)):
-        raise ValueError(f"{path}: `rates`: expected names of blocks, found {', '.join(unknown)}")
+    names = [str(block.get("name")) for block in content["blocks"]]
+    wrong = [f"two blocks {name}" for name in names if names.count(name) > 1]
+    wrong += [f"block {name} without {key}" for name, block in zip(names, content["blocks"], strict=True)
+              for key in ("question", "group", "dataset", "strategy", "seed", "lr") if key not in block]  # fmt: skip
+    wrong += [f"`rates`: no block {name}" for name in content["rates"] if name not in names]
+    if wrong:
+        raise ValueError(f"{path}: expected the blocks that its head describes, found {', '.join(wrong)}")
     return content
 
 
