@@ -1,4 +1,4 @@
-"""Every property of every method in conf/strategy: shown to hold on many matrices, or shown to fail on one."""
+"""Every property of every method in conf/strategy, shown to hold or to fail, as results/methods.csv and .md say."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from methods.declarations import DECLARED, SHOWN_TO_FAIL, declared, expectations
 from methods.methods import families
 from methods.properties import PROPERTIES
+from methods.table import COMMAND, COMMITTED, as_csv, oracles, render, rows
 
 MATRICES = 16
 SLOW = {"nash_mtl": 2, "mgda": 4, "fairgrad": 4}  # a solve takes up to 0.15 s
@@ -38,3 +39,25 @@ def test_property_is_as_declared(name, prop):
     else:
         assert expected.reason
         assert violation > SHOWN_TO_FAIL
+
+
+def test_committed_tables_are_up_to_date():
+    """Verdicts of the declarations, which the other tests confirm, and the oracles that tests are marked with."""
+    assert COMMITTED.with_suffix(".csv").read_text() == as_csv(rows()), f"run `{COMMAND}`"
+    assert COMMITTED.read_text() == render(rows()), f"run `{COMMAND}`"
+
+
+def test_tables_show_what_a_run_did_not_confirm():
+    everything = dict.fromkeys([*expectations(), *oracles()], True)
+    assert rows(everything) == rows()
+    for key in (("pcgrad", "scale"), next(iter(oracles()))):
+        odd = [row for row in rows(everything | {key: False}) if row["verdict"] == "not confirmed"]
+        assert odd
+        assert {row["name"] for row in odd} == {key[1]}
+        assert "NOT CONFIRMED" in render(rows(everything | {key: False}))
+    assert {row["verdict"] for row in rows({})} == {"not confirmed", "not promised"}
+
+
+def test_oracles_are_of_strategies():
+    strategies = {name for names in families().values() for name in names}
+    assert {name for name, _ in oracles()} <= strategies
