@@ -128,6 +128,21 @@ def point_losses(model: nn.Module) -> Any:
     return losses
 
 
+def some_of(every: Callable[[nn.Module], Any]) -> Callable[[nn.Module], Any]:
+    """Losses of the tasks alone that a batch has, by its first three numbers."""
+
+    def build(model: nn.Module) -> Any:
+        ask = every(model)
+
+        def losses(batch: Tensor, names: Any) -> dict[str, Tensor]:
+            there = [task for task, number in zip(TASKS, batch.flatten().tolist(), strict=False) if number > -0.4]
+            return {name: value for name, value in ask(batch, names).items() if name in there}
+
+        return losses
+
+    return build
+
+
 def vectors(size: int) -> Callable[[int], list[Tensor]]:
     def batches(seed: int) -> list[Tensor]:
         generator = torch.Generator().manual_seed(seed)
@@ -167,6 +182,12 @@ CASES = {
     "heads": perceptron(gcond_window),
     "experts": Case(gcond_window, **ROUTED),
     "experts micro-batch": Case(lambda: (Sequential(K, resolve_every="micro_batch"), PCGrad(), Raw()), **ROUTED),
+    "uneven": Case(gcond_window, losses=some_of(three_losses)),
+    "uneven stochastic": Case(lambda: (Stochastic(K), GCond(), EMA()), losses=some_of(three_losses)),
+    "uneven micro-batch": Case(
+        lambda: (Sequential(K, resolve_every="micro_batch"), PCGrad(), Raw()), losses=some_of(three_losses)
+    ),
+    "uneven graddrop": Case(lambda: (Sequential(K), GradDrop(), Raw()), losses=some_of(three_losses)),
     "fewer parameters than processes": Case(gcond_window, three_numbers, **TINY),
 }
 PER_RANK = ("gcond forward per task", "pcgrad micro-batch")

@@ -163,13 +163,13 @@ def test_what_is_no_strategy():
 
 def test_what_are_no_losses():
     wrong = [
-        (lambda values: values | {"l1": 0.0}, "task 'l1', found 0.0; for a task that the batch lacks return a zero"),
-        (lambda values: values | {"l1": None}, "task 'l1', found None; for a task that the batch lacks return a zero"),
-        (lambda values: values | {"extra": values["l1"]}, "expected a mapping from exactly these names"),
-        (lambda values: {}, "expected a mapping from exactly these names"),
-        (lambda values: sum(values.values()), "expected a mapping from exactly these names .*found Tensor"),
-        (lambda values: tuple(values.values()), "expected a mapping from exactly these names .*found tuple"),
-        (lambda values: None, "expected a mapping from exactly these names .*found NoneType"),
+        (lambda values: values | {"l1": 0.0}, "task 'l1', found 0.0; leave a task out that the micro-batch lacks"),
+        (lambda values: values | {"l1": None}, "task 'l1', found None; leave a task out"),
+        (lambda values: values | {"extra": values["l1"]}, "expected a mapping from these names, .*'extra'"),
+        (lambda values: {}, "expected the loss of at least one task"),
+        (lambda values: sum(values.values()), "expected a mapping from these names, .*found Tensor"),
+        (lambda values: tuple(values.values()), "expected a mapping from these names, .*found tuple"),
+        (lambda values: None, "expected a mapping from these names, .*found NoneType"),
         (lambda values: values | {"l1": torch.tensor(1)}, "task 'l1', .*torch.int64, requires_grad=False; was it"),
         (lambda values: values | {"l1": values["l1"] * 1j}, "task 'l1', .*torch.complex64"),
         (lambda values: values | {"l1": values["l1"].detach()}, "task 'l1', .*requires_grad=False; was it"),

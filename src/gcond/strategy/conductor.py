@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from hashlib import sha256
@@ -123,6 +124,7 @@ class GradientConductor:
         self._reference: Tensor | None = None  # [m, P], the previous task gradients
         self._direction: Tensor | None = None  # [P], where the rows must outlive the resolution
         self._window: Window | None = None  # of `micro_batch`
+        self._told_absent: set[str] = set()
         self._resolutions = 0
         self.steps = 0
         self.skipped = 0  # steps left out, by `nonfinite="skip"` or since a GradScaler's scale was too large
@@ -189,7 +191,7 @@ class GradientConductor:
                 self._close_micro_batch(window)
                 if window.problem is not None:
                     break
-        return self._finish(window)
+        return self._expect_some(self._finish(window))
 
     @contextmanager
     def micro_batch(self, scaler: torch.amp.GradScaler | None = None) -> Iterator[None]:
@@ -252,24 +254,29 @@ class GradientConductor:
 
     def resolve(self) -> dict[str, float]:
         """End the window of `micro_batch`: fill `p.grad` from what there is; returns what `step` does."""
+        return self._expect_some(self._finish(self._pushed()))
+
+    def flush(self) -> bool:
+        """`resolve`, where there is something to resolve: the incomplete window at an epoch's end. Returns whether.
+
+        Means are over the micro-batches that there are. Of several processes all call it, after as many micro-batches.
+        """
+        return self._window is not None and bool(self._finish(self._pushed()))
+
+    def _pushed(self) -> Window:
+        """The window of `micro_batch`, between two of them."""
         window = self._window
         if window is None or window.awaited is not None:
             raise ValueError("`resolve`: expected to be called between micro-batches, after at least one")
-        expect(window.full, "resolve", f"{window.count} micro-batches", window.taken)
-        if self.gradients.changed():
+        if window.gradients.changed():
             self._end(window)
             raise ValueError("`parameters`: expected them to stay as they are within a window, found a change")
-        return self._finish(window)
+        return window
 
-    def flush(self) -> bool:
-        """`resolve`, where a window is open: the incomplete one at an epoch's end, say. Returns whether there was one.
-
-        Of several processes all call it, after as many micro-batches.
-        """
-        if self._window is None:
-            return False
-        self.resolve()
-        return True
+    @staticmethod
+    def _expect_some(metrics: dict[str, float]) -> dict[str, float]:
+        expect(bool(metrics), "losses", "the loss of at least one task in the window", "none")
+        return metrics
 
     def _open(self, scaler: torch.amp.GradScaler | None, diagnose: bool = False) -> Window:
         """Begin a window."""
@@ -309,6 +316,11 @@ class GradientConductor:
             self.resolver.forget_window()
 
     def _close_micro_batch(self, window: Window) -> None:
+        if window.awaited and window.gradients.sharded:
+            raise ValueError(
+                f"`losses`: expected {window.serves} in every micro-batch, as all processes of Sharded() run each "
+                f"backward pass together, found none of {window.awaited}; group batches by their tasks"
+            )
         window.close_micro_batch()
         if window.estimator.resolves_micro_batches:
             try:
@@ -317,7 +329,7 @@ class GradientConductor:
                 window.problem = problem
 
     def _finish(self, window: Window) -> dict[str, float]:
-        """Resolve what is left to resolve and fill `p.grad`."""
+        """Resolve what is left to resolve and fill `p.grad`; no metrics where no task had a loss."""
         gradients, scale = window.gradients, window.scale
         try:
             with self._guarded(window):
@@ -325,18 +337,25 @@ class GradientConductor:
                     raise window.problem
                 if not window.estimator.resolves_micro_batches:
                     self._resolve_rows(window)
+                if not window.resolved:
+                    self._end(window)
+                    return {}
                 metrics = average(window.resolutions)
                 if len(window.resolutions) > 1:
                     metrics.pop("resolved_norm", None)  # of the mean it is another
+                metrics |= self._counts(window)
                 out = window.direction
                 assert out is not None
+                if window.resolved < window.planned_resolutions:
+                    out.mul_(window.planned_resolutions / window.resolved)
                 self.processes.finish(out, gradients)
                 norm = metrics.get("resolved_norm")
                 if norm is None:
                     norm = metrics["resolved_norm"] = math.sqrt(float(gradients.dot(out, out)))
                 if not math.isfinite(norm):
                     by = f"{type(self.resolver).__name__} made a gradient of norm {norm} from finite ones"
-                    raise NotFinite(f"step {self.steps}: {by}", {task: metrics[f"loss/{task}"] for task in self.tasks})
+                    losses = {task: metrics[f"loss/{task}"] for task in self.tasks if f"loss/{task}" in metrics}
+                    raise NotFinite(f"step {self.steps}: {by}", losses)
                 self._watch.check_reach(gradients)
         except NotFinite as problem:
             return self._leave_out(problem, gradients, scale)
@@ -409,29 +428,56 @@ class GradientConductor:
     def _resolve_rows(self, window: Window) -> None:
         """Resolve what the rows hold, into the window's direction."""
         gradients = window.gradients
-        mean_losses = window.mean_losses()
+        mean_losses, counts = window.mean_losses()
         gradients.materialised = self._watch.materialises
         if window.scale is not None and window.scale != 1:
             gradients.rows.mul_(1 / window.scale)
-        gathered = self.processes.gather(gradients, self._reference, mean_losses)
+        gathered = self.processes.gather(gradients, self._reference, mean_losses, counts, window.planned)
+        parts = window.count if window.estimator.resolves_micro_batches else 1
+        window.planned_resolutions = parts * len(gathered.statistics)
+        window.planned_counts = window.planned_resolutions * gathered.planned
+        own = None
         for place, (statistics, values) in enumerate(zip(gathered.statistics, gathered.losses, strict=True)):
-            losses = dict(zip(self.tasks, values.tolist(), strict=True))
+            counts = gathered.counts[place]
+            window.counts = counts if window.counts is None else window.counts + counts
+            absent = tuple(task for task, count in zip(self.tasks, counts.tolist(), strict=True) if count == 0)
+            if len(absent) == len(self.tasks):
+                continue
+            losses = {task: float(values[i]) for i, task in enumerate(self.tasks) if task not in absent}
             self._check(gradients, statistics, losses, gathered.nonfinite)
-            resolution, metrics = self._resolve(gradients, statistics, values)
+            resolution, metrics = self._resolve(gradients, statistics, values, absent)
             metrics |= {f"loss/{task}": value for task, value in losses.items()}
             window.resolutions += self.processes.merge_metrics(metrics)
+            window.resolved += 1
             if place == gathered.own:
                 own = resolution
+        add = window.direction is not None
+        if own is None:  # no task in this process
+            if window.resolved and not add:
+                window.direction = self._output(gradients, parts).zero_()
+            return
         if self.resolver.uses_history and not self._swaps:
             self._previous(gradients).copy_(gradients.rows)
-        parts = window.count if window.estimator.resolves_micro_batches else 1
-        out = self._output(gradients, parts) if window.direction is None else window.direction
+        if window.direction is None:
+            window.direction = self._output(gradients, parts)
         exclusive = torch.ones(len(gradients.rows)) if own.exclusive is None else own.exclusive
-        add = window.direction is not None
-        gradients.combine(own.blockwise or own.weights, exclusive, out, 1 / parts, add)
+        gradients.combine(own.blockwise or own.weights, exclusive, window.direction, 1 / parts, add)
         if self._swaps:
             self._reference = gradients.swap(self._previous(gradients))
-        window.direction = out
+
+    def _counts(self, window: Window) -> dict[str, float]:
+        """How many losses each task had, where that is not as planned. A task without any in a full window is told."""
+        counts = {} if window.counts is None else dict(zip(self.tasks, window.counts.tolist(), strict=True))
+        for task, count in counts.items():
+            if not count and window.full and task not in self._told_absent:
+                self._told_absent.add(task)
+                warnings.warn(
+                    f"task {task!r} had no loss in a whole window, so it takes no part in it; this is said once. Is it "
+                    "another name in `losses`?",
+                    stacklevel=4,
+                )
+        short = any(count != window.planned_counts for count in counts.values())
+        return {f"count/{task}": count for task, count in counts.items()} if short else {}
 
     def _leave_out(self, problem: NotFinite, gradients: TaskGradients, scale: float | None) -> dict[str, float]:
         overflow = scale is not None and scale > 1 and isinstance(problem, GradientNotFinite)
@@ -473,10 +519,15 @@ class GradientConductor:
             raise GradientNotFinite(elsewhere, losses)
 
     def _resolve(
-        self, gradients: TaskGradients, statistics: Statistics, values: Tensor
+        self, gradients: TaskGradients, statistics: Statistics, values: Tensor, absent: tuple[str, ...]
     ) -> tuple[Resolution, dict[str, float]]:
+        if absent and self.resolver.needs_every_task:
+            raise ValueError(
+                f"`losses`: {type(self.resolver).__name__} needs a loss of every task in a window, found none of "
+                f"{list(absent)}; expected a longer window, or another resolver"
+            )
         joint = len(gradients.rows) < len(self.tasks)
-        conflict = Conflict(
+        whole = Conflict(
             tasks=self._names(gradients),
             gram=statistics.gram,
             cross=statistics.cross,
@@ -485,10 +536,14 @@ class GradientConductor:
             lambdas=torch.ones(1, dtype=torch.float64) if joint else self._lambdas,
             step=self._resolutions,
             generator=self._generator,
+            absent=absent,
         )
+        conflict = whole if self.resolver.reads_absent else whole.without_absent()
         resolution = self.resolver.resolve(conflict)
+        if conflict is not whole:
+            resolution = resolution.spread(whole)
         self._resolutions += 1
-        metrics = describe(conflict, resolution)
+        metrics = describe(whole, resolution)
         if isinstance(self.resolver, LossWeighting):
             metrics |= self.resolver.after_window(values)
         if resolution.coefficients is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +25,28 @@ class Conflict:
     lambdas: Tensor  # [m]
     step: int  # resolutions so far
     generator: torch.Generator  # the resolver's own randomness
+    absent: tuple[str, ...] = ()  # those of the tasks that no micro-batch has brought
+
+    @property
+    def present(self) -> list[int]:
+        """The places of the tasks that are not absent."""
+        return [place for place, task in enumerate(self.tasks) if task not in self.absent]
+
+    def without_absent(self) -> Conflict:
+        """The conflict between the tasks that are there."""
+        if not self.absent:
+            return self
+        at = self.present
+        return replace(
+            self,
+            tasks=tuple(self.tasks[place] for place in at),
+            gram=self.gram[at][:, at],
+            cross=self.cross[at][:, at],
+            group_grams={group: gram[at][:, at] for group, gram in self.group_grams.items()},
+            losses=self.losses[at],
+            lambdas=self.lambdas[at],
+            absent=(),
+        )
 
 
 Blockwise = Callable[[Tensor, int], Tensor]  # rows [m, c] of coordinates start … start + c -> the update there [c]
@@ -52,6 +74,20 @@ class Resolution:
         assert self.coefficients is not None
         return self.coefficients.sum(0)
 
+    def spread(self, conflict: Conflict) -> Resolution:
+        """Of a `conflict` without its absent tasks, for all of its tasks; an absent one's gradient, nothing, stays."""
+        m, at = len(conflict.tasks), conflict.present
+        coefficients, exclusive, blockwise = None, self.exclusive, self.blockwise
+        if self.coefficients is not None:
+            coefficients = torch.eye(m, dtype=torch.float64)
+            coefficients[torch.tensor(at).unsqueeze(1), at] = self.coefficients
+        if exclusive is not None:
+            exclusive = torch.ones(m, dtype=torch.float64).index_copy(0, torch.tensor(at), exclusive)
+        if blockwise is not None:
+            own = blockwise
+            blockwise = lambda rows, start: own(rows[at], start)  # noqa: E731
+        return Resolution(coefficients, self.metrics, exclusive, blockwise)
+
 
 class Resolver(Protocol):
     """Settles the conflicts between task gradients. One that sets no flag reads Gram matrices and no history.
@@ -61,6 +97,8 @@ class Resolver(Protocol):
     `weighs_losses`: whether it weights the losses before a joint backward pass (see `LossWeighting`).
     `works_on_coordinates`: whether it answers with `Resolution.blockwise`.
     `remembers_coordinates`: whether its state is of the size of the rows.
+    `needs_every_task`: whether a window that brings no loss of a task is an error; if not, such a task takes no part.
+    `reads_absent`: whether it reads `Conflict.absent`; if not, it gets a conflict without those tasks.
     `remembers`: the names of what it keeps between steps, each in an attribute of that name with a leading underscore.
     """
 
@@ -69,6 +107,8 @@ class Resolver(Protocol):
     weighs_losses: bool = False
     works_on_coordinates: bool = False
     remembers_coordinates: bool = False
+    needs_every_task: bool = False
+    reads_absent: bool = False
     remembers: tuple[str, ...] = ()
 
     def check(self, tasks: dict[str, float], groups: tuple[str, ...]) -> None:
@@ -95,6 +135,7 @@ class LossWeighting(Resolver):
     """A method that only weights losses: one joint backward pass, no task gradients. Its weights replace lambdas."""
 
     needs_task_gradients = False
+    needs_every_task = True
     weighs_losses = True
     _on_device: Tensor | None = None  # `known`, where the losses are, for this window
 

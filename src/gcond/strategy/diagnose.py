@@ -21,7 +21,8 @@ def describe(conflict: Conflict, resolution: Resolution) -> dict[str, float]:
     on coordinates has no coefficients, hence no weights, correction or resolved cosines.
     """
     metrics: dict[str, float] = {}
-    for index, task in enumerate(conflict.tasks):
+    for index in conflict.present:
+        task = conflict.tasks[index]
         metrics[f"loss/{task}"] = float(conflict.losses[index])
         metrics[f"grad_norm/{task}"] = math.sqrt(max(0.0, float(conflict.gram[index, index])))
     if len(conflict.tasks) > 1:
@@ -34,7 +35,7 @@ def describe(conflict: Conflict, resolution: Resolution) -> dict[str, float]:
 
 def _describe_coefficients(conflict: Conflict, coefficients: Tensor) -> dict[str, float]:
     weights = coefficients.sum(0)
-    metrics = {f"weight/{task}": float(weight) for task, weight in zip(conflict.tasks, weights, strict=True)}
+    metrics = {f"weight/{conflict.tasks[index]}": float(weights[index]) for index in conflict.present}
     metrics["resolved"] = float(not torch.equal(coefficients, torch.eye(len(weights), dtype=torch.float64)))
     if len(conflict.tasks) > 1:
         change = weights - 1

@@ -35,7 +35,8 @@ class Window:
     `tasks` is name -> lambda. `look` is shown every micro-batch's losses. `scale` is the `scaler`'s, None without one.
     `taken` micro-batches are over; `awaited` are the tasks that the open one has yet to bring, None between
     micro-batches. `seen` are the detached losses of each task since the last `mean_losses`. `resolutions` are the
-    metrics of what has been resolved; `problem` makes the window void.
+    metrics of the `resolved` sets of rows, whose tasks had `counts` [m] losses, of so many as were planned. `problem`
+    makes the window void.
     """
 
     estimator: Estimator
@@ -52,6 +53,10 @@ class Window:
     seen: dict[str, list[Tensor]] = field(default_factory=dict)
     resolutions: list[dict[str, float]] = field(default_factory=list)
     direction: Tensor | None = None
+    resolved: int = 0
+    planned_resolutions: int = 0
+    counts: Tensor | None = None
+    planned_counts: int = 0
     problem: NotFinite | None = None
 
     def __post_init__(self) -> None:
@@ -90,7 +95,7 @@ class Window:
             self.backward(losses(batch, names))
 
     def backward(self, values: Mapping[str, Tensor]) -> None:
-        """Let the losses that are expected go backward; ValueError where they are not one scalar for each name.
+        """Let those of the expected losses that there are go backward; ValueError where one is no scalar.
 
         Losses in half precision become float32, so that lambdas and a GradScaler's factor are applied in float32.
         """
@@ -105,9 +110,6 @@ class Window:
         self.awaited = [name for name in self.awaited or () if name not in values]
 
     def close_micro_batch(self) -> None:
-        expected = "a mapping from exactly these names to a loss each"
-        if self.awaited:
-            raise ValueError(f"`losses`: asked for {self.serves}, expected {expected}, found none for {self.awaited}")
         self._forward.close()
         self.awaited = None
         self.taken += 1
@@ -116,11 +118,24 @@ class Window:
         self._forward.close()
         self.gradients.close()
 
-    def mean_losses(self) -> Tensor:
-        """[m], over the micro-batches that each task has seen; on their device, so no synchronisation for each."""
-        means = [torch.stack(self.seen[name]).double().mean() for name in self.tasks]
+    @property
+    def planned(self) -> int:
+        """Micro-batches of this process that bring each task before the rows are resolved, if none lacks it."""
+        return self.estimator.planned(self.count, len(self.tasks))
+
+    def mean_losses(self) -> tuple[Tensor, Tensor]:
+        """Like the rows: losses [m], each divided by `planned` and added up; and how many there were, [m].
+
+        Means on the losses' device, so no synchronisation for each; numbers as float64 on the CPU.
+        """
+        means, counts = [], []
+        for name in self.tasks:
+            losses = self.seen.get(name) or [torch.zeros((), device=self.gradients.device)]
+            counts.append(len(self.seen.get(name, ())))
+            mean = torch.stack(losses).double().mean()
+            means.append(mean if counts[-1] == self.planned else mean * (counts[-1] / self.planned))
         self.seen.clear()
-        return torch.stack(means)
+        return torch.stack(means), torch.tensor(counts, dtype=torch.float64)
 
     def add(self, row: int, loss: Tensor, retain_graph: bool = False) -> None:
         """Add the gradient of `loss` to a row."""
@@ -188,12 +203,11 @@ class Estimator:
 
     def backward(self, window: Window, values: Mapping[str, Tensor]) -> None:
         """Let losses of a micro-batch go backward into the rows of their tasks."""
-        planned = self.planned(window.count, len(window.tasks))
         left = len(values)
         for row, (name, weight) in enumerate(window.tasks.items()):
             if name in values:
                 left -= 1
-                window.add(row, values[name] * (weight / planned), retain_graph=left > 0)
+                window.add(row, values[name] * (weight / window.planned), retain_graph=left > 0)
 
 
 class Joint(Estimator):
@@ -295,13 +309,14 @@ def _check_losses(values: Any, names: Sequence[str]) -> None:
     if not isinstance(values, Mapping) or not set(values) <= set(names):
         found = list(values) if isinstance(values, Mapping) else type(values).__name__
         raise ValueError(
-            f"`losses`: asked for {names}, expected a mapping from exactly these names to a loss each, found {found}"
+            f"`losses`: asked for {list(names)}, expected a mapping from these names, or from those of them that the "
+            f"micro-batch has, to a loss each, found {found}"
         )
     for name, value in values.items():
         if not isinstance(value, Tensor):
             raise ValueError(
-                f"`losses`: expected a scalar tensor for task {name!r}, found {value!r}; for a task that the batch "
-                "lacks return a zero that reaches no parameter, torch.zeros((), device=..., requires_grad=True)"
+                f"`losses`: expected a scalar tensor for task {name!r}, found {value!r}; leave a task out that the "
+                "micro-batch lacks"
             )
         if value.numel() != 1 or not value.requires_grad or value.is_complex():
             raise ValueError(

@@ -155,6 +155,21 @@ class TaskGradients(FlatParameters):
             touched = torch.where(telling, nonzero, touched & nonzero.any(0))
         return touched
 
+    def complete(self, counts: Tensor, planned: int) -> None:
+        """Make each row a mean over its task's `counts` [m] losses, each of which was divided by `planned`.
+
+        ValueError where a single row holds tasks with different counts.
+        """
+        found = [int(count) for count in counts.tolist()]
+        if len(self.rows) < len(found) and len(set(found)) > 1:
+            raise ValueError(
+                f"`losses`: Joint adds the tasks up in one row, so expected as many losses of each in a window, found "
+                f"{found}; take estimator=Sequential(...), with Linear() for their sum"
+            )
+        for row, count in zip(self.rows, found, strict=False):
+            if 0 < count != planned:
+                row.mul_(planned / count)
+
     def _nonzero(self) -> Tensor:
         """Which parameter's part of a row has a nonzero number [m, parameters]; mostly its first number tells."""
         firsts = torch.tensor(self.bounds[:-1]).clamp(max=self.size - 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,14 +26,17 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 
 @dataclass(frozen=True)
 class Gathered:
-    """What there is to resolve: one entry a resolution, of which `own` is this process's. Losses are means [m].
+    """What there is to resolve: one entry a resolution, of which `own` is this process's.
 
+    Losses are means [m] over `counts` [m] micro-batches, nan where there are none, of `planned` ones.
     `nonfinite` is "loss" or "gradient" where a process that resolves for itself found one that is not finite, so that
     all leave the window out together.
     """
 
     statistics: list[Statistics]
     losses: list[Tensor]
+    counts: list[Tensor]
+    planned: int
     own: int = 0
     nonfinite: str = ""
 
@@ -65,11 +68,17 @@ class SingleProcess:
     def compare(self, facts: Mapping[str, Any]) -> None:
         """Raise ValueError, in every process, where one has another value for a fact; it names process and fact."""
 
-    def gather(self, gradients: TaskGradients, reference: Tensor | None, losses: Tensor) -> Gathered:
-        """From filled rows to what there is to resolve."""
+    def gather(
+        self, gradients: TaskGradients, reference: Tensor | None, losses: Tensor, counts: Tensor, planned: int
+    ) -> Gathered:
+        """From filled rows to what there is to resolve.
+
+        Losses [m] and rows are sums over this process's `counts` [m] micro-batches, divided by `planned`.
+        """
         gradients.merge_reached(gradients.reached()[None])
+        gradients.complete(counts, planned)
         products, losses = _read(gradients.products(reference), losses)
-        return Gathered([gradients.summarise(products)], [losses])
+        return _gathered(gradients, products, losses, counts, planned)
 
     def finish(self, out: Tensor, gradients: TaskGradients) -> None:
         """Make `out` [P], combined by every process for itself, the same everywhere; in place."""
@@ -194,10 +203,12 @@ class Replicated(_Group):
         gradients.ranges = [own, rest]  # fewer than R coordinates are left over: all processes combine them,
         gradients.counted = [own, rest] if self.rank == 0 else [own]  # and one counts them
 
-    def gather(self, gradients: TaskGradients, reference: Tensor | None, losses: Tensor) -> Gathered:
+    def gather(
+        self, gradients: TaskGradients, reference: Tensor | None, losses: Tensor, counts: Tensor, planned: int
+    ) -> Gathered:
         if self._by_micro_batch:
-            return self._gather_micro_batches(gradients, losses)
-        m = len(losses)
+            return self._gather_micro_batches(gradients, losses, counts)
+        m, planned = len(losses), planned * self.size
         reached = gradients.reached().to(losses, non_blocking=True)
         rows = gradients.rows
         if self._on_coordinates:
@@ -208,15 +219,18 @@ class Replicated(_Group):
         else:
             rest = rows[:, self._rest]
             self._reduce_scatter(rows)
-        packed = torch.cat([losses, reached.flatten(), rest.double().flatten()])
+        packed = torch.cat([losses, counts.to(losses, non_blocking=True), reached.flatten(), rest.double().flatten()])
         self.sum(packed)
-        gradients.merge_reached(packed[m : m + reached.numel()].view(1, *reached.shape).cpu() > 0)
-        rest.copy_(packed[m + reached.numel() :].view_as(rest) / self.size)
+        told = packed[m : 2 * m + reached.numel()].cpu()
+        counts = told[:m]
+        gradients.merge_reached(told[m:].view(1, *reached.shape) > 0)
+        rest.copy_(packed[2 * m + reached.numel() :].view_as(rest) / self.size)
+        gradients.complete(counts, planned)
         products = gradients.products(reference)
         if not self._on_coordinates:
             self.sum(products)
         products, losses = _read(products, packed[:m] / self.size)
-        return Gathered([gradients.summarise(products)], [losses])
+        return _gathered(gradients, products, losses, counts, planned)
 
     def _reduce_scatter(self, rows: Tensor) -> None:
         for row in rows:
@@ -226,14 +240,16 @@ class Replicated(_Group):
                 _reduce_scatter(own, whole, group=self._group)
                 own /= self.size
 
-    def _gather_micro_batches(self, gradients: TaskGradients, losses: Tensor) -> Gathered:
+    def _gather_micro_batches(self, gradients: TaskGradients, losses: Tensor, counts: Tensor) -> Gathered:
         m = len(losses)
         reached = gradients.reached().to(losses, non_blocking=True)
-        packed = self.all_gather(torch.cat([losses, reached.flatten()]))
-        gradients.merge_reached(packed[:, m:].view(self.size, *reached.shape).cpu() > 0, self.rank)
+        packed = self.all_gather(torch.cat([losses, counts.to(losses, non_blocking=True), reached.flatten()]))
+        told = packed[:, m:].cpu()
+        gradients.merge_reached(told[:, m:].view(self.size, *reached.shape) > 0, self.rank)
         products, losses = _read(self.all_gather(gradients.products(None)), packed[:, :m])
         statistics = [gradients.summarise(each, place) for place, each in enumerate(products)]
-        return Gathered(statistics, list(losses), self.rank)
+        means = [_means(own, n, 1) for own, n in zip(losses, told[:, :m], strict=True)]
+        return Gathered(statistics, means, list(told[:, :m]), 1, self.rank)
 
     def finish(self, out: Tensor, gradients: TaskGradients) -> None:
         if self._by_micro_batch:
@@ -264,22 +280,34 @@ class ReplicatedPerRank(_Group):
     The resolver's memory differs between processes: each saves the state of its own conductor.
     """
 
-    def gather(self, gradients: TaskGradients, reference: Tensor | None, losses: Tensor) -> Gathered:
+    def check(self, estimator: Estimator, resolver: Resolver, sharded: bool) -> None:
+        super().check(estimator, resolver, sharded)
+        self._needs_every_task = resolver.needs_every_task
+
+    def gather(
+        self, gradients: TaskGradients, reference: Tensor | None, losses: Tensor, counts: Tensor, planned: int
+    ) -> Gathered:
         reached = gradients.reached()
         gradients.merge_reached(reached[None])
+        gradients.complete(counts, planned)
         segments = gradients.segments
         products = gradients.products(reference)
         nonfinite = torch.stack([~torch.isfinite(values).all() for values in (losses, products)]).to(losses)
-        packed = torch.cat([nonfinite, reached.to(losses, non_blocking=True).flatten()])
+        absent = counts == 0
+        short = (absent.any() if self._needs_every_task else absent.all()).reshape(1).to(losses, non_blocking=True)
+        packed = torch.cat([nonfinite, short, reached.to(losses, non_blocking=True).flatten()])
         self.sum(packed)
         packed = packed.cpu()
-        gradients.merge_reached(packed[2:].view(1, *reached.shape) > 0)
+        if packed[2] > 0:
+            each = "a loss of " + ("every" if self._needs_every_task else "at least one") + " task in each process"
+            raise ValueError(f"`losses`: expected {each}, which resolves it for itself, found none")
+        gradients.merge_reached(packed[3:].view(1, *reached.shape) > 0)
         if gradients.segments != segments:
             products = gradients.products(reference)
         odd_losses, odd_products = packed[:2].tolist()
         found = "loss" if odd_losses else "gradient" if odd_products else ""
         products, losses = _read(products, losses)
-        return Gathered([gradients.summarise(products)], [losses], nonfinite=found)
+        return replace(_gathered(gradients, products, losses, counts, planned), nonfinite=found)
 
     def min_index(self, index: int) -> int:
         return index
@@ -329,16 +357,21 @@ class Sharded(_Group):
             )
         gradients.add_up = self.sum
 
-    def gather(self, gradients: TaskGradients, reference: Tensor | None, losses: Tensor) -> Gathered:
-        m = len(losses)
+    def gather(
+        self, gradients: TaskGradients, reference: Tensor | None, losses: Tensor, counts: Tensor, planned: int
+    ) -> Gathered:
+        m, planned = len(losses), planned * self.size
         reached = gradients.reached().to(losses, non_blocking=True)
-        packed = torch.cat([losses, reached.flatten()])
+        packed = torch.cat([losses, counts.to(losses, non_blocking=True), reached.flatten()])
         self.sum(packed)
-        gradients.merge_reached(packed[m:].view(1, *reached.shape).cpu() > 0)
+        told = packed[m:].cpu()
+        counts = told[:m]
+        gradients.merge_reached(told[m:].view(1, *reached.shape) > 0)
+        gradients.complete(counts, planned)
         products = gradients.products(reference)
         self.sum(products)
         products, losses = _read(products, packed[:m] / self.size)
-        return Gathered([gradients.summarise(products)], [losses])
+        return _gathered(gradients, products, losses, counts, planned)
 
 
 def require_same(everyone: Sequence[Mapping[str, Any]]) -> None:
@@ -351,6 +384,15 @@ def require_same(everyone: Sequence[Mapping[str, Any]]) -> None:
                     f"`processes`: expected the same in every process, found {fact} {found} in process {rank}, "
                     f"{expected} in process 0; no process sends its settings, data or weights to the others"
                 )
+
+
+def _gathered(gradients: TaskGradients, products: Tensor, losses: Tensor, counts: Tensor, planned: int) -> Gathered:
+    return Gathered([gradients.summarise(products)], [_means(losses, counts, planned)], [counts], planned)
+
+
+def _means(losses: Tensor, counts: Tensor, planned: int) -> Tensor:
+    """Losses [m] that were divided by `planned`, as means over `counts` of them."""
+    return torch.where(counts == planned, losses, losses * (planned / counts))
 
 
 def _read(products: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:

@@ -48,6 +48,7 @@ class GCond(Resolver):
     """
 
     uses_history = True
+    reads_absent = True
     remembers = ("steps", "wins", "norm_ema", "previous_coefficients", "previous_gram")
 
     def __init__(
@@ -92,6 +93,7 @@ class GCond(Resolver):
         self.smooth = smooth
         self.stability_reference = stability_reference
         self.norm_ema_bias_correction = norm_ema_bias_correction
+        self.needs_every_task = norm_ema_bias_correction  # the correction is one for all tasks
         self.conflict_margin = conflict_margin
         self.vanishing = vanishing
         self.dominance_window = dominance_window
@@ -104,10 +106,10 @@ class GCond(Resolver):
     def resolve(self, conflict: Conflict) -> Resolution:
         gram = conflict.gram.numpy()
         norms = np.sqrt(np.diag(gram))
-        average_norms = self._average_norms(norms)
+        average_norms = self._average_norms(norms, conflict.present)
         reference, reference_norms = self._reference(conflict.cross.numpy())
         coefficients = np.eye(len(gram))
-        if self.norm_cap is not None and len(gram) > 1:
+        if self.norm_cap is not None and len(conflict.present) > 1:
             np.fill_diagonal(coefficients, self.norm_cap / np.maximum(norms, self.norm_cap))
         current = coefficients @ gram @ coefficients.T
         floor = 1e-8 if self.vanishing == "absolute" else 1e-12 * float(np.diag(current).max())
@@ -166,14 +168,15 @@ class GCond(Resolver):
             projected[loser] = 0.0
         return projected
 
-    def _average_norms(self, norms: Matrix) -> Matrix:
-        """The running average of ||g_i|| before capping [m], which this step's norms enter first."""
+    def _average_norms(self, norms: Matrix, present: list[int]) -> Matrix:
+        """The running average of ||g_i|| before capping [m], which this step's norms of those present enter first."""
         if self._norm_ema is None:
             before = np.zeros_like(norms) if self.norm_ema_bias_correction else np.ones_like(norms)
         else:
             before = self._norm_ema.numpy()
         self._steps += 1
-        average = self.norm_ema_beta * before + (1 - self.norm_ema_beta) * norms
+        average = before.copy()
+        average[present] = self.norm_ema_beta * before[present] + (1 - self.norm_ema_beta) * norms[present]
         self._norm_ema = torch.from_numpy(average)
         return average / (1 - self.norm_ema_beta**self._steps) if self.norm_ema_bias_correction else average
 

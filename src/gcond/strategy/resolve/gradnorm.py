@@ -30,6 +30,7 @@ class GradNorm(Resolver):
         group: the parameter group that is W, the last layer that all tasks share.
     """
 
+    needs_every_task = True
     remembers = ("weights", "first_losses", "adam")
 
     def __init__(self, alpha: float = 1.5, lr: float = 1e-3, group: str = "head") -> None:

@@ -41,6 +41,7 @@ class SAMGS(Resolver):
 
     works_on_coordinates = True
     remembers_coordinates = True
+    needs_every_task = True
     remembers = ("steps", "dissimilarity", "momentum")
 
     def __init__(self, psi: str = "paper", beta1: float = 0.9, beta2: float = 0.99, gamma: float = 0.1) -> None:

@@ -59,7 +59,7 @@ class TorchJD(Resolver):
         self.name = method if isinstance(method, str) else type(method).__name__.removesuffix("Weighting")
         self.tolerance = tolerance
         self._method, self._settings = method, settings
-        self._solve: Solve | None = None
+        self._solves: dict[int, Solve] = {}  # by the number of tasks
         self._alpha = 1.0  # FairGrad's
 
     @staticmethod
@@ -99,14 +99,14 @@ class TorchJD(Resolver):
         return Resolution(torch.diag(weights), {"torchjd/residual": residual})
 
     def _prepare(self, m: int) -> Solve:
-        if self._solve is None:
+        if m not in self._solves:
             method = self._method
             if isinstance(method, str):
                 build = _named(method)
                 tasks = {"n_tasks": m} if "n_tasks" in inspect.signature(build).parameters else {}
                 method = build(**tasks, **self._settings)
-            self._solve = self._bind(method)
-        return self._solve
+            self._solves[m] = self._bind(method)
+        return self._solves[m]
 
     def _bind(self, method: Any) -> Solve:
         from torchjd import Stateful, aggregation

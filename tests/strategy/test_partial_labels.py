@@ -1,0 +1,253 @@
+"""Micro-batches that bring some of the tasks, and windows that end early, against plain autograd and plain means."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from strategy.faulty import TASKS, Network, window
+from strategy.problems import assert_refused, flat_grad
+from torch import Tensor
+
+from gcond.strategy import (
+    EMA,
+    FAMO,
+    SAMGS,
+    CAGrad,
+    GCond,
+    GradDrop,
+    GradientConductor,
+    GradNorm,
+    Joint,
+    Linear,
+    PCGrad,
+    Raw,
+    Sequential,
+    Stochastic,
+    TorchJD,
+)
+
+BATCHES = [window(seed)[0] for seed in range(6)]
+Labelled = tuple[Any, str]  # a batch and the names of the tasks that it has
+
+
+def labelled(*tasks: str) -> list[Labelled]:
+    return list(zip(BATCHES, tasks, strict=False))
+
+
+def double() -> Network:
+    network = Network().double()
+    network.trunk.register_forward_pre_hook(lambda module, inputs: inputs[0].double())
+    return network
+
+
+def asked(network: Network) -> Any:
+    def losses(batch: Labelled, names: Sequence[str]) -> dict[str, Tensor]:
+        return network.losses(batch[0], [name for name in names if name in batch[1]])
+
+    return losses
+
+
+def conductor_of(network: Network, estimator: Any, resolver: Any = None, tasks: Any = TASKS, **more: Any) -> Any:
+    parts = (estimator, resolver or Linear(), more.pop("update", Raw()))
+    return GradientConductor(network.groups(), tasks, *parts, clip_norm=None, **more)
+
+
+def by_hand(network: Network, batches: Sequence[Labelled], lambdas: Any = TASKS) -> tuple[Tensor, dict[str, float]]:
+    """The weighted sum of gradients [P], each a mean over the batches that have the task; and the mean losses."""
+    means = {}
+    for task in lambdas:
+        found = [network.losses(batch, [task])[task] for batch, has in batches if task in has]
+        if found:
+            means[task] = torch.stack(found).mean()
+    total = sum(lambdas[task] * mean for task, mean in means.items())
+    gradients = torch.autograd.grad(total, list(network.parameters()), allow_unused=True)
+    pairs = zip(gradients, network.parameters(), strict=True)
+    flat = torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for g, p in pairs])
+    return flat, {task: mean.item() for task, mean in means.items()}
+
+
+def assert_is_by_hand(network: Network, metrics: dict[str, float], batches: Sequence[Labelled]) -> None:
+    expected, losses = by_hand(network, batches)
+    torch.testing.assert_close(flat_grad(list(network.parameters())), expected)
+    for task, loss in losses.items():
+        assert metrics[f"loss/{task}"] == pytest.approx(loss)
+        assert metrics[f"count/{task}"] == sum(task in has for _, has in batches)
+
+
+UNEVEN = labelled("abc", "a", "", "ac")
+
+
+@pytest.mark.parametrize(
+    ("estimator", "batches"),
+    [
+        (Sequential(4), UNEVEN),
+        (Sequential(4, "per_task"), UNEVEN),
+        (Joint(4), labelled("a", "bc", "abc", "")),
+        (Stochastic(6), labelled("a", "", "b", "b", "", "c")),
+    ],
+    ids=lambda value: repr(value) if hasattr(value, "rows") else "",
+)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_means_are_over_the_micro_batches_that_have_the_task(estimator, batches, scaled):
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0) if scaled else None
+    network = double()
+    metrics = conductor_of(network, estimator).step(batches, asked(network), scaler=scaler)
+    if scaler:
+        torch._foreach_div_([p.grad for p in network.parameters()], 8.0)
+    assert_is_by_hand(network, metrics, batches)
+
+
+def test_where_every_micro_batch_has_all_nothing_is_counted():
+    network = double()
+    metrics = conductor_of(network, Sequential(2)).step(labelled("abc", "abc"), asked(network))
+    assert not [key for key in metrics if key.startswith("count/")]
+
+
+def test_micro_batches_are_resolved_between_the_tasks_that_they_have():
+    """The mean of three windows of one micro-batch each; the empty ones are left out."""
+    network, every, expected = double(), labelled("", "abc", "", "ab", "c"), []
+    metrics = conductor_of(network, Sequential(5, resolve_every="micro_batch"), CAGrad()).step(every, asked(network))
+    found = flat_grad(list(network.parameters())).clone()
+    for batch in (every[1], every[3], every[4]):
+        tasks = {task: TASKS[task] for task in batch[1]}
+        alone = Joint(1) if len(tasks) == 1 else Sequential(1)
+        conductor = conductor_of(network, alone, Linear() if len(tasks) == 1 else CAGrad(), tasks)
+        conductor.step([batch], asked(network))
+        expected.append(flat_grad(list(network.parameters())).clone())
+    torch.testing.assert_close(found, torch.stack(expected).mean(0))
+    assert [metrics[f"count/{task}"] for task in TASKS] == [2, 2, 2]
+    assert metrics["resolved_norm"] == pytest.approx(float(found.norm()))
+
+
+@pytest.mark.parametrize(
+    ("estimator", "shorter"),
+    [
+        (Sequential(4), Sequential(3)),
+        (Joint(4), Joint(3)),
+        (Sequential(4, resolve_every="micro_batch"), Sequential(3, resolve_every="micro_batch")),
+    ],
+    ids=repr,
+)
+def test_a_window_that_ends_early_is_a_shorter_window(estimator, shorter):
+    runs = []
+    for own in (estimator, shorter):
+        network = double()
+        resolver = Linear() if isinstance(own, Joint) else PCGrad()
+        conductor = conductor_of(network, own, resolver, update=EMA(0.5))
+        for batch in BATCHES[:3]:
+            with conductor.micro_batch():
+                conductor.backward(network.losses(batch, list(TASKS)))
+        assert conductor.flush()
+        assert not conductor.flush()
+        runs.append(flat_grad(list(network.parameters())))
+    torch.testing.assert_close(*runs)
+
+
+def test_a_stochastic_window_that_ends_early_has_the_tasks_of_its_blocks():
+    network = double()
+    conductor = conductor_of(network, Stochastic(6))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for batch in BATCHES[:3]:
+            with conductor.micro_batch():
+                conductor.backward(network.losses(batch, conductor.serves))
+        metrics = conductor.resolve()
+    assert_is_by_hand(network, metrics | {"count/c": 0}, labelled("a", "a", "b"))
+
+
+# A task that no micro-batch of a window has
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        PCGrad,
+        CAGrad,
+        lambda: GCond(norm_cap=0.05),
+        GradDrop,
+        lambda: TorchJD("MGDA"),
+        lambda: TorchJD("NashMTL"),
+        lambda: TorchJD("UPGrad"),
+    ],
+    ids=["pcgrad", "cagrad", "gcond", "graddrop", "mgda", "nash-mtl", "upgrad"],
+)
+def test_an_absent_task_takes_no_part(make):
+    """The same as a conductor without it, which GCond's history shows in the second window; then it is back."""
+    network = double()
+    with_it, without = (conductor_of(network, Sequential(2), make(), tasks) for tasks in (TASKS, {"a": 0.5, "b": 0.3}))
+    for step in range(2):
+        batches = labelled("ab", "ab", "ab", "ab")[2 * step : 2 * step + 2]
+        with pytest.warns(UserWarning, match="task 'c' had no loss") if step == 0 else warnings.catch_warnings():
+            metrics = with_it.step(batches, asked(network))
+        found = flat_grad(list(network.parameters())).clone()
+        expected = without.step(batches, asked(network))
+        torch.testing.assert_close(found, flat_grad(list(network.parameters())))
+        assert network.own["c"].weight.grad is None
+        assert {key for key in metrics if key.endswith("/c")} <= {"count/c", "wins/c"}
+        for key, value in expected.items():
+            assert metrics[key] == pytest.approx(value, nan_ok=True), key
+    metrics = with_it.step(labelled("abc", "abc"), asked(network))
+    assert metrics["loss/c"] > 0
+    assert "count/c" not in metrics
+
+
+def test_norms_of_an_absent_task_do_not_fade():
+    network, resolver = double(), GCond()
+    conductor = conductor_of(network, Sequential(2), resolver)
+    conductor._told_absent.add("c")
+    for tasks in ("abc", "ab", "ab"):
+        conductor.step(labelled(tasks, tasks), asked(network))
+        state = resolver.state_dict()["norm_ema"]
+        if tasks == "abc":
+            before = state[2].clone()
+    assert state[2] == before
+    assert state[0] != before
+
+
+@pytest.mark.parametrize("make", [lambda: GradNorm(lr=0.1), SAMGS, lambda: GCond(norm_ema_bias_correction=True)])
+def test_who_keeps_numbers_of_every_task_refuses_a_window_without_one(make):
+    network = double()
+    conductor = conductor_of(network, Sequential(2), make())
+    conductor.step(labelled("a", "abc"), asked(network))
+    before = repr(conductor.resolver.state_dict())
+    assert_refused("`losses`: .* found none of ..c", conductor.step, labelled("a", "ab"), asked(network))
+    assert repr(conductor.resolver.state_dict()) == before
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_one_row_for_all_tasks_needs_as_many_losses_of_each():
+    network = double()
+    refused = r"`losses`: Joint .* found \[2, 1, 1\]"
+    assert_refused(refused, conductor_of(network, Joint(2)).step, labelled("a", "abc"), asked(network))
+    weighted = conductor_of(network, Joint(2), FAMO())
+    assert_refused("`losses`: .* found none of ..b", weighted.step, labelled("abc", "ac"), asked(network))
+
+
+def test_a_window_without_any_loss():
+    network = double()
+    conductor = conductor_of(network, Sequential(2))
+    assert_refused("`losses`: .*at least one task", conductor.step, labelled("", ""), asked(network))
+    with conductor.micro_batch():
+        conductor.backward({})
+    assert not conductor.flush()
+    assert conductor.steps == 0
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_history_outlives_micro_batches_without_any_loss():
+    """Resolved by micro-batch or by window of one, GCond compares with the last gradients that there were."""
+    for resolve_every in ("window", "micro_batch"):
+        runs = []
+        for batches in (labelled("abc", "abc"), [labelled("abc")[0], (BATCHES[2], ""), labelled("", "abc")[1]]):
+            network = double()
+            conductor = conductor_of(network, Sequential(1, resolve_every=resolve_every), GCond())
+            for batch in batches:
+                with conductor.micro_batch():
+                    conductor.backward(asked(network)(batch, list(TASKS)))
+                conductor.flush()
+            runs.append([flat_grad(list(network.parameters())), conductor.state_dict()["reference"]])
+        assert all(map(torch.equal, *runs))
