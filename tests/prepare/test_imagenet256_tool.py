@@ -201,6 +201,7 @@ def test_subset_keeps_the_very_images(source, tmp_path, monkeypatch):
     splits = loader.load(tmp_path / "out", 32)
     assert [round(float(image.float().mean())) for image in splits.train] == [10 + row for row in chosen]
     assert splits.facts["counts"] == {"train": 3, "val": 2, "test": 1}
+    assert splits.facts["passed_over"] == {}  # the second file is no missing one
 
 
 # Files

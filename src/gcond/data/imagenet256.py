@@ -206,11 +206,14 @@ def _stated(files: list[Path]) -> dict[Path, dict]:
 def _missing(files: list[Path]) -> int:
     """How many are not there of those that are numbered, as in train-00000-of-00040.parquet.
 
-    Raises ValueError where data_prep has made them, and one is gone or has another length than facts.json says.
+    Files that data_prep has left out do not count. Raises ValueError where one that it has made is gone, or has another
+    length than facts.json says.
     """
-    for path, stated in sorted(_stated(files).items()):
-        if not path.is_file() or path.stat().st_size != stated["bytes"]:
-            raise ValueError(f"`root`: expected {stated['bytes']} bytes in {path} by facts.json; {AGAIN}")
+    if by_path := _stated(files):
+        for path, stated in sorted(by_path.items()):
+            if not path.is_file() or path.stat().st_size != stated["bytes"]:
+                raise ValueError(f"`root`: expected {stated['bytes']} bytes in {path} by facts.json; {AGAIN}")
+        return 0
     numbered = [match for file in files if (match := NUMBERED.fullmatch(file.name))]
     whole = {f"{m[1]}{i:0{len(m[2])}}-of-{m[3]}.parquet" for m in numbered for i in range(int(m[3]))}
     return len(whole - {file.name for file in files})
