@@ -144,7 +144,11 @@ def _work(waiting: list[tuple[Sequence[str], Path, str]], runs: Sequence[Planned
         ) as bar,
         Workers(jobs) as workers,
     ):
+        told = False
         while workers.running or (waiting and not workers.signum):
+            if workers.signum and not told:
+                bar.write("Stopping: the runs save their state (again: they are killed)")
+                told = True
             while waiting and workers.free:
                 workers.start(*waiting.pop(0))
             for over in workers.ended():
