@@ -158,7 +158,7 @@ def test_cross_entropy_and_accuracy_by_hand() -> None:
     data = tiny.load(64)
     split = replace(EvaluationSet.of(data, "val", None, 16, 0.75, Turns()), labels=torch.tensor([1, 1, 0, 3, 2, 1]))
     loss = ClassifyingLoss(16, data.intensity)
-    found = means(evaluate(Guesses(), loss, data.intensity, split, loss.tasks, CPU))
+    found = means(evaluate(Guesses(), loss, split, loss.tasks, CPU))
     total = math.exp(2) + 3
     assert found["top1"] == 0.5
     assert found["class"] == pytest.approx(0.5 * -math.log(math.exp(2) / total) + 0.5 * math.log(total), rel=1e-6)

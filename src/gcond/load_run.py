@@ -104,7 +104,7 @@ class LoadedRun:
     def objective(self, model: MaskedAutoencoder, data: Splits) -> Objective:
         patch = self.cfg.scale.patch_size
         loss = build(self.cfg.loss.reconstruction, self._trusted)(patch_size=patch, intensity=data.intensity)
-        return Objective(model, loss, data.intensity, self.cfg.precision)
+        return Objective(model, loss, self.cfg.precision)
 
     @property
     def tasks(self) -> dict[str, float]:

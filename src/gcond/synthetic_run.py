@@ -40,7 +40,7 @@ class SyntheticRun:
             torch.zeros(scale.micro_batch, dtype=torch.long, device=device) if shape["classes"] else None,
         )
         model = torch.compile(self.model) if cfg.compile else self.model
-        self._objective = Objective(model, loss, intensity, cfg.precision)
+        self._objective = Objective(model, loss, cfg.precision)
         self._trainer = Trainer(
             self.model,
             self._objective,

@@ -109,16 +109,16 @@ def _train(cfg: DictConfig, folder: RunFolder, logger: SafeLogger, report: RunRe
         source, state.position, conductor.estimator.accumulation_steps, conductor.micro_batch_indices
     )
     training = cfg.strategy.model_mode == "train"
-    objective = Objective(torch.compile(model) if cfg.compile else model, loss, data.intensity, cfg.precision)
+    objective = Objective(torch.compile(model) if cfg.compile else model, loss, cfg.precision)
     trainer = Trainer(model, objective, conductor, optimizer, schedule, batches, training, scale.diagnose_every, scaler)
-    eager = Objective(model, loss, data.intensity, cfg.precision)
+    eager = Objective(model, loss, cfg.precision)
     probe = GradientProbe(
         model, eager, conductor.tasks, source, scale.probe_micro_batches, training=training, scaler=scaler
     )
     pictures = Reconstructions(folder.reconstructions, data, curve["val"], **cfg.reconstructions)
 
     def measure(images: EvaluationSet) -> Scores:
-        return evaluate(model, loss, data.intensity, images, loss.tasks, device, scale.workers, team)
+        return evaluate(model, loss, images, loss.tasks, device, scale.workers, team)
 
     def score(epoch: int, step: int) -> Iterator[Record]:
         found = {split: means(measure(images)) for split, images in curve.items()}

@@ -74,7 +74,7 @@ def score(team: World | None = None) -> dict[str, float]:
         model = tiny_model()
     data = EvaluationSet.of(DATA, "val", None, 16, 0.75)
     loss = ReconstructionLoss(16, DATA.intensity)
-    return means(evaluate(model, loss, DATA.intensity, data, loss.tasks, CPU, team=team))
+    return means(evaluate(model, loss, data, loss.tasks, CPU, team=team))
 
 
 def tiny_model() -> nn.Module:

@@ -58,7 +58,7 @@ class Normalised(nn.Module):
 
 def score(model: nn.Module, count: int | None = None) -> dict[str, float]:
     data = EvaluationSet.of(DATA, "val", count, 16, 0.75)
-    return means(evaluate(model, LOSS, DATA.intensity, data, TASKS, CPU))
+    return means(evaluate(model, LOSS, data, TASKS, CPU))
 
 
 def score_by_hand(indices: list[int]) -> dict[str, float]:
@@ -97,7 +97,7 @@ def test_an_evaluation_waits_for_the_device_once_at_its_end(device: Any, monkeyp
         model = Normalised().to(device.device)
         for _ in range(2):  # the first moves mean and standard deviation
             device.clear()
-            evaluate(model, LOSS, DATA.intensity, data, TASKS, device.device)
+            evaluate(model, LOSS, data, TASKS, device.device)
         assert (device.counts["synchronisations"], device.counts["transfers"]) == (1, 0), device.log
 
 
@@ -126,7 +126,7 @@ def test_a_team_s_score_is_the_mean_over_all_images(size: int) -> None:
     told: list[Tensor] = []
     data = EvaluationSet.of(DATA, "val", None, 16, 0.75)
     for rank in range(size):
-        found = means(evaluate(Normalised(), LOSS, DATA.intensity, data, TASKS, CPU, team=Member(rank)))
+        found = means(evaluate(Normalised(), LOSS, data, TASKS, CPU, team=Member(rank)))
     assert found == pytest.approx(score_by_hand(list(range(7))), rel=1e-6)
 
 

@@ -145,7 +145,7 @@ def test_validation_is_counted_as_it_runs() -> None:
     model = SyntheticRun(cfg, CPU).model
     data = EvaluationSet.of(tiny.load(SIZE, val=32), "val", None, 16, 0.75)
     with LiveBytes() as live:
-        evaluate(model, loss_of(cfg), Intensity.of_photographs(), data, TASKS, CPU)
+        evaluate(model, loss_of(cfg), data, TASKS, CPU)
     planned = Planner(cfg, CPU).plan(2, 2).phases["validation, 32 images"]
     assert planned == pytest.approx(live.peak, rel=0.05)
 

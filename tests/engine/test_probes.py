@@ -58,7 +58,7 @@ class Probed:
         torch.manual_seed(0)
         self.model = MaskedAutoencoder("mobilenetv3_small_050", 64, 16, 3, width=32, depth=1)
         loss = instantiate(config(*TINY).loss.reconstruction)(patch_size=16, intensity=data.intensity)
-        self.objective = Objective(self.model, loss, data.intensity)
+        self.objective = Objective(self.model, loss)
         self.batches: list[Any] = []
 
         def losses(batch: Any, names: Sequence[str]) -> dict[str, Tensor]:

@@ -100,7 +100,6 @@ class EvaluationSet:
 def evaluate(
     model: nn.Module,
     loss: ReconstructionLoss,
-    intensity: Intensity,
     data: EvaluationSet,
     tasks: Sequence[str],
     device: torch.device,
@@ -122,7 +121,7 @@ def evaluate(
     own = table[team.rank :: team.size]
     start = 0
     for raw, hidden, *labels in part.batches(device, workers):
-        images = intensity.normalise(raw)
+        images = loss.intensity.normalise(raw)
         more: dict[str, Tensor] = {}
         if classify:
             predictions, logits = model(images, hidden, classify=True)
@@ -336,7 +335,7 @@ def baseline_scores(
         scores[name] = {}
         for split, images in sets.items():
             cpu = torch.device("cpu")
-            found = means(evaluate(predictor, loss, data.intensity, images, loss.pixel_tasks, cpu))
+            found = means(evaluate(predictor, loss, images, loss.pixel_tasks, cpu))
             found.pop("body_images", None)
             scores[name] |= {f"{split}_{task}": value for task, value in (found | by_chance).items()}
     write_json(path, scores)

@@ -348,7 +348,7 @@ class Passes:
         images = torch.empty(micro_batch, model.channels, self._image_size, self._image_size)
         hidden = torch.zeros(micro_batch, self.hidden, dtype=torch.long)
         batch = Batch(images, hidden, torch.zeros(micro_batch, dtype=torch.long))
-        objective = Objective(model, self.loss, self.loss.intensity, precision)
+        objective = Objective(model, self.loss, precision)
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
         def losses(tasks: Sequence[str]) -> Mapping[str, Tensor]:

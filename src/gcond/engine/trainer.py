@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gcond.config import build
-from gcond.data.intensity import Intensity
 from gcond.engine.batches import Batch
 from gcond.engine.device import autocast
 from gcond.engine.metrics_log import Record
@@ -28,10 +27,8 @@ class Objective:
     The model runs under autocast where `precision` is bf16 or fp16; the losses are float32 always.
     """
 
-    def __init__(
-        self, model: nn.Module, loss: ReconstructionLoss, intensity: Intensity, precision: str = "fp32"
-    ) -> None:
-        self._model, self._loss, self._intensity, self._precision = model, loss, intensity, precision
+    def __init__(self, model: nn.Module, loss: ReconstructionLoss, precision: str = "fp32") -> None:
+        self._model, self._loss, self._precision = model, loss, precision
         self._outside: list[Tensor] | None = None
 
     def __call__(self, batch: Batch, tasks: Sequence[str]) -> dict[str, Tensor]:
@@ -43,7 +40,7 @@ class Objective:
             else:
                 predictions = self._model(batch.images, batch.hidden)
         if self._outside is not None:
-            self._outside.append(outside_unit_share(predictions.detach(), self._intensity))
+            self._outside.append(outside_unit_share(predictions.detach(), self._loss.intensity))
         return self._loss(predictions, batch.images, batch.hidden, tasks, **more)
 
     def watch(self, on: bool) -> None:
