@@ -246,6 +246,17 @@ def test_a_claim_is_decided_by_the_largest_scale_with_six_seeds():
     assert (found.verdict, found.scale) == ("holds", "sample")
 
 
+def test_the_weakest_comparison_stands_for_a_claim():
+    row = dict.fromkeys(judge.COLUMNS, "") | {"claim": "X", "scale": "sample", "n": 6, "p": 1.0, "wants": "< 0"}
+    row |= {"against": 1.0, "effect": -1.0, "low": -2.0}
+    ends = {"a": (-0.5, "holds"), "b": (0.2, "undecided"), "c": (1.0, "undecided")}
+    rows = [row | {"ours": ours, "high": high, "verdict": verdict} for ours, (high, verdict) in ends.items()]
+    found = judge.verdicts({"X": {}}, pd.DataFrame(rows)).iloc[0]
+    assert (found.ours, found.verdict) == ("c", "undecided")
+    worst = row | {"ours": "d", "effect": 0.3, "low": 0.1, "high": 0.5, "verdict": "contradicted", "against": 0.001}
+    assert judge.verdicts({"X": {}}, pd.DataFrame([*rows, worst])).ours[0] == "d"
+
+
 def test_larger_rate_and_as_published_cross_settings():
     runs = pd.concat([table(lr=[1e-3], best_val_l1=0.4), table(lr=[2e-4], best_val_l1=0.5),
                       table(lr=[2e-4], strategy="gcond_stochastic", model_mode="eval", best_val_l1=0.3)],
