@@ -129,6 +129,7 @@ def test_it_is_another_where_convolutions_round_otherwise():
             True,
         ),
         (MemoryError(), True),
+        (RuntimeError("could not create a primitive"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("DefaultCPUAllocator: can't allocate memory"), False),

@@ -129,6 +129,7 @@ MESSAGES = (  # of RuntimeErrors; what PyTorch has no class for
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
     "std::bad_alloc",
+    "could not create a primitive",  # oneDNN, of its code or scratch memory
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
