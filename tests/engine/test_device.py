@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def test_the_processor_s_seconds_of_children_that_have_ended_count() -> None:
     before = cpu_seconds()
     code = "import time\nwhile time.process_time() < 0.3: pass"
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert 0.3 <= cpu_seconds() - before < 5
+    assert 0.28 <= cpu_seconds() - before < 5  # counted in hundredths
 
 
 def test_processors_of_one_name_are_told_apart() -> None:
@@ -149,3 +150,17 @@ def test_a_run_out_of_memory_is_told_a_smaller_micro_batch(tried: tuple[int, int
     assert (found and tuple(map(int, found.groups()))) == expected
     with pytest.raises(FloatingPointError), out_of_memory_hint(*tried):
         raise FloatingPointError("nan")
+
+
+def test_what_a_failed_step_held_is_let_go_of() -> None:
+    held = []
+
+    def step() -> None:
+        activations = torch.zeros(3)
+        held.append(weakref.ref(activations))
+        raise MemoryError(str(activations))
+
+    with pytest.raises(OutOfMemory) as caught, out_of_memory_hint(2, 2):
+        step()
+    assert held[0]() is None
+    assert caught.value.__cause__ is not None

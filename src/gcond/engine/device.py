@@ -7,6 +7,7 @@ import os
 import platform
 import resource
 import subprocess
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -154,6 +155,7 @@ def out_of_memory_hint(micro_batch: int, accumulation_steps: int) -> Iterator[No
     except Exception as error:
         if not is_out_of_memory(error):
             raise
+        traceback.clear_frames(error.__traceback__)  # lets go of the step's activations: a report follows
         halves = [size for size in range(1, micro_batch // 2 + 1) if micro_batch % size == 0]
         advice = "a smaller model or scale.image_size"
         if halves:
