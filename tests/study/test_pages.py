@@ -142,6 +142,16 @@ def test_the_terminal_shows_table2(tmp_path):
         pages.make("table2", tmp_path)
 
 
+def test_what_this_project_recorded_stands_below_a_users_own_table2(tmp_path):
+    (tmp_path / "sample_gpu").symlink_to(RESULTS / "sample_gpu")
+    text, complete = pages.text(SimpleNamespace(name="table2"), tmp_path, scale="sample_gpu", lr=2e-4)
+    assert complete
+    assert [line.count(pages.BESIDE) for line in text.splitlines() if line.startswith("CT")] == [0, 1]
+    own, beside = text.split(pages.BESIDE)
+    assert "GCond stochastic" in own
+    assert "GCond stochastic" in beside
+
+
 def test_an_unknown_page_is_refused():
     with pytest.raises(ValueError, match="name"):
         pages.make("tabel2", RESULTS)

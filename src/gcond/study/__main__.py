@@ -122,7 +122,9 @@ def work(study: Study, machine: str, jobs: int) -> int:
                     failed[run.folder.name] = run.folder.error or f"see {run.folder.output}"
                 took = duration(time.monotonic() - over.began)
                 end = failed.get(run.folder.name, "recorded")
-                print(f"{datetime.now():%H:%M:%S} {run.folder.name}: {end} after {took}", flush=True)
+                left = study.left(machine)
+                rest = f"{len(left)} left, {duration(study.seconds(left) / jobs)} of {jobs} idle cores"
+                print(f"{datetime.now():%H:%M:%S} {run.folder.name}: {end} after {took}; {rest}", flush=True)
         at_work = [each.task for each in workers.running]
     study.collect(at_work)
     for name, error in failed.items():

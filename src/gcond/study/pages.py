@@ -24,6 +24,7 @@ from gcond.study.table2 import Table2, effect, plus_minus
 
 TEMPLATES = Path(__file__).with_name("templates")
 ON_PAGE = {"": "", "train_tail": "training", "best_val": "validation", "best_test": "test"}  # epochs in claims.md
+BESIDE = ", recorded by this project, not run here"
 
 
 def make(name: str, results: Path, **choices: Any) -> list[Path]:
@@ -182,14 +183,28 @@ def _table2(results: Path, scale: str = "mini", lr: str | float = "own", **choic
     write_text(csv, table.cells.to_csv(index=False, float_format="%.8g", lineterminator="\n"))
     write_text(tex, latex(table, command))
     rate = RATES.get(rate, f"learning rate {rate}")
-    return [*_write(markdown, "table2", table=table, scale=scale, command=command, rate=rate), csv, tex]
+    shown = [(table, ""), *([(beside, BESIDE)] if (beside := _beside(results, scale, lr=lr, **choices)) else [])]
+    return [*_write(markdown, "table2", table=table, shown=shown, scale=scale, command=command, rate=rate), csv, tex]
 
 
 def _table2_text(results: Path, scale: str = "mini", lr: str | float = "own", **choices: Any) -> tuple[str, bool]:
-    table = table2.build(results / scale, lr=lr, **choices)
-    parts = [f"{table.title(name)}: validation, best epoch, {len(table.seeds)} seeds\n\n"
-             f"{plain(table.rows(name, ['best_val']))}\n" for name in table.datasets]  # fmt: skip
-    return "\n".join(parts), table.complete
+    own = table2.build(results / scale, lr=lr, **choices)
+    parts = [f"{table.title(name)}{remark}: validation, best epoch, {len(table.seeds)} seeds\n\n"
+             f"{plain(table.rows(name, ['best_val']))}\n"
+             for table, remark in ((own, ""), (_beside(results, scale, lr=lr, **choices), BESIDE)) if table
+             for name in table.datasets]  # fmt: skip
+    return "\n".join(parts), own.complete
+
+
+def _beside(results: Path, scale: str, **choices: Any) -> Table2 | None:
+    """Table 2 of what this project recorded, to stand below a user's own; it counts for nothing."""
+    recorded = RECORDED / scale
+    if results.resolve() == RECORDED.resolve() or not (recorded / "runs.csv").exists():
+        return None
+    try:
+        return table2.build(recorded, **choices)
+    except ValueError:  # nothing with these seeds, data sets or rate
+        return None
 
 
 def latex(table: Table2, command: str) -> str:
