@@ -366,7 +366,7 @@ class Arbitration:
         self._rows = rows
         self._losses = {f"t{i}": torch.ones((), device=rows.device, requires_grad=True) for i in range(len(rows))}
         tasks = dict.fromkeys(self._losses, 1.0)
-        self.conductor = GradientConductor([weight], tasks, Filled(1), resolver, update, **options)
+        self.conductor = GradientConductor([weight], tasks, Filled(1), resolver, update, clip_norm=50.0, **options)
         gradients: Any = self.conductor.gradients
         gradients.zero = lambda: None
         gradients.reached = lambda: torch.ones(len(rows), 1, dtype=torch.bool)
@@ -466,7 +466,9 @@ class Window:
                 fully_shard(part, mesh=mesh)
         processes = SingleProcess() if kind == "one process" else KINDS[kind]()
         self._model = model
-        self.conductor = GradientConductor(model.parameters(), THREE, *PARTS[strategy](k), processes=processes)
+        self.conductor = GradientConductor(
+            model.parameters(), THREE, *PARTS[strategy](k), clip_norm=50.0, processes=processes
+        )
         generator = torch.Generator().manual_seed(1)
         window = [torch.randn(32, WIDTH, generator=generator) for _ in range(k)]
         self._own = [window[index] for index in self.conductor.micro_batch_indices]

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from strategy.problems import ConvNet
 
 from gcond.config import CONFIG, compose
-from gcond.strategy import GradientConductor
+from gcond.strategy import EMA, GradientConductor, Stochastic
 
 NAMES = sorted(path.stem for path in (CONFIG / "strategy").glob("*.yaml"))
 SCALES = sorted(path.stem for path in (CONFIG / "scale").glob("*.yaml"))
@@ -100,7 +100,7 @@ def test_strategies_are_table_5_s(composed):
             resolver = conductor["resolver"]
             assert resolver["_target_"] == "gcond.strategy.GCond"
             assert {key: resolver[key] for key in GCOND} == GCOND
-    default = GradientConductor([point], {"l1": 0.85, "ssim": 0.15})
+    default = GradientConductor([point], {"l1": 0.85, "ssim": 0.15}, Stochastic(24), update=EMA(), clip_norm=50.0)
     named = instantiate(composed["gcond_stochastic"].strategy.conductor)([point], {"l1": 0.85, "ssim": 0.15})
     assert (default.estimator, default.clip_norm) == (named.estimator, named.clip_norm)
     assert [repr(vars(part)) for part in (default.resolver, default.update)] == [

@@ -48,6 +48,7 @@ ALLOWED = {
     "strategy.watch": "strategy.arguments strategy.safety strategy.estimate strategy.gradients",
     "strategy.update": "strategy.gradients strategy.flat strategy.arguments",
     "strategy.diagnose": "strategy.conflict",
+    "strategy.named": "strategy.estimate strategy.resolve strategy.update",
     "strategy.resolve": "strategy.conflict strategy.flat strategy.arguments",
     "strategy.batchnorm": "strategy.processes",
     "strategy.processes": "strategy.estimate strategy.conflict strategy.gradients",

@@ -35,10 +35,19 @@ def checked_lambdas(tasks: Any) -> dict[str, float]:
     return {name: float(value) for name, value in tasks.items()}
 
 
-def object_or_default(setting: str, given: Any, method: str, default: Callable[[], Any]) -> Any:
-    """`given`, which has a `method`, or the default for None; ValueError for a class or a name in its place."""
+def object_or_default(
+    setting: str,
+    given: Any,
+    method: str,
+    default: Callable[[], Any],
+    named: Mapping[str, Callable[[], Any]] | None = None,
+) -> Any:
+    """`given`, which has a `method` or is one of the `named`, or the default for None; ValueError for anything else."""
     if given is None:
         return default()
+    if named and isinstance(given, str):
+        expect(given in named, setting, f"an object such as {EXAMPLES[setting]} or one of {list(named)}", repr(given))
+        return named[given]()
     if isinstance(given, type) or not hasattr(given, method):
         found = f"the class {given.__name__}; write {given.__name__}()" if isinstance(given, type) else repr(given)
         raise ValueError(f"`{setting}`: expected an object such as {EXAMPLES[setting]}, found {found}")

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
 from itertools import islice
 from types import MappingProxyType
@@ -18,13 +19,14 @@ from gcond.strategy import products
 from gcond.strategy.arguments import checked_lambdas, expect, expect_one_of, floating_dtype, object_or_default
 from gcond.strategy.conflict import Conflict, LossWeighting, Resolution, Resolver
 from gcond.strategy.diagnose import average, describe
-from gcond.strategy.estimate import Estimator, Losses, Sequential, Stochastic, Window
+from gcond.strategy.estimate import Estimator, Joint, Losses, Sequential, Window
 from gcond.strategy.flat import FlatParameters, Layout, Move, Parameters, described, grouped, lay_out
 from gcond.strategy.gradients import Statistics, TaskGradients
+from gcond.strategy.named import ESTIMATORS, RESOLVERS, UPDATES
 from gcond.strategy.processes import ImplicitSingleProcess, Processes, Sharded
 from gcond.strategy.resolve.gcond import GCond
 from gcond.strategy.safety import GradientNotFinite, NotFinite, scale_of
-from gcond.strategy.update import EMA, Update
+from gcond.strategy.update import EMA, Raw, Update
 from gcond.strategy.watch import Watch
 
 FIXED = ("estimator", "resolver", "update", "processes")
@@ -44,8 +46,10 @@ class GradientConductor:
             then also reported per group. (name, parameter) pairs, as `model.named_parameters()` gives them, name
             parameters in errors and in the state. One that is frozen now takes part once it requires a gradient.
         tasks: name -> lambda, the weight of the task's loss; >= 0 and not all 0.
-        estimator, resolver, update: what the strategy is made of. The defaults are the paper's GCond stochastic, whose
-            outer optimizer is AdamW with betas (0, 0.95).
+        estimator, resolver, update: what the strategy is made of, as objects or by name (`gcond.strategy.named`). The
+            defaults suit any loop: `Sequential`, or `Joint` for a resolver that needs no task gradients; `GCond`;
+            `Raw`, so that the optimizer keeps its momentum. The paper's strategies are `Stochastic(24)` or
+            `Sequential(24)`, `GCond()`, `EMA()` and clip_norm=50, with AdamW's betas at (0, 0.95).
         clip_norm: the resolved gradient is clipped to this norm before the update; None is off. 50 in the paper.
         buffer_dtype: of task gradients, history and momentum, as a dtype or its name; None is the parameters' own.
             bfloat16 as published.
@@ -61,6 +65,7 @@ class GradientConductor:
             keeps (BatchNorm) are the caller's to restore.
         processes: who takes part (`gcond.strategy.processes`): `Replicated()`, `ReplicatedPerRank()`, `Sharded()`;
             None is this process alone, or Sharded() for parameters of `fully_shard`.
+        accumulate: K, the micro-batches of a window, where `estimator` is the default or a name.
 
     Raises:
         ValueError: settings that contradict each other; the message names the setting.
@@ -70,21 +75,31 @@ class GradientConductor:
         self,
         parameters: Parameters,
         tasks: Mapping[str, float],
-        estimator: Estimator | None = None,
-        resolver: Resolver | None = None,
-        update: Update | None = None,
-        clip_norm: float | None = 50.0,
+        estimator: Estimator | str | None = None,
+        resolver: Resolver | str | None = None,
+        update: Update | str | None = None,
+        clip_norm: float | None = None,
         buffer_dtype: torch.dtype | str | None = None,
         reference_dtype: torch.dtype | str | None = None,
         compiled: bool = False,
         seed: int = 0,
         nonfinite: str = "raise",
         processes: Processes | None = None,
+        accumulate: int = 1,
     ) -> None:
         self._tasks = checked_lambdas(tasks)
-        self.estimator: Estimator = object_or_default("estimator", estimator, "backward", Stochastic)
-        self.resolver: Resolver = object_or_default("resolver", resolver, "resolve", GCond)
-        self.update: Update = object_or_default("update", update, "apply", EMA)
+        self.resolver: Resolver = object_or_default("resolver", resolver, "resolve", GCond, RESOLVERS)
+        default = Sequential if self.resolver.needs_task_gradients else Joint
+        estimators = {name: partial(kind, accumulate) for name, kind in ESTIMATORS.items()}
+        self.estimator: Estimator = object_or_default(
+            "estimator", estimator, "backward", partial(default, accumulate), estimators
+        )
+        if accumulate not in (1, self.estimator.accumulation_steps):
+            raise ValueError(
+                f"`accumulate`: expected {self.estimator.accumulation_steps} as in `estimator`, or one of the two, "
+                f"found {accumulate}"
+            )
+        self.update: Update = object_or_default("update", update, "apply", Raw, UPDATES)
         expect(clip_norm is None or clip_norm > 0, "clip_norm", "None or a number > 0", clip_norm)
         self.clip_norm = clip_norm
         expect_one_of("nonfinite", nonfinite, "raise", "skip")
@@ -134,6 +149,26 @@ class GradientConductor:
     def tasks(self) -> Mapping[str, float]:
         """Name -> lambda, to be read only."""
         return MappingProxyType(self._tasks)
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Warn, once, where `optimizer` does not fit: it smooths what `EMA` has smoothed, or moves other parameters."""
+        groups = optimizer.param_groups
+        beta = max([*(group.get("betas", (0.0,))[0] for group in groups), *(g.get("momentum", 0.0) for g in groups)])
+        if isinstance(self.update, EMA) and beta > 0:
+            warnings.warn(
+                f"{type(self.update).__name__} averages gradients over steps, and so does the optimizer (beta1 or "
+                f'momentum {beta}): set that to 0, as in betas=(0.0, 0.95), or take update="raw"',
+                stacklevel=2,
+            )
+        moved = {id(parameter) for group in groups for parameter in group["params"] if parameter.requires_grad}
+        held = dict(zip(map(id, self.gradients.parameters), self.gradients.names, strict=True))
+        missed = [name for key, name in held.items() if key not in moved]
+        if missed or moved - held.keys():
+            warnings.warn(
+                f"the optimizer lacks {len(missed)} of the conductor's parameters {missed[:3]}, and has "
+                f"{len(moved - held.keys())} that the conductor does not hold, whose gradients it does not fill",
+                stacklevel=2,
+            )
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in FIXED and name in self.__dict__:
