@@ -29,6 +29,7 @@ gcond study status          the runs in runs/: running, failed, interrupted, don
 gcond study list            every table, figure and question
 gcond dashboard             one HTML page of all runs
 gcond data ct|samples|headneck|imagenet ARGUMENTS   make a data set (each has --help)
+gcond profile RUN|CHOICES   whether tasks conflict beyond noise, and what a method would change
 gcond plan-memory CHOICES   what a step holds in memory
 
 NAME: table2, figure3, o1, conflict, …, `all`, or `queue`, the study's own runs in order of value.
@@ -58,6 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         "study": study,
         "dashboard": _dashboard,
         "data": _data,
+        "profile": _profile,
         "plan-memory": _plan_memory,
     }
     if command not in commands:
@@ -94,6 +96,12 @@ def _dashboard(rest: list[str]) -> int:
     from gcond.study.dashboard import main as dashboard
 
     return dashboard(rest)
+
+
+def _profile(rest: list[str]) -> int:
+    from gcond.profile_run import main as profile
+
+    return profile(rest)
 
 
 def _plan_memory(rest: list[str]) -> int:

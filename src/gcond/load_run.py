@@ -1,4 +1,4 @@
-"""A finished run, read back: its config, its data, and its model as it began and as it ended. Nothing is written."""
+"""The data, model and objective of a config or of a finished run, as it began and as it ended. Nothing is written."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from omegaconf import DictConfig
 
 from gcond.config import build
 from gcond.data.checksums import short
 from gcond.data.splits import Splits
-from gcond.engine.batches import labelling_of, seeded
+from gcond.engine.batches import TrainingImages, labelling_of, seeded
 from gcond.engine.checkpoint import Checkpoint, checkpoints
 from gcond.engine.run_folder import finished_report, read_config, read_report
 from gcond.engine.trainer import Objective
@@ -41,7 +42,50 @@ def roots(options: argparse.Namespace) -> dict[str, Path | None]:
     return {name: getattr(options, name) for name in STORES} | {"imagenet256": options.imagenet}
 
 
-class LoadedRun:
+class Configured:
+    """What a config describes. `trusted` are packages that it may name classes of, beside this one (`gcond.config`)."""
+
+    def __init__(self, cfg: DictConfig, trusted: Sequence[str] | None = None) -> None:
+        self.cfg, self._trusted = cfg, trusted
+
+    def data(self) -> Splits:
+        splits: Splits = build(self.cfg.dataset, self._trusted)
+        return splits
+
+    def model(self, state: str, data: Splits) -> tuple[MaskedAutoencoder, int]:
+        """The model as it begins, and its step, 0. Raises ValueError for another `state` than "initial"."""
+        if state != "initial":
+            raise ValueError(f"`state`: expected initial, since nothing is trained yet, found {state!r}")
+        labelling = labelling_of(self.cfg)
+        late = {"channels": data.intensity.channels, "classes": labelling.classes if labelling else None}
+        with seeded(self.cfg.seed, "weights"):
+            return build(self.cfg.model, self._trusted, **late), 0
+
+    def objective(self, model: MaskedAutoencoder, data: Splits) -> Objective:
+        patch = self.cfg.scale.patch_size
+        loss = build(self.cfg.loss.reconstruction, self._trusted)(patch_size=patch, intensity=data.intensity)
+        return Objective(model, loss, self.cfg.precision)
+
+    @property
+    def tasks(self) -> dict[str, float]:
+        """Name -> lambda."""
+        return {str(name): float(weight) for name, weight in self.cfg.loss.tasks.items()}
+
+    @property
+    def patches(self) -> int:
+        across: int = self.cfg.scale.image_size // self.cfg.scale.patch_size
+        return across**2
+
+    def images(self, data: Splits, device: torch.device) -> TrainingImages:
+        scale, how = self.cfg.scale, {"device": device, "labelling": labelling_of(self.cfg)}
+        micro_batch, ratio, seed = scale.micro_batch, scale.mask_ratio, self.cfg.seed
+        return TrainingImages(data.train, data.intensity, micro_batch, self.patches, ratio, seed, **how)
+
+    def scaler(self, device: torch.device) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(device.type, enabled=self.cfg.precision == "fp16")
+
+
+class LoadedRun(Configured):
     """A finished run below runs/.
 
     Args:
@@ -57,9 +101,9 @@ class LoadedRun:
     def __init__(self, path: Path, roots: Mapping[str, Path | str | None], trusted: Sequence[str] = ()) -> None:
         if finished_report(path) is None:
             raise ValueError(f"{path}: expected a finished run, found no DONE in it, or no whole report.json")
-        self.path, self._trusted = path, tuple(trusted)
+        self.path = path
         self.report = read_report(path, "hash", "steps", "data_checksum")
-        self.cfg = cfg = read_config(path)
+        super().__init__(cfg := read_config(path), tuple(trusted))
         if cfg.dataset.name in roots:
             if (root := roots[cfg.dataset.name]) is None:
                 raise ValueError(f"{path}: expected the folder of its {cfg.dataset.name} (--imagenet DIR), found none")
@@ -67,7 +111,7 @@ class LoadedRun:
 
     def data(self) -> Splits:
         """Raises ValueError where these are not the data that the run has seen."""
-        splits: Splits = build(self.cfg.dataset, self._trusted)
+        splits = super().data()
         self.expect(splits)
         return splits
 
@@ -87,10 +131,7 @@ class LoadedRun:
         """
         if state not in STATES:
             raise ValueError(f"`state`: expected one of {', '.join(STATES)}, found {state!r}")
-        labelling = labelling_of(self.cfg)
-        late = {"channels": data.intensity.channels, "classes": labelling.classes if labelling else None}
-        with seeded(self.cfg.seed, "weights"):
-            model: MaskedAutoencoder = build(self.cfg.model, self._trusted, **late)
+        model, _ = super().model("initial", data)
         if state == "initial":
             return model, 0
         checksum, folder = data.facts["checksum"], self.path / "checkpoints"
@@ -100,21 +141,3 @@ class LoadedRun:
         if step != (last := self.report["steps"]):
             raise ValueError(f"{folder}: expected a checkpoint of step {last}, found one of step {step}")
         return model, step
-
-    def objective(self, model: MaskedAutoencoder, data: Splits) -> Objective:
-        patch = self.cfg.scale.patch_size
-        loss = build(self.cfg.loss.reconstruction, self._trusted)(patch_size=patch, intensity=data.intensity)
-        return Objective(model, loss, self.cfg.precision)
-
-    @property
-    def tasks(self) -> dict[str, float]:
-        """Name -> lambda."""
-        return {str(name): float(weight) for name, weight in self.cfg.loss.tasks.items()}
-
-    @property
-    def patches(self) -> int:
-        across: int = self.cfg.scale.image_size // self.cfg.scale.patch_size
-        return across**2
-
-    def scaler(self, device: torch.device) -> torch.amp.GradScaler:
-        return torch.amp.GradScaler(device.type, enabled=self.cfg.precision == "fp16")

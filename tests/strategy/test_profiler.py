@@ -136,7 +136,7 @@ def test_pure_noise_is_never_called_more() -> None:
                 for draw in map(np.random.default_rng, range(30))]  # fmt: skip
         found = [profiled(each) for each in rows]
         assert sum(each.pairs[0]["verdict"] == "not known" for each in found) >= 0.9 * len(found)
-    assert sum("not known" in each.recommendation and "times as many" in each.recommendation for each in found) > 25
+    assert sum("not known" in each.recommendation for each in found) > 25
 
 
 def test_the_same_task_twice_and_its_opposite() -> None:

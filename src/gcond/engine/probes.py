@@ -6,7 +6,7 @@ n micro-batches of B images, m tasks, P parameters, K micro-batches of a window,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from gcond.model.patches import hidden_mask
 from gcond.strategy.estimate import Losses
 from gcond.strategy.flat import FlatParameters
 from gcond.strategy.gradient_noise import Estimates, GradientRows, GradientSums, describe, estimates
+from gcond.strategy.profiler import untouched
 
 
 @dataclass
@@ -34,8 +35,7 @@ class ProbeGradients:
 
     A training does not notice: `p.grad` is not touched, buffers (BatchNorm's statistics) are put back, and no random
     number is drawn from a generator of others. `losses` must not be the training's own, which may be compiled or note
-    what it has seen. In float16 losses are enlarged by the scale of `scaler`, which stays as it is. The model is left
-    in any mode.
+    what it has seen. In float16 losses are enlarged by the scale of `scaler`, which stays as it is.
 
     Args:
         tasks: name -> lambda.
@@ -54,23 +54,21 @@ class ProbeGradients:
     def __post_init__(self) -> None:
         self.tasks = {name: weight for name, weight in self.tasks.items() if weight > 0}
 
-    def _take(
-        self,
-        taker: GradientSums | GradientRows,
-        parameters: Sequence[Tensor],
-        chosen: Sequence[int],
-        draw: torch.Generator,
-    ) -> None:
-        """Hand the gradients on images `chosen` [n * B], masks by `draw`, to `taker`."""
-        self.model.train(self.training)
-        before = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-        try:
-            for batch in self._batches(chosen, draw):
+    def _take(self, taker: GradientSums | GradientRows, parameters: Sequence[Tensor], batches: Iterable[Batch]) -> None:
+        """Hand the gradients on `batches` to `taker`."""
+        with untouched(self.model, None, self.source.device):
+            self.model.train(self.training)
+            for batch in batches:
                 scale = self.scaler.get_scale()
                 taker.add(self._gradients(batch, parameters, scale), 1 / scale)
-        finally:
-            for buffer, value in before:
-                buffer.copy_(value)
+
+    def independent(self) -> Iterator[Batch]:
+        """n micro-batches of B different images, any of which may come again in another, by the seed alone."""
+        draw = generator(self.source.seed, "windows")
+        chosen: list[int] = []
+        for _ in range(self.micro_batches):
+            chosen += torch.randperm(len(self.source.images), generator=draw)[: self.source.micro_batch].tolist()
+        return self._batches(chosen, draw)
 
     def _batches(self, chosen: Sequence[int], draw: torch.Generator) -> Iterator[Batch]:
         source, size = self.source, self.source.micro_batch
@@ -117,7 +115,7 @@ class GradientProbe(ProbeGradients):
         sums = GradientSums(flat, len(self.tasks), n)
         draw = generator(self.source.seed, "probe", epoch)
         chosen = torch.randperm(len(self.source.images), generator=draw)[: n * size].tolist()
-        self._take(sums, flat.parameters, chosen, draw)
+        self._take(sums, flat.parameters, self._batches(chosen, draw))
         halves, windows = sums.grams()
         together = {size: grams[:, 0] for size, grams in windows.items()}
         return {"micro_batches": n, "batch_size": size, **describe(list(self.tasks), n, halves, together)}
@@ -152,11 +150,7 @@ class WindowProbe(ProbeGradients):
         """Parameter group, "all" first -> what `statistics` says, with errors."""
         flat = FlatParameters(self.model.parameter_groups())
         rows = GradientRows(flat, len(self.tasks), self.micro_batches)
-        draw = generator(self.source.seed, "windows")
-        chosen: list[int] = []
-        for _ in range(self.micro_batches):
-            chosen += torch.randperm(len(self.source.images), generator=draw)[: self.source.micro_batch].tolist()
-        self._take(rows, flat.parameters, chosen, draw)
+        self._take(rows, flat.parameters, self.independent())
         return {group: estimates(list(self.tasks), gram, self.sizes) for group, gram in rows.grams().items()}
 
 

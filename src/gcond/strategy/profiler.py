@@ -14,7 +14,7 @@ import inspect
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -66,7 +66,9 @@ def profile(
     Args:
         model: in the mode that it is trained in. Not one that a wrapper shards or reduces gradients of.
         losses: called as losses(batch, names), as the conductor's. A task that the batch lacks is left out.
-        loader: gives the micro-batches, which should be independent of each other: shuffled, without repetition.
+        loader: gives the micro-batches. They should be independent of each other, as a sampler with replacement draws
+            them. Those of one pass are not quite: together they have the mean gradient of the pass, so that others lean
+            against each. The recommendation says where that matters (a loader with a sampler that has a length).
         tasks: name -> lambda, > 0; or names, of lambda 1.
         micro_batches: n, `blocks` times a power of two.
         groups: group name -> its parameters or module, as the conductor takes them; "all" is then all of these. None:
@@ -116,7 +118,9 @@ def profile(
             for index, name in enumerate(lambdas):
                 finite = bool(torch.isfinite(gram[:, index, index]).all())
                 expect(finite, "losses", "finite gradients", f"that of {name} in micro-batch {place} is not")
-    return _Measured(flat, list(lambdas), sums, present, seen).report(methods)
+    sampler = getattr(loader, "sampler", None)
+    one_pass = len(loader) if isinstance(sampler, Sized) and not getattr(sampler, "replacement", False) else None  # type: ignore[arg-type]
+    return _Measured(flat, list(lambdas), sums, present, seen).report(methods, one_pass)
 
 
 def _gradients(
@@ -198,7 +202,7 @@ class _Measured:
         sizes = torch.tensor([parameter.numel() for parameter in flat.parameters])
         self._about = {"micro_batches": n, "tasks": tasks, "parameters": flat.size, "shared": int(sizes[shared].sum())}
 
-    def report(self, methods: Mapping[str, Resolver]) -> Profile:
+    def report(self, methods: Mapping[str, Resolver], one_pass: int | None) -> Profile:
         m = len(self._tasks)
         found = [
             (group, i, j)
@@ -208,7 +212,7 @@ class _Measured:
         ]
         pairs = [self._pair(*each, family=len(found)) for each in found]
         changes = [{"method": name} | self._changes(resolver) for name, resolver in methods.items()]
-        return Profile(pairs, [self._task(index) for index in range(m)], changes, self._about)
+        return Profile(pairs, [self._task(index) for index in range(m)], changes, self._about | {"pass": one_pass})
 
     def _between(self, group: str, blocks: int) -> Tensor:
         """[w, m, w, m], inner products of the sums over w windows of so many blocks."""
@@ -339,7 +343,7 @@ class Profile:
 
     @property
     def recommendation(self) -> str:
-        return "\n".join(_advice(self.pairs, self.tasks))
+        return "\n".join(_advice(self))
 
     def __str__(self) -> str:
         tables = ["\n".join(_lines(rows)) for rows in self._tables()]
@@ -347,7 +351,7 @@ class Profile:
 
     def save(self, path: str | Path) -> None:
         """One HTML page that needs nothing else."""
-        advice = "".join(f"<p class=advice>{html.escape(line)}" for line in _advice(self.pairs, self.tasks))
+        advice = "".join(f"<p class=advice>{html.escape(line)}" for line in _advice(self))
         tables = ""
         for rows, plain in zip(self._tables(), (self.pairs, self.tasks, self.methods), strict=True):
             head = "".join(f"<th>{html.escape(name)}" for name in rows[0]) if rows else ""
@@ -396,8 +400,14 @@ def _lines(rows: list[dict[str, str]]) -> list[str]:
     ]
 
 
-def _advice(pairs: Rows, tasks: Rows) -> Iterator[str]:
+def _advice(profile: Profile) -> Iterator[str]:
     """What the intervals allow to say."""
+    pairs, tasks, batches = profile.pairs, profile.tasks, profile.about["pass"]
+    if batches is not None and any(row["noise"] > MINOR * batches for row in tasks):
+        yield (
+            f"A pass of {batches} batches is short beside the noise: they are not independent, which tilts cosines. "
+            "Draw them with replacement, RandomSampler(data, replacement=True)."
+        )
     whole = [row for row in pairs if row["group"] == "all"]
     for row in whole:
         said = f"cosine {row['cosine']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
@@ -406,8 +416,13 @@ def _advice(pairs: Rows, tasks: Rows) -> Iterator[str]:
         if row["verdict"] == "conflict":
             yield f"{row['pair']}: real conflict{' in ' * bool(places)}{places}, {said}. {_accumulate(row)}"
             continue
-        if row["low"] <= -MINOR:
-            times = math.ceil(((row["high"] - row["low"]) / 2 / MINOR) ** 2)
+        if math.isnan(row["cosine"]):
+            yield (
+                f"{row['pair']}: not known, noise hides a gradient: of so many micro-batches a method resolves noise. "
+                "Profile many more, or larger ones."
+            )
+        elif row["low"] <= -MINOR:
+            times = max(2, math.ceil(((row["high"] - row["low"]) / 2 / MINOR) ** 2))
             yield f"{row['pair']}: not known, {said}. Profile {times} times as many micro-batches, or larger ones."
         elif (share := row["conflict/1"]) > 1 - RIGHT:
             yield f"{row['pair']}: {said}; the {share:.0%} of conflicts at K=1 are noise. {_accumulate(row)}"
@@ -434,7 +449,7 @@ def _accumulate(row: Mapping[str, Any]) -> str:
     if row["sign_from"]:
         return f"Accumulate K={row['sign_from']} before resolving: at least {RIGHT:.0%} of windows then show the sign."
     longest = [name.partition("/")[2] for name in row if name.startswith("conflict/")][-1]
-    return f"No window up to K={longest} shows the sign reliably: what is resolved there is noise in good part."
+    return f"No window up to K={longest} shows its sign reliably, so resolving acts on noise."
 
 
 def _drawn(row: Mapping[str, Any]) -> str:
@@ -451,7 +466,8 @@ def _drawn(row: Mapping[str, Any]) -> str:
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>Gradient conflict</title><style>
 body{{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:85em;padding:0 1em;color:#222}}
-table{{border-collapse:collapse;margin:1.5em 0}}th,td{{padding:.2em .7em;text-align:right;border-bottom:1px solid #ddd}}
+table{{border-collapse:collapse;margin:1.5em 0;white-space:nowrap}}
+th,td{{padding:.2em .7em;text-align:right;border-bottom:1px solid #ddd}}
 td:first-child,th:first-child{{text-align:left}}
 .advice{{font-size:1.1em;border-left:4px solid #2471a3;padding-left:.8em}}
 pre{{color:#555;white-space:pre-wrap}}</style><h1>Gradient conflict</h1><p>{title}{advice}{tables}<pre>{notes}</pre>

@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from gcond.data.splits import Splits
 from gcond.engine import device as devices
-from gcond.engine.batches import TrainingImages
 from gcond.engine.probes import FEWEST, SIZES, WindowProbe
 from gcond.load_run import STATES, LoadedRun, add_options, roots
 from gcond.study import tables
@@ -49,11 +48,10 @@ def beginning(run: LoadedRun) -> str:
 def measure(run: LoadedRun, data: Splits, state: str, mode: str, n: int, device: torch.device) -> pd.DataFrame:
     """What `WindowProbe` finds, a row a parameter group; the standard error of NAME is NAME:error."""
     model, step = run.model(state, data)
-    scale, seed = run.cfg.scale, run.cfg.seed
-    images = TrainingImages(data.train, data.intensity, scale.micro_batch, run.patches, scale.mask_ratio, seed, device)
+    images = run.images(data, device)
     probe = WindowProbe(model.to(device), run.objective(model, data), run.tasks, images, n,
                         training=mode == "train", scaler=run.scaler(device))  # fmt: skip
-    about = {"state": state, "step": step, "mode": mode, "micro_batches": n, "batch_size": scale.micro_batch}
+    about = {"state": state, "step": step, "mode": mode, "micro_batches": n, "batch_size": images.micro_batch}
     return pd.DataFrame(
         about
         | {"group": group}
