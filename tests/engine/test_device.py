@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import subprocess
 import sys
 import weakref
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from engine.attempts import Attempt
+from engine.runs import tiny_config
 
 from gcond.engine.device import (
     OutOfMemory,
@@ -24,6 +27,7 @@ from gcond.engine.device import (
     processor,
     tf32,
 )
+from gcond.engine.run_folder import RunFolder
 
 
 def test_cuda_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,3 +168,18 @@ def test_what_a_failed_step_held_is_let_go_of() -> None:
         step()
     assert held[0]() is None
     assert caught.value.__cause__ is not None
+
+
+def test_a_run_out_of_memory_says_so_in_its_report(tmp_path: Path) -> None:
+    """Under a limit on the address space of 300 MB more than there is when everything is imported."""
+
+    def limit() -> None:
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + 300_000_000, size + 300_000_000))
+
+    large = ("+dataset.train=256", "scale.micro_batch=256", "scale.image_size=128", "scale.probe_micro_batches=0")
+    cfg = tiny_config(tmp_path / "runs", *large)
+    assert Attempt(cfg, tmp_path / "log", prepare=limit).status() == 1
+    error = RunFolder(cfg).error
+    assert error is not None
+    assert error.startswith("OutOfMemory: out of memory at scale.micro_batch=256. Try scale.micro_batch=128 ")
