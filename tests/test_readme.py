@@ -25,6 +25,23 @@ def test_the_python_blocks_run(page, printed, capsys):
     assert re.search(printed, capsys.readouterr().out)
 
 
+def test_the_profiler_prints_what_its_page_shows(capsys, tmp_path, monkeypatch):
+    """Words as they are, numbers nearly: another processor may round the last digit otherwise."""
+    monkeypatch.chdir(tmp_path)
+    (code,), (shown,) = (
+        re.findall(rf"```{kind}\n(.*?)```", (ROOT / "docs/profiler.md").read_text(encoding="utf-8"), re.DOTALL)
+        for kind in ("python", "text")
+    )
+    exec(compile(code, "docs/profiler.md", "exec"), {})
+    assert (tmp_path / "profile.html").stat().st_size > 5000
+    number = r"[+-]?\d+(?:\.\d+)?"
+    printed = capsys.readouterr().out
+    assert re.sub(rf" *{number}", "#", printed).split() == re.sub(rf" *{number}", "#", shown).split()
+    found, expected = ([float(each) for each in re.findall(number, text)] for text in (printed, shown))
+    assert found == pytest.approx(expected, rel=0.02, abs=2)
+    assert found[:30] == pytest.approx(expected[:30], abs=0.02)
+
+
 def test_what_the_table_of_choices_names_exists_and_nothing_is_left_out():
     running = (ROOT / "docs" / "running.md").read_text(encoding="utf-8")
     (section,) = re.findall(r"## What can be combined\n(.*?)\n## ", running, re.DOTALL)

@@ -25,14 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gcond.strategy.arguments import checked_lambdas, expect
+from gcond.strategy.arguments import checked_lambdas, expect, object_or_default
 from gcond.strategy.conflict import Conflict, Resolver
 from gcond.strategy.estimate import HALF, Losses, _check_losses
 from gcond.strategy.flat import FlatParameters, grouped
 from gcond.strategy.gradient_noise import GradientSums, between, cosines, jackknife
-from gcond.strategy.resolve.cagrad import CAGrad
-from gcond.strategy.resolve.gcond import GCond
-from gcond.strategy.resolve.pcgrad import PCGrad
+from gcond.strategy.named import RESOLVERS
+from gcond.strategy.resolve.linear import Linear
 from gcond.strategy.safety import keeping_buffers, scale_of
 from gcond.strategy.watch import WRAPPERS
 
@@ -50,7 +49,7 @@ def profile(
     tasks: Mapping[str, float] | Sequence[str],
     micro_batches: int = 64,
     groups: Mapping[str, Any] | None = None,
-    methods: Mapping[str, Resolver] | None = None,
+    methods: Sequence[str] | Mapping[str, Resolver] = ("pcgrad", "cagrad", "gcond"),
     blocks: int = 16,
     scaler: torch.amp.GradScaler | None = None,
 ) -> Profile:
@@ -73,7 +72,7 @@ def profile(
         micro_batches: n, `blocks` times a power of two.
         groups: group name -> its parameters or module, as the conductor takes them; "all" is then all of these. None:
             the model's children, and "(own)", the parameters that belong to none of them.
-        methods: name -> resolver that works on inner products; None: PCGrad, CAGrad and GCond with their defaults.
+        methods: names that the conductor knows, or name -> resolver; of those that work on inner products.
         blocks: b, even, at least 8.
         scaler: for float16: its scale enlarges the losses.
 
@@ -90,11 +89,13 @@ def profile(
     expect(micro_batches in powers, "micro_batches", f"{2 * blocks}, {4 * blocks}, {8 * blocks} …", micro_batches)
     flat = FlatParameters(_children(model) if groups is None else grouped(groups))
     expect(not flat.sharded, "model", "parameters that are not sharded", "those of fully_shard")
-    methods = {"PCGrad": PCGrad(), "CAGrad": CAGrad(), "GCond": GCond()} if methods is None else dict(methods)
-    for name, resolver in methods.items():
-        reads = resolver.needs_task_gradients and not resolver.works_on_coordinates
-        reads = reads and (resolver.uses_history or not resolver.remembers)
-        expect(reads, "methods", "resolvers that work on inner products of task gradients and learn nothing", name)
+    given = methods if isinstance(methods, Mapping) else dict(zip(methods, methods, strict=True))
+    resolvers: dict[str, Resolver] = {
+        name: object_or_default("resolver", each, "resolve", Linear, RESOLVERS) for name, each in given.items()
+    }
+    for name, resolver in resolvers.items():
+        reads = resolver.needs_task_gradients and not resolver.works_on_coordinates and not resolver.needs_every_task
+        expect(reads, "methods", "resolvers that work on inner products of task gradients alone", name)
         resolver.check(lambdas, tuple(dict.fromkeys(flat.groups)))
     sums = GradientSums(flat, len(lambdas), micro_batches, blocks, by_parameter=True)
     present = torch.zeros(micro_batches, len(lambdas), dtype=torch.float64)
@@ -110,17 +111,16 @@ def profile(
             factor = scale_of(scaler) or 1.0
             with keeping_buffers():
                 values = losses(batch, list(lambdas))
-            here = [name for name in lambdas if isinstance(values, Mapping) and name in values]
-            _check_losses(values, here)
-            present[place] = torch.tensor([name in here for name in lambdas])
-            seen[place] = torch.tensor([float(values[name].detach()) if name in here else 0.0 for name in lambdas])
+            _check_losses(values, list(lambdas))
+            present[place] = torch.tensor([name in values for name in lambdas])
+            seen[place] = torch.tensor([float(values[name].detach()) if name in values else 0.0 for name in lambdas])
             gram = sums.add(_gradients(values, lambdas, factor, flat.parameters), 1 / factor)
             for index, name in enumerate(lambdas):
                 finite = bool(torch.isfinite(gram[:, index, index]).all())
                 expect(finite, "losses", "finite gradients", f"that of {name} in micro-batch {place} is not")
     sampler = getattr(loader, "sampler", None)
     one_pass = len(loader) if isinstance(sampler, Sized) and not getattr(sampler, "replacement", False) else None  # type: ignore[arg-type]
-    return _Measured(flat, list(lambdas), sums, present, seen).report(methods, one_pass)
+    return _Measured(flat, list(lambdas), sums, present, seen).report(resolvers, one_pass)
 
 
 def _gradients(
@@ -277,8 +277,8 @@ class _Measured:
 
     def _change(self, resolver: Resolver, size: int) -> float:
         m, draw = len(self._tasks), torch.Generator().manual_seed(0)
-        counts, losses = (each.view(-1, size, m).sum(1) for each in (self._present, self._seen))
-        counts = counts.clamp(min=1)
+        given, losses = (each.view(-1, size, m).sum(1) for each in (self._present, self._seen))
+        counts = given.clamp(min=1)
         grams = self._within("all", 1)
         cross = torch.zeros_like(grams)
         if size > 1:
@@ -288,12 +288,17 @@ class _Measured:
         lambdas, sines = torch.ones(m, dtype=torch.float64), []
         for step, count in enumerate(counts):
             gram, before = grams[step] / count / count[:, None], cross[step] / count[:, None]
-            conflict = Conflict(tuple(self._tasks), gram, before, {}, losses[step] / count, lambdas, step, draw)
-            weights = resolver.resolve(conflict).weights
-            along, square, whole = weights @ gram.sum(1), weights @ gram @ weights, gram.sum()
-            if whole > 0:  # else there is nothing to turn
-                cosine = float(along / (square * whole).sqrt()) if square > 0 else 0.0
-                sines.append(math.sqrt(max(0.0, 1 - cosine**2)) if cosine > 0 else 1.0)
+            absent = tuple(task for task, there in zip(self._tasks, given[step].tolist(), strict=True) if not there)
+            about = (losses[step] / count, lambdas, step, draw, absent)
+            whole = Conflict(tuple(self._tasks), gram, before, {}, *about)
+            if gram.sum() <= 0:
+                continue  # nothing to turn
+            conflict = whole if resolver.reads_absent else whole.without_absent()
+            resolution = resolver.resolve(conflict)
+            weights = (resolution if conflict is whole else resolution.spread(whole)).weights
+            along, square = weights @ gram.sum(1), weights @ gram @ weights
+            cosine = float(along / (square * gram.sum()).sqrt()) if square > 0 else 0.0
+            sines.append(math.sqrt(max(0.0, 1 - cosine**2)) if cosine > 0 else 1.0)
         return sum(sines) / len(sines) if sines else math.nan
 
 
@@ -422,8 +427,8 @@ def _advice(profile: Profile) -> Iterator[str]:
                 "Profile many more, or larger ones."
             )
         elif row["low"] <= -MINOR:
-            times = max(2, math.ceil(((row["high"] - row["low"]) / 2 / MINOR) ** 2))
-            yield f"{row['pair']}: not known, {said}. Profile {times} times as many micro-batches, or larger ones."
+            times = math.ceil(((row["high"] - row["low"]) / 2 / max(abs(row["cosine"]), MINOR)) ** 2)
+            yield f"{row['pair']}: not known, {said}. Profile about {max(2, times)} times as many micro-batches."
         elif (share := row["conflict/1"]) > 1 - RIGHT:
             yield f"{row['pair']}: {said}; the {share:.0%} of conflicts at K=1 are noise. {_accumulate(row)}"
         if places:
