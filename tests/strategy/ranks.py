@@ -418,6 +418,12 @@ def unlike(folder: Path) -> Said:
             model.head.bias.data.add_(1)
         return message(step)
 
+    def reweighted() -> str:
+        _, conductor, step = started()
+        step()
+        conductor.set_weight("ssim", 0.25 if last else 0.5)
+        return message(step)
+
     scaled = lambda model: model.body.weight.data[3, 7].mul_(1.001)  # noqa: E731
     permuted = lambda model: model.to(memory_format=torch.channels_last)  # noqa: E731
     swapped = dict(reversed(TASKS.items()))
@@ -430,6 +436,7 @@ def unlike(folder: Path) -> Said:
         (other(tasks=swapped), r"lambdas \[\('classify', 0.2\), .* in process 1, \[\('l1', 0.5\), "),
         (other(parts=(CAGrad(), Raw())), r"strategy .*CAGrad.* in process 1, .*PCGrad.* in process 0"),
         (ahead(), "number of steps taken 1 in process 1, 0 in process 0"),
+        (reweighted(), r"lambdas .*'ssim', 0.25.* in process 1, .*'ssim', 0.5"),
         (frozen_later(), r"value .* of head.bias \w+ in process 1, "),
     ]
     same = "`processes`: expected the same in every process, found "

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gcond.strategy import products
 from gcond.strategy.arguments import checked_lambdas, expect, expect_one_of, floating_dtype, object_or_default
-from gcond.strategy.conflict import Conflict, LossWeighting, Resolution, Resolver
+from gcond.strategy.conflict import Conflict, LossWeighting, Resolution, Resolver, by_task
 from gcond.strategy.diagnose import average, describe
 from gcond.strategy.estimate import Estimator, Joint, Losses, Sequential, Window
 from gcond.strategy.flat import FlatParameters, Layout, Move, Parameters, described, grouped, lay_out
@@ -140,6 +140,7 @@ class GradientConductor:
         self._direction: Tensor | None = None  # [P], where the rows must outlive the resolution
         self._window: Window | None = None  # of `micro_batch`
         self._told_absent: set[str] = set()
+        self._reweighted = False
         self._resolutions = 0
         self.steps = 0
         self.skipped = 0  # steps left out, by `nonfinite="skip"` or since a GradScaler's scale was too large
@@ -149,6 +150,64 @@ class GradientConductor:
     def tasks(self) -> Mapping[str, float]:
         """Name -> lambda, to be read only."""
         return MappingProxyType(self._tasks)
+
+    def set_weight(self, name: str, weight: float) -> None:
+        """Give a task another lambda, from the next window on: 0 too, as long as one is above 0.
+
+        Several processes all make the call; they compare lambdas in the next step.
+
+        Raises:
+            ValueError: in the middle of a window; an unknown task; a resolver that weights losses by itself.
+        """
+        expect(name in self._tasks, "name", f"a task among {list(self._tasks)}; `add_task` makes one", repr(name))
+        if self.resolver.weighs_losses:
+            raise ValueError(f"`weight`: {type(self.resolver).__name__} replaces the lambdas by weights of its own")
+        self._expect_no_window("set_weight")
+        tasks = checked_lambdas({**self._tasks, name: weight})
+        self.resolver.check(dict(tasks), tuple(self._parameters))
+        self._tasks = tasks
+        self._reweighted = True
+
+    def add_task(self, name: str, weight: float) -> None:
+        """Take on another task, as the last, from the next window on.
+
+        Parameters that it alone reaches must have been handed over. What is kept of the other tasks stays; a new task
+        has no previous gradients and the resolver's initial numbers.
+
+        Raises:
+            ValueError: in the middle of a window; a name that is taken; an estimator or resolver that cannot follow.
+        """
+        expect(name not in self._tasks, "name", f"another than {list(self._tasks)}", repr(name))
+        self._change_tasks({**self._tasks, name: weight})
+
+    def remove_task(self, name: str) -> None:
+        """Give a task up, from the next window on, with what is kept of it; raises as `add_task` does."""
+        expect(name in self._tasks, "name", f"a task among {list(self._tasks)}", repr(name))
+        self._change_tasks({task: weight for task, weight in self._tasks.items() if task != name})
+
+    def _expect_no_window(self, call: str) -> None:
+        found = "one of `micro_batch`; call `resolve` or `flush` first"
+        expect(self._window is None, call, "no window to be open", found)
+
+    def _change_tasks(self, tasks: dict[str, float]) -> None:
+        self._expect_no_window("tasks")
+        tasks, before = checked_lambdas(tasks), self._tasks
+        rows = self.estimator.rows(list(tasks))
+        indices = self.estimator.micro_batch_indices(self.processes.rank, self.processes.size, list(tasks))
+        state, groups = self.resolver.state_dict(), tuple(self._parameters)
+        try:
+            self.resolver.check(dict(tasks), groups)
+            self.resolver.load_state_dict(state)
+            self.resolver.follow_tasks(list(before), list(tasks))
+        except ValueError:
+            self.resolver.check(dict(before), groups)
+            self.resolver.load_state_dict(state)
+            raise
+        self._tasks, self.micro_batch_indices = tasks, indices
+        if rows != len(self.gradients.rows):
+            self.gradients = self._allocate(rows, self.gradients.names)
+        self._reference = by_task(self._reference, list(before), list(tasks), 0.0)
+        self._watch.fresh = True
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Warn, once, where `optimizer` does not fit: it smooths what `EMA` has smoothed, or moves other parameters."""
@@ -211,10 +270,7 @@ class GradientConductor:
         An exception from within the window leaves `p.grad` None everywhere.
         """
         expect(callable(losses), "losses", "a function losses(batch, names)", type(losses).__name__)
-        if self._window is not None:
-            raise ValueError(
-                "`step`: expected no window to be open, found micro-batches of `micro_batch`; resolve first"
-            )
+        self._expect_no_window("step")
         window = self._open(scaler, diagnose)
         with self._guarded(window):
             self._expect_batches(not isinstance(batches, Mapping), f"one {type(batches).__name__}; put it in a list")
@@ -419,6 +475,9 @@ class GradientConductor:
             self._lay_out(self.gradients.layout, kept)
         if self._watch.fresh and self.processes.size > 1:
             self.processes.compare(self._facts())
+        elif self._reweighted and self.processes.size > 1:
+            self.processes.compare({"lambdas": list(self.tasks.items())})
+        self._reweighted = False
 
     def _lay_out(self, layout: Layout, reference: Tensor | None) -> None:
         """Lay the parameters out as they are now; until now `reference` and what the parts keep had this `layout`."""
@@ -640,6 +699,7 @@ class GradientConductor:
 
         A collective call: every process makes it. Under `Replicated` all get the same state, whatever their number.
         """
+        self._expect_no_window("state_dict")
         reference = None if self._reference is None else self.processes.gather_full(self._reference, self.gradients)
         return {
             "tasks": list(self.tasks),
@@ -655,33 +715,39 @@ class GradientConductor:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`, whatever the order and the layout of the parameters were: they are known by their names.
+        """Go on from `state`, whatever the order of the tasks and the order and layout of the parameters were.
+
+        All are known by their names. Lambdas stay the conductor's.
 
         Raises:
-            ValueError: the state is of other tasks, of tasks in another order, or of other parameters.
+            ValueError: the state is of other tasks or of other parameters.
         """
+        self._expect_no_window("load_state_dict")
         layout = lay_out(state.get("layout", ()))
         self._check_state(state, layout)
         self.steps, self.skipped = state["steps"], state["skipped"]
         self._resolutions = state["resolutions"]
         self._generator.set_state(state["generator"])
         self.resolver.load_state_dict(state["resolver"])
+        reference = None if state["reference"] is None else state["reference"].clone()
+        if state["tasks"] != list(self.tasks):
+            self.resolver.follow_tasks(state["tasks"], list(self.tasks))
+            reference = by_task(reference, state["tasks"], list(self.tasks), 0.0)
         self.update.load_state_dict(state["update"])
-        reference = state["reference"]
-        self._lay_out(layout, None if reference is None else reference.clone())
+        self._lay_out(layout, reference)
         self._watch.fresh = True
 
     def _check_state(self, state: dict[str, Any], layout: Layout) -> None:
         if not layout:
             raise ValueError("`state`: expected one with the names of tasks and parameters, found an older version's")
-        for what, found, expected in (
-            ("tasks", state["tasks"], list(self.tasks)),
-            ("parameters", sorted(state["handed_over"]), sorted(self.gradients.all_names)),
+        for what, found, expected, advice in (
+            ("tasks", state["tasks"], self.tasks, "build the conductor with these, then use `add_task`, `remove_task`"),
+            ("parameters", sorted(state["handed_over"]), sorted(self.gradients.all_names), "hand over the same"),
         ):
-            if found != expected:
-                odd = sorted(set(found) ^ set(expected)) or found
+            odd = sorted(set(found) ^ set(expected))
+            if odd:
                 raise ValueError(
-                    f"`state`: expected the state of {len(expected)} {what} with the same names in the same order, "
-                    f"{expected[:5]}, found {len(found)}, {found[:5]}; differing: {odd[:5]}"
+                    f"`state`: expected the state of {len(expected)} {what} with the same names, {list(expected)[:5]}, "
+                    f"found {len(found)}, {found[:5]}; differing: {odd[:5]}; {advice}"
                 )
         self._move_from(layout)[1].check()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -100,6 +100,8 @@ class Resolver(Protocol):
     `needs_every_task`: whether a window that brings no loss of a task is an error; if not, such a task takes no part.
     `reads_absent`: whether it reads `Conflict.absent`; if not, it gets a conflict without those tasks.
     `remembers`: the names of what it keeps between steps, each in an attribute of that name with a leading underscore.
+    `starts`: those of them with an entry for each task, tensors [m, ...] or lists and dicts of such, with the value of
+    a task that is added; None refuses other tasks, and the same in another order, to a resolver that remembers.
     """
 
     uses_history: bool = False
@@ -110,6 +112,7 @@ class Resolver(Protocol):
     needs_every_task: bool = False
     reads_absent: bool = False
     remembers: tuple[str, ...] = ()
+    starts: Mapping[str, float] | None = None
 
     def check(self, tasks: dict[str, float], groups: tuple[str, ...]) -> None:
         """Raise ValueError where the resolver cannot serve these tasks (name -> lambda) or parameter groups."""
@@ -121,6 +124,13 @@ class Resolver(Protocol):
         """Carry what `remembers_coordinates` over to another layout; ValueError where that would change it."""
         return
 
+    def follow_tasks(self, before: Sequence[str], now: Sequence[str]) -> None:
+        """Carry what is kept for each task over to other tasks, by name; ValueError where that cannot be."""
+        if self.remembers and self.starts is None:
+            raise ValueError(f"`tasks`: {type(self).__name__} does not say which of {self.remembers} it keeps by task")
+        for name, new in (self.starts or {}).items():
+            setattr(self, f"_{name}", by_task(getattr(self, f"_{name}"), before, now, new))
+
     def state_dict(self) -> dict[str, Any]:
         return {name: deepcopy(getattr(self, f"_{name}")) for name in self.remembers}
 
@@ -129,6 +139,18 @@ class Resolver(Protocol):
             raise ValueError(f"{type(self).__name__} keeps {list(self.remembers)}, found the state of {list(state)}")
         for name, value in state.items():
             setattr(self, f"_{name}", deepcopy(value))
+
+
+def by_task(kept: Any, before: Sequence[str], now: Sequence[str], new: float) -> Any:
+    """Tensors [m, ...] in `kept` for the tasks `now`, in their order; `new` for those that were not among `before`."""
+    if isinstance(kept, dict):
+        return {key: by_task(value, before, now, new) for key, value in kept.items()}
+    if isinstance(kept, list):
+        return [by_task(value, before, now, new) for value in kept]
+    if not isinstance(kept, Tensor) or not kept.ndim:
+        return kept
+    added = torch.full_like(kept[0], new)
+    return torch.stack([kept[before.index(task)] if task in before else added for task in now])
 
 
 class LossWeighting(Resolver):

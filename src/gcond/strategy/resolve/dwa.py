@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from math import inf
+from collections.abc import Sequence
+from math import inf, nan
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -26,6 +28,7 @@ class DWA(LossWeighting):
     """
 
     remembers = ("windows", "sums", "means")
+    starts = MappingProxyType({"sums": nan, "means": nan})  # a task's first whole period is the first that counts
 
     def __init__(self, temperature: float = 2.0, period: int = 25) -> None:
         expect(0 < temperature < inf, "temperature", "a number > 0", temperature)
@@ -38,11 +41,17 @@ class DWA(LossWeighting):
         self._sums = torch.zeros(len(tasks), dtype=torch.float64)  # of the current period
         self._means: list[Tensor] = []  # [m] of the last two periods
 
+    def follow_tasks(self, before: Sequence[str], now: Sequence[str]) -> None:
+        super().follow_tasks(before, now)
+        if not self._windows:  # the period has yet to begin, for all
+            self._sums.zero_()
+
     def known(self) -> Tensor:
         if len(self._means) < 2:
             return torch.ones(len(self._tasks), dtype=torch.float64)
         older, newer = self._means
-        return len(self._tasks) * torch.softmax(newer / older / self.temperature, 0)
+        ratios = newer / older
+        return len(self._tasks) * torch.softmax(torch.where(ratios.isnan(), 1.0, ratios) / self.temperature, 0)
 
     def after_window(self, losses: Tensor) -> dict[str, float]:
         weights = self.known().tolist()

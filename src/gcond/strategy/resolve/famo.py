@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import inf
+from math import inf, nan
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ class FAMO(LossWeighting):
     """
 
     remembers = ("logits", "previous", "adam")
+    starts = MappingProxyType({"logits": 0.0, "previous": nan, "adam": 0.0})
 
     def __init__(
         self, min_losses: Mapping[str, float] | None = None, lr: float = 0.025, weight_decay: float = 1e-3
@@ -80,7 +82,7 @@ class FAMO(LossWeighting):
         weights = _normalised(z, gaps)
         logs = torch.log(gaps + EPSILON)
         if self._previous is not None:
-            delta = self._previous - logs
+            delta = torch.where(self._previous.isnan(), 0.0, self._previous - logs)
             gradient = z * (delta - z @ delta)
             self._adam = adam_step(self._logits, gradient, self._adam, self.lr, self.weight_decay)
         self._previous = logs

@@ -7,6 +7,8 @@ combination of task gradients, so the whole loop needs G = J J^T, X = J R^T (R: 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gcond.strategy.arguments import expect, expect_one_of
-from gcond.strategy.conflict import Conflict, Resolution, Resolver
+from gcond.strategy.conflict import Conflict, Resolution, Resolver, by_task
 
 Matrix = NDArray[np.float64]
 ZONES = ("weak", "main", "critical")
@@ -50,6 +52,7 @@ class GCond(Resolver):
     uses_history = True
     reads_absent = True
     remembers = ("steps", "wins", "norm_ema", "previous_coefficients", "previous_gram")
+    starts = MappingProxyType({"norm_ema": 1.0})
 
     def __init__(
         self,
@@ -134,6 +137,20 @@ class GCond(Resolver):
         self._previous_coefficients = torch.from_numpy(coefficients)
         self._previous_gram = conflict.gram.clone()
         return Resolution(torch.from_numpy(coefficients.copy()), metrics)
+
+    def follow_tasks(self, before: Sequence[str], now: Sequence[str]) -> None:
+        added = [task for task in now if task not in before]
+        if added and self.norm_ema_bias_correction and self._steps:
+            raise ValueError(
+                f"`norm_ema_bias_correction`: expected False where tasks such as {added} come later, since the "
+                "correction is one for all tasks; found True"
+            )
+        super().follow_tasks(before, now)
+        for name in ("_previous_coefficients", "_previous_gram"):
+            square = getattr(self, name)
+            if square is not None:
+                setattr(self, name, by_task(by_task(square, before, now, 0.0).T, before, now, 0.0).T)
+        self._wins = [now.index(before[winner]) for winner in self._wins if before[winner] in now]
 
     def zone(self, cosine: float) -> str:
         """The name of a conflict's zone (Table 1)."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from math import inf
+from collections.abc import Sequence
+from math import inf, nan
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -32,6 +34,7 @@ class GradNorm(Resolver):
 
     needs_every_task = True
     remembers = ("weights", "first_losses", "adam")
+    starts = MappingProxyType({"weights": 1.0, "first_losses": nan, "adam": 0.0})
 
     def __init__(self, alpha: float = 1.5, lr: float = 1e-3, group: str = "head") -> None:
         expect(0 <= alpha < inf, "alpha", "a number >= 0", alpha)
@@ -53,13 +56,20 @@ class GradNorm(Resolver):
                 f"found {list(groups)}; pass the parameters as a mapping from group name to parameters"
             )
 
+    def follow_tasks(self, before: Sequence[str], now: Sequence[str]) -> None:
+        super().follow_tasks(before, now)
+        if self._weights is not None and set(before) - set(now):
+            self._weights.mul_(len(now) / self._weights.sum())
+
     def resolve(self, conflict: Conflict) -> Resolution:
         shared = self.group in conflict.group_grams
         if self._weights is None or self._first_losses is None:
             expect(shared, "group", "a layer that more than one task reaches", repr(self.group))
-            found = conflict.losses.tolist()
+            self._first_losses, self._weights = conflict.losses * nan, torch.ones_like(conflict.losses)
+        if bool(self._first_losses.isnan().any()):
+            self._first_losses = torch.where(self._first_losses.isnan(), conflict.losses, self._first_losses)
+            found = self._first_losses.tolist()
             expect(min(found) > 0, "losses", "first losses above 0, which GradNorm divides by", found)
-            self._first_losses, self._weights = conflict.losses.clone(), torch.ones_like(conflict.losses)
         weights = self._weights.clone()
         remaining = conflict.losses / self._first_losses
         lifted = self._learn(self._weights, remaining, conflict) if shared else 0

@@ -6,6 +6,7 @@ Letters: m tasks, P parameters, psi the similarity of gradient norms, M [m, P] f
 from __future__ import annotations
 
 import math
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -43,6 +44,7 @@ class SAMGS(Resolver):
     remembers_coordinates = True
     needs_every_task = True
     remembers = ("steps", "dissimilarity", "momentum")
+    starts = MappingProxyType({"momentum": 0.0})
 
     def __init__(self, psi: str = "paper", beta1: float = 0.9, beta2: float = 0.99, gamma: float = 0.1) -> None:
         expect_one_of("psi", psi, "paper", "code")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import inf
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ class UW(LossWeighting):
     """
 
     remembers = ("log_variances", "adam")
+    starts = MappingProxyType({"log_variances": 0.0, "adam": 0.0})
 
     def __init__(self, lr: float = 0.025) -> None:
         expect(0 < lr < inf, "lr", "a number > 0", lr)
