@@ -42,6 +42,7 @@ __all__ = [
     "TorchJD",
     "Update",
     "__version__",
+    "as_torchjd",
     "merged_batchnorm",
     "profile",
 ]

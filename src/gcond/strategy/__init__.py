@@ -17,7 +17,7 @@ from gcond.strategy.resolve.gradops import GradOPS
 from gcond.strategy.resolve.linear import Linear
 from gcond.strategy.resolve.pcgrad import PCGrad
 from gcond.strategy.resolve.sam_gs import SAMGS
-from gcond.strategy.resolve.torchjd import TorchJD
+from gcond.strategy.resolve.torchjd import TorchJD, as_torchjd
 from gcond.strategy.resolve.uw import UW
 from gcond.strategy.safety import GradientNotFinite, NotFinite
 from gcond.strategy.update import EMA, LionLARS, Raw, Update
@@ -56,6 +56,7 @@ __all__ = [
     "Stochastic",
     "TorchJD",
     "Update",
+    "as_torchjd",
     "merged_batchnorm",
     "profile",
 ]

@@ -1,0 +1,59 @@
+"""Lightning, with manual optimization; on several devices task gradients are resolved once for all."""
+
+import lightning
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from torch.utils.data import DataLoader
+from two_heads import TASKS, TwoHeads, dataset, losses_of
+
+from gcond import GradientConductor, PCGrad, Raw, Replicated, Sequential
+
+
+class Unwrapped(DDPStrategy):
+    def configure_ddp(self):
+        """The conductor reduces; DistributedDataParallel would add the tasks up."""
+
+
+class MultiTask(lightning.LightningModule):
+    def __init__(self, estimator, resolver):
+        super().__init__()
+        self.model = TwoHeads()
+        self.automatic_optimization = False
+        self.parts, self.restored = (estimator, resolver, Raw(), None), None
+
+    def on_fit_start(self):  # here the parameters are on their device, and processes have met
+        processes = Replicated() if self.trainer.world_size > 1 else None
+        self.conductor = GradientConductor(self.model, TASKS, *self.parts, processes=processes)
+        if self.restored:
+            self.conductor.load_state_dict(self.restored)
+
+    def training_step(self, batch, _):
+        with self.conductor.micro_batch():
+            self.conductor.backward(losses_of(self.model(batch[0]), batch))
+        if self.conductor.ready:
+            self.log_dict(self.conductor.resolve())
+            self.optimizers().step()
+
+    def on_train_epoch_end(self):
+        if self.conductor.flush():
+            self.optimizers().step()
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["conductor"] = self.conductor.state_dict()
+
+    def on_load_checkpoint(self, checkpoint):  # comes before on_fit_start
+        self.restored = checkpoint["conductor"]
+
+
+def train(estimator, resolver, epochs=2, resume=None, **settings):
+    module = MultiTask(estimator, resolver)
+    trainer = lightning.Trainer(accelerator="cpu", max_epochs=epochs, logger=False, **settings)
+    trainer.fit(module, DataLoader(dataset(), batch_size=8), ckpt_path=resume)
+    return module.model
+
+
+if __name__ == "__main__":
+    train(Sequential(4), PCGrad(), devices=1)  # or devices=2, strategy=Unwrapped()
