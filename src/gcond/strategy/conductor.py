@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
-from itertools import islice
+from itertools import islice, pairwise
 from types import MappingProxyType
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gcond.strategy import products
 from gcond.strategy.arguments import checked_lambdas, expect, expect_one_of, floating_dtype, object_or_default
 from gcond.strategy.conflict import Conflict, LossWeighting, Resolution, Resolver, by_task
-from gcond.strategy.diagnose import average, describe
+from gcond.strategy.diagnose import WindowRecord, average, describe
 from gcond.strategy.estimate import Estimator, Joint, Losses, Sequential, Window
 from gcond.strategy.flat import FlatParameters, Layout, Move, Parameters, described, grouped, lay_out
 from gcond.strategy.gradients import Statistics, TaskGradients
@@ -139,6 +139,7 @@ class GradientConductor:
         self._reference: Tensor | None = None  # [m, P], the previous task gradients
         self._direction: Tensor | None = None  # [P], where the rows must outlive the resolution
         self._window: Window | None = None  # of `micro_batch`
+        self.last: WindowRecord | None = None  # of the last window that was not left out
         self._told_absent: set[str] = set()
         self._reweighted = False
         self._resolutions = 0
@@ -462,7 +463,27 @@ class GradientConductor:
             out = out.to(gradients.parameter_dtype).mul_(scale)
         gradients.write(out, gradients.reached_in_window)
         self.steps += 1
+        sizes = [stop - start for start, stop in pairwise(gradients.bounds)]
+        self.last = WindowRecord(
+            self._names(gradients),
+            dict(metrics),
+            {task: int(count) for task, count in zip(self.tasks, window.counts.tolist(), strict=True)},
+            {group: gram / window.resolved for group, gram in window.grams.items()},
+            window.reached,
+            dict(zip(gradients.names, sizes, strict=True)),
+        )
         return metrics
+
+    def summary(self) -> str:
+        """A table of which parameters the tasks shared in the last window, and which one of them reached alone.
+
+        Nothing needs to be declared for that: it is what the losses reach. `Joint` tells tasks apart in
+        `step(diagnose=True)` alone.
+        """
+        if self.last is None:
+            raise ValueError("`summary`: expected a window before it, found none")
+        counts = ", ".join(f"{task}: {count}" for task, count in self.last.counts.items())
+        return f"losses in the last window: {counts}\n{self.last.reach()}"
 
     def _follow_changes(self) -> None:
         """Notice what has changed since the last step, before anything is computed."""
@@ -530,10 +551,11 @@ class GradientConductor:
         parts = window.count if window.estimator.resolves_micro_batches else 1
         window.planned_resolutions = parts * len(gathered.statistics)
         window.planned_counts = window.planned_resolutions * gathered.planned
+        window.reached = window.reached | gradients.reached_by_row
         own = None
         for place, (statistics, values) in enumerate(zip(gathered.statistics, gathered.losses, strict=True)):
             counts = gathered.counts[place]
-            window.counts = counts if window.counts is None else window.counts + counts
+            window.counts = window.counts + counts
             absent = tuple(task for task, count in zip(self.tasks, counts.tolist(), strict=True) if count == 0)
             if len(absent) == len(self.tasks):
                 continue
@@ -543,6 +565,8 @@ class GradientConductor:
             metrics |= {f"loss/{task}": value for task, value in losses.items()}
             window.resolutions += self.processes.merge_metrics(metrics)
             window.resolved += 1
+            for group, gram in {"all": statistics.gram, **statistics.group_grams}.items():
+                window.grams[group] = window.grams[group] + gram if group in window.grams else gram
             if place == gathered.own:
                 own = resolution
         add = window.direction is not None
@@ -561,7 +585,7 @@ class GradientConductor:
 
     def _counts(self, window: Window) -> dict[str, float]:
         """How many losses each task had, where that is not as planned. A task without any in a full window is told."""
-        counts = {} if window.counts is None else dict(zip(self.tasks, window.counts.tolist(), strict=True))
+        counts = dict(zip(self.tasks, window.counts.tolist(), strict=True))
         for task, count in counts.items():
             if not count and window.full and task not in self._told_absent:
                 self._told_absent.add(task)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -15,6 +18,7 @@ CANCELLED = 1e-12  # of the squared norms that went into a row: what float64 lea
 def describe(conflict: Conflict, resolution: Resolution) -> dict[str, float]:
     """Norms, true minimum cosines before and after, implied weights, and the size of the correction.
 
+    Of more than two tasks the cosine of each pair too, between the task gradients on the parameters that several reach.
     `resolved` is 1 where the update is not the plain sum of the task gradients: always, for methods that weight tasks.
     `correction` is ||d - s|| / ||s|| for the update d and the plain sum s of the task gradients, over the shared
     parameters. A minimum cosine is nan where no two gradients are nonzero. A method that works
@@ -28,6 +32,9 @@ def describe(conflict: Conflict, resolution: Resolution) -> dict[str, float]:
     if len(conflict.tasks) > 1:
         for name, gram in {"all": conflict.gram, **conflict.group_grams}.items():
             metrics[f"cosine/{name}"] = minimum_cosine(gram)
+    if len(conflict.tasks) > 2:
+        there = conflict.without_absent()
+        metrics |= {f"pair_cosine/{','.join(pair)}": value for pair, value in cosines(there.tasks, there.gram).items()}
     if resolution.coefficients is not None:
         metrics |= _describe_coefficients(conflict, resolution.coefficients)
     return metrics | resolution.metrics
@@ -47,6 +54,63 @@ def _describe_coefficients(conflict: Conflict, coefficients: Tensor) -> dict[str
             resolved = coefficients @ gram @ coefficients.T
             metrics[f"cosine_resolved/{name}"] = minimum_cosine(resolved, rounding)
     return metrics
+
+
+def cosines(tasks: Sequence[str], gram: Tensor) -> dict[tuple[str, str], float]:
+    """The cosine of each pair of `tasks` with the Gram matrix `gram` [m, m]; nan where a gradient is zero."""
+    norms = gram.diagonal().sqrt()
+    values = (gram / torch.outer(norms, norms)).tolist()
+    return {(tasks[i], tasks[j]): values[i][j] for i, j in combinations(range(len(tasks)), 2)}
+
+
+@dataclass(frozen=True)
+class WindowRecord:
+    """What a window has shown. Of one resolved by micro-batch, Gram matrices are means and `reached` is any.
+
+    `tasks` are those of the rows: "a+b" where one row holds the sum.
+    """
+
+    tasks: tuple[str, ...]
+    metrics: Mapping[str, float]  # as `step` returns them
+    counts: Mapping[str, int]  # losses of each task
+    grams: Mapping[str, Tensor]  # [m, m] on the parameters that several tasks reach, "all" and by group
+    reached: Tensor  # bool [m, parameters]
+    parameters: Mapping[str, int]  # name -> size
+
+    @property
+    def losses(self) -> dict[str, float]:
+        return {key.removeprefix("loss/"): value for key, value in self.metrics.items() if key.startswith("loss/")}
+
+    @property
+    def norms(self) -> dict[str, dict[str, float]]:
+        """Group -> task -> norm of its gradient, lambda applied."""
+        found = {group: gram.diagonal().clamp(min=0).sqrt().tolist() for group, gram in self.grams.items()}
+        return {group: dict(zip(self.tasks, norms, strict=True)) for group, norms in found.items()}
+
+    @property
+    def cosines(self) -> dict[str, dict[tuple[str, str], float]]:
+        """Group -> pair of tasks -> cosine."""
+        return {group: cosines(self.tasks, gram) for group, gram in self.grams.items()}
+
+    def reach(self) -> str:
+        """A table of which parameters which tasks share."""
+        groups: dict[str, list[str]] = {}
+        for name, column in zip(self.parameters, self.reached.T.tolist(), strict=True):
+            by = [task for task, reached in zip(self.tasks, column, strict=True) if reached]
+            alone = " alone" if len(by) == 1 < len(self.tasks) else ""
+            groups.setdefault((", ".join(by) or "none") + alone, []).append(name)
+        whole = sum(self.parameters.values())
+        rows = [("reached by", "tensors", "numbers", "share", "such as")]
+        for tasks, names in groups.items():
+            numbers = sum(self.parameters[name] for name in names)
+            such = ", ".join(names[:2]) + (", …" if len(names) > 2 else "")
+            rows.append((tasks, f"{len(names):,}", f"{numbers:,}", f"{numbers / max(whole, 1):.1%}", such))
+        first, *others = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
+        lines = []
+        for tasks, *numbers_of, such in rows:
+            cells = [f"{cell:>{width}}" for cell, width in zip(numbers_of, others, strict=True)]
+            lines.append("  ".join([f"{tasks:<{first}}", *cells, such]))
+        return "\n".join(lines)
 
 
 def minimum_cosine(gram: Tensor, floors: Tensor | float = 0.0) -> float:

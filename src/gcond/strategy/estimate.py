@@ -35,7 +35,8 @@ class Window:
     `tasks` is name -> lambda. `look` is shown every micro-batch's losses. `scale` is the `scaler`'s, None without one.
     `taken` micro-batches are over; `awaited` are the tasks that the open one has yet to bring, None between
     micro-batches. `seen` are the detached losses of each task since the last `mean_losses`. `resolutions` are the
-    metrics of the `resolved` sets of rows, whose tasks had `counts` [m] losses, of so many as were planned. `problem`
+    metrics of the `resolved` sets of rows, whose tasks had `counts` [m] losses, of so many as were planned; `grams`
+    are sums of their Gram matrices by group, `reached` says which row reaches which parameter in any of them. `problem`
     makes the window void.
     """
 
@@ -55,8 +56,10 @@ class Window:
     direction: Tensor | None = None
     resolved: int = 0
     planned_resolutions: int = 0
-    counts: Tensor | None = None
+    counts: Tensor = field(default_factory=lambda: torch.zeros(()))
     planned_counts: int = 0
+    grams: dict[str, Tensor] = field(default_factory=dict)
+    reached: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.bool))
     problem: NotFinite | None = None
 
     def __post_init__(self) -> None:

@@ -190,6 +190,11 @@ class TaskGradients(FlatParameters):
         self.reached_in_window = [a or b for a, b in zip(self.reached_in_window, anywhere, strict=True)]
 
     @property
+    def reached_by_row(self) -> Tensor:
+        """Which row reaches which parameter in any of the sets that are resolved now, bool [m, parameters]."""
+        return self._reached.any(0)
+
+    @property
     def segments(self) -> list[Segment]:
         """The flat buffer, cut by group and by whether more than one task reaches a parameter.
 
