@@ -213,6 +213,23 @@ def test_a_method_turns_the_sum_as_it_does_on_the_gradients(resolver: Any) -> No
         assert size == 64 or row[f"change/{size}"] > 0.01
 
 
+def test_a_method_with_a_history_sees_the_window_before() -> None:
+    rows, seen = noisy(-0.3, 1, 64, 6, 0), []
+    rows[::3, 1] = math.nan
+
+    class Spy(GCond):
+        def resolve(self, conflict: Conflict) -> Any:
+            seen.append((conflict.gram, conflict.cross))
+            return super().resolve(conflict)
+
+    profiled(rows, methods={"spy": Spy()})
+    means = np.nanmean(rows.reshape(8, 8, 2, 6), 1)
+    assert len(seen) == 9  # eight windows, and all in one
+    for step, (gram, cross) in enumerate(seen[:8]):
+        np.testing.assert_allclose(gram, means[step] @ means[step].T, atol=1e-5)
+        np.testing.assert_allclose(cross, means[step] @ means[step - 1].T if step else np.zeros((2, 2)), atol=1e-5)
+
+
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -227,7 +244,7 @@ def augmented(examples: list[Tensor]) -> Tensor:
 
 
 def test_nothing_moves() -> None:
-    """Also where the losses change the mode, a buffer is replaced, and the loader ends too soon."""
+    """Also where the losses change the mode and `p.grad`, a buffer is replaced, and the loader ends too soon."""
     torch.manual_seed(0)
     net, own, of_sampler = Net(), torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
     sampler = torch.utils.data.RandomSampler(range(256), generator=of_sampler)
@@ -235,6 +252,7 @@ def test_nothing_moves() -> None:
 
     def losses(batch: Tensor, names: list[str]) -> dict[str, Tensor]:
         net.eval_only.train()
+        net.zero_grad()
         trunk: Any = net.trunk
         trunk[1].running_var = trunk[1].running_var + 1
         hidden = net.scale * net.trunk(batch)
