@@ -15,7 +15,8 @@ import pytest
 import torch
 from scipy.stats import t as student
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, RandomSampler
 
 import gcond
 from gcond import CAGrad, GCond, GradDrop, Linear, PCGrad, Profile, profile
@@ -144,13 +145,16 @@ def test_the_same_task_twice_and_its_opposite() -> None:
     same = profiled(rows, methods={"PCGrad": PCGrad()})
     assert [same.pairs[0][name] for name in ("cosine", "low", "high")] == pytest.approx([1, 1, 1], abs=1e-6)
     assert same.methods == [{"method": "PCGrad", "change/1": 0, "change/4": 0, "change/32": 0}]
-    assert same.recommendation == "No conflict beyond noise (every cosine above +1.00): sum the losses."
+    assert (
+        same.recommendation
+        == "No conflict beyond noise over all parameters (every cosine above +1.00): sum the losses."
+    )
     rows[:, 1] *= -0.5
     opposite = profiled(rows)
     assert [opposite.pairs[0][name] for name in ("cosine", "low", "high")] == pytest.approx([-1, -1, -1], abs=1e-6)
     assert [row["with_sum"] for row in opposite.tasks] == pytest.approx([1, -1], abs=1e-6)
     assert "a, b: real conflict in early, cosine -1.00" in opposite.recommendation
-    assert "The sum of the losses makes b worse" in opposite.recommendation
+    assert "A step along the sum makes b worse" in opposite.recommendation
 
 
 def test_the_window_that_shows_the_sign_by_hand() -> None:
@@ -283,6 +287,16 @@ def test_nothing_moves() -> None:
     assert same(state(), before)
 
 
+def test_batches_of_a_short_pass_are_told_from_independent_ones() -> None:
+    """As much noise as gradient in 30 batches, of a pass of 64."""
+    model, rows = Given(7, 1), torch.as_tensor(noisy(0.5, 30, 64, 8, 0), dtype=torch.float32)
+    told = []
+    for sampler in (RandomSampler(rows), RandomSampler(rows, replacement=True)):
+        loader = DataLoader(rows, None, sampler=sampler)
+        told.append(profile(model, model.losses, loader, ["a", "b"], methods=()).recommendation)
+    assert ["A pass of 64 batches is short" in each for each in told] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -296,16 +310,21 @@ def test_nothing_moves() -> None:
         ({"methods": ["sgd"]}, "`resolver`"),
         ({"losses": lambda batch, names: {"a": torch.zeros(()), "z": torch.zeros(())}}, "`losses`"),
         ({"scale": math.nan}, "`losses`: expected finite gradients, found that of a in micro-batch 0"),
+        ({"reentrant": True}, "`losses`: expected checkpoints with use_reentrant=False"),
         ({"alone": True}, "`losses`: expected parameters that two tasks reach"),
         ({"model": nn.Linear(2, 2).requires_grad_(False)}, "`parameters`"),
     ],
 )
 def test_refusals(change: dict[str, Any], match: str) -> None:
     model = Given(2, 2)
-    scale, alone = change.pop("scale", 1.0), change.pop("alone", False)
+    scale, alone, reentrant = change.pop("scale", 1.0), change.pop("alone", False), change.pop("reentrant", False)
 
     def losses(batch: Tensor, names: list[str]) -> dict[str, Tensor]:
         found = {"a": scale * (model.early["w"] @ batch), "b": model.late["w"].sum()}
+        if reentrant:
+            found["a"] += checkpoint(
+                lambda x: x @ model.early["w"], torch.ones(2, requires_grad=True), use_reentrant=True
+            )
         return found if alone else found | {"b": model.early["w"].sum()}
 
     settings = {"model": model, "losses": losses, "loader": torch.ones(32, 2), "tasks": ["a", "b"], "micro_batches": 32}

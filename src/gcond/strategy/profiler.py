@@ -33,12 +33,13 @@ from gcond.strategy.gradient_noise import GradientSums, between, cosines, jackkn
 from gcond.strategy.named import RESOLVERS
 from gcond.strategy.resolve.linear import Linear
 from gcond.strategy.safety import keeping_buffers, scale_of
-from gcond.strategy.watch import WRAPPERS
+from gcond.strategy.watch import WRAPPERS, nodes
 
 CONFIDENCE = 0.95  # that all intervals of a table hold together (Bonferroni)
 RIGHT = 0.9  # share of windows that must show the sign of the true cosine
 FEWEST = 8  # windows of a size that are enough to say how many do
 MINOR = 0.1  # the size of a negative cosine that makes little difference: of equal norms no method turns the sum for it
+REENTRANT = "CheckpointFunctionBackward"  # whose parameters torch.autograd.grad does not see
 Rows = list[dict[str, Any]]
 
 
@@ -53,32 +54,31 @@ def profile(
     blocks: int = 16,
     scaler: torch.amp.GradScaler | None = None,
 ) -> Profile:
-    """Measure the conflict of the tasks' gradients at the model's present weights.
+    """Measure the conflict of the tasks' gradients at the model's present weights; docs/profiler.md reads a report.
 
     Nothing is moved: weights, buffers (BatchNorm), train or eval mode, `p.grad` and the states of random generators
     (PyTorch's on the CPU and on the model's devices, Python's, NumPy's, the loader's) are as before. A state that the
     model, the losses or an iterator keep elsewhere is not known here.
 
-    Memory: blocks + 1 rows of P float32 numbers for each task, and those of windows shorter than a block: 18 m for 64
-    micro-batches in 16 blocks. Time: a forward pass and m backward passes per micro-batch.
+    Memory: b + 1 rows of P float32 numbers for each task, and one for each size of window below a block: 18 by default.
+    Time: a forward pass and m backward passes per micro-batch.
 
     Args:
         model: in the mode that it is trained in. Not one that a wrapper shards or reduces gradients of.
         losses: called as losses(batch, names), as the conductor's. A task that the batch lacks is left out.
-        loader: gives the micro-batches. They should be independent of each other, as a sampler with replacement draws
-            them. Those of one pass are not quite: together they have the mean gradient of the pass, so that others lean
-            against each. The recommendation says where that matters (a loader with a sampler that has a length).
+        loader: gives micro-batches that are independent of each other, as a sampler with replacement draws them. Those
+            of one pass together have its mean gradient, so that each leans against the others; the report says so
+            where that matters (if the loader has a sampler).
         tasks: name -> lambda, > 0; or names, of lambda 1.
         micro_batches: n, `blocks` times a power of two.
         groups: group name -> its parameters or module, as the conductor takes them; "all" is then all of these. None:
             the model's children, and "(own)", the parameters that belong to none of them.
-        methods: names that the conductor knows, or name -> resolver; of those that work on inner products.
+        methods: names that the conductor knows, or name -> resolver; of those that work on inner products alone.
         blocks: b, even, at least 8.
         scaler: for float16: its scale enlarges the losses.
 
     Raises:
-        ValueError: an argument is not as above; the loader ends too soon; no parameter is shared between tasks; a
-            gradient is not finite.
+        ValueError: an argument is not as above; no parameter is shared between tasks; a gradient is not finite.
     """
     lambdas = checked_lambdas(tasks if isinstance(tasks, Mapping) else dict.fromkeys(tasks, 1.0))
     expect(len(lambdas) > 1 and all(lambdas.values()), "tasks", "two or more, of lambdas above 0", lambdas)
@@ -98,29 +98,26 @@ def profile(
         expect(reads, "methods", "resolvers that work on inner products of task gradients alone", name)
         resolver.check(lambdas, tuple(dict.fromkeys(flat.groups)))
     sums = GradientSums(flat, len(lambdas), micro_batches, blocks, by_parameter=True)
-    present = torch.zeros(micro_batches, len(lambdas), dtype=torch.float64)
-    seen = torch.zeros_like(present)
+    brought: list[list[bool]] = []
     with untouched(model, loader, flat.device), torch.enable_grad():
-        batches = iter(loader)
-        for place in range(micro_batches):
-            try:
-                batch = next(batches)
-            except StopIteration:
-                found = f"{place}; set `micro_batches`, or give more data: the same again would pass for new"
-                raise ValueError(f"`loader`: expected {micro_batches} micro-batches, found {found}") from None
+        for batch in itertools.islice(loader, micro_batches):
             factor = scale_of(scaler) or 1.0
             with keeping_buffers():
                 values = losses(batch, list(lambdas))
             _check_losses(values, list(lambdas))
-            present[place] = torch.tensor([name in values for name in lambdas])
-            seen[place] = torch.tensor([float(values[name].detach()) if name in values else 0.0 for name in lambdas])
+            reentrant = not brought and any(type(node).__name__ == REENTRANT for node in nodes(values.values()))
+            expect(not reentrant, "losses", "checkpoints with use_reentrant=False", "reentrant ones")
             gram = sums.add(_gradients(values, lambdas, factor, flat.parameters), 1 / factor)
             for index, name in enumerate(lambdas):
-                finite = bool(torch.isfinite(gram[:, index, index]).all())
-                expect(finite, "losses", "finite gradients", f"that of {name} in micro-batch {place} is not")
-    sampler = getattr(loader, "sampler", None)
-    one_pass = len(loader) if isinstance(sampler, Sized) and not getattr(sampler, "replacement", False) else None  # type: ignore[arg-type]
-    return _Measured(flat, list(lambdas), sums, present, seen).report(resolvers, one_pass)
+                found = f"that of {name} in micro-batch {len(brought)}, losses times {factor:g}, is not"
+                expect(bool(torch.isfinite(gram[:, index, index]).all()), "losses", "finite gradients", found)
+            brought.append([name in values for name in lambdas])
+    found = f"{len(brought)}; set `micro_batches`, or give more data: the same again would pass for new"
+    expect(len(brought) == micro_batches, "loader", f"{micro_batches} micro-batches", found)
+    sampler: Any = getattr(loader, "sampler", None)
+    replaced = not isinstance(sampler, Sized) or getattr(sampler, "replacement", False)
+    one_pass = len(loader) if isinstance(loader, Sized) and not replaced else None
+    return _Measured(flat, list(lambdas), sums, torch.tensor(brought).double()).report(resolvers, one_pass)
 
 
 def _gradients(
@@ -178,20 +175,15 @@ def untouched(model: nn.Module, loader: Any, device: torch.device) -> Iterator[N
 
 
 class _Measured:
-    """Sums of n micro-batches, and what they say. `present`, `seen` [n, m]: which tasks each brought, their losses."""
+    """Sums of n micro-batches, and what they say. `present` [n, m]: which tasks each brought."""
 
-    def __init__(
-        self, flat: FlatParameters, tasks: list[str], sums: GradientSums, present: Tensor, seen: Tensor
-    ) -> None:
-        self._tasks, self._present, self._seen = tasks, present, seen
+    def __init__(self, flat: FlatParameters, tasks: list[str], sums: GradientSums, present: Tensor) -> None:
+        self._tasks, self._present = tasks, present
         blocks, self._windows = sums.grams()
         grams = torch.stack(list(blocks.values()))
         n, m = present.shape
-        self._b = b = grams.shape[1] // m
-        self._blocks = grams.view(-1, b, m, b, m)
-        per_block = present.view(b, -1, m)
-        self._counts, self._both = per_block.sum(1), torch.einsum("bki,bkj->bij", per_block, per_block)
-
+        self._b = grams.shape[1] // m
+        self._blocks = grams.view(-1, self._b, m, self._b, m)
         self._reached = (self._windows[1].diagonal(dim1=2, dim2=3) > 0).any(0)  # [parameters, m]
         shared = self._reached.sum(1) > 1
         expect(bool(shared.any()), "losses", "parameters that two tasks reach", "none")
@@ -224,13 +216,17 @@ class _Measured:
 
     def _unbiased(self, group: str) -> Tensor:
         """[1 + b, m, m]: inner products of the tasks' true gradients, by all blocks and by all but one."""
-        grams = self._between(group, 1)
-        own = self._within(group, 1).view(self._b, -1, *grams.shape[1::2]).sum(1)  # of micro-batches with themselves
-        each = grams.sum(2) + grams.sum(0).transpose(0, 1) - grams.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-        sums, counts = grams.sum((0, 2)) - torch.cat([each[:1] * 0, each]), self._counts.sum(0)
-        counts = counts - torch.cat([counts[None] * 0, self._counts])
-        own, both = (every.sum(0) - torch.cat([every[:1] * 0, every]) for every in (own, self._both))
-        return (sums - own) / (counts[:, :, None] * counts[:, None] - both)
+        grams, m = self._between(group, 1), len(self._tasks)
+        same = self._within(group, 1).view(self._b, -1, m, m).sum(1)  # of micro-batches with themselves
+        present = self._present.view(self._b, -1, m)
+        counts, both = present.sum(1), torch.einsum("bki,bkj->bij", present, present)
+        found = []
+        for left_out in range(-1, self._b):
+            kept = [block for block in range(self._b) if block != left_out]
+            count = counts[kept].sum(0)
+            products = grams[kept][:, :, kept].sum((0, 2)) - same[kept].sum(0)
+            found.append(products / (torch.outer(count, count) - both[kept].sum(0)))
+        return torch.stack(found)
 
     def _halves(self, group: str) -> Tensor:
         """[2 m, 2 m], cosines of the tasks' means over the two halves."""
@@ -277,7 +273,7 @@ class _Measured:
 
     def _change(self, resolver: Resolver, size: int) -> float:
         m, draw = len(self._tasks), torch.Generator().manual_seed(0)
-        given, losses = (each.view(-1, size, m).sum(1) for each in (self._present, self._seen))
+        given = self._present.view(-1, size, m).sum(1)
         counts = given.clamp(min=1)
         grams = self._within("all", 1)
         cross = torch.zeros_like(grams)
@@ -285,12 +281,12 @@ class _Measured:
             across = self._between("all", size * self._b // len(self._present))
             grams = across.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
             cross[1 : len(grams)] = across.diagonal(-1, 0, 2).permute(2, 0, 1) / counts[:-1, None]
-        lambdas, sines = torch.ones(m, dtype=torch.float64), []
+        unknown, ones = torch.full((m,), math.nan), torch.ones(m, dtype=torch.float64)
+        sines = []
         for step, count in enumerate(counts):
             gram, before = grams[step] / count / count[:, None], cross[step] / count[:, None]
             absent = tuple(task for task, there in zip(self._tasks, given[step].tolist(), strict=True) if not there)
-            about = (losses[step] / count, lambdas, step, draw, absent)
-            whole = Conflict(tuple(self._tasks), gram, before, {}, *about)
+            whole = Conflict(tuple(self._tasks), gram, before, {}, unknown, ones, step, draw, absent)
             if gram.sum() <= 0:
                 continue  # nothing to turn
             conflict = whole if resolver.reads_absent else whole.without_absent()
@@ -351,19 +347,24 @@ class Profile:
         return "\n".join(_advice(self))
 
     def __str__(self) -> str:
-        tables = ["\n".join(_lines(rows)) for rows in self._tables()]
+        tables = []
+        for table in self._tables():
+            columns = list(zip(*table, strict=True))
+            sizes = [(max(map(len, column)), column[-1][:1].isalpha()) for column in columns]  # words on the left
+            cells = [[cell.ljust(w) if word else cell.rjust(w) for cell, (w, word) in zip(line, sizes, strict=True)]
+                     for line in table]  # fmt: skip
+            tables.append("\n".join("  ".join(line).rstrip() for line in cells))
         return "\n\n".join([self._title(), *tables, self.recommendation])
 
     def save(self, path: str | Path) -> None:
         """One HTML page that needs nothing else."""
-        advice = "".join(f"<p class=advice>{html.escape(line)}" for line in _advice(self))
         tables = ""
-        for rows, plain in zip(self._tables(), (self.pairs, self.tasks, self.methods), strict=True):
-            head = "".join(f"<th>{html.escape(name)}" for name in rows[0]) if rows else ""
-            lines = ["".join(f"<td>{html.escape(cell)}" for cell in row.values()) for row in rows]
-            drawn = [_drawn(row) for row in plain]
-            tables += f"<table><tr>{head}<th>" + "".join(f"<tr>{a}<td>{b}" for a, b in zip(lines, drawn, strict=True))
-            tables += "</table>"
+        for table, rows in zip(self._tables(), (self.pairs, self.tasks, self.methods), strict=True):
+            drawn = ["", *map(_drawn, rows)]
+            lines = ["".join(f"<td>{html.escape(cell)}" for cell in line) for line in table]
+            lines = [f"<tr>{line}<td>{picture}" for line, picture in zip(lines, drawn, strict=True)]
+            tables += f"<table>{''.join(lines)}</table>"
+        advice = "".join(f"<p class=advice>{html.escape(line)}" for line in _advice(self))
         notes = html.escape(inspect.getdoc(type(self)) or "").partition("\n")[2]
         page = PAGE.format(title=html.escape(self._title()), advice=advice, tables=tables, notes=notes)
         Path(path).write_text(page, encoding="utf-8")
@@ -375,8 +376,14 @@ class Profile:
             f"{self.about['parameters']:,} parameters; the intervals of a table hold together at {CONFIDENCE:.0%}"
         )
 
-    def _tables(self) -> list[list[dict[str, str]]]:
-        return [[_cells(row) for row in rows] for rows in (self.pairs, self.tasks, self.methods)]
+    def _tables(self) -> list[list[list[str]]]:
+        """Headings, and a line of cells for each row."""
+        tables = [[_cells(row) for row in rows] for rows in (self.pairs, self.tasks, self.methods)]
+        headings = [list(dict.fromkeys(name for row in table for name in row)) for table in tables]
+        return [
+            [names, *([row.get(name, "") for name in names] for row in table)]
+            for names, table in zip(headings, tables, strict=True)
+        ]
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, str]:
@@ -390,19 +397,6 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
             known = value is not None and value == value  # not nan
             found[name] = "-" if not known else f"{value:{form}}" if isinstance(value, float) else str(value)
     return found
-
-
-def _lines(rows: list[dict[str, str]]) -> list[str]:
-    """Columns of equal width, words on the left, numbers on the right."""
-    header = list(dict.fromkeys(name for row in rows for name in row))
-    columns = [[name, *(row.get(name, "") for row in rows)] for name in header]
-    widths = [max(map(len, column)) for column in columns]
-    words = [column[-1][:1].isalpha() for column in columns]
-    lines = zip(*columns, strict=True)
-    return [
-        "  ".join(cell.ljust(w) if left else cell.rjust(w) for cell, w, left in zip(line, widths, words, strict=True))
-        for line in lines
-    ]
 
 
 def _advice(profile: Profile) -> Iterator[str]:
@@ -434,18 +428,19 @@ def _advice(profile: Profile) -> Iterator[str]:
         if places:
             yield (
                 f"{row['pair']}: real conflict in {places} only. Methods that work on inner products over all "
-                "parameters hardly see it: try separate layers there, or other weights of the losses."
+                "parameters hardly see it: try separate layers there, or other lambdas."
             )
     if not any(row["verdict"] == "conflict" or row["low"] <= -MINOR for row in whole):
-        yield f"No conflict beyond noise (every cosine above {min(row['low'] for row in whole):+.2f}): sum the losses."
+        lowest = min(row["low"] for row in whole)
+        yield f"No conflict beyond noise over all parameters (every cosine above {lowest:+.2f}): sum the losses."
     elif any(row["verdict"] == "conflict" for row in whole):
         against = ", ".join(row["task"] for row in tasks if row["high"] < 0)
         if against:
-            yield f"The sum of the losses makes {against} worse: try a method of the table, or other weights."
+            yield f"A step along the sum makes {against} worse: try a method of the table, or other lambdas."
         elif all(row["low"] > 0 for row in tasks):
-            yield "The sum of the losses still improves every task: try a method only if one of them lags behind."
+            yield "A step along the sum still improves every task: try a method only if one of them lags behind."
         else:
-            yield "Whether the sum of the losses improves every task is not known: compare with a method of the table."
+            yield "Whether a step along the sum improves every task is not known: compare with a method of the table."
 
 
 def _accumulate(row: Mapping[str, Any]) -> str:
@@ -472,8 +467,8 @@ def _drawn(row: Mapping[str, Any]) -> str:
 PAGE = """<!doctype html><meta charset="utf-8"><title>Gradient conflict</title><style>
 body{{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:85em;padding:0 1em;color:#222}}
 table{{border-collapse:collapse;margin:1.5em 0;white-space:nowrap}}
-th,td{{padding:.2em .7em;text-align:right;border-bottom:1px solid #ddd}}
-td:first-child,th:first-child{{text-align:left}}
+td{{padding:.2em .7em;text-align:right;border-bottom:1px solid #ddd}}
+td:first-child{{text-align:left}}tr:first-child{{font-weight:600}}
 .advice{{font-size:1.1em;border-left:4px solid #2471a3;padding-left:.8em}}
 pre{{color:#555;white-space:pre-wrap}}</style><h1>Gradient conflict</h1><p>{title}{advice}{tables}<pre>{notes}</pre>
 """

@@ -106,7 +106,7 @@ class Watch:
         ]
 
     def _leaves(self, losses: Iterable[Tensor]) -> Iterator[Tensor]:
-        for node in _nodes(losses):
+        for node in nodes(losses):
             if not node.next_functions and hasattr(node, "variable"):
                 yield node.variable
             elif isinstance(node, BackwardCFunction):
@@ -130,7 +130,7 @@ class Watch:
         )
 
 
-def _nodes(losses: Iterable[Tensor]) -> Iterator[Node]:
+def nodes(losses: Iterable[Tensor]) -> Iterator[Node]:
     """Every node of the losses' graph, once."""
     seen: set[Node | None] = {None}
     waiting = [loss.grad_fn for loss in losses]
