@@ -5,7 +5,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 from two_heads import TASKS, TwoHeads, dataset, losses_of
 
-from gcond import GradientConductor, PCGrad, Raw, Sequential
+from gcond import GradientConductor
 
 
 def adamw(model):
@@ -28,10 +28,10 @@ def schedule_free(model):
     return [optimizer]
 
 
-def train(make, estimator, resolver, epochs=2):
+def train(make, resolver, epochs=2):
     model, loader = TwoHeads(), DataLoader(dataset(), batch_size=8)
-    # clip_norm=1.0 would clip the same gradient, but before the update (EMA)
-    conductor = GradientConductor(model, TASKS, estimator, resolver, Raw(), clip_norm=None)
+    # clip_norm=1.0 would clip the same gradient, but before an update such as EMA
+    conductor = GradientConductor(model, TASKS, resolver=resolver, accumulate=4)
     optimizers = make(model)
     for _ in range(epochs):
         for batch in loader:
@@ -46,4 +46,4 @@ def train(make, estimator, resolver, epochs=2):
 
 
 if __name__ == "__main__":
-    train(adamw, Sequential(4), PCGrad())
+    train(adamw, "pcgrad")

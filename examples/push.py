@@ -4,12 +4,12 @@ import torch
 from torch.utils.data import DataLoader
 from two_heads import TASKS, TwoHeads, dataset, losses_of
 
-from gcond import GradientConductor, PCGrad, Raw, Sequential
+from gcond import GradientConductor
 
 
-def train(estimator, resolver, epochs=2):
+def train(resolver, epochs=2):
     model, loader = TwoHeads(), DataLoader(dataset(), batch_size=8)
-    conductor = GradientConductor(model, TASKS, estimator, resolver, Raw(), clip_norm=None)
+    conductor = GradientConductor(model, TASKS, resolver=resolver, accumulate=5)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(epochs):
         for batch in loader:
@@ -24,4 +24,4 @@ def train(estimator, resolver, epochs=2):
 
 
 if __name__ == "__main__":
-    train(Sequential(5), PCGrad())
+    train("pcgrad")

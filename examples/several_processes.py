@@ -9,16 +9,16 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, DistributedSampler
 from two_heads import TASKS, TwoHeads, dataset, losses_of
 
-from gcond import GradientConductor, Joint, Linear, PCGrad, Raw, Replicated, Sequential
+from gcond import GradientConductor, Replicated
 
 
-def train(estimator, resolver, shard=False, epochs=2):
+def train(resolver, shard=False, epochs=2):
     model, data = TwoHeads(), dataset()
     if shard:  # rows, history and momentum are sharded, too
         fully_shard(model.body)
         fully_shard(model)
     processes = None if shard else Replicated()  # sharded parameters are recognised
-    conductor = GradientConductor(model, TASKS, estimator, resolver, Raw(), None, processes=processes)
+    conductor = GradientConductor(model, TASKS, resolver=resolver, accumulate=4, processes=processes)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     sampler = DistributedSampler(data, shuffle=False)
     for _ in range(epochs):
@@ -34,12 +34,11 @@ def train(estimator, resolver, shard=False, epochs=2):
 if __name__ == "__main__":
     options = argparse.ArgumentParser()
     options.add_argument("--shard", action="store_true")
-    options.add_argument("--sum", action="store_true", help="resolve nothing: train on the weighted sum")
+    options.add_argument("--resolver", default="pcgrad")
     options.add_argument("--save")
     chosen = options.parse_args()
     dist.init_process_group("gloo")  # "nccl" on GPUs
-    parts = (Joint(4), Linear()) if chosen.sum else (Sequential(4), PCGrad())
-    weights = train(*parts, shard=chosen.shard)
+    weights = train(chosen.resolver, chosen.shard)
     if chosen.save and dist.get_rank() == 0:
         torch.save(weights, chosen.save)
     dist.destroy_process_group()

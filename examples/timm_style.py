@@ -6,7 +6,7 @@ from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import nn
 from torch.nn import functional as F
 
-from gcond import GradientConductor, PCGrad, Raw, Sequential
+from gcond import GradientConductor
 
 TASKS = {"kind": 0.7, "value": 0.3}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -33,11 +33,11 @@ def batches():
         yield (torch.randn(4, 3, 32, 32), torch.randint(0, 5, (4,)), torch.randn(4))
 
 
-def train(estimator, resolver):
+def train(resolver):
     model = TwoHeads().to(DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     scaler, average = torch.amp.GradScaler(DEVICE), ModelEmaV3(model, decay=0.9)
-    conductor = GradientConductor(model, TASKS, estimator, resolver, Raw(), clip_norm=None)
+    conductor = GradientConductor(model, TASKS, resolver=resolver, accumulate=2)
     for batch in batches():
         with conductor.micro_batch(scaler):  # task gradients are unscaled before they are resolved
             conductor.backward(model.losses(*(each.to(DEVICE) for each in batch)))
@@ -52,4 +52,4 @@ def train(estimator, resolver):
 
 
 if __name__ == "__main__":
-    train(Sequential(2), PCGrad())
+    train("pcgrad")

@@ -5,16 +5,16 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from two_heads import TASKS, TwoHeads, dataset, losses_of
 
-from gcond import GradientConductor, PCGrad, Raw, Replicated, Sequential
+from gcond import GradientConductor, Replicated
 
 
-def train(estimator, resolver, epochs=2):
+def train(resolver, epochs=2):
     accelerator = Accelerator(cpu=True)  # mixed_precision="bf16" or "fp16"
     model = TwoHeads().to(accelerator.device)  # not prepared: DistributedDataParallel would add the tasks up
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     loader, optimizer = accelerator.prepare(DataLoader(dataset(), batch_size=8), optimizer)
     processes = Replicated() if accelerator.num_processes > 1 else None
-    conductor = GradientConductor(model, TASKS, estimator, resolver, Raw(), None, processes=processes)
+    conductor = GradientConductor(model, TASKS, resolver=resolver, accumulate=4, processes=processes)
     for _ in range(epochs):
         for batch in loader:
             with conductor.micro_batch(accelerator.scaler):  # None but for fp16
@@ -31,4 +31,4 @@ def train(estimator, resolver, epochs=2):
 
 
 if __name__ == "__main__":
-    train(Sequential(4), PCGrad())
+    train("pcgrad")

@@ -6,7 +6,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 from two_heads import TASKS, TwoHeads, dataset, losses_of
 
-from gcond import GradientConductor, PCGrad, Raw, Replicated, Sequential
+from gcond import GradientConductor, Replicated
 
 
 class Unwrapped(DDPStrategy):
@@ -15,15 +15,15 @@ class Unwrapped(DDPStrategy):
 
 
 class MultiTask(lightning.LightningModule):
-    def __init__(self, estimator, resolver):
+    def __init__(self, resolver):
         super().__init__()
         self.model = TwoHeads()
         self.automatic_optimization = False
-        self.parts, self.restored = (estimator, resolver, Raw(), None), None
+        self.resolver, self.restored = resolver, None
 
     def on_fit_start(self):  # here the parameters are on their device, and processes have met
         processes = Replicated() if self.trainer.world_size > 1 else None
-        self.conductor = GradientConductor(self.model, TASKS, *self.parts, processes=processes)
+        self.conductor = GradientConductor(self.model, TASKS, resolver=self.resolver, accumulate=4, processes=processes)
         if self.restored:
             self.conductor.load_state_dict(self.restored)
 
@@ -48,12 +48,12 @@ class MultiTask(lightning.LightningModule):
         self.restored = checkpoint["conductor"]
 
 
-def train(estimator, resolver, epochs=2, resume=None, **settings):
-    module = MultiTask(estimator, resolver)
+def train(resolver, epochs=2, resume=None, **settings):
+    module = MultiTask(resolver)
     trainer = lightning.Trainer(accelerator="cpu", max_epochs=epochs, logger=False, **settings)
     trainer.fit(module, DataLoader(dataset(), batch_size=8), ckpt_path=resume)
     return module.model
 
 
 if __name__ == "__main__":
-    train(Sequential(4), PCGrad(), devices=1)  # or devices=2, strategy=Unwrapped()
+    train("pcgrad", devices=1)  # or devices=2, strategy=Unwrapped()

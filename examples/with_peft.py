@@ -5,7 +5,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader
 from two_heads import TASKS, TwoHeads, dataset, losses_of
 
-from gcond import GradientConductor, PCGrad, Raw, Sequential
+from gcond import GradientConductor
 
 
 def adapted():
@@ -13,9 +13,9 @@ def adapted():
     return get_peft_model(TwoHeads(), LoraConfig(r=4, target_modules=["body.0"], modules_to_save=heads))
 
 
-def train(estimator, resolver, epochs=2):
+def train(resolver, epochs=2):
     model, loader = adapted(), DataLoader(dataset(), batch_size=8)
-    conductor = GradientConductor(model, TASKS, estimator, resolver, Raw(), clip_norm=None)
+    conductor = GradientConductor(model, TASKS, resolver=resolver, accumulate=4)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(epochs):
         for batch in loader:
@@ -28,4 +28,4 @@ def train(estimator, resolver, epochs=2):
 
 
 if __name__ == "__main__":
-    train(Sequential(4), PCGrad())
+    train("pcgrad")

@@ -6,13 +6,13 @@ from torchjd.aggregation import UPGrad
 from torchjd.autojac import jac_to_grad, mtl_backward
 from two_heads import TASKS, TwoHeads, dataset, losses_of
 
-from gcond import GCond, GradientConductor, Raw, Sequential, TorchJD, as_torchjd
+from gcond import GCond, GradientConductor, TorchJD, as_torchjd
 
 
-def here(aggregator, steps=16):
+def here(resolver, steps=16):
     """TorchJD's aggregator, with what the conductor has: accumulation, GradScaler, processes."""
     model, loader = TwoHeads(), DataLoader(dataset(), batch_size=8)
-    conductor = GradientConductor(model, dict.fromkeys(TASKS, 1.0), Sequential(1), TorchJD(aggregator), Raw(), None)
+    conductor = GradientConductor(model, dict.fromkeys(TASKS, 1.0), resolver=resolver)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _, batch in zip(range(steps), loader, strict=False):
         with conductor.micro_batch():
@@ -37,5 +37,5 @@ def there(aggregator, steps=16):
 
 
 if __name__ == "__main__":
-    here(UPGrad())  # or "UPGrad"
+    here(TorchJD(UPGrad()))  # or "upgrad"
     there(as_torchjd(GCond()))

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel, Trainer, TrainingArguments
 
-from gcond import GradientConductor, PCGrad, Raw, Sequential
+from gcond import GradientConductor
 
 TASKS = {"kind": 0.7, "value": 0.3}
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -27,10 +27,11 @@ class TwoHeads(nn.Module):
 
 
 class MultiTaskTrainer(Trainer):
-    parts = (Sequential(4), PCGrad(), Raw(), None)  # 4: gradient_accumulation_steps
+    resolver = "pcgrad"
 
     def create_optimizer(self, *arguments, **settings):
-        self.conductor = GradientConductor(self.model, TASKS, *self.parts)
+        steps = self.args.gradient_accumulation_steps
+        self.conductor = GradientConductor(self.model, TASKS, resolver=self.resolver, accumulate=steps)
         return super().create_optimizer(*arguments, **settings)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
