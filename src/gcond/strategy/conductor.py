@@ -247,8 +247,8 @@ class GradientConductor:
         Args:
             batches: an iterator, of which K are taken, or a collection of exactly K; of several processes each takes
                 those at `micro_batch_indices`.
-            losses: called as losses(batch, names), returns {name: scalar loss} for exactly those names, lambdas not
-                applied. Autocast belongs inside.
+            losses: called as losses(batch, names), returns {name: scalar loss} for those of the names that the batch
+                has, lambdas not applied. Autocast belongs inside.
             diagnose: gather task gradients even where the strategy does not need them (m - 1 extra backward passes per
                 micro-batch), so that conflicts are reported; and keep the resolved, clipped gradient in
                 `resolved_gradient` [P].
@@ -421,39 +421,21 @@ class GradientConductor:
                 window.problem = problem
 
     def _finish(self, window: Window) -> dict[str, float]:
-        """Resolve what is left to resolve and fill `p.grad`; no metrics where no task had a loss."""
+        """Fill `p.grad` from the window; no metrics where no task had a loss."""
         gradients, scale = window.gradients, window.scale
         try:
             with self._guarded(window):
-                if window.problem is not None:
-                    raise window.problem
-                if not window.estimator.resolves_micro_batches:
-                    self._resolve_rows(window)
-                if not window.resolved:
-                    self._end(window)
-                    return {}
-                metrics = average(window.resolutions)
-                if len(window.resolutions) > 1:
-                    metrics.pop("resolved_norm", None)  # of the mean it is another
-                metrics |= self._counts(window)
-                out = window.direction
-                assert out is not None
-                if window.resolved < window.planned_resolutions:
-                    out.mul_(window.planned_resolutions / window.resolved)
-                self.processes.finish(out, gradients)
-                norm = metrics.get("resolved_norm")
-                if norm is None:
-                    norm = metrics["resolved_norm"] = math.sqrt(float(gradients.dot(out, out)))
-                if not math.isfinite(norm):
-                    by = f"{type(self.resolver).__name__} made a gradient of norm {norm} from finite ones"
-                    losses = {task: metrics[f"loss/{task}"] for task in self.tasks if f"loss/{task}" in metrics}
-                    raise NotFinite(f"step {self.steps}: {by}", losses)
-                self._watch.check_reach(gradients)
+                metrics = self._settle(window)
         except NotFinite as problem:
             return self._leave_out(problem, gradients, scale)
+        out = window.direction
+        if not metrics or out is None:
+            self._end(window)
+            return {}
         self._window = None
         window.close()
         limit = math.inf if self.clip_norm is None else self.clip_norm
+        norm = metrics["resolved_norm"]
         metrics["clipped"] = float(norm > limit)
         if norm > limit:
             out.mul_(limit / norm)
@@ -463,8 +445,37 @@ class GradientConductor:
             out = out.to(gradients.parameter_dtype).mul_(scale)
         gradients.write(out, gradients.reached_in_window)
         self.steps += 1
+        self.last = self._record(window, metrics)
+        return metrics
+
+    def _settle(self, window: Window) -> dict[str, float]:
+        """Resolve what is left to resolve and make the window's direction whole; returns its metrics, if any."""
+        if window.problem is not None:
+            raise window.problem
+        if not window.estimator.resolves_micro_batches:
+            self._resolve_rows(window)
+        if window.direction is None:
+            return {}
+        metrics = average(window.resolutions)
+        if len(window.resolutions) > 1:
+            metrics.pop("resolved_norm", None)  # of the mean it is another
+        metrics |= self._counts(window)
+        if window.resolved < window.planned_resolutions:
+            window.direction.mul_(window.planned_resolutions / window.resolved)
+        self.processes.finish(window.direction, window.gradients)
+        if "resolved_norm" not in metrics:
+            metrics["resolved_norm"] = math.sqrt(float(window.gradients.dot(window.direction, window.direction)))
+        if not math.isfinite(metrics["resolved_norm"]):
+            by = f"{type(self.resolver).__name__} made a gradient of norm {metrics['resolved_norm']} from finite ones"
+            losses = {task: metrics[f"loss/{task}"] for task in self.tasks if f"loss/{task}" in metrics}
+            raise NotFinite(f"step {self.steps}: {by}", losses)
+        self._watch.check_reach(window.gradients)
+        return metrics
+
+    def _record(self, window: Window, metrics: dict[str, float]) -> WindowRecord:
+        gradients = window.gradients
         sizes = [stop - start for start, stop in pairwise(gradients.bounds)]
-        self.last = WindowRecord(
+        return WindowRecord(
             self._names(gradients),
             dict(metrics),
             {task: int(count) for task, count in zip(self.tasks, window.counts.tolist(), strict=True)},
@@ -472,7 +483,6 @@ class GradientConductor:
             window.reached,
             dict(zip(gradients.names, sizes, strict=True)),
         )
-        return metrics
 
     def summary(self) -> str:
         """A table of which parameters the tasks shared in the last window, and which one of them reached alone.
@@ -569,11 +579,14 @@ class GradientConductor:
                 window.grams[group] = window.grams[group] + gram if group in window.grams else gram
             if place == gathered.own:
                 own = resolution
-        add = window.direction is not None
-        if own is None:  # no task in this process
-            if window.resolved and not add:
-                window.direction = self._output(gradients, parts).zero_()
-            return
+        if own is not None:
+            self._add_up(window, own, parts)
+        elif window.resolved and window.direction is None:  # other processes had losses
+            window.direction = self._output(gradients, parts).zero_()
+
+    def _add_up(self, window: Window, own: Resolution, parts: int) -> None:
+        """Write the resolution of the rows into the direction, or add it there; the rows become history."""
+        gradients, add = window.gradients, window.direction is not None
         if self.resolver.uses_history and not self._swaps:
             self._previous(gradients).copy_(gradients.rows)
         if window.direction is None:
