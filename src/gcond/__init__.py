@@ -40,6 +40,7 @@ __all__ = [
     "SingleProcess",
     "Stochastic",
     "TorchJD",
+    "Unsolved",
     "Update",
     "__version__",
     "as_torchjd",

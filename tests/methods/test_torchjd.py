@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from methods.methods import UGLY, build, conflict, matrix, random_cases
 from torchjd import aggregation
 
-from gcond.strategy.resolve.torchjd import TorchJD
+from gcond import TorchJD, Unsolved
 
 J_BASE = [[-4, 1, 1], [6, 1, 1]]
 UNSOLVABLE = {"one zero row", "anti-parallel", "sum is zero", "more tasks than parameters", "rank one"}
@@ -58,12 +60,28 @@ def test_a_problem_without_solution_raises_and_any_other_is_solved(name, ugly):
     """sum_i w_i g_i = 0 for some w >= 0, not all 0: nothing fulfils G w = w^(-1/alpha)."""
     rows = 1e15 * matrix(UGLY[ugly])
     if ugly in UNSOLVABLE or (name, ugly) in TOO_HARD:
-        with pytest.raises(RuntimeError, match=r"(NashMTL|FairGrad), resolution 3: .*; Gram \[\["):
+        with pytest.raises(Unsolved, match=r"(NashMTL|FairGrad), resolution 3: .*; Gram \[\["):
             build(name).resolve(conflict(rows, step=3))
     else:
         found = build(name).resolve(conflict(rows)).weights
         assert bool(found.isfinite().all())
         assert float((found @ rows).norm()) > 0 or ugly == "zero"
+
+
+@pytest.mark.parametrize("name", ["nash_mtl", "fairgrad"])
+def test_the_mean_takes_the_place_of_a_solution_that_there_is_not(name):
+    """Told once, counted; Nash-MTL's is cut to norm 1, as every update of its is; what has a solution stays."""
+    resolver = build(name, on_unsolved="mean")
+    rows = matrix(UGLY["one zero row"])
+    with pytest.warns(UserWarning, match=r"resolution 0: there is no solution where .* is zero; Gram.* said once"):
+        found = resolver.resolve(conflict(1e-3 * rows))
+    with warnings.catch_warnings(action="error"):
+        longer, solved = [resolver.resolve(conflict(each)) for each in (1e3 * rows, J_BASE)]
+    assert (found.metrics, longer.metrics, solved.metrics["unsolved"]) == ({"unsolved": 1.0}, {"unsolved": 1.0}, 0.0)
+    torch.testing.assert_close(found.weights @ rows, rows.mean(0))
+    mean = 1e3 * rows.mean(0)
+    torch.testing.assert_close(longer.weights @ rows * 1e3, mean / mean.norm() if name == "nash_mtl" else mean)
+    assert torch.equal(solved.weights, build(name).resolve(conflict(J_BASE)).weights)
 
 
 def test_nash_is_solved_where_torchjd_s_own_start_leads_astray():
@@ -83,7 +101,7 @@ def test_nash_is_solved_where_torchjd_s_own_start_leads_astray():
 
 def test_an_unfinished_solve_raises():
     rows = random_cases(4, tasks=(5,))[1].rows
-    with pytest.raises(RuntimeError, match=r"MGDA, resolution 7: not solved, weights .* residual .* Gram"):
+    with pytest.raises(Unsolved, match=r"MGDA, resolution 7: not solved, weights .* residual .* Gram"):
         weights("MGDA", rows, max_iters=1)
     assert bool(weights("MGDA", rows, max_iters=1, tolerance=100.0).isfinite().all())
 
@@ -101,7 +119,7 @@ class Broken(aggregation.Weighting):
 
 @pytest.mark.parametrize("answer", [float("nan"), float("inf"), ValueError("the solver gave up")])
 def test_failure_of_a_solver_names_method_step_and_gram_matrix(answer):
-    with pytest.raises(RuntimeError, match=r"Broken, resolution 7: .*; Gram \[\[18.0, -22.0\], \[-22.0, 38.0\]\]"):
+    with pytest.raises(Unsolved, match=r"Broken, resolution 7: .*; Gram \[\[18.0, -22.0\], \[-22.0, 38.0\]\]"):
         weights(Broken(answer), J_BASE)
 
 
@@ -140,6 +158,7 @@ def test_nothing_depends_on_what_was_resolved_before(name):
         ("GradVac", {}, "`method`: the memory of GradVac is not saved"),
         ("NashMTL", {"update_weights_every": 2}, "`update_weights_every`: expected 1, found 2"),
         ("UPGrad", {"tolerance": 0.0}, "`tolerance`: expected a number > 0, found 0.0"),
+        ("UPGrad", {"on_unsolved": "sum"}, '`on_unsolved`: expected "raise" or "mean", found \'sum\''),
     ],
 )
 def test_what_does_not_fit_is_refused_at_once(method, settings, message):

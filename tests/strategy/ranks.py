@@ -352,6 +352,26 @@ def not_finite(folder: Path) -> dict[str, Any]:
     }
 
 
+def unsolved(folder: Path) -> dict[str, tuple[str, float]]:
+    """The last process alone has a problem without a solution: what each says and counts, by `nonfinite`."""
+    return {policy: _unsolved(policy) for policy in ("raise", "skip")}
+
+
+def _unsolved(policy: str) -> tuple[str, float]:
+    model, processes = ConvNet(), ReplicatedPerRank()
+    parts = (Sequential(2, resolve_every="micro_batch"), TorchJD("FairGrad", alpha=1.0), Raw())
+    conductor = GradientConductor(model, TASKS, *parts, nonfinite=policy, processes=processes)
+    losses = three_losses(model)
+
+    def ask(batch: Tensor, names: Any) -> dict[str, Tensor]:
+        share = float(processes.rank + 1 < dist.get_world_size())
+        return {name: value * (share if name == "ssim" else 1.0) for name, value in losses(batch, names).items()}
+
+    metrics: dict[str, float] = {}
+    said = message(lambda: metrics.update(conductor.step(image_batches(1, processes.rank), ask)))
+    return said, metrics.get("unsolved", 0.0)
+
+
 def _meet(processes: Processes, where: str, estimator: Any, resolver: Any, mode: str) -> dict[str, Any]:
     model = ConvNet().double()
     policy = "skip" if mode == "skip" else "raise"
@@ -548,6 +568,7 @@ WORK = {
         unlike,
         permuted,
         not_finite,
+        unsolved,
         sharded,
         sharded_gcond,
         sharded_refused,

@@ -10,7 +10,20 @@ import torch
 from strategy.faulty import STRATEGIES, TASKS, Network, Run, each_strategy, plain, window
 from torch import nn
 
-from gcond import GradientConductor, Joint, Linear, NotFinite, PCGrad, Raw, Resolution, Resolver, Sequential, Stochastic
+from gcond import (
+    GradientConductor,
+    Joint,
+    Linear,
+    NotFinite,
+    PCGrad,
+    Raw,
+    Resolution,
+    Resolver,
+    Sequential,
+    Stochastic,
+    TorchJD,
+    Unsolved,
+)
 
 WRONG = {
     "loss is inf": {"loss": inf},
@@ -166,3 +179,39 @@ def test_what_a_resolver_makes_is_checked_before_the_momentum_takes_it_in(estima
     left_out = Run({"estimator": estimator, "resolver": Divides(coordinates), "nonfinite": "skip"})
     assert left_out.step(window(0))["skipped"] == 1.0
     assert left_out.state()["network"] == run.state()["network"]
+
+
+def unsolvable(run, seed):
+    """A window in which task "b" has a gradient of zero, everywhere."""
+    return run.step(window(seed, gradient=0.0, own_gradient=0.0))
+
+
+@pytest.mark.parametrize("resolve_every", ["window", "micro_batch"])
+def test_a_problem_without_a_solution_raises_is_skipped_or_has_its_fallback(resolve_every):
+    def started(on_unsolved, **settings):
+        parts = {"resolver": TorchJD("FairGrad", alpha=2.0, on_unsolved=on_unsolved), "update": Raw()}
+        run = Run({"estimator": Sequential(3, resolve_every=resolve_every)} | parts | settings)
+        run.step(window(0))
+        return run, run.state()
+
+    run, before = started("raise")
+    with pytest.raises(Unsolved, match=r"^FairGrad, resolution \d: there is no solution") as raised:
+        unsolvable(run, 1)
+    assert isinstance(raised.value, NotFinite)
+    assert list(raised.value.losses) == list(TASKS)
+    run, before = started("raise", nonfinite="skip")
+    metrics = unsolvable(run, 1)
+    assert metrics == {"skipped": 1.0, "unsolved": 1.0} | {f"loss/{t}": loss for t, loss in raised.value.losses.items()}
+    after = run.state()
+    assert (after["network"], after["optimizer"]) == (before["network"], before["optimizer"])
+    assert "unsolved" not in run.step(window(2))
+    assert (run.conductor.steps, run.conductor.skipped) == (3, 1)
+    run, before = started("mean")
+    with pytest.warns(UserWarning, match="the mean takes its place"):
+        assert unsolvable(run, 1)["unsolved"] == 1.0
+    plain_mean = Run({"estimator": Sequential(3), "resolver": Linear(), "update": Raw()})
+    plain_mean.network.load_state_dict(started("raise")[0].network.state_dict())
+    unsolvable(plain_mean, 1)
+    trunk = plain_mean.network.trunk.weight.grad / 3  # shared by all three tasks
+    torch.testing.assert_close(run.network.trunk.weight.grad, trunk)
+    assert run.step(window(2))["unsolved"] == 0.0

@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def two(folder: Path) -> list[dict[str, Any]]:
-    work = ["arbitrated_once", "per_rank", "refused", "not_finite", "unlike", "permuted"]
+    work = ["arbitrated_once", "per_rank", "refused", "not_finite", "unsolved", "unlike", "permuted"]
     return ranks.started(2, [*work, "sharded_gcond", "sharded_refused"], folder)
 
 
@@ -282,6 +282,13 @@ def test_all_processes_raise_skip_and_rescale_together(kind, strategy, two):
         overflow = met(process, "gradient", "scaler")
         assert (overflow["message"], overflow["skipped"], overflow["scale"], overflow["moved"]) == ("", 1, 512, False)
         assert met(process, "loss", "scaler")["message"].startswith("NotFinite: step 1")
+
+
+def test_a_problem_that_one_process_cannot_solve_is_everybody_s(two):
+    for process in two:
+        said, _ = process["unsolved"]["raise"]
+        assert said.startswith("Unsolved: FairGrad, resolution 0: there is no solution")
+        assert process["unsolved"]["skip"] == ("", 1.0)
 
 
 # What is sent

@@ -19,7 +19,7 @@ from gcond.strategy.resolve.pcgrad import PCGrad
 from gcond.strategy.resolve.sam_gs import SAMGS
 from gcond.strategy.resolve.torchjd import TorchJD, as_torchjd
 from gcond.strategy.resolve.uw import UW
-from gcond.strategy.safety import GradientNotFinite, NotFinite
+from gcond.strategy.safety import GradientNotFinite, NotFinite, Unsolved
 from gcond.strategy.update import EMA, LionLARS, Raw, Update
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "SingleProcess",
     "Stochastic",
     "TorchJD",
+    "Unsolved",
     "Update",
     "as_torchjd",
     "merged_batchnorm",

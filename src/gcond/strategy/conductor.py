@@ -25,7 +25,7 @@ from gcond.strategy.gradients import Statistics, TaskGradients
 from gcond.strategy.named import ESTIMATORS, RESOLVERS, UPDATES
 from gcond.strategy.processes import ImplicitSingleProcess, Processes, Sharded
 from gcond.strategy.resolve.gcond import GCond
-from gcond.strategy.safety import GradientNotFinite, NotFinite, scale_of
+from gcond.strategy.safety import GradientNotFinite, NotFinite, Unsolved, scale_of
 from gcond.strategy.update import EMA, Raw, Update
 from gcond.strategy.watch import Watch
 
@@ -58,11 +58,12 @@ class GradientConductor:
         compiled: compute inner products by `torch.compile`: fewer passes over the rows, and seconds of compiling in the
             first window. Needs a C++ compiler, on CUDA Triton.
         seed: of the resolver's own randomness (PCGrad's order).
-        nonfinite: what to do when a loss or a gradient is not finite: "raise" `NotFinite`, or "skip" the step: `p.grad`
-            is then None everywhere, so that `optimizer.step()` moves nothing, `skipped` counts it, and the resolver,
-            history and momentum stay as they were (with `resolve_every="micro_batch"` a stateful resolver has seen the
-            micro-batches before; and one whose own arithmetic failed has seen the window). Statistics that the model
-            keeps (BatchNorm) are the caller's to restore.
+        nonfinite: what to do when a loss or a gradient is not finite, or the resolver finds no solution (`Unsolved`):
+            "raise" `NotFinite`, or "skip" the step: `p.grad` is then None everywhere, so that `optimizer.step()` moves
+            nothing, `skipped` counts it, and the resolver, history and momentum stay as they were (with
+            `resolve_every="micro_batch"` a stateful resolver has seen the micro-batches before; and one whose own
+            arithmetic failed has seen the window). Statistics that the model keeps (BatchNorm) are the caller's to
+            restore.
         processes: who takes part (`gcond.strategy.processes`): `Replicated()`, `ReplicatedPerRank()`, `Sharded()`;
             None is this process alone, or Sharded() for parameters of `fully_shard`.
         accumulate: K, the micro-batches of a window, where `estimator` is the default or a name.
@@ -261,10 +262,11 @@ class GradientConductor:
 
         Returns:
             What there is to log, by name: losses, norms, minimum cosines, implied weights, correction, zones …; of a
-            step that was left out only the losses and `skipped` = 1.
+            step that was left out only the losses and `skipped` = 1, with `unsolved` = 1 where that was why.
 
         Raises:
-            NotFinite: a loss or a gradient is not finite, with `nonfinite="raise"`.
+            NotFinite: a loss or a gradient is not finite, with `nonfinite="raise"`; as `Unsolved`, the resolver has
+                found no solution.
             ValueError: losses or batches are not what is expected above; a loss reaches a parameter that the conductor
                 does not hold; parameters or processes have changed in a way that cannot be followed.
 
@@ -571,9 +573,13 @@ class GradientConductor:
                 continue
             losses = {task: float(values[i]) for i, task in enumerate(self.tasks) if task not in absent}
             self._check(gradients, statistics, losses, gathered.nonfinite)
-            resolution, metrics = self._resolve(gradients, statistics, values, absent)
-            metrics |= {f"loss/{task}": value for task, value in losses.items()}
-            window.resolutions += self.processes.merge_metrics(metrics)
+            metrics, problem = {f"loss/{task}": value for task, value in losses.items()}, None
+            try:
+                resolution, found = self._resolve(gradients, statistics, values, absent)
+                metrics = found | metrics
+            except Unsolved as error:
+                error.losses, problem = losses, error
+            window.resolutions += self.processes.merge_metrics(metrics, problem)
             window.resolved += 1
             for group, gram in {"all": statistics.gram, **statistics.group_grams}.items():
                 window.grams[group] = window.grams[group] + gram if group in window.grams else gram
@@ -620,7 +626,8 @@ class GradientConductor:
             gradients.write(gradients.rows[0].fill_(math.inf), gradients.reached_in_window)
         self.steps += 1
         self.skipped += 1
-        return {f"loss/{task}": value for task, value in problem.losses.items()} | {"skipped": 1.0}
+        metrics = {f"loss/{task}": value for task, value in problem.losses.items()} | {"skipped": 1.0}
+        return metrics | ({"unsolved": 1.0} if isinstance(problem, Unsolved) else {})
 
     def _names(self, gradients: TaskGradients) -> tuple[str, ...]:
         return ("+".join(self.tasks),) if len(gradients.rows) < len(self.tasks) else tuple(self.tasks)

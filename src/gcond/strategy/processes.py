@@ -18,6 +18,7 @@ from torch import Tensor
 from gcond.strategy.conflict import Resolver
 from gcond.strategy.estimate import Estimator
 from gcond.strategy.gradients import Statistics, TaskGradients
+from gcond.strategy.safety import Unsolved
 
 # torch 2.14 renames both and warns of the names that torch 2.11 has
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -87,8 +88,10 @@ class SingleProcess:
         """The reference rows [m, P] with every process's part, for a checkpoint."""
         return reference
 
-    def merge_metrics(self, metrics: dict[str, float]) -> list[dict[str, float]]:
-        """The metrics of every process whose resolutions differ."""
+    def merge_metrics(self, metrics: dict[str, float], problem: Unsolved | None) -> list[dict[str, float]]:
+        """The metrics of every process whose resolutions differ; raises the `problem` of any of them in all."""
+        if problem is not None:
+            raise problem
         return [metrics]
 
     def sum(self, tensor: Tensor) -> None:
@@ -316,10 +319,13 @@ class ReplicatedPerRank(_Group):
         self.sum(out)
         out /= self.size
 
-    def merge_metrics(self, metrics: dict[str, float]) -> list[dict[str, float]]:
+    def merge_metrics(self, metrics: dict[str, float], problem: Unsolved | None) -> list[dict[str, float]]:
         everyone: list[Any] = [None] * self.size
         self.counts["all_gather_object/calls"] += 1
-        dist.all_gather_object(everyone, metrics, group=self._group)
+        dist.all_gather_object(everyone, problem or metrics, group=self._group)
+        for found in everyone:
+            if isinstance(found, Unsolved):
+                raise found
         return everyone
 
 

@@ -28,13 +28,17 @@ ADVICE = (
 class NotFinite(FloatingPointError):
     """A loss or a gradient is not finite. `losses` are the window's means by task."""
 
-    def __init__(self, message: str, losses: Mapping[str, float]) -> None:
+    def __init__(self, message: str, losses: Mapping[str, float] | None = None) -> None:
         super().__init__(message)
-        self.losses = dict(losses)
+        self.losses = dict(losses or {})  # optional, so that the error can be sent to another process
 
 
 class GradientNotFinite(NotFinite):
     """The losses are finite, a gradient is not: with a GradScaler, an overflow."""
+
+
+class Unsolved(NotFinite, RuntimeError):
+    """All is finite, but the method's equations have no solution for these gradients, or its solver found none."""
 
 
 def scale_of(scaler: torch.amp.GradScaler | None) -> float | None:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from gcond.strategy.arguments import expect, expect_one_of
 from gcond.strategy.conflict import Conflict, Resolution, Resolver
+from gcond.strategy.safety import Unsolved
 
 Array = NDArray[np.float64]
 VANISHING = 1e-7  # of ||g_w|| relative to the gradients: its direction is then rounding noise, and d = g_0
@@ -76,4 +77,4 @@ def _solve(gram: Array, average: Array, radius: float) -> Array:
             best: Array = np.clip(result.x, 0.0, None)
             best /= best.sum()
             return best
-    raise RuntimeError(f"CAGrad: the simplex problem was not solved ({result.message}); Gram matrix {gram.tolist()}")
+    raise Unsolved(f"CAGrad: the simplex problem was not solved ({result.message}); Gram matrix {gram.tolist()}")

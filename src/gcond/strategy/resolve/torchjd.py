@@ -23,8 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gcond.strategy.arguments import expect
+from gcond.strategy.arguments import expect, expect_one_of
 from gcond.strategy.conflict import Conflict, Resolution, Resolver
+from gcond.strategy.safety import Unsolved
 
 Solve = Callable[[Tensor], Tensor]  # G -> w
 NEED_NONZERO = ("NashMTL", "FairGrad")  # a power of w_i times (G w)_i is the same for all: impossible for a zero row
@@ -41,26 +42,36 @@ class TorchJD(Resolver):
     without a word for one random matrix in ten (three tasks; norms a factor ten apart) and wherever norms were 1e-3.
     Where all gradients vanish, so does the update, and the weights are 1.
 
+    Nash-MTL and FairGrad have no solution where a gradient is zero, or where some weights >= 0, not all 0, make the
+    gradients' sum zero, as two opposite ones do. The default raises: it is Nash-MTL, or it is not.
+
     Args:
         method: a name in `torchjd.aggregation` such as "UPGrad", or an instance.
         tolerance: the largest residual of an iterative method. TorchJD does not report an unfinished solve. NashMTL,
             FairGrad: largest relative error of the defining equation; MGDA: duality gap / largest squared norm.
+        on_unsolved: what takes the place of a solution that there is not, or that a solver has not found: "raise"
+            `Unsolved`, which the conductor's `nonfinite="skip"` turns into a step left out; or the "mean" of the
+            gradients (NashMTL: cut to `max_norm` too), counted in the metrics as `unsolved` and told once.
         settings: what the named method is built with; `n_tasks` is filled in.
 
     Raises:
         ValueError: an unknown name, a method that works on coordinates, or one with a memory.
         ImportError: torchjd, or what the method needs, is missing (UPGrad: qpsolvers, quadprog; NashMTL: cvxpy, ecos;
             FairGrad: scipy).
-        RuntimeError: by `resolve`: no solution, a solver that failed or did not finish, weights that are not finite.
+        Unsolved: by `resolve`: no solution, a solver that failed or did not finish, weights that are not finite.
     """
 
-    def __init__(self, method: Any, tolerance: float = 1e-2, **settings: Any) -> None:
+    def __init__(self, method: Any, tolerance: float = 1e-2, on_unsolved: str = "raise", **settings: Any) -> None:
         expect(tolerance > 0, "tolerance", "a number > 0", tolerance)
+        expect_one_of("on_unsolved", on_unsolved, "raise", "mean")
+        self.on_unsolved = on_unsolved
         self.name = method if isinstance(method, str) else type(method).__name__.removesuffix("Weighting")
         self.tolerance = tolerance
         self._method, self._settings = method, settings
         self._solves: dict[int, Solve] = {}  # by the number of tasks
         self._alpha = 1.0  # FairGrad's
+        self._max_norm = 0.0  # NashMTL's; 0 is off
+        self._told = False
 
     @staticmethod
     def passes_settings_to(settings: Mapping[str, Any]) -> Callable[..., Any]:
@@ -81,8 +92,9 @@ class TorchJD(Resolver):
         gram = conflict.gram
         solve = self._prepare(len(gram))
         seed = int(torch.randint(2**62, (), generator=conflict.generator))
+        solved = {} if self.on_unsolved == "raise" else {"unsolved": 0.0}
         if not bool(gram.any()):
-            return Resolution(torch.eye(len(gram), dtype=torch.float64))
+            return Resolution(torch.eye(len(gram), dtype=torch.float64), solved)
         try:
             if self.name in NEED_NONZERO and not bool((gram.diagonal() > 0).all()):
                 raise ArithmeticError("there is no solution where the gradient of a task is zero")
@@ -95,8 +107,20 @@ class TorchJD(Resolver):
             if not bool(weights.isfinite().all()) or not residual <= self.tolerance:
                 raise ArithmeticError(f"not solved, weights {weights.tolist()}, residual {residual:.2g}")
         except Exception as error:
-            raise RuntimeError(f"{self.name}, resolution {conflict.step}: {error}; Gram {gram.tolist()}") from error
-        return Resolution(torch.diag(weights), {"torchjd/residual": residual})
+            unsolved = Unsolved(f"{self.name}, resolution {conflict.step}: {error}; Gram {gram.tolist()}")
+            if self.on_unsolved == "raise":
+                raise unsolved from error
+            return self._mean(gram, unsolved)
+        return Resolution(torch.diag(weights), {"torchjd/residual": residual} | solved)
+
+    def _mean(self, gram: Tensor, unsolved: Unsolved) -> Resolution:
+        if not self._told:
+            self._told = True
+            warnings.warn(f"{unsolved}; the mean takes its place, which `unsolved` counts; said once", stacklevel=2)
+        length = float(gram.mean().clamp(min=0).sqrt())
+        cut = self._max_norm / length if 0 < self._max_norm < length else 1.0
+        weights = torch.full((len(gram),), cut / len(gram), dtype=torch.float64)
+        return Resolution(torch.diag(weights), {"unsolved": 1.0})
 
     def _prepare(self, m: int) -> Solve:
         if m not in self._solves:
@@ -112,6 +136,7 @@ class TorchJD(Resolver):
         from torchjd import Stateful, aggregation
 
         if isinstance(method, aggregation.NashMTL):
+            self._max_norm = method.max_norm
             return _solve_nash(method)
         if isinstance(method, Stateful):
             raise ValueError(f"`method`: the memory of {self.name} is not saved; expected a method without, or NashMTL")
