@@ -153,7 +153,7 @@ def test_the_same_task_twice_and_its_opposite() -> None:
     opposite = profiled(rows)
     assert [opposite.pairs[0][name] for name in ("cosine", "low", "high")] == pytest.approx([-1, -1, -1], abs=1e-6)
     assert [row["with_sum"] for row in opposite.tasks] == pytest.approx([1, -1], abs=1e-6)
-    assert "a, b: real conflict in early, cosine -1.00" in opposite.recommendation
+    assert "a, b: real conflict, cosine -1.00 [-1.00, -1.00], also within early." in opposite.recommendation
     assert "A step along the sum makes b worse" in opposite.recommendation
 
 

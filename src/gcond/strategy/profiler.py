@@ -240,15 +240,15 @@ class _Measured:
         row["verdict"] = verdict = "conflict" if high < 0 else "agreement" if low > 0 else "not known"
         row["halves"] = float(halves[i, m + j] + halves[j, m + i]) / 2
         row["floor"] = min(float(halves[i, m + i]), float(halves[j, m + j]))
-        sign_from = None
+        sign_from, shares = None, {}
         for size in [size for size, grams in self._windows.items() if len(grams) >= FEWEST]:
             grams = self._within(group, size)
             both = (grams[:, i, i] > 0) & (grams[:, j, j] > 0)
             share = float((grams[both, i, j] < 0).double().mean()) if both.sum() >= FEWEST else math.nan
-            row[f"conflict/{size}"] = share
+            shares[f"conflict/{size}"] = share
             right = {"conflict": share, "agreement": 1 - share, "not known": math.nan}[verdict]
             sign_from = (sign_from or size) if right >= RIGHT else None
-        return row | {"sign_from": sign_from}
+        return row | {"sign_from": sign_from} | shares
 
     def _task(self, i: int) -> dict[str, Any]:
         products, m = self._unbiased("all"), len(self._tasks)
@@ -326,8 +326,8 @@ class Profile:
         verdict: what the interval allows: conflict, agreement, or not known.
         halves: cosine of one task's mean over half of the micro-batches with the other's over the other half.
         floor: the noise floor, the same of a task with itself, for the noisier of the two.
-        conflict/K: share of windows of K micro-batches with a cosine below 0; nan: of fewer than eight windows.
         sign_from: the K from which on at least 90 % of windows show the sign; None: no such K, or no known sign.
+        conflict/K: share of windows of K micro-batches with a cosine below 0; nan: of fewer than eight windows.
     tasks: a row for each, over all parameters that tasks share.
         norm: of the true gradient, lambda applied. floor: as above.
         noise: so many micro-batches have a mean with as much noise as gradient.
@@ -362,7 +362,7 @@ class Profile:
         for table, rows in zip(self._tables(), (self.pairs, self.tasks, self.methods), strict=True):
             drawn = ["", *map(_drawn, rows)]
             lines = ["".join(f"<td>{html.escape(cell)}" for cell in line) for line in table]
-            lines = [f"<tr>{line}<td>{picture}" for line, picture in zip(lines, drawn, strict=True)]
+            lines = [f"<tr><td>{picture}{line}" for line, picture in zip(lines, drawn, strict=True)]
             tables += f"<table>{''.join(lines)}</table>"
         advice = "".join(f"<p class=advice>{html.escape(line)}" for line in _advice(self))
         notes = html.escape(inspect.getdoc(type(self)) or "").partition("\n")[2]
@@ -413,7 +413,8 @@ def _advice(profile: Profile) -> Iterator[str]:
         own = [each for each in pairs if each["pair"] == row["pair"] and each is not row]
         places = ", ".join(each["group"] for each in own if each["verdict"] == "conflict")
         if row["verdict"] == "conflict":
-            yield f"{row['pair']}: real conflict{' in ' * bool(places)}{places}, {said}. {_accumulate(row)}"
+            also = f", also within {places}" if places else ""
+            yield f"{row['pair']}: real conflict, {said}{also}. {_accumulate(row)}"
             continue
         if math.isnan(row["cosine"]):
             yield (
@@ -465,10 +466,10 @@ def _drawn(row: Mapping[str, Any]) -> str:
 
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>Gradient conflict</title><style>
-body{{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:85em;padding:0 1em;color:#222}}
-table{{border-collapse:collapse;margin:1.5em 0;white-space:nowrap}}
+body{{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:90em;padding:0 1em;color:#222}}
+table{{display:block;overflow-x:auto;border-collapse:collapse;margin:1.5em 0;white-space:nowrap}}
 td{{padding:.2em .7em;text-align:right;border-bottom:1px solid #ddd}}
-td:first-child{{text-align:left}}tr:first-child{{font-weight:600}}
+td:nth-child(2){{text-align:left}}tr:first-child{{font-weight:600}}
 .advice{{font-size:1.1em;border-left:4px solid #2471a3;padding-left:.8em}}
 pre{{color:#555;white-space:pre-wrap}}</style><h1>Gradient conflict</h1><p>{title}{advice}{tables}<pre>{notes}</pre>
 """
