@@ -151,8 +151,10 @@ def _noise(squares: Tensor, square: Tensor) -> float:
 
 
 def cosines(gram: Tensor) -> Tensor:
-    norms = gram.diagonal().clamp(min=0).sqrt()
-    return gram / torch.outer(norms, norms)
+    """Of inner products [..., m, m]; nan where a square is not above 0."""
+    squares = gram.diagonal(dim1=-2, dim2=-1)
+    norms = torch.where(squares > 0, squares, math.nan).sqrt()
+    return gram / (norms[..., :, None] * norms[..., None, :])
 
 
 def _disjoint_cosine(halves: Tensor) -> float:

@@ -233,7 +233,7 @@ class _Measured:
         return cosines(self._between(group, self._b // 2).flatten(0, 1).flatten(1))
 
     def _pair(self, group: str, i: int, j: int, family: int) -> dict[str, Any]:
-        value, low, high = _interval(_cosines(self._unbiased(group))[:, i, j], family)
+        value, low, high = _interval(cosines(self._unbiased(group))[:, i, j], family)
         halves, m = self._halves(group), len(self._tasks)
         row: dict[str, Any] = {"pair": f"{self._tasks[i]}, {self._tasks[j]}", "group": group}
         row |= {"cosine": value, "low": low, "high": high}
@@ -258,7 +258,7 @@ class _Measured:
         row = {"task": self._tasks[i], "micro_batches": int(self._present[:, i].sum()), "norm": norm, "noise": noise}
         row["floor"] = float(self._halves("all")[i, m + i])
         and_sum = torch.cat([torch.eye(m), torch.ones(m, 1)], 1).double()  # the tasks, and one that is their sum
-        value, low, high = _interval(_cosines(and_sum.T @ products @ and_sum)[:, i, m], m)
+        value, low, high = _interval(cosines(and_sum.T @ products @ and_sum)[:, i, m], m)
         return row | {"with_sum": value, "low": low, "high": high}
 
     def _changes(self, resolver: Resolver) -> dict[str, Any]:
@@ -296,13 +296,6 @@ class _Measured:
             cosine = float(along / (square * gram.sum()).sqrt()) if square > 0 else 0.0
             sines.append(math.sqrt(max(0.0, 1 - cosine**2)) if cosine > 0 else 1.0)
         return sum(sines) / len(sines) if sines else math.nan
-
-
-def _cosines(products: Tensor) -> Tensor:
-    """Of unbiased inner products [..., m, m]; nan where a square is not above 0, so small is the gradient."""
-    squares = products.diagonal(dim1=-2, dim2=-1)
-    norms = torch.where(squares > 0, squares, math.nan).sqrt()
-    return products / (norms[..., :, None] * norms[..., None, :])
 
 
 def _interval(values: Tensor, family: int) -> tuple[float, float, float]:
