@@ -77,11 +77,15 @@ def _apply(resolution: Any, rows: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """Task gradients [m, P] of a step and of the step before it, and a seed for what the method draws."""
+    """Task gradients [m, P] of a step and of the step before it, and a seed for what the method draws.
+
+    Where the update may vanish, errors are relative to `least`, the gradients' norm, if that is larger.
+    """
 
     rows: np.ndarray
     before: np.ndarray
     seed: int
+    least: float = 0.0
 
     def update(self, name: str, transform: Any = lambda rows: rows, **changes: Any) -> Tensor:
         return update(name, transform(self.rows), transform(self.before), self.seed, **changes)
@@ -103,6 +107,36 @@ def random_cases(count: int, tasks: tuple[int, ...] = (2, 3, 4, 5), conflicts: b
         norms = 10 ** random.uniform(-0.5, 0.5, (m, 1))
         cases.append(Case(norms * rows, norms * before, seed))
     return cases
+
+
+def dependent_cases() -> list[Case]:
+    """Of the kinds on which TorchJD tests its aggregators, built anew: low rank; stationary, in all tasks or in half of
+    them; with a direction that serves all; and up to 50 tasks."""
+    random = np.random.default_rng(1)
+
+    def orthonormal(size: int, rank: int) -> np.ndarray:
+        return np.linalg.qr(random.standard_normal((size, rank)))[0]
+
+    def of_rank(m: int, size: int, rank: int) -> np.ndarray:
+        lengths = np.abs(random.standard_normal(rank))
+        return orthonormal(m, rank) * lengths @ orthonormal(size, rank).T
+
+    def stationary(m: int, size: int, rank: int, balanced: int) -> np.ndarray:
+        """With w J = 0 for weights w that are > 0 for the first `balanced` tasks, 0 for the others."""
+        w = random.uniform(0.5, 1.5, m) * (np.arange(m) < balanced)
+        left = random.standard_normal((m, rank))
+        left -= np.outer(w, w @ left) / (w @ w)
+        return left / np.linalg.norm(left) * m**0.5 @ orthonormal(size, rank).T
+
+    def descending(m: int, size: int, rank: int) -> np.ndarray:
+        rows = of_rank(m, size, rank)
+        return np.sign(rows @ rows.sum(0))[:, None] * rows
+
+    matrices = [of_rank(*dims) for dims in ((4, 3, 1), (4, 3, 2), (9, 11, 5))]
+    for dims in ((20, 10, 5), (20, 10, 1), (20, 100, 1), (20, 100, 19)):
+        matrices += [stationary(*dims, balanced=20), stationary(*dims, balanced=10), descending(*dims)]
+    matrices += [random.standard_normal((m, size)) for m, size in ((10, 5), (20, 200), (50, 5))]
+    return [Case(rows, rows, seed, float(np.linalg.norm(rows))) for seed, rows in enumerate(matrices)]
 
 
 _random = np.random.default_rng(7)

@@ -6,11 +6,13 @@ import warnings
 
 import pytest
 from methods.declarations import DECLARED, SHOWN_TO_FAIL, declared, expectations
-from methods.methods import families
+from methods.methods import dependent_cases, families
 from methods.properties import PROPERTIES
 from methods.table import COMMAND, COMMITTED, as_csv, oracles, render, rows
 
 MATRICES = 16
+DEPENDENT = dependent_cases()
+SLOW_DEPENDENT = {"nash_mtl": 6, "fairgrad": 9, "mgda": 3}  # every sixth of them, or so
 SLOW = {"nash_mtl": 2, "mgda": 4, "fairgrad": 4}  # a solve takes up to 0.15 s
 
 
@@ -34,6 +36,9 @@ def test_property_is_as_declared(name, prop):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "GradOPS")
         violation = PROPERTIES[prop].worst(name, SLOW.get(name, MATRICES))
+        if expected.verdict == "holds" and PROPERTIES[prop].of_case:
+            dependent = PROPERTIES[prop].worst_of(name, DEPENDENT[:: SLOW_DEPENDENT.get(name, 1)])
+            assert dependent > SHOWN_TO_FAIL if expected.dependent else dependent <= expected.tolerance
     if expected.verdict == "holds":
         assert violation <= expected.tolerance
     else:

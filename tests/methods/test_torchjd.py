@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from methods.methods import UGLY, build, conflict, matrix, random_cases
+from methods.methods import UGLY, build, conflict, dependent_cases, matrix, random_cases
 from torchjd import aggregation
 
 from gcond import TorchJD, Unsolved
@@ -82,6 +82,8 @@ def test_the_mean_takes_the_place_of_a_solution_that_there_is_not(name):
     mean = 1e3 * rows.mean(0)
     torch.testing.assert_close(longer.weights @ rows * 1e3, mean / mean.norm() if name == "nash_mtl" else mean)
     assert torch.equal(solved.weights, build(name).resolve(conflict(J_BASE)).weights)
+    for ugly in [*UGLY.values(), dependent_cases()[-1].rows]:
+        assert bool(resolver.resolve(conflict(ugly)).weights.isfinite().all())
 
 
 def test_nash_is_solved_where_torchjd_s_own_start_leads_astray():
