@@ -214,7 +214,7 @@ class GradientConductor:
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Warn, once, where `optimizer` does not fit: it smooths what `EMA` has smoothed, or moves other parameters."""
         groups = optimizer.param_groups
-        beta = max([*(group.get("betas", (0.0,))[0] for group in groups), *(g.get("momentum", 0.0) for g in groups)])
+        beta = max(max((group.get("betas") or [0.0])[0], group.get("momentum") or 0.0) for group in groups)
         if isinstance(self.update, EMA) and beta > 0:
             warnings.warn(
                 f"{type(self.update).__name__} averages gradients over steps, and so does the optimizer (beta1 or "
@@ -611,7 +611,7 @@ class GradientConductor:
                 warnings.warn(
                     f"task {task!r} had no loss in a whole window, so it takes no part in it; this is said once. Is it "
                     "another name in `losses`?",
-                    stacklevel=4,
+                    stacklevel=5,
                 )
         short = any(count != window.planned_counts for count in counts.values())
         return {f"count/{task}": count for task, count in counts.items()} if short else {}
