@@ -471,6 +471,35 @@ def permuted(folder: Path) -> dict[str, Any]:
     return {"records": records + run.steps(1, STEPS)}
 
 
+def pushed(folder: Path) -> dict[str, Any]:
+    """Windows that end early: of 2 x 2 micro-batches, of two resolvers, this process has the first, or both."""
+    return {
+        f"{kind}, {first} and {second}": pushed_by(Replicated(), parts, (first, second))
+        for kind, parts in PUSHED.items()
+        for first, second in ((1, 1), (1, 2))
+    }
+
+
+PUSHED = {
+    "gcond": lambda: (Sequential(4), GCond(), Raw()),
+    "graddrop": lambda: (Sequential(4), GradDrop(), Raw()),
+    "joint": lambda: (Joint(4), Linear(), Raw()),
+}
+
+
+def pushed_by(processes: Processes, parts: Any, counts: tuple[int, int]) -> list[Tensor | None]:
+    """Gradients after `flush`; one process takes the micro-batches of both."""
+    model = Perceptron()
+    conductor = GradientConductor(model.parameter_groups(), TASKS, *parts(), processes=processes)
+    window, ask = vectors(6)(0), perceptron_losses(model)
+    for rank in range(2) if processes.size == 1 else [processes.rank]:
+        for batch in window[2 * rank : 2 * rank + counts[rank]]:
+            with conductor.micro_batch():
+                conductor.backward(ask(batch, list(TASKS)[rank if conductor.resolver.needs_task_gradients else 0 :]))
+    assert conductor.flush()
+    return [parameter.grad for parameter in model.parameters()]
+
+
 # FSDP2
 
 
@@ -528,8 +557,14 @@ def sharded_refused(folder: Path) -> Said:
     def conductor(*parts: Any, model: nn.Module = model, **more: Any) -> str:
         return message(lambda: GradientConductor(model.parameter_groups(), TASKS, *parts, **more))
 
+    def lacking() -> None:
+        ask = perceptron_losses(model)
+        some = GradientConductor(model.parameter_groups(), TASKS, Sequential(K), PCGrad(), Raw())
+        some.step(iter(vectors(6)(0)), lambda batch, names: ask(batch, list(names)[1:]))
+
     joint, by_micro_batch = (Joint(K), Linear(), Raw()), Sequential(K, resolve_every="micro_batch")
     return [
+        (message(lacking), "`losses`: .*in every micro-batch, .*found none of ..l1"),
         (conductor(Sequential(K), GradDrop(), Raw()), "`processes`: GradDrop works on coordinates"),
         (conductor(by_micro_batch, PCGrad(), Raw()), '`resolve_every`: expected "window" with Sharded'),
         (conductor(*joint, processes=Replicated()), "`processes`: expected Sharded.*, found Replicated"),
@@ -567,6 +602,7 @@ WORK = {
         refused,
         unlike,
         permuted,
+        pushed,
         not_finite,
         unsolved,
         sharded,

@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def two(folder: Path) -> list[dict[str, Any]]:
-    work = ["arbitrated_once", "per_rank", "refused", "not_finite", "unsolved", "unlike", "permuted"]
+    work = ["arbitrated_once", "per_rank", "refused", "not_finite", "unsolved", "unlike", "permuted", "pushed"]
     return ranks.started(2, [*work, "sharded_gcond", "sharded_refused"], folder)
 
 
@@ -202,6 +202,17 @@ def test_sharded_without_processes_is_refused():
 def test_weights_that_are_permuted_in_training_change_nothing(two):
     for process in two:
         assert_same(process["permuted"]["records"], alone("gcond")["records"])
+
+
+@pytest.mark.parametrize("counts", [(1, 1), (1, 2)], ids=str)
+@pytest.mark.parametrize("name", ranks.PUSHED)
+def test_a_window_that_ends_early_is_that_of_one_process(name, counts, two):
+    """And so it is where one process has more micro-batches, or other tasks, than the other."""
+    expected = ranks.pushed_by(SingleProcess(), ranks.PUSHED[name], counts)
+    for process in two:
+        found = process["pushed"][f"{name}, {counts[0]} and {counts[1]}"]
+        for own, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(own, other, **EXACT)
 
 
 @pytest.fixture
