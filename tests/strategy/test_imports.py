@@ -50,10 +50,11 @@ ALLOWED = {
     "strategy.update": "strategy.gradients strategy.flat strategy.arguments",
     "strategy.diagnose": "strategy.conflict",
     "strategy.named": "strategy.estimate strategy.resolve strategy.update",
-    "strategy.resolve": "strategy.conflict strategy.flat strategy.arguments",
+    "strategy.resolve": "strategy.conflict strategy.flat strategy.arguments strategy.safety",
     "strategy.batchnorm": "strategy.processes",
-    "strategy.processes": "strategy.estimate strategy.conflict strategy.gradients",
+    "strategy.processes": "strategy.estimate strategy.conflict strategy.gradients strategy.safety",
     "strategy.conductor": "strategy",
+    "strategy.aggregator": "strategy",
 }
 FORBIDDEN = {  # outside of gcond
     "strategy": "hydra omegaconf timm datasets",

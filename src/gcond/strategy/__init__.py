@@ -1,5 +1,6 @@
 """A strategy is an estimator, a resolver and an update; `GradientConductor` runs them."""
 
+from gcond.strategy.aggregator import as_torchjd
 from gcond.strategy.batchnorm import merged_batchnorm
 from gcond.strategy.conductor import GradientConductor
 from gcond.strategy.conflict import Conflict, LossWeighting, Resolution, Resolver
@@ -17,7 +18,7 @@ from gcond.strategy.resolve.gradops import GradOPS
 from gcond.strategy.resolve.linear import Linear
 from gcond.strategy.resolve.pcgrad import PCGrad
 from gcond.strategy.resolve.sam_gs import SAMGS
-from gcond.strategy.resolve.torchjd import TorchJD, as_torchjd
+from gcond.strategy.resolve.torchjd import TorchJD
 from gcond.strategy.resolve.uw import UW
 from gcond.strategy.safety import GradientNotFinite, NotFinite, Unsolved
 from gcond.strategy.update import EMA, LionLARS, Raw, Update

@@ -179,47 +179,6 @@ class TorchJD(Resolver):
         return float((level / (1.0 if self.name == "FairGrad" else level.mean()) - 1).abs().max())
 
 
-def as_torchjd(resolver: Resolver, tasks: Mapping[str, float] | None = None, seed: int = 0) -> Any:
-    """A resolver as an Aggregator of TorchJD: a module that makes the update [P] of task gradients J [m, P].
-
-    The conductor behind it, in its attribute `conductor` after the first call, holds what there is to save.
-
-    Args:
-        tasks: name -> lambda, one for each row of J; None is "0", "1" … with lambdas of 1.
-        seed: as for the conductor.
-
-    Raises:
-        ValueError: a resolver that reads losses, of which TorchJD tells nothing; on a call, a J of another shape, as
-            each set of parameters needs an aggregator of its own.
-        ImportError: torchjd is missing.
-    """
-    from torchjd.aggregation import Aggregator
-
-    from gcond.strategy.conductor import GradientConductor
-    from gcond.strategy.estimate import Sequential
-    from gcond.strategy.update import Raw
-
-    reads_losses = resolver.weighs_losses or type(resolver).__name__ == "GradNorm"
-    expect(not reads_losses, "resolver", "one that reads gradients alone", type(resolver).__name__)
-
-    class Resolved(Aggregator):
-        def forward(self, matrix: Tensor, /) -> Tensor:
-            if not hasattr(self, "conductor"):
-                self.point = torch.zeros_like(matrix[0], requires_grad=True)
-                self.names = dict.fromkeys(map(str, range(len(matrix))), 1.0) if tasks is None else dict(tasks)
-                parts = (Sequential(1), resolver, Raw(), None)
-                self.conductor = GradientConductor([self.point], self.names, *parts, seed=seed)
-            expected = (len(self.names), len(self.point))
-            expect(tuple(matrix.shape) == expected, "matrix", f"a shape of {expected}", tuple(matrix.shape))
-            rows = dict(zip(self.names, matrix.detach(), strict=True))
-            with torch.enable_grad():  # of <g_i, point> the gradient is g_i
-                self.conductor.step([rows], lambda rows, _: {name: row @ self.point for name, row in rows.items()})
-            assert self.point.grad is not None
-            return self.point.grad.clone()
-
-    return Resolved()
-
-
 def _named(method: Any) -> Callable[..., Any]:
     from torchjd import aggregation
 
