@@ -16,7 +16,7 @@ RUNS      = $(WHERE) $(call options,JOBS DEVICE LAUNCHER CT HEADNECK IMAGENET CA
 UNTRAINED:= $(addprefix reproduce-,table1 table3 table4 table5 toy)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data data-headneck data-ct $(UNTRAINED) plan status claims study-queue dashboard bench methods test test-slow lint mutants torture
+.PHONY: help setup data data-headneck data-ct $(UNTRAINED) plan status claims study-queue dashboard bench methods test test-slow lint docs mutants torture
 
 help: ## this list
 	@grep -hE '^##|^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^## (.*)/\n\1/; s/^([a-z0-9%-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -67,6 +67,8 @@ test-slow: $(READY) ## all tests
 	@$(THREAD) -m pytest -q
 lint: $(READY) ## style, format and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+docs: $(READY) ## the site of all pages and the API, in build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 mutants: $(READY) ## show that the tests catch realistic mistakes (10 minutes)
 	@$(THREAD) tools/mutants.py $(call options,JOBS)
 torture: $(READY) data ## kill N=100 runs at random moments and go on with them

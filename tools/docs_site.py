@@ -25,7 +25,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for page in list(paths):
         targets = [page.parent / each for each in LINK.findall(page.read_text(encoding="utf-8")) if ":" not in each]
         paths += [target.resolve() for target in targets if target.is_file()]
-    kept = [each for each in files if each.abs_src_path is None or not Path(each.abs_src_path).is_relative_to(ROOT)]
+    kept = [each for each in files if each.src_uri == "site.css" or not (ROOT / "docs" / each.src_uri).exists()]
     for path in dict.fromkeys(paths):
         kept.append(File.generated(config, str(path.relative_to(ROOT)), abs_src_path=str(path)))
     for kind, names in _exported().items():
@@ -47,11 +47,7 @@ def _exported() -> dict[str, list[str]]:
         if name in ("Conflict", "Resolution"):
             page = "resolvers"
         pages.setdefault(page, []).append(name)
+    first = ("GradientConductor", "Estimator", "Resolver", "Update")
     for names in pages.values():
-        names.sort(
-            key=lambda name: (
-                name not in ("GradientConductor", *(k.__name__ for k in (Estimator, Resolver, Update))),
-                name.lower(),
-            )
-        )
+        names.sort(key=lambda name: (name not in first, name.lower()))
     return pages
