@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -396,10 +397,16 @@ def test_a_task_whose_batch_lacks_it_reaches_nothing():
     torch.testing.assert_close(model.trunk.weight.grad, expected)
 
 
-def test_sparse_gradients_become_dense():
-    table = nn.Embedding(5, 2, sparse=True)
-    chosen = torch.tensor([1, 1, 3])
-    linear(table).step([0], lambda batch, names: {name: table(chosen).square().sum() for name in names})
+@pytest.mark.parametrize("kind", [nn.Embedding, partial(nn.EmbeddingBag, mode="sum")])
+def test_sparse_gradients_become_dense_and_are_told_once(kind):
+    table = kind(5, 2, sparse=True)
+    chosen = torch.tensor([1, 1, 3]).view(3, *[1] * (kind is not nn.Embedding))
+    conductor = linear(table)
+    losses = lambda batch, names: {name: table(chosen).square().sum() for name in names}  # noqa: E731
+    with pytest.warns(UserWarning, match="`sparse=True`.*dense.*SparseAdam"):
+        conductor.step([0], losses)
+    with warnings.catch_warnings(action="error"):
+        conductor.step([0], losses)
     expected = torch.zeros(5, 2)
     expected[[1, 3]] = table.weight.detach()[[1, 3]] * torch.tensor([[4.0], [2.0]])
     torch.testing.assert_close(table.weight.grad, expected)

@@ -246,7 +246,14 @@ def _check(name: Any, parameter: Any) -> None:
 def _one_kind(names: list[str], parameters: list[Tensor]) -> tuple[torch.device, torch.dtype]:
     kinds = {(parameter.device, parameter.dtype): name for name, parameter in zip(names, parameters, strict=True)}
     found = ", ".join(sorted(f"{dtype} on {device} ({name})" for (device, dtype), name in kinds.items()))
-    expect(len(kinds) == 1, "parameters", "one device and one dtype", found)
+    if len({device for device, _ in kinds}) > 1:
+        way = "move the model to one device, or shard it over processes by fully_shard"
+    else:
+        way = (
+            "make them alike (model.float(), autocast inside losses) or build a conductor for each dtype and "
+            "freeze what it does not hold, by requires_grad_(False), during its step: each settles its own conflicts"
+        )
+    expect(len(kinds) == 1, "parameters", "one device and one dtype", f"{found}; {way}")
     return next(iter(kinds))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -45,6 +46,7 @@ class Watch:
         self._compiled = False  # a part of a graph seen so far
         self.fresh = True  # the next window is the first one, or something has changed before it
         self._first = True  # this window is
+        self._told_sparse = False
         self._asked: Counter[tuple[str, ...]] = Counter()
         self._before = self._asked
         self._windows = 0
@@ -107,6 +109,14 @@ class Watch:
 
     def _leaves(self, losses: Iterable[Tensor]) -> Iterator[Tensor]:
         for node in nodes(losses):
+            if getattr(node, "_saved_sparse", False) and not self._told_sparse:
+                self._told_sparse = True
+                warnings.warn(
+                    "`sparse=True` (Embedding, EmbeddingBag): the gradient becomes dense, with zeros for rows that no "
+                    "index names; leave sparse out, and take Adam, not SparseAdam, which refuses dense gradients. "
+                    "Said once",
+                    stacklevel=2,
+                )
             if not node.next_functions and hasattr(node, "variable"):
                 yield node.variable
             elif isinstance(node, BackwardCFunction):
