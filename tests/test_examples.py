@@ -97,8 +97,9 @@ def test_push_with_an_incomplete_window_in_each_epoch() -> None:
     assert apart(push.train("pcgrad"), by_adamw(5)) > 1e-3
 
 
-def test_timm_with_float16_scaler_clipping_and_average() -> None:
+def test_timm_with_float16_scaler_clipping_and_average(monkeypatch: pytest.MonkeyPatch) -> None:
     timm_style = example("timm_style", "timm")
+    monkeypatch.setattr(timm_style, "DEVICE", "cpu")
     found, average = timm_style.train(NOTHING)
     model = timm_style.TwoHeads()
     optimizer, scaler = torch.optim.AdamW(model.parameters(), lr=1e-3), torch.amp.GradScaler("cpu")
