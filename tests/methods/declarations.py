@@ -74,6 +74,11 @@ DECLARED: dict[str, dict[str, Expectation]] = {
         "any_order": fails("with three tasks or more, projections are made in a random order"),
     },
     "cagrad": {
+        "any_order": Expectation(
+            "holds",
+            reason="for c = 0.4; at c = 0.9 the worst direction may nearly vanish, and the solver's last digits then "
+            "turn it, by less than 1e-2 of the gradients' norm where tried",
+        ),
         "non_conflicting": fails("it stays within 0.4 of the mean's length from the mean; tasks may still be opposed"),
         "linear": LONG_MATTER,
         "no_conflict": REWEIGHTS,

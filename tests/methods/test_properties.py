@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
 import pytest
 from methods.declarations import DECLARED, SHOWN_TO_FAIL, declared, expectations
-from methods.methods import dependent_cases, families
+from methods.methods import dependent_cases, families, update
 from methods.properties import PROPERTIES
 from methods.table import COMMAND, COMMITTED, as_csv, oracles, render, rows
 
@@ -44,6 +45,21 @@ def test_property_is_as_declared(name, prop):
     else:
         assert expected.reason
         assert violation > SHOWN_TO_FAIL
+
+
+def test_cagrad_s_order_shows_where_its_worst_direction_nearly_vanishes():
+    """Gradients that all but balance each other; the conf's c = .4 keeps away from where they do."""
+    apart = {0.4: 0.0, 0.9: 0.0}
+    for case in dependent_cases():
+        if case.rows.shape == (20, 100):
+            random = np.random.default_rng(case.seed)
+            rows = case.rows + 3e-7 * random.standard_normal(case.rows.shape)
+            order = random.permutation(len(rows))
+            for c in apart:
+                changed = update("cagrad", rows[order], c=c) - update("cagrad", rows, c=c)
+                apart[c] = max(apart[c], float(changed.norm()) / case.least)
+    assert apart[0.4] < 1e-6
+    assert 1e-6 < apart[0.9] < 1e-2
 
 
 def test_committed_tables_are_up_to_date():

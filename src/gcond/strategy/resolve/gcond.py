@@ -25,6 +25,9 @@ ZONES = ("weak", "main", "critical")
 class GCond(Resolver):
     """Take the pair with the smallest cosine, choose a winner, project both, and repeat.
 
+    Of pairs with the same cosine the first is taken, as published: of many parallel gradients, where all pairs have
+    +-1, rounding and the order of the tasks decide.
+
     Args (defaults: Table 5 of the paper):
         thresholds: (critical, main, weak) cosines, -1 <= critical < main < weak <= 1.
         projection_max_iters: pairs that are arbitrated per step at most.
