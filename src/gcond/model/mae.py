@@ -1,4 +1,4 @@
-"""Masked autoencoder with a convolutional encoder and a small Transformer decoder (He et al., arXiv:2111.06377).
+"""Masked autoencoder: an encoder from timm and a small Transformer decoder (He et al., arXiv:2111.06377).
 
 B batch, C channels, S image size, p patch size, N = (S / p)^2 patches, H hidden patches, D width.
 """
@@ -19,8 +19,8 @@ class MaskedAutoencoder(nn.Module):
 
     No content of a hidden patch reaches the prediction, but the *place* of the hidden patches does: convolutions,
     squeeze-and-excitation (means over the whole map) and BatchNorm (statistics over whole images) see the zeros, and
-    through them the visible features depend on the mask. A ViT encoder as in He et al., which drops hidden patches,
-    has no such dependence. It is the same for every strategy.
+    through them the visible features depend on the mask. So it is with timm's ViT, which attends to blank patches; that
+    of He et al., which drops hidden patches, has no such dependence. It is the same for every strategy.
 
     With `classes`, a linear layer on the mean of the encoder's map gives logits; without it there is no such layer.
 
@@ -50,7 +50,7 @@ class MaskedAutoencoder(nn.Module):
         self.channels = channels
         self.patches = (image_size // patch_size) ** 2
 
-        self.encoder = encoders.build(encoder, channels, stride=patch_size)
+        self.encoder = encoders.build(encoder, channels, stride=patch_size, image_size=image_size)
         self.embed = nn.Linear(self.encoder.width, width)
         self.mask_token = nn.Parameter(torch.randn(width) * 0.02)
         self.positions = nn.Parameter(torch.randn(self.patches, width) * 0.02)
