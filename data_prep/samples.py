@@ -28,7 +28,7 @@ import pandas as pd
 import yaml
 from readers import KBP_FILES, READERS, Volume
 from tqdm import tqdm
-from write_store import BODY_RULE, has_body, to_stored, write
+from write_store import BODY_RULE, has_body, write
 
 from gcond.data import store
 from gcond.files import sha256
@@ -217,7 +217,7 @@ def _convert(entry: Entry, volume: Volume, slices: list[dict]) -> dict:
     whose = {"split": entry.split, "source": entry.source, "patient": entry.patient}
     size = {"spacing_z_mm": volume.spacing_z_mm, "spacing_xy_mm": volume.spacing_xy_mm}
     for z, hu in enumerate(volume.hu):
-        stored = to_stored(hu)
+        stored = store.to_stored(hu)
         if not has_body(stored):
             continue
         kept += 1

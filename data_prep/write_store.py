@@ -1,4 +1,4 @@
-"""One CT slice in HU -> the stored picture, and pictures -> the store that gcond.data.store reads."""
+"""Stored pictures of CT slices -> the store that gcond.data.store reads."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -7,34 +7,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 from tqdm import tqdm
 
 from gcond.data import store, windows
 from gcond.data.store import DTYPE, STORED_SIZE
-from gcond.data.windows import HU_MAX, HU_MIN, HU_OFFSET
+from gcond.data.windows import HU_OFFSET
 from gcond.files import folder_atomically, sha256, write_atomically, write_json
 
 BATCH_ROWS = 100  # 12.5 MiB: what a reader that takes whole batches holds
 BODY_HU = -500
 BODY_SHARE = 0.05
 BODY_RULE = f"a slice is kept where at least {BODY_SHARE:.0%} of its stored picture lies above {BODY_HU} HU"
-
-
-def to_stored(hu: np.ndarray) -> np.ndarray:
-    """HU [R, C] float32 -> HU + 1024 [256, 256] uint16.
-
-    Clip to [-1024, 3071] HU first, so that padding (-2000 and the like) does not bleed into the body; then crop the
-    centre to the short side, resize antialiased in float32, round. Raises ValueError where a value is not finite.
-    """
-    if not np.isfinite(hu).all():
-        raise ValueError("a slice holds values that are not finite")
-    clipped = np.clip(hu, HU_MIN, HU_MAX).astype(np.float32)
-    side = min(clipped.shape)
-    top, left = (clipped.shape[0] - side) // 2, (clipped.shape[1] - side) // 2
-    square = np.ascontiguousarray(clipped[top : top + side, left : left + side])
-    resized = Image.fromarray(square).resize((STORED_SIZE, STORED_SIZE), Image.Resampling.BILINEAR)
-    return np.rint(np.asarray(resized) + HU_OFFSET).astype(DTYPE)
 
 
 def has_body(stored: np.ndarray) -> bool:

@@ -10,9 +10,8 @@ import numpy as np
 from archive import header as header_pass
 from archive.listing import Entry, is_of_the_file, open_entry
 from dicom_hu import PADDING_FLAGS, SCALE_FLAGS, SYNTAXES, Unusable, padding, read_dataset, stored_values, to_hu
-from write_store import to_stored
 
-from gcond.data.store import STORED_SIZE
+from gcond.data.store import STORED_SIZE, to_stored
 from gcond.data.windows import HU_MAX, HU_MIN
 
 FLAGS = (

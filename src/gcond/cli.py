@@ -28,6 +28,9 @@ gcond study claims          what holds of the paper's claims
 gcond study status          the runs in runs/: running, failed, interrupted, done
 gcond study list            every table, figure and question
 gcond dashboard             one HTML page of all runs
+gcond export RUN --timm F   a finished run's encoder as a file that timm loads
+gcond reconstruct RUN IMAGE what a finished run makes of images
+gcond evaluate RUN          its losses again, beside the recorded ones
 gcond data ct|samples|headneck|imagenet ARGUMENTS   make a data set (each has --help)
 gcond profile RUN|CHOICES   whether tasks conflict beyond noise, and what a method would change
 gcond plan-memory CHOICES   what a step holds in memory
@@ -61,6 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         "data": _data,
         "profile": _profile,
         "plan-memory": _plan_memory,
+        **dict.fromkeys(("export", "reconstruct", "evaluate"), lambda _: _weights(words)),
     }
     if command not in commands:
         print(f"error: expected {', '.join(commands)}; found {command!r} (gcond --help)", file=sys.stderr)
@@ -102,6 +106,12 @@ def _profile(rest: list[str]) -> int:
     from gcond.profile_run import main as profile
 
     return profile(rest)
+
+
+def _weights(words: list[str]) -> int:
+    from gcond.weights import main as weights
+
+    return weights(words)
 
 
 def _plan_memory(rest: list[str]) -> int:

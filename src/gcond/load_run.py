@@ -11,15 +11,19 @@ from omegaconf import DictConfig
 
 from gcond.config import build
 from gcond.data.checksums import short
+from gcond.data.intensity import Intensity
 from gcond.data.splits import Splits
 from gcond.engine.batches import TrainingImages, labelling_of, seeded
 from gcond.engine.checkpoint import Checkpoint, checkpoints
+from gcond.engine.evaluate import Best
 from gcond.engine.run_folder import finished_report, read_config, read_report
 from gcond.engine.trainer import Objective
 from gcond.files import OWN
+from gcond.loss import ReconstructionLoss
 from gcond.model import MaskedAutoencoder
 
 STATES = ("initial", "last")
+WEIGHTS = ("last", "best")  # that a finished run may keep
 STORES = ("ct", "headneck", "imagenet84")  # data sets that stand below data/
 
 
@@ -42,6 +46,11 @@ def roots(options: argparse.Namespace) -> dict[str, Path | None]:
     return {name: getattr(options, name) for name in STORES} | {"imagenet256": options.imagenet}
 
 
+def all_at(folder: Path | None) -> dict[str, Path | None]:
+    """Data set -> its folder, for one run: `folder`, or without it the usual one below data/."""
+    return {name: folder or Path("data", name) for name in STORES} | {"imagenet256": folder}
+
+
 class Configured:
     """What a config describes. `trusted` are packages that it may name classes of, beside this one (`gcond.config`)."""
 
@@ -52,19 +61,22 @@ class Configured:
         splits: Splits = build(self.cfg.dataset, self._trusted)
         return splits
 
-    def model(self, state: str, data: Splits) -> tuple[MaskedAutoencoder, int]:
+    def model(self, state: str, channels: int) -> tuple[MaskedAutoencoder, int]:
         """The model as it begins, and its step, 0. Raises ValueError for another `state` than "initial"."""
         if state != "initial":
             raise ValueError(f"`state`: expected initial, since nothing is trained yet, found {state!r}")
         labelling = labelling_of(self.cfg)
-        late = {"channels": data.intensity.channels, "classes": labelling.classes if labelling else None}
+        late = {"channels": channels, "classes": labelling.classes if labelling else None}
         with seeded(self.cfg.seed, "weights"):
             return build(self.cfg.model, self._trusted, **late), 0
 
+    def loss(self, data: Splits) -> ReconstructionLoss:
+        of_patches = build(self.cfg.loss.reconstruction, self._trusted)
+        loss: ReconstructionLoss = of_patches(patch_size=self.cfg.scale.patch_size, intensity=data.intensity)
+        return loss
+
     def objective(self, model: MaskedAutoencoder, data: Splits) -> Objective:
-        patch = self.cfg.scale.patch_size
-        loss = build(self.cfg.loss.reconstruction, self._trusted)(patch_size=patch, intensity=data.intensity)
-        return Objective(model, loss, self.cfg.precision)
+        return Objective(model, self.loss(data), self.cfg.precision)
 
     @property
     def tasks(self) -> dict[str, float]:
@@ -94,8 +106,7 @@ class LoadedRun(Configured):
         trusted: packages that its config may name classes and data sets of, beside this one (`gcond.config`).
 
     Raises:
-        ValueError: the run is not finished, its data set's folder is not among `roots`, its report or config is
-            damaged, or its config names what may not be built.
+        ValueError: the run is not finished, its report or config is damaged, or its config names what may not be built.
     """
 
     def __init__(self, path: Path, roots: Mapping[str, Path | str | None], trusted: Sequence[str] = ()) -> None:
@@ -104,16 +115,29 @@ class LoadedRun(Configured):
         self.path = path
         self.report = read_report(path, "hash", "steps", "data_checksum")
         super().__init__(cfg := read_config(path), tuple(trusted))
-        if cfg.dataset.name in roots:
-            if (root := roots[cfg.dataset.name]) is None:
-                raise ValueError(f"{path}: expected the folder of its {cfg.dataset.name} (--imagenet DIR), found none")
+        root = roots.get(cfg.dataset.name)
+        self._homeless = cfg.dataset.name in roots and root is None
+        if root is not None:
             cfg.dataset.root = str(root)
 
     def data(self) -> Splits:
-        """Raises ValueError where these are not the data that the run has seen."""
+        """Raises ValueError where these are not the data that the run has seen, or their folder is not known."""
+        self._expect_root()
         splits = super().data()
         self.expect(splits)
         return splits
+
+    def _expect_root(self) -> None:
+        if self._homeless:
+            name = self.cfg.dataset.name
+            raise ValueError(f"{self.path}: expected the folder of its {name} (--data or --imagenet DIR), found none")
+
+    @property
+    def intensity(self) -> Intensity:
+        """How its images are normalised. Of a run whose report does not say that, its data are read."""
+        if (seen := self.report.get("intensity")) is None:
+            return self.data().intensity
+        return Intensity(seen["raw_min"], seen["raw_max"], tuple(seen["mean"]), tuple(seen["std"]))
 
     def expect(self, data: Splits) -> None:
         """Raise ValueError where `data` are not those that the run has seen."""
@@ -124,20 +148,38 @@ class LoadedRun(Configured):
                 "own data, or make the run again"
             )
 
-    def model(self, state: str, data: Splits) -> tuple[MaskedAutoencoder, int]:
-        """The model as it began ("initial") or in the last checkpoint ("last"), and its step.
+    def model(self, state: str, channels: int) -> tuple[MaskedAutoencoder, int]:
+        """The model as it began ("initial"), in the last checkpoint ("last") or after the best epoch, and its step.
 
-        Raises ValueError where the last checkpoint is gone, or of another step.
+        Raises ValueError where the last checkpoint is gone or of another step, or the best weights were not kept.
         """
-        if state not in STATES:
-            raise ValueError(f"`state`: expected one of {', '.join(STATES)}, found {state!r}")
-        model, _ = super().model("initial", data)
+        if state not in (known := dict.fromkeys((*STATES, *WEIGHTS))):
+            raise ValueError(f"`state`: expected one of {', '.join(known)}, found {state!r}")
+        if self.cfg.loss.get("labels") == "dataset":
+            self._expect_root()
+        model, _ = super().model("initial", channels)
         if state == "initial":
             return model, 0
-        checksum, folder = data.facts["checksum"], self.path / "checkpoints"
+        folder, last, best = self.path / "checkpoints", self.report["steps"], Best(model, {})
         if not checkpoints(folder):
-            raise ValueError(f"{folder}: expected the run's last checkpoint, found none; the run must be made again")
-        step = Checkpoint(folder, self.report["hash"], checksum, {"model": model}, writes=False).load().step
-        if step != (last := self.report["steps"]):
+            raise ValueError(
+                f"{folder}: expected the run's last checkpoint, found none; a finished run keeps its last weights "
+                "there (finished_keeps=weights), or its last two checkpoints, which have the best weights too "
+                "(finished_keeps=checkpoints); put them back, or make the run again"
+            )
+        parts = {"model": model, "best": best} if state == "best" else {"model": model}
+        identity = self.report["hash"], self.report["data_checksum"]
+        step = Checkpoint(folder, *identity, parts, writes=False).load(last).step
+        if step != last:
             raise ValueError(f"{folder}: expected a checkpoint of step {last}, found one of step {step}")
-        return model, step
+        at = read_report(self.path, "final")["final"]["best"]["step"] if state == "best" else last
+        if at == last:
+            return model, last
+        if not best.step:
+            raise ValueError(
+                f"{folder}: expected the best weights, of step {at}, found the last ones alone, of step {last}, which "
+                "finished_keeps=weights keeps; take those (--weights last), or make the run again with "
+                "finished_keeps=checkpoints"
+            )
+        model.load_state_dict(best.state_dict()["model"])
+        return model, at

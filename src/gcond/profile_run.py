@@ -16,7 +16,7 @@ from pathlib import Path
 from gcond.config import compose
 from gcond.engine import device as devices
 from gcond.engine.probes import ProbeGradients
-from gcond.load_run import STATES, STORES, Configured, LoadedRun
+from gcond.load_run import STATES, Configured, LoadedRun, all_at
 from gcond.output import status_of
 from gcond.schema import check
 from gcond.strategy import profile
@@ -41,15 +41,14 @@ def _profile(options: argparse.Namespace) -> None:
     path, n = Path(options.what[0]), options.micro_batches
     run: Configured
     if path.is_dir():
-        roots = {name: options.data or Path("data", name) for name in STORES} | {"imagenet256": options.data}
-        run, state = LoadedRun(path, roots, options.trust), options.state or "last"
+        run, state = LoadedRun(path, all_at(options.data), options.trust), options.state or "last"
     else:
         cfg = compose(options.what)
         check(cfg)
         run, state = Configured(cfg), options.state or "initial"
     device = devices.pick(options.device, run.cfg.threads)
     data = run.data()
-    model, step = run.model(state, data)
+    model, step = run.model(state, data.intensity.channels)
     training = run.cfg.strategy.model_mode == "train"
     images, scaler = run.images(data, device), run.scaler(device)
     source = ProbeGradients(

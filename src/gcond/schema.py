@@ -152,6 +152,7 @@ class Report(Section):
     status: Literal["done", "failed"]
     seed: int | None = None
     data_checksum: str | dict[str, str] | None = None
+    intensity: dict[str, float | list[float]] | None = None  # how images are normalised
     steps: int | None = None
     epochs: int | None = None
     seconds: float | None = None

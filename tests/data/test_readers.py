@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from prepare.synthetic import slice_bytes
 from readers import read_dicom_folder, read_dicom_slice, read_nifti, read_openkbp
-from write_store import has_body, to_stored
+from write_store import has_body
+
+from gcond.data.store import to_stored
 
 SIDE = 128
 TISSUE, BONE, METAL = 1040, 1700, 4100

@@ -73,7 +73,7 @@ def test_a_recorded_config_builds_nothing_else(target: str, recorded: Path, tmp_
     data = sound.data()
     attempts = [
         ("dataset", lambda altered: altered.data()),
-        ("model", lambda altered: altered.model("initial", data)),
+        ("model", lambda altered: altered.model("initial", 3)),
         ("loss__reconstruction", lambda altered: altered.objective(None, data)),
     ]
     for number, (part, read) in enumerate(attempts):

@@ -45,7 +45,7 @@ def test_a_run_and_a_config(tmp_path: Path, reports: list[Profile], capsys: pyte
 
     back = LoadedRun(folder.path, {}, ["engine"])
     data, cpu = back.data(), torch.device("cpu")
-    model, _ = back.model("last", data)
+    model, _ = back.model("last", 3)
     losses, rows = back.objective(model.train(), data), []
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     source = ProbeGradients(model, losses, back.tasks, back.images(data, cpu), 32, True, scaler)

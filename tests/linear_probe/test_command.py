@@ -139,7 +139,7 @@ def spoil_root(pcgrad: Path) -> None:
     ("spoil", "says"),
     [
         (spoil_last_checkpoint, "expected a checkpoint of step 4, found one of step 2"),
-        (spoil_root, "(--imagenet DIR), found none"),
+        (spoil_root, "--imagenet DIR), found none"),
     ],
 )
 def test_a_run_that_cannot_be_probed_is_named_and_the_others_are_probed(runs, capsys, spoil, says):

@@ -47,6 +47,26 @@ def resize(stored: np.ndarray, size: int) -> np.ndarray:
     return np.rint(np.asarray(picture)).astype(np.int16)
 
 
+def read_dicom(path: Path, size: int) -> Tensor:
+    """An axial CT slice in a DICOM file -> int16 [1, size, size], HU + 1024, as a store would give it.
+
+    Raises ValueError for what is no such slice. Unlike the command that makes stores it trusts the file's values.
+    """
+    import pydicom
+    from pydicom.pixels import apply_rescale
+
+    try:
+        dataset = pydicom.dcmread(path)
+        pixels = dataset.pixel_array
+    except Exception as error:  # pydicom and its decoders raise anything
+        raise ValueError(f"{path}: expected a CT slice in a DICOM file: {error}") from error
+    if dataset.get("Modality") != "CT" or pixels.ndim != 2 or "RescaleSlope" not in dataset:
+        found = f"{dataset.get('Modality')} of {' x '.join(map(str, pixels.shape))} pixels"
+        raise ValueError(f"{path}: expected one slice of modality CT with a rescale slope, found {found}")
+    hu = apply_rescale(pixels, dataset).astype(np.float32)
+    return torch.from_numpy(resize(store.to_stored(hu), size)).unsqueeze(0)
+
+
 def load(
     root: str | Path,
     image_size: int,

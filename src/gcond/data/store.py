@@ -23,10 +23,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from PIL import Image
 from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 from tqdm import tqdm
 
 from gcond.data import windows
+from gcond.data.windows import HU_MAX, HU_MIN, HU_OFFSET
 from gcond.files import cache, read_object, sha256
 
 if TYPE_CHECKING:
@@ -118,6 +120,22 @@ def damaged(path: Path, how: str) -> ValueError:
     """What is to be said of a file of a store that `how`, a verb with its object."""
     root = path.parent.parent if path.parent.name == "shards" else path.parent
     return ValueError(f"`root`: {path} {how}; remove {root} and {HOW_TO_MAKE}")
+
+
+def to_stored(hu: np.ndarray) -> np.ndarray:
+    """HU [R, C] float32 -> HU + 1024 [256, 256] uint16.
+
+    Clip to [-1024, 3071] HU first, so that padding (-2000 and the like) does not bleed into the body; then crop the
+    centre to the short side, resize antialiased in float32, round. Raises ValueError where a value is not finite.
+    """
+    if not np.isfinite(hu).all():
+        raise ValueError("a slice holds values that are not finite")
+    clipped = np.clip(hu, HU_MIN, HU_MAX).astype(np.float32)
+    side = min(clipped.shape)
+    top, left = (clipped.shape[0] - side) // 2, (clipped.shape[1] - side) // 2
+    square = np.ascontiguousarray(clipped[top : top + side, left : left + side])
+    resized = Image.fromarray(square).resize((STORED_SIZE, STORED_SIZE), Image.Resampling.BILINEAR)
+    return np.rint(np.asarray(resized) + HU_OFFSET).astype(DTYPE)
 
 
 class Pixels:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
+from gcond.data.intensity import Intensity
 from gcond.data.splits import Splits
 from gcond.engine.evaluate import EvaluationSet
 from gcond.files import write_atomically
@@ -47,9 +48,8 @@ class Reconstructions:
         """
         if not self._raw:
             return None
-        picture = _sheet(self.cells(model, device))
         path = self._folder / f"{step:08}.png"
-        write_atomically(path, lambda temporary: Image.fromarray(picture).save(temporary))
+        write_sheet(path, self._cells(model, device))
         return path
 
     def keep(self, model: nn.Module, device: torch.device, path: Path, patch_size: int) -> None:
@@ -59,30 +59,34 @@ class Reconstructions:
         """
         if not self._raw:
             return
-        original, masked, _, pasted = _pixels(self.cells(model, device)).unbind(1)
+        original, masked, _, pasted = _pixels(self._cells(model, device)).unbind(1)
         arrays = {"original": original.numpy(), "masked": masked.numpy(), "pasted": pasted.numpy()}
         arrays |= {"hidden": self._hidden.numpy(), "patch_size": np.array(patch_size)}
         write_atomically(path, lambda temporary: np.savez_compressed(temporary, **arrays))
 
-    @torch.no_grad()
-    def cells(self, model: nn.Module, device: torch.device) -> Tensor:
-        """[n, 4, C, S, S] in [0, 1], on the CPU."""
-        model.eval()
-        z = self._intensity.normalise(torch.stack(self._raw).to(device))
-        hidden = self._hidden.to(device)
-        predictions = self._intensity.to_unit(model(z, hidden))
-        original = self._intensity.to_unit(z)
-        grey = torch.full_like(original, GREY)
-        masked = paste(original, hidden, select(patchify(grey, predictions.shape[-1]), hidden))
-        columns = (original, masked, paste(grey, hidden, predictions), paste(original, hidden, predictions))
-        return torch.stack(columns, dim=1).clamp(0, 1).cpu()
+    def _cells(self, model: nn.Module, device: torch.device) -> Tensor:
+        return cells(model, torch.stack(self._raw), self._hidden, self._intensity, device)
+
+
+@torch.no_grad()
+def cells(model: nn.Module, raw: Tensor, hidden: Tensor, intensity: Intensity, device: torch.device) -> Tensor:
+    """COLUMNS of raw images [n, C, S, S] under the masks `hidden` [n, H]: [n, 4, C, S, S] in [0, 1], on the CPU."""
+    model.eval()
+    z, hidden = intensity.normalise(raw.to(device)), hidden.to(device)
+    predictions = intensity.to_unit(model(z, hidden))
+    original = intensity.to_unit(z)
+    grey = torch.full_like(original, GREY)
+    masked = paste(original, hidden, select(patchify(grey, predictions.shape[-1]), hidden))
+    columns = (original, masked, paste(grey, hidden, predictions), paste(original, hidden, predictions))
+    return torch.stack(columns, dim=1).clamp(0, 1).cpu()
+
+
+def write_sheet(path: Path, cells: Tensor) -> None:
+    """[n, 4, C, S, S] in [0, 1] -> a PNG, a row an image, white between the cells; one channel becomes grey."""
+    grid = make_grid(cells.flatten(0, 1), nrow=cells.shape[1], padding=GAP, pad_value=1.0)
+    picture = _pixels(grid[:, GAP:-GAP, GAP:-GAP]).movedim(0, -1).numpy()
+    write_atomically(path, lambda temporary: Image.fromarray(picture).save(temporary, "PNG"))
 
 
 def _pixels(cells: Tensor) -> Tensor:
     return (cells * 255).round().to(torch.uint8)
-
-
-def _sheet(cells: Tensor) -> np.ndarray:
-    """[n, 4, C, S, S] in [0, 1] -> uint8 [height, width, 3], white between the cells; one channel becomes grey."""
-    grid = make_grid(cells.flatten(0, 1), nrow=cells.shape[1], padding=GAP, pad_value=1.0)
-    return _pixels(grid[:, GAP:-GAP, GAP:-GAP]).movedim(0, -1).numpy()

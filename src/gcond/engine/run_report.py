@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -84,6 +85,7 @@ class RunReport:
             "dataset_title": data.title,
             "missing_packages": data.facts["missing_packages"],
             "data_checksum": data.facts["checksum"],
+            "intensity": asdict(data.intensity),
             "trivial": trivial,
         }
 

@@ -56,7 +56,7 @@ class Prober:
             return {task.name: probe(found, task) for task in asked}
 
         def of_weights(state: str) -> dict[str, Probed]:
-            return probed(encoder(run.model(state, data)[0].to(self._device)))
+            return probed(encoder(run.model(state, data.intensity.channels)[0].to(self._device)))
 
         own = of_weights("last")
         begins = [dataset, run.cfg.model, run.cfg.seed, run.cfg.loss.get("labels")]

@@ -47,7 +47,7 @@ def beginning(run: LoadedRun) -> str:
 
 def measure(run: LoadedRun, data: Splits, state: str, mode: str, n: int, device: torch.device) -> pd.DataFrame:
     """What `WindowProbe` finds, a row a parameter group; the standard error of NAME is NAME:error."""
-    model, step = run.model(state, data)
+    model, step = run.model(state, data.intensity.channels)
     images = run.images(data, device)
     probe = WindowProbe(model.to(device), run.objective(model, data), run.tasks, images, n,
                         training=mode == "train", scaler=run.scaler(device))  # fmt: skip
