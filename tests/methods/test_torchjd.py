@@ -101,6 +101,12 @@ def test_nash_is_solved_where_torchjd_s_own_start_leads_astray():
     assert astray > 0
 
 
+def test_weights_of_another_dtype_are_taken():
+    """Constant's are float32."""
+    given = torch.tensor([0.25, 0.75])
+    torch.testing.assert_close(weights(aggregation.Constant(given), J_BASE), given.double())
+
+
 def test_an_unfinished_solve_raises():
     rows = random_cases(4, tasks=(5,))[1].rows
     with pytest.raises(Unsolved, match=r"MGDA, resolution 7: not solved, weights .* residual .* Gram"):

@@ -151,7 +151,7 @@ class TorchJD(Resolver):
             self._alpha = float(weighting.alpha)
             expect(self._alpha >= 0, "alpha", "a number >= 0", self._alpha)
             return self._bind_fairgrad(weighting)
-        return lambda gram: torch.as_tensor(weighting(gram / gram.diagonal().max()))
+        return lambda gram: torch.as_tensor(weighting(gram / gram.diagonal().max()), dtype=gram.dtype)
 
     def _bind_fairgrad(self, weighting: Any) -> Solve:
         degree = -self._alpha / (1 + self._alpha)  # w(k G) = k^degree w(G)
