@@ -10,8 +10,9 @@ from torch import Tensor
 
 from gcond.strategy.arguments import expect
 from gcond.strategy.conductor import GradientConductor
-from gcond.strategy.conflict import Resolver
+from gcond.strategy.conflict import LossWeighting, Resolver
 from gcond.strategy.estimate import Sequential
+from gcond.strategy.resolve.gradnorm import GradNorm
 from gcond.strategy.update import Raw
 
 
@@ -31,7 +32,7 @@ def as_torchjd(resolver: Resolver, tasks: Mapping[str, float] | None = None, see
     """
     from torchjd.aggregation import Aggregator
 
-    reads_losses = resolver.weighs_losses or type(resolver).__name__ == "GradNorm"
+    reads_losses = isinstance(resolver, LossWeighting | GradNorm)
     expect(not reads_losses, "resolver", "one that reads gradients alone", type(resolver).__name__)
 
     class Resolved(Aggregator):

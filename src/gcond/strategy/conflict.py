@@ -92,16 +92,17 @@ class Resolution:
 class Resolver(Protocol):
     """Settles the conflicts between task gradients. One that sets no flag reads Gram matrices and no history.
 
-    `uses_history`: whether it reads `Conflict.cross`; if not, no reference rows are held.
-    `needs_task_gradients`: whether it needs a row per task; if not, one joint backward pass serves all tasks.
-    `weighs_losses`: whether it weights the losses before a joint backward pass (see `LossWeighting`).
-    `works_on_coordinates`: whether it answers with `Resolution.blockwise`.
-    `remembers_coordinates`: whether its state is of the size of the rows.
-    `needs_every_task`: whether a window that brings no loss of a task is an error; if not, such a task takes no part.
-    `reads_absent`: whether it reads `Conflict.absent`; if not, it gets a conflict without those tasks.
-    `remembers`: the names of what it keeps between steps, each in an attribute of that name with a leading underscore.
-    `starts`: those of them with an entry for each task, tensors [m, ...] or lists and dicts of such, with the value of
-    a task that is added; None refuses other tasks, and the same in another order, to a resolver that remembers.
+    - `uses_history`: whether it reads `Conflict.cross`; if not, no reference rows are held.
+    - `needs_task_gradients`: whether it needs a row per task; if not, one joint backward pass serves all tasks.
+    - `weighs_losses`: whether it weights the losses before a joint backward pass (see `LossWeighting`).
+    - `works_on_coordinates`: whether it answers with `Resolution.blockwise`.
+    - `remembers_coordinates`: whether its state is of the size of the rows.
+    - `needs_every_task`: whether a window that brings no loss of a task is an error; if not, such a task takes no part.
+    - `reads_absent`: whether it reads `Conflict.absent`; if not, it gets a conflict without those tasks.
+    - `remembers`: the names of what it keeps between steps, each in an attribute of that name with a leading
+      underscore.
+    - `starts`: those of them with an entry for each task, tensors [m, ...] or lists and dicts of such, with the value
+      of a task that is added; None refuses other tasks, and the same in another order, to a resolver that remembers.
     """
 
     uses_history: bool = False
