@@ -60,6 +60,14 @@ def test_a_network_without_a_map_of_the_patches_or_with_idle_weights_is_refused(
         encoders.build(name, channels=1, stride=16, image_size=64)
 
 
+def test_no_random_number_is_drawn_in_training() -> None:
+    """timm's Swin drops residual branches by default."""
+    encoder = encoders.build("swin_tiny_patch4_window7_224", channels=1, stride=16, image_size=64).train()
+    images, state = torch.randn(2, 1, 64, 64), torch.get_rng_state()
+    encoder(images)
+    assert torch.equal(state, torch.get_rng_state())
+
+
 def test_the_cut_gives_the_values_of_the_whole_network() -> None:
     whole = timm.create_model("mobilenetv3_small_100", features_only=True).eval()
     cut = encoders.build("mobilenetv3_small_100", channels=3, stride=16, image_size=64).eval()

@@ -43,7 +43,7 @@ def build(name: str, channels: int, stride: int, image_size: int) -> Encoder:
     and in the parameter vector, and weight decay would still move it. Only the map of the last kept stage is returned;
     MobileNetV3's conv_head, which timm applies after global pooling, is not part of it.
 
-    A network for images of one size (ViT, Swin) is made for `image_size`.
+    A network for images of one size (ViT, Swin) is made for `image_size`. None drops anything in training.
 
     Raises ValueError for a name that timm does not know, for a stride that the network does not have, and for a network
     that gives no feature map of width D at that stride.
@@ -59,6 +59,11 @@ def build(name: str, channels: int, stride: int, image_size: int) -> Encoder:
     arguments = _arguments(name, channels, stride, image_size)
     net = timm.create_model(**arguments)
     _drop_later_blocks(net)
+    for layer in net.modules():  # what draws random numbers in training: a stochastic depth, in Swin for one
+        if isinstance(layer, timm.layers.DropPath):
+            layer.drop_prob = 0.0
+        elif isinstance(layer, nn.Dropout):
+            layer.p = 0.0
     if name.startswith("mobilenet"):
         # 1.6 to 1.8 times as fast on a CPU; ConvNeXt gains nothing
         net = net.to(memory_format=torch.channels_last)
