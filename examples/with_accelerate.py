@@ -14,7 +14,7 @@ def train(resolver, epochs=2):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     loader, optimizer = accelerator.prepare(DataLoader(dataset(), batch_size=8), optimizer)
     processes = Replicated() if accelerator.num_processes > 1 else None
-    conductor = GradientConductor(model, TASKS, resolver=resolver, accumulate=4, processes=processes)
+    conductor = GradientConductor(model, TASKS, resolver=resolver, accumulate=6, processes=processes)
     for _ in range(epochs):
         for batch in loader:
             with conductor.micro_batch(accelerator.scaler):  # None but for fp16

@@ -23,7 +23,7 @@ class MultiTask(lightning.LightningModule):
 
     def on_fit_start(self):  # here the parameters are on their device, and processes have met
         processes = Replicated() if self.trainer.world_size > 1 else None
-        self.conductor = GradientConductor(self.model, TASKS, resolver=self.resolver, accumulate=4, processes=processes)
+        self.conductor = GradientConductor(self.model, TASKS, resolver=self.resolver, accumulate=6, processes=processes)
         if self.restored:
             self.conductor.load_state_dict(self.restored)
 

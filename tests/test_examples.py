@@ -119,18 +119,18 @@ def test_timm_with_float16_scaler_clipping_and_average(monkeypatch: pytest.Monke
     assert apart(found, average.module) > 1e-4
 
 
-def test_lightning_and_a_run_that_is_resumed(tmp_path: Path) -> None:
+def test_lightning_with_incomplete_windows_and_a_run_that_is_resumed(tmp_path: Path) -> None:
     with_lightning = example("with_lightning", "lightning")
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "devices": 1}
-    assert apart(with_lightning.train(NOTHING, **quiet), by_adamw()) == 0
+    assert apart(with_lightning.train(NOTHING, **quiet), by_adamw(6)) < 1e-6
     whole = with_lightning.train("gcond", **quiet, default_root_dir=tmp_path / "whole")
     with_lightning.train("gcond", epochs=1, **quiet, default_root_dir=tmp_path / "part")
     (kept,) = (tmp_path / "part").rglob("*.ckpt")
     assert apart(with_lightning.train("gcond", resume=kept, **quiet), whole) == 0
 
 
-def test_accelerate() -> None:
-    assert apart(example("with_accelerate", "accelerate").train(NOTHING), by_adamw()) == 0
+def test_accelerate_with_incomplete_windows() -> None:
+    assert apart(example("with_accelerate", "accelerate").train(NOTHING), by_adamw(6)) < 1e-6
 
 
 def test_trainer_of_hugging_face_with_an_incomplete_window_in_each_epoch() -> None:
