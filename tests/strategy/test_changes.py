@@ -410,6 +410,8 @@ def test_sparse_gradients_become_dense_and_are_told_once(kind):
     expected = torch.zeros(5, 2)
     expected[[1, 3]] = table.weight.detach()[[1, 3]] * torch.tensor([[4.0], [2.0]])
     torch.testing.assert_close(table.weight.grad, expected)
+    with pytest.raises(RuntimeError, match="SparseAdam does not support dense gradients"):
+        torch.optim.SparseAdam(table.parameters()).step()
 
 
 # What is no step
