@@ -15,6 +15,7 @@ from engine.attempts import contents
 from engine.runs import config
 from omegaconf import OmegaConf
 
+from gcond.engine import run_folder
 from gcond.engine.run_folder import (
     MODELS,
     FinishedMeanwhile,
@@ -114,6 +115,20 @@ def test_a_model_with_another_encoder_is_not_called_by_the_name_of_its_own() -> 
     assert "-resnet34-" in RunFolder(config(*BASE, "model.encoder=resnet34", "model.name=${model.encoder}")).name
     for path in MODELS.glob("*.yaml"):
         assert f"-{path.stem}-" in RunFolder(config(*BASE, f"model={path.stem}")).name
+
+
+def test_a_copied_file_that_keeps_its_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its runs would take the place of the other's in every table."""
+    monkeypatch.setattr(run_folder, "ROOT", tmp_path)
+    monkeypatch.setattr(run_folder, "_names", run_folder._names.__wrapped__)
+    strategies = tmp_path / "conf" / "strategy"
+    strategies.mkdir(parents=True)
+    for name in ("baseline", "mine"):
+        (strategies / f"{name}.yaml").write_text("strategy:\n  name: baseline\n  label: Baseline\n")
+    with pytest.raises(ValueError, match=r"`strategy\.name`: conf/strategy/mine\.yaml"):
+        RunFolder(config(*BASE, "strategy=baseline"))
+    (strategies / "mine.yaml").write_text("strategy:\n  name: mine\n")
+    assert "-baseline-" in RunFolder(config(*BASE, "strategy=baseline")).name
 
 
 def test_another_config_in_the_folder_is_told_key_by_key(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -60,6 +61,7 @@ class RunFolder:
 
     def __init__(self, cfg: DictConfig) -> None:
         _check_model_name(cfg.model)
+        _check_files(cfg)
         self.hash = config_hash(cfg)
         own = f"{cfg.dataset.name}-{cfg.model.name}-{cfg.strategy.name}-seed{cfg.seed}-{self.hash}"
         self.name = own if cfg.name is None else str(cfg.name)
@@ -143,6 +145,25 @@ def _check_model_name(model: DictConfig) -> None:
             f"`model.name`: {model.name} is the name of the encoder {encoder}, found {model.encoder}; name this model "
             f"too, model.name={model.encoder}"
         )
+
+
+def _check_files(cfg: DictConfig) -> None:
+    """A run is named, recorded and compared by the names of its parts, so a copied file needs a name of its own."""
+    for group in ("dataset", "model", "scale", "strategy"):
+        name = cfg[group].name
+        if odd := [stem for stem, own in _names(group).items() if own == name and stem != name]:
+            raise ValueError(
+                f"`{group}.name`: conf/{group}/{odd[0]}.yaml also calls itself {name}, so their runs could not be told "
+                f"apart; write `name: {odd[0]}` there, and a label of its own if it has one"
+            )
+
+
+@functools.cache
+def _names(group: str) -> dict[str, str]:
+    """What each file of conf/`group` calls itself."""
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "conf" / group).glob("*.yaml")}
+    found = {stem: re.search(r"^ *name: *(\S+)", text, re.MULTILINE) for stem, text in texts.items()}
+    return {stem: match[1] for stem, match in found.items() if match}
 
 
 @functools.cache
