@@ -140,12 +140,16 @@ class Run:
 
     def step(self, batches: list[Batch]) -> dict[str, float]:
         metrics = self.conductor.step(batches, self.network.losses, scaler=self.scaler)
+        self.move()
+        return metrics
+
+    def move(self) -> None:
+        """Let the optimizer take `p.grad`."""
         if self.scaler is None:
             self.optimizer.step()
         else:
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        return metrics
 
     def train(self, windows: Iterable[list[Batch]]) -> list[dict[str, float]]:
         return [self.step(batches) for batches in windows]

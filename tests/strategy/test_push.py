@@ -23,11 +23,7 @@ def pushed(run: Run, batches: Any, one_by_one: bool = False) -> list[dict[str, f
         assert all(parameter.grad is None for parameter in run.network.parameters())
         if conductor.ready:
             records.append(conductor.resolve())
-            if run.scaler is None:
-                run.optimizer.step()
-            else:
-                run.scaler.step(run.optimizer)
-                run.scaler.update()
+            run.move()
     return records
 
 

@@ -24,7 +24,7 @@ from gcond.model.patches import hidden_mask
 from gcond.strategy.estimate import Losses
 from gcond.strategy.flat import FlatParameters
 from gcond.strategy.gradient_noise import Estimates, GradientRows, GradientSums, describe, estimates
-from gcond.strategy.profiler import untouched
+from gcond.strategy.profiler import task_gradients, untouched
 
 
 @dataclass
@@ -60,7 +60,8 @@ class ProbeGradients:
             self.model.train(self.training)
             for batch in batches:
                 scale = self.scaler.get_scale()
-                taker.add(self._gradients(batch, parameters, scale), 1 / scale)
+                values = self.losses(batch, list(self.tasks))
+                taker.add(task_gradients(values, self.tasks, scale, parameters), 1 / scale)
 
     def independent(self) -> Iterator[Batch]:
         """n micro-batches of B different images, any of which may come again in another, by the seed alone."""
@@ -80,13 +81,6 @@ class ProbeGradients:
                 raw, labels = source.labelling.drawn(raw, chosen[place * size :][:size], draw)
                 labels = labels.to(source.device)
             yield Batch(source.intensity.normalise(raw.to(source.device)), hidden.to(source.device), labels)
-
-    def _gradients(self, batch: Batch, parameters: Sequence[Tensor], scale: float) -> Iterator[Sequence[Tensor | None]]:
-        values = self.losses(batch, list(self.tasks))
-        last = list(self.tasks)[-1]
-        for task, weight in self.tasks.items():
-            loss = values[task] * (weight * scale)
-            yield torch.autograd.grad(loss, parameters, retain_graph=task != last, allow_unused=True)
 
 
 class GradientProbe(ProbeGradients):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gcond.strategy import products
 from gcond.strategy.arguments import checked_lambdas, expect, expect_one_of, floating_dtype, object_or_default
-from gcond.strategy.conflict import Conflict, LossWeighting, Resolution, Resolver, by_task
+from gcond.strategy.conflict import Conflict, LossWeighting, Resolution, Resolver, by_task, resolve
 from gcond.strategy.diagnose import WindowRecord, average, describe
 from gcond.strategy.estimate import Estimator, Joint, Losses, Sequential, Window
 from gcond.strategy.flat import FlatParameters, Layout, Move, Parameters, described, grouped, lay_out
@@ -665,7 +665,7 @@ class GradientConductor:
                 f"{list(absent)}; expected a longer window, or another resolver"
             )
         joint = len(gradients.rows) < len(self.tasks)
-        whole = Conflict(
+        conflict = Conflict(
             tasks=self._names(gradients),
             gram=statistics.gram,
             cross=statistics.cross,
@@ -676,12 +676,9 @@ class GradientConductor:
             generator=self._generator,
             absent=absent,
         )
-        conflict = whole if self.resolver.reads_absent else whole.without_absent()
-        resolution = self.resolver.resolve(conflict)
-        if conflict is not whole:
-            resolution = resolution.spread(whole)
+        resolution = resolve(self.resolver, conflict)
         self._resolutions += 1
-        metrics = describe(whole, resolution)
+        metrics = describe(conflict, resolution)
         if isinstance(self.resolver, LossWeighting):
             metrics |= self.resolver.after_window(values)
         if resolution.coefficients is None:

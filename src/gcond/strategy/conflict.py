@@ -142,6 +142,13 @@ class Resolver(Protocol):
             setattr(self, f"_{name}", deepcopy(value))
 
 
+def resolve(resolver: Resolver, conflict: Conflict) -> Resolution:
+    """The resolver's answer; one that does not read `Conflict.absent` sees only the tasks that are there."""
+    if resolver.reads_absent or not conflict.absent:
+        return resolver.resolve(conflict)
+    return resolver.resolve(conflict.without_absent()).spread(conflict)
+
+
 def by_task(kept: Any, before: Sequence[str], now: Sequence[str], new: float) -> Any:
     """Tensors [m, ...] in `kept` for the tasks `now`, in their order; `new` for those that were not among `before`."""
     if isinstance(kept, dict):

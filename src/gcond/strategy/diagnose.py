@@ -34,7 +34,8 @@ def describe(conflict: Conflict, resolution: Resolution) -> dict[str, float]:
             metrics[f"cosine/{name}"] = minimum_cosine(gram)
     if len(conflict.tasks) > 2:
         there = conflict.without_absent()
-        metrics |= {f"pair_cosine/{','.join(pair)}": value for pair, value in cosines(there.tasks, there.gram).items()}
+        pairs = pair_cosines(there.tasks, there.gram)
+        metrics |= {f"pair_cosine/{','.join(pair)}": value for pair, value in pairs.items()}
     if resolution.coefficients is not None:
         metrics |= _describe_coefficients(conflict, resolution.coefficients)
     return metrics | resolution.metrics
@@ -56,10 +57,16 @@ def _describe_coefficients(conflict: Conflict, coefficients: Tensor) -> dict[str
     return metrics
 
 
-def cosines(tasks: Sequence[str], gram: Tensor) -> dict[tuple[str, str], float]:
+def cosines(gram: Tensor) -> Tensor:
+    """Of inner products [..., m, m]; nan where a square is not above 0."""
+    squares = gram.diagonal(dim1=-2, dim2=-1)
+    norms = torch.where(squares > 0, squares, math.nan).sqrt()
+    return gram / (norms[..., :, None] * norms[..., None, :])
+
+
+def pair_cosines(tasks: Sequence[str], gram: Tensor) -> dict[tuple[str, str], float]:
     """The cosine of each pair of `tasks` with the Gram matrix `gram` [m, m]; nan where a gradient is zero."""
-    norms = gram.diagonal().sqrt()
-    values = (gram / torch.outer(norms, norms)).tolist()
+    values = cosines(gram).tolist()
     return {(tasks[i], tasks[j]): values[i][j] for i, j in combinations(range(len(tasks)), 2)}
 
 
@@ -90,7 +97,7 @@ class WindowRecord:
     @property
     def cosines(self) -> dict[str, dict[tuple[str, str], float]]:
         """Group -> pair of tasks -> cosine."""
-        return {group: cosines(self.tasks, gram) for group, gram in self.grams.items()}
+        return {group: pair_cosines(self.tasks, gram) for group, gram in self.grams.items()}
 
     def reach(self) -> str:
         """A table of which parameters which tasks share."""

@@ -98,14 +98,11 @@ class Window:
             self.backward(losses(batch, names))
 
     def backward(self, values: Mapping[str, Tensor]) -> None:
-        """Let those of the expected losses that there are go backward; ValueError where one is no scalar.
-
-        Losses in half precision become float32, so that lambdas and a GradScaler's factor are applied in float32.
-        """
+        """Let those of the expected losses that there are go backward; ValueError where one is no scalar."""
         self._forward.close()
-        _check_losses(values, self._asked)
+        checked = checked_losses(values, self._asked)
         self._look_at(values)
-        values = {name: value.float() if value.dtype in HALF else value for name, value in values.items()}
+        values = checked
         for name, value in values.items():
             self.seen.setdefault(name, []).append(value.detach())
         if values:
@@ -173,7 +170,7 @@ class Estimator:
         return False
 
     def rows(self, tasks: Sequence[str]) -> int:
-        """The rows that `gather` fills; ValueError where the estimator cannot serve these tasks."""
+        """The rows that `backward` fills; ValueError where the estimator cannot serve these tasks."""
         return len(tasks)
 
     def micro_batch_indices(self, rank: int, size: int, tasks: Sequence[str]) -> list[int]:
@@ -308,7 +305,11 @@ class Stochastic(Estimator):
         return count // tasks
 
 
-def _check_losses(values: Any, names: Sequence[str]) -> None:
+def checked_losses(values: Any, names: Sequence[str]) -> Mapping[str, Tensor]:
+    """Those of the losses `names` that there are; ValueError where there is another, or one is no scalar.
+
+    Losses in half precision become float32, so that lambdas and a GradScaler's factor are applied in float32.
+    """
     if not isinstance(values, Mapping) or not set(values) <= set(names):
         found = list(values) if isinstance(values, Mapping) else type(values).__name__
         raise ValueError(
@@ -327,3 +328,4 @@ def _check_losses(values: Any, names: Sequence[str]) -> None:
                 f"{tuple(value.shape)}, {value.dtype}, requires_grad={value.requires_grad}; was it computed under "
                 "torch.no_grad(), from detached values or by frozen parameters alone?"
             )
+    return {name: value.float() if value.dtype in HALF else value for name, value in values.items()}

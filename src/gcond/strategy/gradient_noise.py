@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from gcond.strategy.diagnose import minimum_cosine
+from gcond.strategy.diagnose import cosines, minimum_cosine
 from gcond.strategy.flat import FlatParameters
 from gcond.strategy.products import by_chunks
 
@@ -148,13 +148,6 @@ def _noise(squares: Tensor, square: Tensor) -> float:
     """From the squared norms of the windows' means [W] and of their mean: sum |x_w - x|^2 = sum |x_w|^2 - W |x|^2."""
     deviations = squares.sum() - len(squares) * square
     return float(deviations / (len(squares) - 1) / square)
-
-
-def cosines(gram: Tensor) -> Tensor:
-    """Of inner products [..., m, m]; nan where a square is not above 0."""
-    squares = gram.diagonal(dim1=-2, dim2=-1)
-    norms = torch.where(squares > 0, squares, math.nan).sqrt()
-    return gram / (norms[..., :, None] * norms[..., None, :])
 
 
 def _disjoint_cosine(halves: Tensor) -> float:

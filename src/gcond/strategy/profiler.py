@@ -26,10 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from gcond.strategy.arguments import checked_lambdas, expect, object_or_default
-from gcond.strategy.conflict import Conflict, Resolver
-from gcond.strategy.estimate import HALF, Losses, _check_losses
+from gcond.strategy.conflict import Conflict, Resolver, resolve
+from gcond.strategy.diagnose import cosines
+from gcond.strategy.estimate import Losses, checked_losses
 from gcond.strategy.flat import FlatParameters, grouped
-from gcond.strategy.gradient_noise import GradientSums, between, cosines, jackknife
+from gcond.strategy.gradient_noise import GradientSums, between, jackknife
 from gcond.strategy.named import RESOLVERS
 from gcond.strategy.resolve.linear import Linear
 from gcond.strategy.safety import keeping_buffers, scale_of
@@ -103,11 +104,10 @@ def profile(
         for batch in itertools.islice(loader, micro_batches):
             factor = scale_of(scaler) or 1.0
             with keeping_buffers():
-                values = losses(batch, list(lambdas))
-            _check_losses(values, list(lambdas))
+                values = checked_losses(losses(batch, list(lambdas)), list(lambdas))
             reentrant = not brought and any(type(node).__name__ == REENTRANT for node in nodes(values.values()))
             expect(not reentrant, "losses", "checkpoints with use_reentrant=False", "reentrant ones")
-            gram = sums.add(_gradients(values, lambdas, factor, flat.parameters), 1 / factor)
+            gram = sums.add(task_gradients(values, lambdas, factor, flat.parameters), 1 / factor)
             for index, name in enumerate(lambdas):
                 found = f"that of {name} in micro-batch {len(brought)}, losses times {factor:g}, is not"
                 expect(bool(torch.isfinite(gram[:, index, index]).all()), "losses", "finite gradients", found)
@@ -120,16 +120,17 @@ def profile(
     return _Measured(flat, list(lambdas), sums, torch.tensor(brought).double()).report(resolvers, one_pass)
 
 
-def _gradients(
-    values: Mapping[str, Tensor], lambdas: Mapping[str, float], factor: float, parameters: list[Tensor]
+def task_gradients(
+    values: Mapping[str, Tensor], lambdas: Mapping[str, float], factor: float, parameters: Sequence[Tensor]
 ) -> Iterator[Sequence[Tensor | None]]:
+    """For each task the gradient of its loss, times lambda and `factor`; one that has none reaches no parameter."""
     left = [name for name in lambdas if name in values]
     for name, weight in lambdas.items():
         if name not in values:
             yield [None] * len(parameters)
             continue
         left.remove(name)
-        loss = (values[name].float() if values[name].dtype in HALF else values[name]) * (weight * factor)
+        loss = values[name] * (weight * factor)
         with keeping_buffers(backward=True):
             gradients = torch.autograd.grad(loss, parameters, retain_graph=bool(left), allow_unused=True)
         yield gradients
@@ -286,12 +287,10 @@ class _Measured:
         for step, count in enumerate(counts):
             gram, before = grams[step] / count / count[:, None], cross[step] / count[:, None]
             absent = tuple(task for task, there in zip(self._tasks, given[step].tolist(), strict=True) if not there)
-            whole = Conflict(tuple(self._tasks), gram, before, {}, unknown, ones, step, draw, absent)
+            conflict = Conflict(tuple(self._tasks), gram, before, {}, unknown, ones, step, draw, absent)
             if gram.sum() <= 0:
                 continue  # nothing to turn
-            conflict = whole if resolver.reads_absent else whole.without_absent()
-            resolution = resolver.resolve(conflict)
-            weights = (resolution if conflict is whole else resolution.spread(whole)).weights
+            weights = resolve(resolver, conflict).weights
             along, square = weights @ gram.sum(1), weights @ gram @ weights
             cosine = float(along / (square * gram.sum()).sqrt()) if square > 0 else 0.0
             sines.append(math.sqrt(max(0.0, 1 - cosine**2)) if cosine > 0 else 1.0)
