@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gcond.files import ROOT
-from gcond.study.methods import kind
+from gcond.study.methods import STUDY, kind
 
-STUDY, EXPERIMENTS = ROOT / "study", ROOT / "conf" / "experiment"
+EXPERIMENTS = ROOT / "conf" / "experiment"
 PAPER_SEEDS = (11, 42, 2025)
 MORE_SEEDS = (1, 2, 3, 4, 5, 6, 7)  # `--seeds 10` are the paper's and these
 

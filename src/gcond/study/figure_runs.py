@@ -65,7 +65,7 @@ def choose(name: str, spec: dict[str, Any], folder: Path, lr: float | str | None
             f"`gcond study run {spec.get('artefact', name)} --scale {folder.name}` makes them"
         )
     shown = ordered_datasets(own.dataset)
-    rate = RATES.get(str(lr)) or f"learning rate {written(float(lr or 0))}"
+    rate = RATES.get(str(lr)) or f"learning rate {tables.written(float(lr or 0))}"
     missing = absent(own, spec["arms"], shown, () if datasets else families)
     arms = [arm for arm in wanted if (own.strategy == arm).any()]
     return Chosen(name, spec, folder, own, arms, shown, rate, missing, local)
@@ -105,11 +105,6 @@ def absent(runs: pd.DataFrame, arms: Sequence[str], shown: list[str], families: 
 def family(dataset: str) -> str:
     """ct, or photographs, for which any other data set stands."""
     return "ct" if kind(dataset) == "ct" else "photographs"
-
-
-def written(lr: float) -> str:
-    """A learning rate as 2e-4."""
-    return np.format_float_scientific(lr, trim="-", exp_digits=1)
 
 
 def finish(figure: Figure, chosen: Chosen, reading: str) -> Figure:

@@ -176,7 +176,7 @@ def _toy(results: Path, **_: Any) -> list[Path]:
 def _table2(results: Path, scale: str = "mini", lr: str | float = "own", **choices: Any) -> list[Path]:
     """As Markdown, LaTeX and CSV."""
     table = table2.build(results / scale, lr=lr, **choices)
-    rate = lr if isinstance(lr, str) else np.format_float_scientific(lr, trim="-", exp_digits=1)
+    rate = lr if isinstance(lr, str) else tables.written(lr)
     base = results / scale / ("table2" if lr == "own" else f"table2_lr{rate}")
     command = f"gcond study table table2 --scale {scale}" + ("" if lr == "own" else f" --lr {rate}")
     markdown, csv, tex = (base.with_suffix(suffix) for suffix in (".md", ".csv", ".tex"))

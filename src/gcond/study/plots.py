@@ -22,7 +22,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from gcond.files import write_atomically
 from gcond.study import computed_plots, judge, tables
-from gcond.study.figure_runs import Chosen, choose, family, finish, frame, ordered_datasets, written
+from gcond.study.figure_runs import Chosen, choose, family, finish, frame, ordered_datasets
 from gcond.study.methods import RATES, dataset_label, facts, label, look, paper_table2
 
 NAMES = tuple(facts("figures")["figures"])
@@ -69,7 +69,7 @@ def draw(
         figure = forest(name, spec, folder, lr, datasets or (), seeds or ())
     else:
         figure = KINDS[spec["kind"]](choose(name, spec, folder, lr, datasets or (), seeds or (), runs))
-    suffix = "" if lr is None else f"_lr{lr if isinstance(lr, str) else written(lr)}"
+    suffix = "" if lr is None else f"_lr{lr if isinstance(lr, str) else tables.written(lr)}"
     return [_save(figure, folder / "figures" / f"{name}{suffix}.png")]
 
 

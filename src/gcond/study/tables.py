@@ -155,6 +155,11 @@ def _joined(overrides: Mapping[str, Any]) -> str:
     return ",".join(f"{key}={value}" for key, value in sorted(overrides.items()))
 
 
+def written(lr: float) -> str:
+    """A learning rate as 2e-4."""
+    return np.format_float_scientific(lr, trim="-", exp_digits=1)
+
+
 def at_rate(runs: pd.DataFrame, lr: str | float) -> pd.DataFrame:
     """Rows of `runs` at one learning rate: own (the scale's), paper (2e-4), a number, or best: each arm's best.
 
