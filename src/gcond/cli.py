@@ -38,6 +38,14 @@ gcond plan-memory CHOICES   what a step holds in memory
 NAME: table2, figure3, o1, conflict, …, `all`, or `queue`, the study's own runs in order of value.
 """
 
+WEIGHTS = "gcond.weights"  # whose commands share one parser
+MODULES = {  # command -> whose `main` it is, imported when it is asked for
+    "sweep": "gcond.sweep.__main__",
+    "dashboard": "gcond.study.dashboard",
+    "profile": "gcond.profile_run",
+    "plan-memory": "gcond.engine.memory",
+    **dict.fromkeys(("export", "reconstruct", "evaluate"), WEIGHTS),
+}
 BENCH, BENCHED = "bench/steps.py", ("table3", "table4")
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 DATA = {
@@ -56,21 +64,15 @@ def main(arguments: list[str] | None = None) -> int:
         print(ABOUT, end="")
         return 0 if words else 2
     command, rest = words[0], words[1:]
-    commands: Mapping[str, Command] = {
-        "train": _train,
-        "sweep": _sweep,
-        "study": study,
-        "dashboard": _dashboard,
-        "data": _data,
-        "profile": _profile,
-        "plan-memory": _plan_memory,
-        **dict.fromkeys(("export", "reconstruct", "evaluate"), lambda _: _weights(words)),
-    }
-    if command not in commands:
-        print(f"error: expected {', '.join(commands)}; found {command!r} (gcond --help)", file=sys.stderr)
+    known: Mapping[str, Command] = {"train": _train, "study": study, "data": _data}
+    if command not in {**known, **MODULES}:
+        expected = ", ".join([*known, *MODULES])
+        print(f"error: expected {expected}; found {command!r} (gcond --help)", file=sys.stderr)
         return 2
     try:
-        return commands[command](rest) or 0
+        if command in known:
+            return known[command](rest) or 0
+        return _call(command, words if MODULES[command] == WEIGHTS else rest)
     except ModuleNotFoundError as error:
         if (error.name or "gcond").partition(".")[0] == "gcond":
             raise
@@ -90,34 +92,8 @@ def _train(rest: list[str]) -> None:
     command.main()
 
 
-def _sweep(rest: list[str]) -> int:
-    from gcond.sweep.__main__ import main as sweep
-
-    return sweep(rest)
-
-
-def _dashboard(rest: list[str]) -> int:
-    from gcond.study.dashboard import main as dashboard
-
-    return dashboard(rest)
-
-
-def _profile(rest: list[str]) -> int:
-    from gcond.profile_run import main as profile
-
-    return profile(rest)
-
-
-def _weights(words: list[str]) -> int:
-    from gcond.weights import main as weights
-
-    return weights(words)
-
-
-def _plan_memory(rest: list[str]) -> int:
-    from gcond.engine.memory import main as plan_memory
-
-    return plan_memory(rest)
+def _call(command: str, words: list[str]) -> int:
+    return int(importlib.import_module(MODULES[command]).main(words))
 
 
 def _data(rest: list[str]) -> int:
@@ -162,7 +138,7 @@ def _run(options: argparse.Namespace) -> int:
     failed = 0
     for overrides in sweeps:
         print(f"== {overrides[0].removeprefix('experiment=')}", flush=True)
-        if (status := _sweep([*_sweep_options(options), *overrides])) >= 128:  # stopped by a signal
+        if (status := _call("sweep", [*_sweep_options(options), *overrides])) >= 128:  # stopped by a signal
             return status
         failed |= status
     if sweeps:
@@ -253,13 +229,12 @@ def _measure(then: str, options: argparse.Namespace, choices: Choices) -> int:
         status = 0
         for overrides in special.static_weights(tables.runs(options.out / options.scale), choices.datasets):
             settings = [f"scale={choices.scale}", f"seed={','.join(map(str, choices.seeds))}", *choices.overrides]
-            status |= _sweep([*_sweep_options(options), *settings, *overrides])
+            status |= _call("sweep", [*_sweep_options(options), *settings, *overrides])
         return status
     module = {"linear_probe": "gcond.linear_probe.__main__", "window_noise": "gcond.study.window_noise"}[then]
-    paths = {"ct": options.ct, "headneck": options.headneck, "imagenet": options.imagenet}
     words = ["--scale", options.scale, "--runs", str(options.runs), "--results", str(options.out)]
     words += ["--device", options.device]
-    words += [word for name, path in paths.items() if path for word in (f"--{name}", path)]
+    words += [word for name, path in _paths(options).items() for word in (f"--{name}", path)]
     words += ["--datasets", ",".join(choices.datasets)] if choices.datasets else []
     return int(importlib.import_module(module).main(words))
 
@@ -308,9 +283,14 @@ def _recorded(options: argparse.Namespace) -> list[str]:
     return ["--results", str(options.out), "--missing"] if options.missing else []
 
 
-def _choices(options: argparse.Namespace) -> Choices:
+def _paths(options: argparse.Namespace) -> dict[str, str]:
+    """Of the data sets whose place is given."""
     paths = {"ct": options.ct, "headneck": options.headneck, "imagenet": options.imagenet}
-    overrides = [f"paths.{name}={path}" for name, path in paths.items() if path]
+    return {name: path for name, path in paths.items() if path}
+
+
+def _choices(options: argparse.Namespace) -> Choices:
+    overrides = [f"paths.{name}={path}" for name, path in _paths(options).items()]
     overrides += [f"device={options.device}"] if options.device != "auto" else []
     overrides += [f"runs={options.runs}"] if options.runs != Path("runs") else []
     if options.scale == "paper" and not options.imagenet:

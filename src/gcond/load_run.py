@@ -41,6 +41,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
 
 
+def add_options_of_one(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a command that looks at one run."""
+    parser.add_argument("--data", type=Path, help="folder of a run's data (default: data/ and the data set's name)")
+    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="a run's config may name it")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+
+
 def roots(options: argparse.Namespace) -> dict[str, Path | None]:
     """Data set -> its folder, by the options."""
     return {name: getattr(options, name) for name in STORES} | {"imagenet256": options.imagenet}

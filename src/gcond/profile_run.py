@@ -16,7 +16,7 @@ from pathlib import Path
 from gcond.config import compose
 from gcond.engine import device as devices
 from gcond.engine.probes import ProbeGradients
-from gcond.load_run import STATES, Configured, LoadedRun, all_at
+from gcond.load_run import STATES, Configured, LoadedRun, add_options_of_one, all_at
 from gcond.output import status_of
 from gcond.schema import check
 from gcond.strategy import profile
@@ -30,9 +30,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--state", choices=STATES, help="weights of a run (default: last)")
     parser.add_argument("--micro-batches", type=int, default=64, help="32, 64, 128 … (default: 64)")
     parser.add_argument("--out", type=Path, default=Path("profile.html"), help="the page (default: profile.html)")
-    parser.add_argument("--data", type=Path, help="folder of a run's data (default: data/ and the data set's name)")
-    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="a run's config may name it")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    add_options_of_one(parser)
     options = parser.parse_intermixed_args(words)
     return status_of(lambda: _profile(options))
 

@@ -22,7 +22,7 @@ from gcond.engine.evaluate import EvaluationSet, evaluate, means
 from gcond.engine.reconstructions import COLUMNS, cells, write_sheet
 from gcond.engine.run_folder import read_report
 from gcond.files import write_atomically
-from gcond.load_run import WEIGHTS, LoadedRun, all_at
+from gcond.load_run import WEIGHTS, LoadedRun, add_options_of_one, all_at
 from gcond.model.encoders import Encoder
 from gcond.model.masking import fixed_hidden
 from gcond.output import status_of
@@ -139,9 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     of = argparse.ArgumentParser(add_help=False)
     of.add_argument("run", type=Path, metavar="RUN", help="a finished run's folder, runs/SCALE/NAME")
     of.add_argument("--weights", choices=WEIGHTS, default="last", help="best: of a run with finished_keeps=checkpoints")
-    of.add_argument("--data", type=Path, help="folder of the run's data (default: data/ and the data set's name)")
-    of.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="the run's config may name it")
-    of.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    add_options_of_one(of)
     one = commands.add_parser("export", parents=[of], help="the encoder's weights, for timm")
     one.add_argument("--timm", type=Path, required=True, metavar="FILE", help="a .safetensors file to write")
     one.set_defaults(act=export)
