@@ -97,9 +97,11 @@ class Workers:
 
     def _stop(self, signum: int, frame: FrameType | None) -> None:
         """A closed terminal and its shell may both send SIGHUP: within ECHO seconds that is one signal."""
-        again = self.signum and (signum == signal.SIGINT or time.monotonic() - self._asked > ECHO)
-        self.signum, self._asked = signum, time.monotonic()
-        self._send(signal.SIGKILL if again else signal.SIGTERM)
+        now = time.monotonic()
+        if self.signum and signum != signal.SIGINT and now - self._asked <= ECHO:
+            return
+        self._send(signal.SIGKILL if self.signum else signal.SIGTERM)
+        self.signum, self._asked = signum, now
 
     def _send(self, signum: int) -> None:
         for each in self.running:
