@@ -24,6 +24,7 @@ from gcond.study.table2 import Table2, effect, plus_minus
 
 TEMPLATES = Path(__file__).with_name("templates")
 ON_PAGE = {"": "", "train_tail": "training", "best_val": "validation", "best_test": "test"}  # epochs in claims.md
+BEGIN, END = "<!-- finding -->", "<!-- end -->"  # of what the repository's README shows of results/README.md
 BESIDE = ", recorded by this project, not run here"
 
 
@@ -288,7 +289,8 @@ def compared(row: dict[str, Any]) -> str:
 
 
 def _readme(results: Path, **_: Any) -> list[Path]:
-    """One screen of what was found, then the claims; its first table stands in the README of the repository, too.
+    """One screen of what was found, two pages of it, every claim, and what smaller runs said; the screen's first
+    paragraph and table stand in the README of the repository, too.
 
     Its sentences are about what this project recorded: there is no such page of a user's own results.
     """
@@ -303,15 +305,17 @@ def _readme(results: Path, **_: Any) -> list[Path]:
     n, rows = first_table(found)
     runs = {folder.parent.name: len(tables.read(folder.parent)) for folder in sorted(results.glob("*/runs.csv"))}
     stand = [row | {"what": _decided_by(row)} for row in judge.verdicts(claims, found).to_dict("records")]
+    content = {"table": table, "rows": rows, "n": n, "runs": runs, "claims": claims, "verdicts": stand,
+               "trivial": _against_predictors(results, **table["where"]),
+               "scales": [scale for scale in judge.SCALES if (results / scale / "claims.md").exists()],
+               "say": lambda name: effect(named(name)),
+               "level": lambda name: f"{named(name)['effect']:.1f}"}  # fmt: skip
     root = results.resolve().parent / "README.md"
-    spliced = re.sub(r"(<!-- first table -->\n).*?(\n<!-- end -->)", rf"\1\n{grid(rows)}\n\2",
-                     root.read_text(encoding="utf-8"), flags=re.DOTALL)  # fmt: skip
-    write_text(root, spliced)
-    return [root, *_write(results / "README.md", "readme", table=table, rows=rows, n=n, runs=runs, claims=claims,
-                          verdicts=stand, trivial=_against_predictors(results, **table["where"]),
-                          scales=[scale for scale in judge.SCALES if (results / scale / "claims.md").exists()],
-                          say=lambda name: effect(named(name)),
-                          level=lambda name: f"{named(name)['effect']:.1f}")]  # fmt: skip
+    before, _, after = root.read_text(encoding="utf-8").partition(BEGIN)
+    write_text(root, f"{before}{BEGIN}\n\n{render('finding', **content)}\n{END}{after.partition(END)[2]}")
+    first = {"readme": results / "README.md", "verdicts": results / "claims.md", "history": results / "history.md",
+             "findings": ROOT / "docs" / "findings.md"}  # fmt: skip
+    return [root, *(path for template, to in first.items() for path in _write(to, template, **content))]
 
 
 def _decided_by(row: dict[str, Any]) -> str:
