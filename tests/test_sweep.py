@@ -35,6 +35,7 @@ from gcond.sweep.plan import (
     plan,
     print_disk,
     print_plan,
+    prove,
     size_of,
     with_paths_quoted,
 )
@@ -80,6 +81,15 @@ def test_where_one_run_of_a_sweep_is_refused_none_starts(
     assert sweep_command() == 2
     assert message in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_sweep_without_its_labels_is_refused_before_the_first_run(tmp_path: Path) -> None:
+    words = ["dataset=photos", "scale=smoke", "loss=l1_ssim_class", "strategy=baseline", f"runs={tmp_path / 'runs'}"]
+    prove(plan(words), here=True)
+    without = plan([*words, "loss.labels=dataset"])
+    prove(without, here=False)
+    with pytest.raises(ValueError, match=r"`loss\.labels`.*photos has no labels"):
+        prove(without, here=True)
 
 
 SHARED = {  # experiment, what is typed -> its runs on CT a seed, and how many of them are Table 2's too

@@ -14,10 +14,10 @@ from engine.attempts import same
 from engine.runs import config, parts, run, tiny_config
 from torch import nn
 
-from gcond.classification import ClassifyingLoss
+from gcond.classification import ClassifyingLoss, area_under_roc
 from gcond.config import build
-from gcond.engine.batches import Given, MicroBatches, TrainingImages, Turned, Turns, labelling_of, seeded
-from gcond.engine.evaluate import EvaluationSet, evaluate, means
+from gcond.engine.batches import Findings, Given, MicroBatches, TrainingImages, Turned, Turns, labelling_of, seeded
+from gcond.engine.evaluate import EvaluationSet, by_group, evaluate, means
 from gcond.engine.memory import Planner
 from gcond.engine.run_folder import RunFolder
 from gcond.engine.settings import Settings
@@ -164,6 +164,62 @@ def test_cross_entropy_and_accuracy_by_hand() -> None:
     assert found["class"] == pytest.approx(0.5 * -math.log(math.exp(2) / total) + 0.5 * math.log(total), rel=1e-6)
     with pytest.raises(ValueError, match="expected logits and labels for class"):
         loss(torch.zeros(1, 1, 3, 16, 16), torch.zeros(1, 3, 64, 64), torch.tensor([[0]]), ["class"])
+
+
+# Findings, any number an image
+
+
+class Says(nn.Module):
+    """Predicts zeros, and the logits [n, k] image after image."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self._logits = logits
+
+    def forward(self, images: torch.Tensor, hidden: torch.Tensor, classify: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(*hidden.shape, 3, 16, 16), self._logits[: len(images)]
+
+
+def test_binary_cross_entropy_and_macro_auc_by_hand() -> None:
+    """Third finding: no image has it, so that it has no area; second: 3 of 4 pairs are in order, one is a tie."""
+    data = tiny.load(64, val=4)
+    truth = torch.tensor([[1, 1, 0], [0, 1, 0], [1, 0, 0], [0, 0, 0]]).float()
+    logits = torch.tensor([[2, 3, -1], [1, 1, -1], [0.5, 1, -1], [-1, 0, -1]])
+    labelling = Findings(("a", "b", "c"), {"train": truth, "val": truth})
+    split = EvaluationSet.of(data, "val", None, 16, 0.75, labelling)
+    loss = ClassifyingLoss(16, data.intensity)
+    scores = evaluate(Says(logits), loss, split, loss.tasks, CPU)
+    found = means(scores)
+    by_hand = [math.log(1 + math.exp(-x if y else x)) for x, y in zip(logits.flatten(), truth.flatten(), strict=True)]
+    assert found["class"] == pytest.approx(sum(by_hand) / 12, rel=1e-6)
+    assert (found["auc/a"], found["auc/b"], found["auc_findings"]) == (0.75, 3.5 / 4, 2)
+    assert math.isnan(found["auc/c"])
+    assert found["auc"] == (0.75 + 3.5 / 4) / 2
+    assert not {"top1", "logit/a", "truth/a"} & set(found)
+    assert set(by_group(scores, ["x", "x", "y", "y"])["x"]) == {"images", "l1", "ssim", "class"}
+    rates = labelling.by_chance(truth)  # (2 + 1) / (4 + 2) twice, (0 + 1) / 6
+    assert rates["class"] == pytest.approx((2 * math.log(2) - math.log(5 / 6)) / 3, rel=1e-6)
+
+
+def test_the_area_is_the_share_of_pairs_in_order() -> None:
+    draw = torch.Generator().manual_seed(3)
+    for classes in (4, 1000):  # with many ties and with few
+        scores = torch.randint(classes, (60,), generator=draw).double()
+        positive = torch.rand(60, generator=draw) < 0.3
+        pairs = [(a > b) + (a == b) / 2 for a in scores[positive].tolist() for b in scores[~positive].tolist()]
+        assert area_under_roc(scores, positive) == pytest.approx(sum(pairs) / len(pairs), abs=1e-12)
+
+
+def test_top5_by_hand() -> None:
+    data = tiny.load(64, val=6)
+    names = [str(number) for number in range(7)]
+    labelling = Given({"train": names, "val": ["0", "4", "5", "6", "0", "3"]})
+    split = EvaluationSet.of(data, "val", None, 16, 0.75, labelling)
+    loss = ClassifyingLoss(16, data.intensity)
+    logits = torch.arange(7.0, 0, -1).expand(6, 7)  # class 0 is the first guess, 5 and 6 are the last two
+    found = means(evaluate(Says(logits), loss, split, loss.tasks, CPU))
+    assert (found["top1"], found["top5"]) == (2 / 6, 4 / 6)
+    assert labelling.by_chance(split.labels) == {"class": math.log(7), "top1": 1 / 7, "top5": 5 / 7}
 
 
 def test_the_rest_of_a_classifying_model_starts_like_one_without_classes() -> None:

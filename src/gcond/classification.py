@@ -1,6 +1,6 @@
 """A third task beside the reconstruction: what is shown, told from the encoder's features.
 
-B batch, H hidden patches, C channels, p patch size, S image size, k classes.
+B batch, H hidden patches, C channels, p patch size, S image size, k classes or findings, n images.
 """
 
 from __future__ import annotations
@@ -14,8 +14,12 @@ from gcond.loss import ReconstructionLoss
 
 
 class ClassifyingLoss(ReconstructionLoss):
-    """The reconstruction losses, and "class": the cross-entropy of the model's logits [B, k] with the labels [B], mean
-    over images, in float32 (float64 stays float64), under autocast too."""
+    """The reconstruction losses, and "class", of the model's logits [B, k].
+
+    Labels [B], integers, are one of k classes an image: cross-entropy, mean over images. Labels [B, k], 0 or 1 in
+    floating point, are k findings, any number an image: binary cross-entropy, mean over images and findings. In float32
+    (float64 stays float64), under autocast too.
+    """
 
     classifies = True
 
@@ -38,6 +42,27 @@ class ClassifyingLoss(ReconstructionLoss):
             if logits is None or labels is None:
                 raise ValueError("`tasks`: expected logits and labels for class, found none")
             with torch.autocast(images.device.type, enabled=False):
-                wide = torch.promote_types(logits.dtype, torch.float32)
-                losses["class"] = nn.functional.cross_entropy(logits.to(wide), labels)
+                logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+                findings = labels.is_floating_point()
+                entropy = nn.functional.binary_cross_entropy_with_logits if findings else nn.functional.cross_entropy
+                losses["class"] = entropy(logits, labels.to(logits.dtype) if findings else labels)
         return {task: losses[task] for task in tasks}
+
+
+def hits(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Of classes, labels [n]: "top1", whether the largest logit [n, k] is the label's, and with more than five classes
+    "top5", whether it is among the five largest."""
+    found = {"top1": logits.argmax(1) == labels}
+    return found | ({"top5": (logits.topk(5).indices == labels[:, None]).any(1)} if logits.shape[1] > 5 else {})
+
+
+def area_under_roc(scores: Tensor, positive: Tensor) -> float:
+    """The probability that a positive scores above a negative, ties counting half: Mann-Whitney's U over its largest
+    value. Scores [n], `positive` bool [n]; nan where one of the two kinds is absent."""
+    positives = int(positive.sum())
+    pairs = positives * (len(scores) - positives)
+    if not pairs:
+        return float("nan")
+    _, place, counts = scores.unique(return_inverse=True, return_counts=True)
+    ranks = counts.cumsum(0) - (counts - 1).double() / 2  # from 1 on; of equal scores their mean
+    return (float(ranks[place][positive].sum()) - positives * (positives + 1) / 2) / pairs

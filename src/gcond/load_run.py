@@ -50,12 +50,13 @@ def add_options_of_one(parser: argparse.ArgumentParser) -> None:
 
 def roots(options: argparse.Namespace) -> dict[str, Path | None]:
     """Data set -> its folder, by the options."""
-    return {name: getattr(options, name) for name in STORES} | {"imagenet256": options.imagenet}
+    return {name: getattr(options, name) for name in STORES} | {"ich": options.ct, "imagenet256": options.imagenet}
 
 
 def all_at(folder: Path | None) -> dict[str, Path | None]:
     """Data set -> its folder, for one run: `folder`, or without it the usual one below data/."""
-    return {name: folder or Path("data", name) for name in STORES} | {"imagenet256": folder}
+    usual = {name: Path("data", name) for name in STORES} | {"ich": Path("data", "ct"), "imagenet256": None}
+    return {name: folder or path for name, path in usual.items()}
 
 
 class Configured:

@@ -126,7 +126,8 @@ def again(options: argparse.Namespace, run: LoadedRun) -> int:
     print(f"{options.split}, {len(images.images)} images, {options.weights} weights, of step {step}")
     differ = 0
     for name, found in means(evaluate(model.to(device), loss, images, loss.tasks, device, scale.workers)).items():
-        was = recorded.get(f"{options.split}_{name}", math.nan)
+        was = recorded.get(f"{options.split}_{name}")
+        was = math.nan if was is None else was
         same = math.isclose(found, was, rel_tol=TOLERANCE) or (math.isnan(found) and math.isnan(was))
         differ += not same
         print(f"{name:12} {found:.6f}  recorded {was:.6f}{'' if same else '  differs'}")

@@ -104,6 +104,29 @@ def test_heights_along_each_volume(root):
     assert mm.tolist() == [0, 2.5, 5, 10, 12.5]
 
 
+def test_slices_without_labels_are_left_out_of_a_labelled_run(root, capsys):
+    """Labelled are the first slices of a, b, c and d; d's second has five labels of six."""
+    known = {0: 1, 2: 0, 3: 0, 6: 1, 7: 1}
+    do(root, cells(**dict.fromkeys(store.LABELS, known)))
+    do(root, cells(any={7: None}))
+    restate(root)
+    splits, found = ct.load(root, 256, labelled=True), ct.labels(root)
+    assert (values(splits.train), values(splits.val), values(splits.test)) == ([1000, 1002], [1003], [1006])
+    assert splits.groups == {"train": ["a", "b"], "val": ["c"], "test": ["d"]}
+    assert splits.facts["counts"] == {"train": 2, "val": 1, "test": 1}
+    assert splits.facts["without_labels"] == 4
+    assert "4 of 8 slices have no labels" in capsys.readouterr().err
+    assert splits.intensity == ct.load(root, 256).intensity
+    assert {name: own[:, 0].tolist() for name, own in found.items()} == {"train": [1, 0], "val": [0], "test": [1]}
+    assert all(own.shape[1] == 6 and own.is_floating_point() for own in found.values())
+
+
+def test_a_store_without_labels_names_the_file_that_has_them(root):
+    for asked in (lambda: ct.labels(root), lambda: ct.load(root, 32, labelled=True)):
+        with pytest.raises(ValueError, match=r"stage_2_train\.csv"):
+            asked()
+
+
 def test_resize_averages_and_rounds():
     stored = np.zeros((256, 256), np.uint16)
     stored[:, :128] = 4095

@@ -24,7 +24,7 @@ ALLOWED = {
     "classification": "loss",
     "files": "",
     "output": "",
-    "engine": "config schema data model loss strategy files output",
+    "engine": "config schema data model loss classification strategy files output",
     "sweep": "config schema data engine files output",
     "study": "config output sweep engine data files strategy model load_run synthetic_run toy",
     "study.window_noise": "data engine load_run study.tables",

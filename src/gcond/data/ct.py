@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from gcond.data import store, windows
 from gcond.data.images import check_size, hold_in_memory
 from gcond.data.intensity import Intensity
 from gcond.data.splits import Splits
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PAPER_MEAN, PAPER_STD = 0.107961, 0.173622
 BODY_HU = -500  # between air and lung below, fat and everything denser above
@@ -72,14 +76,19 @@ def load(
     image_size: int,
     window: windows.Window = "c600w2800",
     statistics: Literal["store", "paper"] = "store",
+    labelled: bool = False,
 ) -> Splits:
     """The three splits of the store at `root`.
 
     `window` is a name in windows.PRESETS or [hu_min, hu_max]. `statistics`: "store" takes mean and standard deviation
     of the training split in that window, at the stored 256 pixels; "paper" takes the paper's constants, whose window is
-    unknown. Raises ValueError for an unknown window or statistics and for a store that is absent, of another format,
-    incomplete, or with a patient in two splits. What is held in memory is compared with the store's checksums and
-    statistics at each call; what is not, shard by shard when first used, and once as long as a shard stays the same.
+    unknown. `labelled` leaves out the slices without RSNA ICH's labels, says how many, and keeps the statistics of the
+    whole split.
+
+    Raises ValueError for an unknown window or statistics and for a store that is absent, of another format, incomplete,
+    without labels where they are asked for, or with a patient in two splits. What is held in memory is compared with
+    the store's checksums and statistics at each call; what is not, shard by shard when first used, and once as long as
+    a shard stays the same.
     """
     check_size(image_size)
     hu_min, hu_max = windows.resolve(window)
@@ -89,12 +98,16 @@ def load(
     facts = store.read_facts(root)
     large = max(facts["counts"].values()) * 2 * image_size**2 > sets.IN_MEMORY_BYTES
     pixels = store.Pixels(root, facts, remember=large)
-    index = store.read_index(root, facts)
-    own = {name: index[index.split == split] for name, split in SPLITS.items()}
+    index = store.read_index(root, facts, store.LABELS if labelled else ())
+    train = index[index.split == "train"]
+    shown = _labelled(root, index) if labelled else index
+    if left_out := len(index) - len(shown):
+        print(f"{root}: {left_out:,} of {len(index):,} slices have no labels, and are left out", file=sys.stderr)
+    own = {name: shown[shown.split == split] for name, split in SPLITS.items()}
 
     stated = facts["train_statistics"].get(window) if isinstance(window, str) else None
     if stated is None or not large:
-        histogram = store.histogram(pixels, own["train"].place)
+        histogram = store.histogram(pixels, train.place)
         store.expect_statistics(root, facts, histogram)
     measured = (stated["mean"], stated["std"]) if stated else windows.statistics(histogram, hu_min, hu_max)
     mean, std = measured if statistics == "store" else (PAPER_MEAN, PAPER_STD)
@@ -109,6 +122,7 @@ def load(
         facts={
             "version": facts["format_version"],
             "counts": {name: len(rows) for name, rows in own.items()},
+            "without_labels": left_out,
             "checksum": facts["checksum"],
             "missing_packages": facts["missing_packages"],
             "patients": {split: own[name].patient.nunique() for name, split in SPLITS.items()},
@@ -124,11 +138,33 @@ def load(
     )
 
 
-def heights(root: str | Path) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
-    """Per split (train, val, test), in the order of its images: the volume of each slice, and its height in mm above
-    the volume's lowest slice. None where the store does not know the spacing of a slice."""
+def labels(root: str | Path) -> dict[str, Tensor]:
+    """RSNA ICH's labels of the slices that `load` gives with `labelled`: per split (train, val, test) float [n, 6] of 0
+    and 1, in the order of store.LABELS. Raises ValueError where a split has none."""
     root = Path(root)
-    index = store.read_index(root, store.read_facts(root), ["study", "series", "z", "spacing_z_mm"])
+    index = _labelled(root, store.read_index(root, store.read_facts(root), store.LABELS))
+    own = {name: index.loc[index.split == split, list(store.LABELS)] for name, split in SPLITS.items()}
+    return {name: torch.tensor(rows.to_numpy(np.float32)) for name, rows in own.items()}
+
+
+def _labelled(root: Path, index: pd.DataFrame) -> pd.DataFrame:
+    """The slices with all six labels."""
+    found = index[index[list(store.LABELS)].notna().all(axis="columns")]
+    if not all((counts := store.counts(found)).values()):
+        raise ValueError(
+            f"`root`: expected labelled slices in every split of the CT store at {root}, found {counts}; labels are "
+            "read from RSNA ICH's stage_2_train.csv (columns ID and Label): put it below the folder that --ich names, "
+            "and make the store again (docs/data.md)"
+        )
+    return found
+
+
+def heights(root: str | Path, labelled: bool = False) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
+    """Per split (train, val, test), in the order of its images (`load`): the volume of each slice, and its height in mm
+    above the volume's lowest slice. None where the store does not know the spacing of a slice."""
+    root = Path(root)
+    index = store.read_index(root, store.read_facts(root), ["study", "series", "z", "spacing_z_mm", *store.LABELS])
+    index = _labelled(root, index) if labelled else index
     if index.spacing_z_mm.isna().any():
         return None
     index["volume"] = index.patient + "/" + index.study.fillna("") + "/" + index.series.fillna("")

@@ -114,10 +114,10 @@ def _name(root: Path) -> str:
     return " ".join(Path(name).name.split()) or "photographs"
 
 
-def labels(root: str | Path) -> dict[str, list[str]] | None:
+def labels(root: str | Path | None) -> dict[str, list[str]] | None:
     """The class of every image, per split (train, val, test) in the order of `load`: the column `label` of Parquet, or
-    what the folders say. None where not every image has one."""
-    root = Path(root)
+    what the folders say. None where not every image has one. Raises ValueError where there is no such folder."""
+    root = photo_folder(root)
     if parquet := parquet_files(root):
         return _labels(parquet)
     return folders.read(root).classes

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy
 from torch.utils.data import DataLoader
 
 from gcond.data.intensity import Intensity
@@ -27,7 +30,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Batch:
-    """z-normalised images [B, C, S, S], the indices of their hidden patches [B, H], and labels [B] where there are."""
+    """z-normalised images [B, C, S, S], the indices of their hidden patches [B, H], and labels where there are: [B] of
+    classes or [B, k] of findings."""
 
     images: Tensor
     hidden: Tensor
@@ -191,13 +195,33 @@ def ahead(source: Iterable[Tensors], transfer: SideStream | None) -> Generator[T
 
 
 TURNS = 4  # by 0, 90, 180 and 270 degrees
-CHANNELS = {"ct": 1, "headneck": 1, "photos": 3, "imagenet256": 3, "imagenet84": 3}
-CLASSES = {"imagenet256": 1000, "imagenet84": 100}
+LOGIT, TRUTH = "logit", "truth"  # of a finding: measures "logit/any" and "truth/any" of an image
+CHANNELS = {"ct": 1, "headneck": 1, "ich": 1, "photos": 3, "imagenet256": 3, "imagenet84": 3}
+CLASSES = {"imagenet256": 1000, "imagenet84": 100, "ich": 6}
 """Of data sets, where a plan is made without reading them."""
 EVALUATION_SEED = 0  # of every run's validation and test turns, whatever its own seed
 
 
-class Turns:
+class Labelling(ABC):
+    """Where labels come from. `classes`: the model's logits; `measures`: what `evaluate` adds to the losses."""
+
+    classes: int
+    measures: tuple[str, ...] = ("top1",)
+
+    @abstractmethod
+    def drawn(self, raw: Tensor, indices: Sequence[int], draw: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Training images [B, C, S, S] with their indices -> the images to show, and their labels."""
+
+    @abstractmethod
+    def fixed(self, images: ImageSet, split: str) -> tuple[ImageSet, Tensor]:
+        """The evaluation images to show, and their labels: the same in every run."""
+
+    def by_chance(self, labels: Tensor) -> dict[str, float]:
+        """What guessing gives on images of these labels."""
+        return {"class": math.log(self.classes)} | {name: int(name[3:]) / self.classes for name in self.measures}
+
+
+class Turns(Labelling):
     """Rotation prediction (Gidaris et al. 2018, arXiv:1803.07728): an image turned by k x 90 degrees has label k.
 
     Stands in for labels where a data set has none. All tasks see the turned image.
@@ -206,12 +230,10 @@ class Turns:
     classes = TURNS
 
     def drawn(self, raw: Tensor, indices: Sequence[int], draw: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Training images [B, C, S, S] with their indices -> the images to show, and their labels, long [B]."""
         labels = torch.randint(TURNS, (len(raw),), generator=draw)
         return torch.stack([turned(image, k) for image, k in zip(raw, labels.tolist(), strict=True)]), labels
 
     def fixed(self, images: ImageSet, split: str) -> tuple[ImageSet, Tensor]:
-        """The evaluation images to show, and their labels, long [n]: the same in every run."""
         return Turned(images), torch.tensor([turns_of(index) for index in range(len(images))], dtype=torch.long)
 
 
@@ -228,7 +250,7 @@ class Turned:
         return turned(self._images[index], turns_of(index))
 
 
-class Given:
+class Given(Labelling):
     """The data set's own classes by name, split -> n names; numbered in the order of the names of training images.
 
     Raises ValueError for a class that no training image has.
@@ -239,6 +261,7 @@ class Given:
         if unknown := sorted({name for own in names.values() for name in own} - set(number)):
             raise ValueError(f"`loss.labels`: expected classes of training images, found also {', '.join(unknown[:5])}")
         self.classes = len(number)
+        self.measures = ("top1", "top5") if self.classes > 5 else ("top1",)
         self._labels = {split: torch.tensor([number[name] for name in own]) for split, own in names.items()}
 
     def drawn(self, raw: Tensor, indices: Sequence[int], draw: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -246,6 +269,19 @@ class Given:
 
     def fixed(self, images: ImageSet, split: str) -> tuple[ImageSet, Tensor]:
         return images, self._labels[split]
+
+
+class Findings(Given):
+    """The data set's own findings, any number of `names` an image: split -> float [n, k] of 0 and 1."""
+
+    def __init__(self, names: Sequence[str], labels: Mapping[str, Tensor]) -> None:
+        self.classes, self._labels = len(names), labels
+        self.measures = tuple(f"{part}/{name}" for part in (LOGIT, TRUTH) for name in names)
+
+    def by_chance(self, labels: Tensor) -> dict[str, float]:
+        """Of answering each finding's share among the training images, one image with and one without added to them."""
+        shares = ((self._labels["train"].sum(0) + 1) / (len(self._labels["train"]) + 2)).expand_as(labels)
+        return {"class": float(binary_cross_entropy(shares, labels)), "auc": 0.5}
 
 
 def turned(image: Tensor, k: int) -> Tensor:
@@ -257,15 +293,14 @@ def turns_of(index: int) -> int:
     return int(torch.randint(TURNS, (), generator=generator(EVALUATION_SEED, "turn", index)))
 
 
-Labelling = Turns | Given
-
-
 def labelling_of(cfg: DictConfig) -> Labelling | None:
     """None where no task needs labels. Raises ValueError where the data set has none and is asked for them."""
     if (kind := cfg.loss.get("labels")) != "dataset":
         return Turns() if kind else None
-    from gcond.data import imagenet256  # here, since pyarrow takes a while to import
+    from gcond.data import ct, imagenet256, store  # here, since pyarrow takes a while to import
 
+    if cfg.dataset.get("labelled"):
+        return Findings(store.LABELS, ct.labels(cfg.dataset.root))
     names = imagenet256.labels(cfg.dataset.root) if cfg.dataset.name in CLASSES else None
     return Given(_known(names, cfg))
 
@@ -288,8 +323,9 @@ def planned_shape(cfg: DictConfig) -> dict[str, int | None]:
 def _known(labels: T | None, cfg: DictConfig) -> T:
     if labels is None:
         raise ValueError(
-            f"`loss.labels`: expected rotation, since {cfg.dataset.name} has no labels, found dataset (ImageNet-256 "
-            "has them: a `label` column of its Parquet files, or a folder per class)"
+            f"`loss.labels`: expected rotation, since {cfg.dataset.name} has no labels, found dataset. Photographs "
+            "have them in the column `label` of their Parquet files, or a folder per class (dataset=imagenet84 or "
+            "imagenet256); CT in RSNA ICH's stage_2_train.csv (dataset=ich)"
         )
     return labels
 

@@ -19,9 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
+from gcond.classification import area_under_roc, hits
 from gcond.data.intensity import Intensity
 from gcond.data.splits import ImageSet, Splits
-from gcond.engine.batches import Labelling, ahead, read, transfer_to
+from gcond.engine.batches import LOGIT, TRUTH, Labelling, ahead, read, transfer_to
 from gcond.engine.distributed import World
 from gcond.engine.run_state import weighted_loss
 from gcond.files import read_object, write_json
@@ -44,6 +45,7 @@ class EvaluationSet:
     images: Subset[Tensor]
     hidden: Tensor
     labels: Tensor | None = None
+    measures: Sequence[str] = ()  # that the labels bring
     groups: Sequence[str] | None = None
     body_above: int | None = None
 
@@ -62,7 +64,8 @@ class EvaluationSet:
         images, labels = (images, None) if labelling is None else labelling.fixed(images, split)
         groups = None if data.groups is None else data.groups[split]
         hidden = fixed_hidden(places, patches, mask_ratio, MASK_SEED)
-        return EvaluationSet(Subset(images, places), hidden, labels, groups, data.body_above).thinned(count)
+        measures = () if labelling is None else labelling.measures
+        return EvaluationSet(Subset(images, places), hidden, labels, measures, groups, data.body_above).thinned(count)
 
     def thinned(self, count: int | None) -> EvaluationSet:
         """`count` evenly spaced images, with the masks that they have here; None for all."""
@@ -108,14 +111,14 @@ def evaluate(
 ) -> Scores:
     """The losses of each image, the model in eval mode (running BatchNorm statistics) and in float32.
 
-    With the task "class" also "top1", for CT also "body_l1". Every process of the team takes its part of the
-    images, and gets the scores of all.
+    With the task "class" also the measures of the labels, for CT also "body_l1". Every process of the team takes its
+    part of the images, and gets the scores of all.
     """
     team = team or World(SingleProcess(), device)
     part = data.part(team.rank, team.size)
     model.eval()
     classify = loss.classifies and "class" in tasks
-    names = [*tasks, *(["top1"] if classify else [])]
+    names = [*tasks, *(data.measures if classify else ())]
     names += [] if data.body_above is None else [BODY, "body_images"]
     table = torch.zeros(len(data.images), len(names), dtype=torch.float64, device=device)
     own = table[team.rank :: team.size]
@@ -130,6 +133,8 @@ def evaluate(
             predictions = model(images, hidden)
         body = None if data.body_above is None else raw > data.body_above
         values = per_image(loss, predictions, images, hidden, tasks, body, **more)
+        if classify and labels[0].is_floating_point():
+            values |= zip(data.measures, torch.cat([logits, labels[0]], 1).double().unbind(1), strict=True)
         own[start : start + len(raw)] = torch.stack([values[name] for name in names], dim=1)
         start += len(raw)
     return dict(zip(names, team.sum(table).cpu().unbind(1), strict=True))
@@ -155,8 +160,8 @@ def per_image(
 ) -> Scores:
     """The losses of each image by itself, [B]; arguments as those of `loss`.
 
-    With `logits` and `labels` also "top1": 1 where the largest logit is that of the label. With `body`, bool
-    [B, C, S, S], also "body_l1" (0 where it is undefined) and "body_images" (1 where it is defined).
+    With `logits` and `labels` of classes also `hits`. With `body`, bool [B, C, S, S], also "body_l1" (0 where it is
+    undefined) and "body_images" (1 where it is defined).
     """
 
     def alone(parts: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -165,8 +170,8 @@ def per_image(
     values: dict[str, Tensor] = torch.vmap(alone)(
         {"predictions": predictions, "images": images, "hidden": hidden, **more}
     )
-    if more:
-        values["top1"] = more["logits"].argmax(1) == more["labels"]
+    if more and not more["labels"].is_floating_point():
+        values |= hits(**more)
     if body is not None:
         targets, inside = (select(patchify(pixels, loss.patch_size), hidden) for pixels in (images, body))
         errors = torch.where(inside, (predictions - targets).abs(), 0).flatten(1).sum(1)
@@ -178,22 +183,29 @@ def per_image(
 def means(scores: Scores) -> dict[str, float]:
     """Of all images, each counting alike; "body_l1" is that of the images which have one, nan where none has.
 
-    "body_images" is their number.
+    "body_images" is their number. Of findings "auc/any" …, the area under each one's ROC curve, nan where all images
+    have it or none; "auc", their mean over the "auc_findings" that have one.
     """
-    found = {name: float(values.mean()) for name, values in scores.items()}
+    found = {name: float(values.mean()) for name, values in scores.items() if "/" not in name}
     if BODY in scores:
         count = float(scores["body_images"].sum())
         found |= {BODY: float(scores[BODY].sum()) / count if count else float("nan"), "body_images": int(count)}
+    if findings := [name.partition("/")[2] for name in scores if name.startswith(f"{LOGIT}/")]:
+        areas = [area_under_roc(scores[f"{LOGIT}/{name}"], scores[f"{TRUTH}/{name}"] == 1) for name in findings]
+        known = [area for area in areas if not math.isnan(area)]
+        found |= {"auc": sum(known) / len(known) if known else math.nan, "auc_findings": len(known)}
+        found |= {f"auc/{name}": area for name, area in zip(findings, areas, strict=True)}
     return found
 
 
 def by_group(scores: Scores, groups: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Group (a patient, a class) -> its number of "images" and their means; `groups` [n] names that of each image."""
+    """Group (a patient, a class) -> its number of "images" and their means, but no area under a curve; `groups` [n]
+    names that of each image."""
     places: dict[str, list[int]] = {}
     for place, group in enumerate(groups):
         places.setdefault(group, []).append(place)
     return {
-        group: {"images": len(own)} | means({name: values[own] for name, values in scores.items()})
+        group: {"images": len(own)} | means({name: each[own] for name, each in scores.items() if "/" not in name})
         for group, own in places.items()
     }
 
@@ -309,7 +321,7 @@ def constant_predictors(
 
 
 Baselines = dict[str, dict[str, float]]
-VERSION = 2  # of what is measured
+VERSION = 3  # of what is measured
 
 
 def baseline_scores(
@@ -319,8 +331,8 @@ def baseline_scores(
     loss: ReconstructionLoss,
     labelling: Labelling | None = None,
 ) -> Baselines:
-    """Constant predictor -> {"val_l1", …, "test_l1", …}, for all tasks of `loss`; classes are guessed, each equally
-    likely.
+    """Constant predictor -> {"val_l1", …, "test_l1", …}, for all tasks of `loss`; labels are guessed
+    (`by_chance` of `labelling`).
 
     Of CT also "val_body_l1" and "test_body_l1". Scored once per data set and scale: a file beside the runs keeps them.
     """
@@ -329,7 +341,6 @@ def baseline_scores(
     path = Path(cfg.runs) / cfg.scale.name / f"trivial-{cfg.dataset.name}-{digest}.json"
     if path.exists():
         return read_object(path)
-    by_chance = {} if labelling is None else {"class": math.log(labelling.classes), "top1": 1 / labelling.classes}
     scores: Baselines = {}
     for name, predictor in constant_predictors(data.train, data.intensity, loss.patch_size).items():
         scores[name] = {}
@@ -337,6 +348,7 @@ def baseline_scores(
             cpu = torch.device("cpu")
             found = means(evaluate(predictor, loss, images, loss.pixel_tasks, cpu))
             found.pop("body_images", None)
+            by_chance = labelling.by_chance(images.labels) if labelling and images.labels is not None else {}
             scores[name] |= {f"{split}_{task}": value for task, value in (found | by_chance).items()}
     write_json(path, scores)
     return scores

@@ -64,7 +64,8 @@ def tasks(dataset: DictConfig, places: Mapping[str, Sequence[int]]) -> list[Task
     """The tasks that a run's data set allows; `places`: split -> which of its images are looked at."""
     turns = {split: np.repeat(np.arange(TURNS), len(own)) for split, own in places.items()}
     found = [classes("rotation", turns, turned=True)]
-    if dataset._target_ == "gcond.data.ct.load" and (slices := ct.heights(dataset.root)) is not None:
+    shows_ct, labelled = dataset._target_ == "gcond.data.ct.load", bool(dataset.get("labelled"))
+    if shows_ct and (slices := ct.heights(dataset.root, labelled)) is not None:
         found.append(
             height({split: [np.array(column)[own] for column in slices[split]] for split, own in places.items()})
         )

@@ -177,11 +177,13 @@ def _is_plain_value(override: Override) -> bool:
 def prove(runs: Sequence[Planned], here: bool) -> None:
     """Build what the runs that are left ask for, without data, so that none is refused once others have trained.
 
-    `here`: they will run on this machine, so that their device must be there. Raises ValueError that names the run.
+    `here`: they will run on this machine, so that their device must be there, and the labels that they need. Raises
+    ValueError that names the run.
     """
     if not (left := [run for run in runs if run.left]):
         return
     from gcond.engine import device  # here, since PyTorch takes seconds to import
+    from gcond.engine.batches import labelling_of
     from gcond.engine.settings import Settings
 
     known = set()
@@ -194,6 +196,10 @@ def prove(runs: Sequence[Planned], here: bool) -> None:
             Settings(run.cfg)
             if here:
                 device.find(run.cfg.device)
+                asked = OmegaConf.to_yaml([run.cfg.dataset, run.cfg.loss.get("labels")], resolve=True)
+                if asked not in known:
+                    labelling_of(run.cfg)
+                    known.add(asked)
         except ValueError as error:
             raise ValueError(f"{run.folder.name}: {error}") from error
 
