@@ -196,7 +196,7 @@ def prove(runs: Sequence[Planned], here: bool) -> None:
             Settings(run.cfg)
             if here:
                 device.find(run.cfg.device)
-                asked = OmegaConf.to_yaml([run.cfg.dataset, run.cfg.loss.get("labels")], resolve=True)
+                asked = f"{run.cfg.loss.get('labels')}: {OmegaConf.to_yaml(run.cfg.dataset, resolve=True)}"
                 if asked not in known:
                     labelling_of(run.cfg)
                     known.add(asked)
