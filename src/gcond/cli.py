@@ -261,8 +261,13 @@ def _make(artefact: Artefact, options: argparse.Namespace) -> int:
     try:
         if artefact.name in pages.NAMES:
             made += pages.make(artefact.name, options.out, **choices)
-        if artefact.name in plots.NAMES:
-            made += plots.draw(artefact.name, options.out, runs=options.runs, **choices)
+        for figure in plots.of(artefact.name):
+            try:
+                made += plots.draw(figure, options.out, **choices)
+            except ValueError as error:  # a figure beside the artefact may need more than it
+                if figure == artefact.name:
+                    raise
+                print(f"{figure}: {error}", file=sys.stderr)
         text, complete = pages.text(artefact, options.out, **choices)
     except ValueError as error:  # nothing is recorded; other artefacts may have something
         print(f"error: {artefact.name}: {error}", file=sys.stderr)

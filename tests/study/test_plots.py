@@ -16,7 +16,21 @@ from gcond.study import figure_runs, plots, tables
 from gcond.study.methods import facts, look
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
-SAMPLE = RESULTS / "sample"
+SAMPLE, STUDY = RESULTS / "sample", RESULTS / "study"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Some of the study's runs: three arms on CT, the tuning seed and two more."""
+    folder, runs = tmp_path_factory.mktemp("results") / "study", tables.read(STUDY)
+    folder.mkdir()
+    own = runs[(runs.dataset == "headneck") & runs.strategy.isin(["baseline", "gcond_sequential", "pcgrad"])]
+    own = own[
+        own.seed.isin([11, 42, 101]) & (own.model_mode == "train") & own.variant.fillna("").str.match("optimizer|$")
+    ]
+    own.to_csv(folder / "runs.csv", index=False)
+    (folder / "logs").symlink_to(STUDY / "logs")
+    return folder
 
 
 def spec(name):
@@ -93,18 +107,28 @@ def test_a_window_falls_from_one_and_signs_are_percents():
     assert sign == pytest.approx(100 * log["sign_agreement_disjoint/24"].item())
 
 
-def test_the_forest_shows_the_judges_findings_beside_the_papers_change():
-    found = plots.effects(spec("overview"), tables.runs(SAMPLE), "paper")
-    row = found[(found.dataset == "ct") & (found.says == "GCond sequential, all of it") & (found.epoch == "best_val")]
-    row = row[row.measure == "l1"].iloc[0]
-    runs = pd.read_csv(SAMPLE / "runs.csv", keep_default_na=False)
-    own = runs[(runs.dataset == "ct") & (runs.variant == "optimizer.lr=0.0002")].set_index(["strategy", "seed"])
-    ours, theirs = (own.loc[name].best_val_l1.astype(float) for name in ("gcond_sequential", "baseline"))
-    assert row.effect == pytest.approx(100 * (ours - theirs).mean() / theirs.mean())
+def test_the_forest_shows_the_judges_findings_beside_the_papers_change(study):
+    found = plots.effects(spec("overview"), tables.runs(study), "paper", study)
+    rows = found[(found.dataset == "headneck") & (found.says == "GCond sequential")]
+    seeds, patients = (rows[rows.group == group].iloc[0] for group in ("", "patients"))
+    runs = pd.read_csv(study / "runs.csv", keep_default_na=False)
+    own = runs[(runs.lr == 2e-4) & (runs.seed != 101)]
+    own = own.set_index(["strategy", "seed"])
+    ours, theirs = (own.loc[name] for name in ("gcond_sequential", "baseline"))
+    change = (ours.best_val_l1.astype(float) - theirs.best_val_l1.astype(float)).dropna()
+    assert seeds.effect == pytest.approx(100 * change.mean() / theirs.best_val_l1.astype(float)[change.index].mean())
+    by_patient = [pd.concat([groups(run) for run in arm.loc[change.index].itertuples()]) for arm in (ours, theirs)]
+    ours, theirs = (each.groupby("group").l1.mean() for each in by_patient)
+    assert patients.effect == pytest.approx(100 * (ours - theirs).mean() / theirs.mean(), rel=1e-5)
+    assert patients.n == len(ours)
     paper = facts("paper")["table2"]["rows"]
-    assert row.paper == pytest.approx(100 * (paper["gcond_sequential"][2][0] / paper["baseline"][2][0] - 1), abs=0.01)
-    larger = found[(found.label == "larger rate") & (found.dataset == "ct")]
-    assert larger.paper.isna().tolist() == [True] * 6
+    assert seeds.paper == pytest.approx(100 * (paper["gcond_sequential"][2][0] / paper["baseline"][2][0] - 1), abs=0.01)
+    assert found[found.label == "its best rate"].paper.isna().all()
+
+
+def groups(run):
+    log = pd.read_parquet(STUDY / "logs" / f"{run.name}-{run.arithmetic}.parquet")
+    return log[(log.kind == "groups") & (log["at"] == "best") & (log.split == "test")]
 
 
 def test_pictures_show_the_error_over_hidden_pixels_and_never_patients(tmp_path):
@@ -113,20 +137,18 @@ def test_pictures_show_the_error_over_hidden_pixels_and_never_patients(tmp_path)
     original[0, 0, :2, 2:] = 200  # visible
     pasted = original.copy()
     pasted[0, 0, 2:, 2:] += 51
-    (tmp_path / "mini" / "run").mkdir(parents=True)
-    np.savez(tmp_path / "mini" / "run" / "final_reconstructions.npz", original=original, masked=original, pasted=pasted,
+    tables.pictures(tmp_path, "run").parent.mkdir()
+    np.savez(tables.pictures(tmp_path, "run"), original=original, masked=original, pasted=pasted,
              hidden=np.array([[0, 3]]), patch_size=2)  # fmt: skip
     runs = pd.DataFrame(
-        {"strategy": ["pcgrad"], "seed": [11], "name": ["run"], "dataset": ["photos"], "device": ["cpu"]}
+        {"strategy": ["pcgrad"], "seed": [11], "log": ["run"], "dataset": ["photos"], "device": ["cpu"]}
     )
-    own = figure_runs.Chosen(
-        "figure10", spec("figure10"), tmp_path / "mini", runs, ["pcgrad"], ["photos"], "", [], tmp_path
-    )
+    own = figure_runs.Chosen("figure10", spec("figure10"), tmp_path, runs, ["pcgrad"], ["photos"], "", [], runs)
     figure = plots.pictures(own)
     visible = original[0, 0][[0, 0, 1, 1, 2, 2, 3, 3], [2, 3, 2, 3, 0, 1, 0, 1]]
     flat = np.abs(original[0, 0][[0, 0, 1, 1, 2, 2, 3, 3], [0, 1, 0, 1, 2, 3, 2, 3]] - visible.mean()).mean() / 255
     assert [axes.get_title() for axes in figure.axes] == [
-        "original\n", f"masked\nflat guess {flat:.3f}", "PCGrad\n0.100"]  # fmt: skip
+        "original\n\n", f"masked\nflat guess\n{flat:.3f}", "PCGrad\n\n0.100"]  # fmt: skip
     assert [[patch.get_xy() for patch in axes.patches] for axes in figure.axes[1:]] == 2 * [[(1.5, -0.5), (-0.5, 1.5)]]
     own.datasets[:] = ["ct"]
     with pytest.raises(ValueError, match="datasets"):
@@ -151,9 +173,9 @@ def test_a_cloud_has_a_mark_for_each_run_and_a_large_one_for_their_mean(drawn):
     own = runs[(runs.strategy == "pcgrad") & (runs.lr == 1e-3) & runs.variant.str.contains("l1_ssim_flipped")]
     first = drawn("conflict").axes[0]
     small, large = (line for line in first.lines if line.get_color() == look("pcgrad")["colour"])
-    np.testing.assert_allclose(small.get_xdata(), own.best_val_l1.astype(float), rtol=1e-6)
-    np.testing.assert_allclose(small.get_ydata(), own.best_val_flipped.astype(float), rtol=1e-6)
-    assert large.get_xdata() == pytest.approx([own.best_val_l1.astype(float).mean()])
+    np.testing.assert_allclose(small.get_xdata(), own.best_test_l1.astype(float), rtol=1e-6)
+    np.testing.assert_allclose(small.get_ydata(), own.best_test_flipped.astype(float), rtol=1e-6)
+    assert large.get_xdata() == pytest.approx([own.best_test_l1.astype(float).mean()])
     probe = drawn("o7", lr="paper", datasets=["ct"], seeds=[11]).axes[0]
     log = logged("pcgrad", 11)
     scores = log[log.kind == "linear_probe"].test_score
@@ -169,9 +191,11 @@ def test_bands_are_means_of_quantiles_over_seeds(monkeypatch):
         return pd.DataFrame({"epoch": [1, 2], "quantiles.0.5": [run.seed, 2.0 * run.seed], **numbers})
 
     monkeypatch.setattr(figure_runs.Chosen, "log", log)
-    runs = pd.DataFrame({"dataset": "ct", "strategy": "baseline", "seed": [1, 3], "device": "cpu"})
+    runs = pd.DataFrame(
+        {"dataset": "ct", "strategy": "baseline", "seed": [1, 3], "device": "cpu", "model": "convnextv2_base"}
+    )
     figure = plots.bands(
-        figure_runs.Chosen("figure6", spec("figure6"), SAMPLE, runs, ["baseline"], ["ct"], "", [], SAMPLE)
+        figure_runs.Chosen("figure6", spec("figure6"), SAMPLE, runs, ["baseline"], ["ct"], "", [], runs)
     )
     (axes,) = figure.axes
     assert axes.lines[0].get_xydata().tolist() == [[1, 2], [2, 4]]
@@ -200,6 +224,80 @@ def test_runs_are_those_of_the_rate_the_seeds_and_the_settings():
         own = chosen("figure4", lr=lr, seeds=[42]).runs
         about = own[["lr", "seed", "setting", "model_mode"]].drop_duplicates()
         assert about.to_numpy().tolist() == [[rate, 42, "", "train"]]
+
+
+FRONT = {"{l1:0.95,ssim:0.05}": (0.95, 0.05), "{l1:0.15,ssim:0.85}": (0.15, 0.85), "{l1:0.8,ssim:0.9}": (0.8, 0.9)}
+
+
+@pytest.fixture
+def made(study, tmp_path):
+    """made(rows) -> chosen(name, ...) of `study` and copies of its tuned Baseline of seed 11, changed by `rows`."""
+    runs = pd.read_csv(study / "runs.csv", dtype=str, keep_default_na=False)
+    tuned = runs[(runs.strategy == "baseline") & (runs.seed == "11") & (runs.lr == "0.002")]
+
+    def make(*rows):
+        new = [pd.concat([tuned.assign(name=f"made{place}", **row)]) for place, row in enumerate(rows)]
+        (tmp_path / "study").mkdir()
+        (tmp_path / "study" / "logs").symlink_to(STUDY / "logs")
+        pd.concat([runs, *new]).to_csv(tmp_path / "study" / "runs.csv", index=False)
+        return lambda name, **choices: figure_runs.choose(name, spec(name), tmp_path / "study", **choices)
+
+    return make
+
+
+def test_static_weights_are_joined_in_order_and_frozen_weights_are_none_of_them(made):
+    rows = [{"variant": f"loss.tasks={tasks}", "lambda_l1": str(one), "lambda_ssim": str(two), "best_test_l1": str(two)}
+            for tasks, (one, two) in FRONT.items()]  # fmt: skip
+    alone = {"variant": "loss=ssim", "lambda_l1": "", "lambda_ssim": "1.0", "best_test_l1": "7"}
+    own = made(*rows, alone)("o8", datasets=["headneck"], seeds=[11])
+    assert set(own.runs.setting) == {""}
+    (axes,) = plots.scatter(own).axes
+    front = next(line for line in axes.lines if line.get_label() == "static weights")
+    tuned = own.runs[own.runs.strategy == "baseline"].best_test_l1.item()
+    np.testing.assert_allclose(front.get_xdata(), [7, 0.85, tuned, 0.05])  # weights of L1: 0, .15, .85, .95
+    assert {text.get_text() for text in axes.texts} == {"0", "0.15", "0.85", "0.95"}
+    assert axes.get_xlim()[1] < 7  # one loss alone does not squeeze the others
+
+
+def test_contradicting_tasks_at_best_rates_are_drawn_beside_their_weights_at_full_strength(made):
+    contrary = "loss=l1_ssim_flipped,{}scale.accumulation_steps=6,scale.steps_per_epoch=64"
+    weights = {"lambda_l1": "0.35", "lambda_ssim": "0.15", "lambda_flipped": "0.5", "best_test_flipped": "0.9"}
+    half = contrary.format("loss.reconstruction.flip_strength=0.5,")
+    other = {
+        "variant": contrary.format("loss.tasks={l1:0.45,ssim:0.15,flipped:0.4},"),
+        "lambda_l1": "0.45",
+        "lambda_flipped": "0.4",
+    }
+    choose = made(
+        {**weights, "variant": contrary.format("")},
+        {**weights, "variant": half, "flip_strength": "0.5"},
+        weights | other,
+    )
+    own = choose("conflict")
+    assert list(own.runs.name) == ["made0"]
+    assert list(own.static.name) == ["made0", "made2"]
+    mean = tables.predictors(own.folder).query("predictor == 'dataset_mean'").test_l1.item()
+    (axes,) = plots.scatter(own).axes
+    marked = next(line for line in axes.lines if line.get_label() == "mean image, nothing learnt")
+    assert marked.get_xydata().tolist() == [[pytest.approx(mean), pytest.approx(mean)]]
+
+
+def test_rates_are_those_of_the_tuning_seed_and_the_lowest_is_ringed(study):
+    own = figure_runs.choose("rates", spec("rates"), study)
+    assert set(own.runs.seed) == {101}
+    (axes,) = plots.lines(own).axes
+    runs = pd.read_csv(study / "runs.csv", keep_default_na=False)
+    grid = runs[(runs.strategy == "pcgrad") & (runs.seed == 101)].sort_values("lr")
+    loss = 0.85 * grid.best_val_l1.astype(float) + 0.15 * grid.best_val_ssim.astype(float)
+    line, ring = (line for line in axes.lines if line.get_color() == look("pcgrad")["colour"])
+    np.testing.assert_allclose(line.get_xydata(), np.column_stack([grid.lr, loss]), rtol=1e-6)
+    assert ring.get_xydata().tolist() == [[grid.lr[loss.idxmin()], pytest.approx(loss.min())]]
+
+
+def test_a_smaller_network_stands_for_the_papers_and_is_named(made):
+    own = made({"model": "convnextv2_atto", "lr": "2e-4"})("figure5")
+    assert list(own.runs.name) == ["made0"]
+    assert "in place of" in plots.finish(plots.Figure(layout="constrained"), own, "").get_suptitle()
 
 
 @pytest.mark.parametrize("name", ["table1", "toy"])

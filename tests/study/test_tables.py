@@ -61,6 +61,16 @@ def test_a_row_has_what_the_run_is_its_settings_and_its_numbers_and_the_log_ever
     assert log[log.kind == "trivial"].val_l1.tolist() == [0.875]
 
 
+def test_pictures_of_seed_11_are_recorded_where_nothing_but_the_rate_differs(folder, tmp_path):
+    (folder / "final_reconstructions.npz").write_bytes(b"pictures")
+    for place, (variant, there) in enumerate([("optimizer.lr=1e-3", True), ("loss=l1", False)]):
+        (folder / "report.json").write_text(json.dumps(REPORT | {"variant": variant, "name": f"run{place}"}))
+        tables.record(folder, tmp_path)
+        path = tables.pictures(tmp_path, f"run{place}-00e12345")
+        assert path.exists() == there
+    assert (tmp_path / "pictures" / "run0-00e12345.npz").read_bytes() == b"pictures"
+
+
 def test_a_run_recorded_again_takes_its_place_and_another_machines_stays(folder, tmp_path):
     results = tmp_path / "results"
     tables.record(folder, results)

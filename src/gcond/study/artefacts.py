@@ -54,15 +54,23 @@ class Catalogue:
     def __init__(self, study: Path = STUDY) -> None:
         content, drawn = _read(study / "artefacts.yaml"), _read(study / "figures.yaml")["figures"]
         figures = {name: figure for name, figure in drawn.items() if name.startswith("figure")}
-        entries = content["artefacts"] | {
-            name: {
-                "asks": figure["title"].split(". ", 1)[-1],
-                "trains": [figure.get("experiment", "table2")],
-                "strategy": figure["arms"],
-                "dataset": ["photos" if each == "photographs" else each for each in figure.get("datasets", ())],
+        beside = {name: figure for name, figure in drawn.items() if figure.get("artefact") in content["artefacts"]}
+        entries = (
+            content["artefacts"]
+            | {
+                name: {"asks": figure["title"], "trains": content["artefacts"][figure["artefact"]]["trains"]}
+                for name, figure in beside.items()
             }
-            for name, figure in figures.items()
-        }
+            | {
+                name: {
+                    "asks": figure["title"].split(". ", 1)[-1],
+                    "trains": [figure.get("experiment", "table2")],
+                    "strategy": figure["arms"],
+                    "dataset": ["photos" if each == "photographs" else each for each in figure.get("datasets", ())],
+                }
+                for name, figure in figures.items()
+            }
+        )
         self._datasets: Mapping[str, Mapping[str, str]] = content["datasets"]
         self._all = [each for name in content["all"] for each in (figures if name == "figures" else [name])]
         self.artefacts = {

@@ -30,45 +30,68 @@ class Chosen:
     datasets: list[str]
     rate: str  # in words
     missing: list[str]
-    local: Path  # of the runs themselves
+    static: pd.DataFrame  # of `runs`' kind: Baseline at other weights
 
     def log(self, run: Any, kind: str) -> pd.DataFrame:
         return tables.log(self.folder, run.log, kind)
 
 
 def choose(name: str, spec: dict[str, Any], folder: Path, lr: float | str | None = None, datasets: Sequence[str] = (),
-           seeds: Sequence[int] = (), local: Path = Path("runs")) -> Chosen:  # fmt: skip
-    """The finished runs of a figure in train mode at one rate (`tables.at_rate`; None: where most arms ran).
+           seeds: Sequence[int] = ()) -> Chosen:  # fmt: skip
+    """The finished runs of a figure in train mode at one rate (`tables.at_rate`; None: the figure's, where it was run,
+    else that of most arms).
 
     Raises ValueError that names the command where there is none.
     """
     recorded = tables.runs(folder)
+    recorded = recorded.assign(selection=tables.selection_loss(recorded, "best_val"))
+    models = list(spec.get("models", [PAPER_MODEL]))
     wanted = [*spec["arms"], *spec.get("controls", ())]
     families = spec.get("datasets", FAMILIES)
-    own = recorded[
-        recorded.strategy.isin(wanted)
-        & (recorded.model == spec.get("model", PAPER_MODEL))
+    kept = recorded[
+        recorded.model.isin(models)
         & (recorded.model_mode == "train")
-        & (recorded.seed != tables.TUNING_SEED)
         & np.array([one in datasets if datasets else family(one) in families for one in recorded.dataset], dtype=bool)
-        & np.array([fits(each, spec.get("settings", {})) for each in recorded.setting], dtype=bool)
     ]
+    kept = kept[kept.model == min(kept.model, key=models.index, default="")]
     if kind := spec.get("after"):
-        own = own[[len(tables.log(folder, run, kind)) > 0 for run in own.log]]
-    lr = usual_rate(own) if lr is None and len(own) else lr
-    own = tables.at_rate(own, lr) if len(own) and lr is not None else own
-    own = own[own.seed.isin(seeds)] if seeds else own
+        kept = kept[[len(tables.log(folder, run, kind)) > 0 for run in kept.log]]
+    methods, front = (
+        np.array([fits(each, spec.get(which, usual)) for each in kept.setting], dtype=bool)
+        for which, usual in (("settings", {}), ("front", None))
+    )
+    own, static = kept[methods & kept.strategy.isin(wanted)], kept[front & (kept.strategy == "baseline")]
+    static = static[np.isclose(static.filter(regex="^lambda_").sum(axis=1), 1)]
+    at_rate = recorded
+    for rate in (spec.get("lr"), usual_rate(own)) if lr is None else (lr,):
+        if rate is not None and own.index.isin((at_rate := _at_rate(recorded, rate)).index).any():
+            break
+    own, static = (each[each.index.isin(at_rate.index)] for each in (own, static))
+    own, static = (each[each.seed.isin(seeds)] if seeds else each for each in (own, static))
     if own.empty:
-        rate = "" if lr is None else f" at {RATES.get(str(lr), f'learning rate {lr}')}"
+        at = "" if rate is None else f" at {rate_in_words(rate)}"
         raise ValueError(
-            f"nothing to draw: {folder} records no finished run of {name}{rate}; "
+            f"nothing to draw: {folder} records no finished run of {name}{at}; "
             f"`gcond study run {spec.get('artefact', name)} --scale {folder.name}` makes them"
         )
     shown = ordered_datasets(own.dataset)
-    rate = RATES.get(str(lr)) or f"learning rate {tables.written(float(lr or 0))}"
     missing = absent(own, spec["arms"], shown, () if datasets else families)
     arms = [arm for arm in wanted if (own.strategy == arm).any()]
-    return Chosen(name, spec, folder, own, arms, shown, rate, missing, local)
+    rate = own.lr.iloc[0] if own.lr.nunique() == 1 else rate
+    return Chosen(name, spec, folder, own, arms, shown, rate_in_words(rate), missing, static)
+
+
+def _at_rate(runs: pd.DataFrame, lr: float | str) -> pd.DataFrame:
+    """`tables.at_rate`, and `all`: every rate, of the tuning seed where it ran, else of all seeds."""
+    if lr != "all":
+        return tables.at_rate(runs, lr)
+    tuned = runs[runs.seed == tables.TUNING_SEED]
+    return tuned if len(tuned) else runs
+
+
+def rate_in_words(lr: float | str) -> str:
+    lr = "paper" if lr == tables.PAPER_LR else lr
+    return RATES.get(str(lr)) or f"learning rate {tables.written(float(lr))}"
 
 
 def ordered_datasets(there: Iterable[str]) -> list[str]:
@@ -77,14 +100,21 @@ def ordered_datasets(there: Iterable[str]) -> list[str]:
     return sorted(set(there), key=lambda one: (known.index(one) if one in known else len(known), one))
 
 
-def fits(setting: str, wanted: dict[str, Any]) -> bool:
-    """True where `setting` (of `tables.runs`) is what is wanted; `any` stands for any value."""
+def fits(setting: str, wanted: dict[str, Any] | None) -> bool:
+    """True where `setting` (of `tables.runs`) is what is wanted; `any` stands for any value or none."""
     given = tables.overrides(setting)
-    return given.keys() <= wanted.keys() and all(v in ("any", given.get(key)) for key, v in wanted.items())
+    return (
+        wanted is not None
+        and given.keys() <= wanted.keys()
+        and all(v in ("any", given.get(key)) for key, v in wanted.items())
+    )
 
 
-def usual_rate(runs: pd.DataFrame) -> float:
+def usual_rate(runs: pd.DataFrame) -> float | None:
     """The learning rate at which most arms ran on most data sets; of equals the paper's, else the smallest."""
+    runs = runs[runs.seed != tables.TUNING_SEED]
+    if runs.empty:
+        return None
     arms = runs.drop_duplicates(["dataset", "strategy", "lr"]).groupby("lr").size()
     return float(max(arms.index, key=lambda lr: (arms[lr], bool(np.isclose(lr, tables.PAPER_LR)), -lr)))
 
@@ -110,10 +140,10 @@ def family(dataset: str) -> str:
 def finish(figure: Figure, chosen: Chosen, reading: str) -> Figure:
     """Add the title, one legend below all panels, and below it the caption."""
     seeds = chosen.runs.groupby(["dataset", "strategy"]).seed.nunique()
-    count = f"{seeds.min()} to {seeds.max()}" if seeds.min() < seeds.max() else str(seeds.max())
     scale = chosen.folder.name
     where = [dataset_label(chosen.datasets[0])] if len(chosen.datasets) == 1 else []
-    where += [f"scale {scale}", chosen.rate, f"{count} seed{'s' * (count != '1')} a method"]
+    where += [words for name, words in chosen.spec.get("models", {}).items() if (chosen.runs.model == name).any()]
+    where += [f"scale {scale}", chosen.rate, f"{seeds_in_words(seeds)} a method"]
     parts = [chosen.spec.get("caption", ""), reading]
     parts += [f"The paper: {chosen.spec['paper']}"] if "paper" in chosen.spec else []
     parts += [f"Missing: {'; '.join(chosen.missing)}."] if chosen.missing else []
@@ -122,6 +152,11 @@ def finish(figure: Figure, chosen: Chosen, reading: str) -> Figure:
     if scale in NOT_EVIDENCE:
         parts.append(f"Scale {scale} shows that the machinery works; it is no evidence about any method.")
     return frame(figure, chosen.spec["title"], "; ".join(where), " ".join(filter(None, parts)), map(label, chosen.arms))
+
+
+def seeds_in_words(counts: pd.Series) -> str:
+    fewest, most = counts.min(), counts.max()
+    return f"{fewest} to {most} seeds" if fewest < most else f"{most} seed{'s' * int(most > 1)}"
 
 
 def frame(figure: Figure, title: str, where: str, caption: str, order: Iterable[str] = ()) -> Figure:

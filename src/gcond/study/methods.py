@@ -15,6 +15,7 @@ RATES = {
     "own": "the scale's learning rate",
     "paper": "the paper's rate 2e-4",
     "best": "each method's best rate",
+    "all": "every learning rate tried",
 }
 PREDICTOR = "trivial:"  # prefix of a predictor without training where it stands among strategies
 

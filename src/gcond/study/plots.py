@@ -22,18 +22,24 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from gcond.files import write_atomically
 from gcond.study import computed_plots, judge, tables
-from gcond.study.figure_runs import Chosen, choose, family, finish, frame, ordered_datasets
+from gcond.study.figure_runs import Chosen, choose, family, finish, frame, ordered_datasets, seeds_in_words
 from gcond.study.methods import RATES, dataset_label, facts, label, look, paper_table2
 
 NAMES = tuple(facts("figures")["figures"])
 BINS = 50  # of a run's steps, at most
 BEST, FLAT = "best predictor without training", "dataset_mean"
-STATES = {
+LINES = {  # what a line stands for, if not an arm: words and look
     "initial": ("initial weights", {"colour": "#0072B2", "dash": [4, 2], "marker": "s"}),
     "last": ("last checkpoint", {"colour": "#D55E00", "dash": [], "marker": "o"}),
+    "cosine_min": ("the cosine itself", {"colour": "#000000", "dash": [], "marker": "o"}),
+    "published": ("what the published code logs", {"colour": "#D55E00", "dash": [4, 2], "marker": "^"}),
 }
-MARKS = {"l1": ("#000000", "o", -0.14), "ssim": ("#D55E00", "^", 0.14)}  # colour, marker, place beside a forest's row
-X_LABELS = {"step": "optimizer step", "window": "K, micro-batches in a window"}
+MARKS = (  # of a forest: colour, marker, place beside the row, width of the bar, face
+    ("#000000", "o", -0.12, 2.6, "#000000"),
+    ("#0072B2", "s", 0.2, 1.0, "white"),
+)
+WIDTH = 9.0  # inches of a figure: GitHub shows about 900 pixels, at which its letters keep their size
+X_LABELS = {"step": "optimizer step", "window": "K, micro-batches", "run": "learning rate"}
 BANDS = (  # of activations: quantiles, shade, words
     ("0.001", "0.999", 0.16, "0.1 to 99.9 %"),
     ("0.05", "0.95", 0.34, "5 to 95 %"),
@@ -51,12 +57,10 @@ def draw(
     lr: float | str | None = None,
     datasets: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
-    runs: Path = Path("runs"),
 ) -> list[Path]:
     """Draw the figure `name` from results/<scale> as PNG; returns the files written.
 
-    `lr`: a number, "own", "paper" or "best" (None: see figures.yaml). `runs` holds the local runs, which figure10 alone
-    reads. Raises ValueError where there is nothing to draw.
+    `lr`: a number, "own", "paper" or "best" (None: see figures.yaml). Raises ValueError where there is nothing to draw.
     """
     if name not in NAMES:
         raise ValueError(f"`name` of a figure: expected one of {', '.join(NAMES)}, found {name!r}")
@@ -68,14 +72,20 @@ def draw(
     if spec["kind"] == "forest":
         figure = forest(name, spec, folder, lr, datasets or (), seeds or ())
     else:
-        figure = KINDS[spec["kind"]](choose(name, spec, folder, lr, datasets or (), seeds or (), runs))
+        seeds = (tables.PICTURED,) if spec["kind"] == "pictures" else seeds
+        figure = KINDS[spec["kind"]](choose(name, spec, folder, lr, datasets or (), seeds or ()))
     suffix = "" if lr is None else f"_lr{lr if isinstance(lr, str) else tables.written(lr)}"
     return [_save(figure, folder / "figures" / f"{name}{suffix}.png")]
 
 
+def of(artefact: str) -> list[str]:
+    """The figures that an artefact of the catalogue has."""
+    return [name for name, spec in facts("figures")["figures"].items() if artefact in (name, spec.get("artefact"))]
+
+
 def _save(figure: Figure, path: Path) -> Path:
     """Write a PNG without a date, so that the same records give the same bytes."""
-    write_atomically(path, lambda to: figure.savefig(to, dpi=100, metadata={"Software": None}))
+    write_atomically(path, lambda to: figure.savefig(to, dpi=150, metadata={"Software": None}))
     return path
 
 
@@ -92,13 +102,14 @@ def lines(chosen: Chosen) -> Figure:
         first = own.iloc[0]
         quantity = facts("figures")["quantities"][first.quantity]
         named = [label(first.arm)] if apart and len(chosen.arms) > 1 else []
-        _title(axes, chosen, first.dataset, *named, quantity.get("title", ""))
-        axes.set(xlabel=X_LABELS.get(quantity["of"], "epoch"), ylabel=quantity["label"])
+        named += [quantity.get("title", "")] if spec.get("line") != "quantity" else []
+        _title(axes, chosen, first.dataset, *named)
+        beside = axes.get_subplotspec().colspan.start and {"limits", "shared"} & quantity.keys()  # the same axis
+        axes.set(xlabel=X_LABELS.get(quantity["of"], "epoch"), ylabel="" if beside else quantity["label"])
         _references(axes, chosen, first, quantity, own)
         for order, (style, line) in enumerate(_lines(own, spec.get("line", "arm"), chosen)):
-            _line(axes, line, style, order, alone=apart)
+            _line(axes, line, style, order, alone=apart, lowest=quantity["of"] == "run")
         _scale(axes, quantity, own, points)
-        _ordering(axes, chosen, first)
     several = points.groupby(["arm", "dataset"], observed=True).seed.nunique().max() > 1
     return finish(figure, chosen, "Thick: mean over seeds; thin: single seeds." if several else "One seed.")
 
@@ -108,9 +119,9 @@ def tidy(chosen: Chosen) -> pd.DataFrame:
     known = {name: facts("figures")["quantities"][name] for name in chosen.spec["quantities"]}
     parts = []
     for run in chosen.runs.itertuples():
-        logs = {kind: chosen.log(run, kind) for kind in {quantity["of"] for quantity in known.values()}}
+        logs = {kind: chosen.log(run, kind) for kind in {quantity["of"] for quantity in known.values()} - {"run"}}
         for name, quantity in known.items():
-            log = logs[quantity["of"]]
+            log = pd.DataFrame([run]) if quantity["of"] == "run" else logs[quantity["of"]]
             log = binned(log, quantity.get("bins", BINS)) if quantity["of"] == "step" else log
             own = _points(log, name, quantity)
             own["y"] *= 100.0 if quantity.get("percent") else 1.0
@@ -132,7 +143,10 @@ def _points(log: pd.DataFrame, name: str, quantity: dict[str, Any]) -> pd.DataFr
         return table
     if name not in log:
         return NO_POINTS.copy()
-    x = (log.first_step + log.last_step) / 2 if quantity["of"] == "step" else log.epoch
+    if quantity["of"] == "step":
+        x = (log.first_step + log.last_step) / 2
+    else:
+        x = log.lr if quantity["of"] == "run" else log.epoch
     return pd.DataFrame({"state": "", "x": x.astype(float), "y": log[name].astype(float)})
 
 
@@ -179,8 +193,8 @@ def _grid(points: pd.DataFrame, rows: list[str], columns: list[str]) -> tuple[Fi
         wide = 2 if len(down) in (2, 4) else 3
         placed = {divmod(row, wide): own for (row, _), own in placed.items()}
         shape = (-(-len(down) // wide), wide)
-    width = {1: 6.4, 2: 5.0, 3: 4.2}.get(shape[1], 3.4)
-    figure = Figure(figsize=(width * shape[1], 2.9 * shape[0] + 1.6), layout="constrained")
+    width, height = {1: (6.4, 4.2), 2: (WIDTH, 3.4)}.get(shape[1], (WIDTH, 2.9))
+    figure = Figure(figsize=(width, height * shape[0]), layout="constrained")
     grid = figure.add_gridspec(*shape)
     return figure, [(figure.add_subplot(grid[place]), own) for place, own in sorted(placed.items())]
 
@@ -197,13 +211,18 @@ def _lines(own: pd.DataFrame, line: str, chosen: Chosen) -> Iterable[tuple[dict[
     """The look and the points of each line of a panel, in order."""
     for value, points in own.groupby(line, observed=True):
         name = str(value)
-        words, style = STATES[name] if line == "state" else (label(name), look(name, chosen.arms))
+        words, style = LINES[name] if line != "arm" else (label(name), look(name, chosen.arms))
         dash = (0, tuple(style["dash"])) if style["dash"] else "-"
         yield {"label": words, "color": style["colour"], "linestyle": dash, "marker": style["marker"]}, points
 
 
-def _line(axes: Axes, points: pd.DataFrame, style: dict[str, Any], order: int, alone: bool) -> None:
-    """Draw a mean over seeds. Baseline is wide, below the others: a method that resolves nothing lies exactly on it."""
+def _line(
+    axes: Axes, points: pd.DataFrame, style: dict[str, Any], order: int, alone: bool = False, lowest: bool = False
+) -> None:
+    """Draw a mean over seeds. Baseline is wide, below the others: a method that resolves nothing lies exactly on it.
+
+    alone: no other line lies below it; lowest: ring its lowest point.
+    """
     table = points.pivot_table(values="y", index="x", columns="seed")
     wide = style["label"] == label("baseline") and not alone
     if table.shape[1] > 1:
@@ -213,6 +232,10 @@ def _line(axes: Axes, points: pd.DataFrame, style: dict[str, Any], order: int, a
     marks = {"markersize": 5, "markevery": (order % every, every), "markeredgecolor": "white", "markeredgewidth": 0.4}
     thick = {"linewidth": 3.4, "zorder": 2} if wide else {"linewidth": 1.7, "zorder": 3}
     axes.plot(table.index, table.mean(axis=1, skipna=False), **thick, **style, **marks)
+    if lowest:
+        best = table.mean(axis=1).idxmin()
+        ring = {"markersize": 12, "markerfacecolor": "none", "markeredgewidth": 1.8, "zorder": 4}
+        axes.plot([best], [table.mean(axis=1)[best]], "o", color=style["color"], **ring)
 
 
 def _references(axes: Axes, chosen: Chosen, first: Any, quantity: dict[str, Any], own: pd.DataFrame) -> None:
@@ -224,8 +247,11 @@ def _references(axes: Axes, chosen: Chosen, first: Any, quantity: dict[str, Any]
         axes.plot(counts, 1 / counts, color="0.6", linewidth=5, alpha=0.5, zorder=1, label="1/K")
     known = tables.predictors(chosen.folder) if quantity.get("beside") == "best" else pd.DataFrame()
     if len(known) and (known.dataset == first.dataset).any():
+        known = known.assign(selection=tables.selection_loss(known, "val"))
         best = known[known.dataset == first.dataset][first.quantity].min()
         axes.axhline(best, color="0.45", linestyle=(0, (6, 3)), linewidth=1.3, label=BEST)
+    if quantity["of"] == "run":
+        axes.axvline(tables.PAPER_LR, color="#D55E00", linewidth=6, alpha=0.25, zorder=0, label="the paper's rate")
 
 
 def _scale(axes: Axes, quantity: dict[str, Any], own: pd.DataFrame, points: pd.DataFrame) -> None:
@@ -242,67 +268,66 @@ def _scale(axes: Axes, quantity: dict[str, Any], own: pd.DataFrame, points: pd.D
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
-    if quantity["of"] == "window":
+    if quantity["of"] in ("window", "run"):
         counts = sorted(own.x.unique())
         axes.set_xscale("log")
-        axes.set_xticks(counts, [f"{count:g}" for count in counts])
+        axes.set_xticks(counts, [f"{count:g}" if count >= 1 else tables.written(count) for count in counts])
         axes.xaxis.set_minor_locator(NullLocator())
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _ordering(axes: Axes, chosen: Chosen, first: Any) -> None:
-    """Write how the methods rank by validation loss at the best epoch, in the paper's Table 2 and here."""
-    if first.quantity not in ("val_l1", "val_ssim") or "model" in chosen.spec:
-        return
-    paper = {arm: mean for arm, (mean, _) in paper_table2(first.dataset, first.quantity.removeprefix("val_")).items()}
-    runs = chosen.runs[chosen.runs.dataset == first.dataset]
-    ours = runs.groupby("strategy")[f"best_{first.quantity}"].mean().to_dict()
-    both = [arm for arm in ours if arm in paper]
-    if len(both) > 1:
-        box = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.5}
-        text = [
-            f"{who}: " + " < ".join(f"{label(arm)} {values[arm]:.3f}" for arm in sorted(both, key=values.get))
-            for who, values in (("the paper", paper), ("here", ours))
-        ]
-        text = [line for part in text for line in textwrap.wrap(part, 62, subsequent_indent="    ")]
-        axes.text(0.985, 0.975, "\n".join(text), transform=axes.transAxes, ha="right", va="top", fontsize=6.8,
-                  multialignment="left", bbox=box)  # fmt: skip
 
 
 # Clouds of runs.
 
 
 def scatter(chosen: Chosen) -> Figure:
-    """Small marks are runs, large ones a method's mean."""
-    probed = "panels" not in chosen.spec
+    """Small marks are runs, large ones a method's mean; a line joins the means of static weights."""
+    probed = "losses" not in chosen.spec
     figure, cells = _grid((_probed if probed else _losses)(chosen), ["dataset", "row"], ["column"])
     for axes, own in cells:
         first = own.iloc[0]
         _title(axes, chosen, first.dataset, first["row"])
         axes.set(xlabel=first.x_label, ylabel=first.y_label)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        for style, runs in _lines(own, "arm", chosen):
+        for style, runs in _lines(own[~own.front], "arm", chosen):
             style = style | {"linestyle": "none"}
             axes.plot(runs.x, runs.y, markersize=4, alpha=0.4, **style | {"label": None})
             axes.plot([runs.x.mean()], [runs.y.mean()], markersize=9, markeredgecolor="white", **style)
-        (_probe_levels if probed else _mean_image)(axes, first, chosen)
+        if probed:
+            _probe_levels(axes, first)
+        else:
+            _front(axes, own)
+        if chosen.spec.get("losses") == ["l1", "flipped"]:
+            _mean_image(axes, first.dataset, chosen)
     return finish(figure, chosen, "Large: mean over seeds; small: single seeds.")
 
 
+def _front(axes: Axes, points: pd.DataFrame) -> None:
+    """Join the means of static weights, in the order of the weight of the loss across; write that beside each. One loss
+    alone may lie outside."""
+    means = points[points.front].groupby("weight")[["x", "y"]].mean()
+    if len(means) < 2:
+        return
+    look = {"color": "0.55", "markersize": 5, "markerfacecolor": "white", "zorder": 1}
+    axes.plot(means.x, means.y, "o-", label="static weights", **look)
+    for weight, point in means.iterrows():
+        axes.annotate(f"{weight:g}", point, (-4, -10), textcoords="offset points", fontsize=8, color="0.35", ha="right")
+    inside = points[~points.front | ~points.weight.isin([0, 1])]
+    for name in "xy":
+        low, high = inside[name].min(), inside[name].max()
+        if high > low:
+            axes.set(**{f"{name}lim": (low - 0.12 * (high - low), high + 0.12 * (high - low))})
+
+
 def _losses(chosen: Chosen) -> pd.DataFrame:
-    """Pairs of losses at each of the figure's epochs."""
-    measures, epochs = (facts("methods")[name] for name in ("measures", "epochs"))
-    parts = [
-        chosen.runs[["dataset", "strategy", "seed"]].assign(
-            arm=chosen.runs.strategy, epoch=epoch, row=epochs[epoch], column=place,
-            **{axis: chosen.runs[f"{epoch}_{panel[axis]}"] for axis in "xy"},
-            **{f"{axis}_of": panel[axis] for axis in "xy"}, **{f"{axis}_label": measures[panel[axis]] for axis in "xy"},
-        )
-        for epoch in chosen.spec["epochs"]
-        for place, panel in enumerate(chosen.spec["panels"])
-    ]  # fmt: skip
-    return _ordered(pd.concat(parts, ignore_index=True), chosen, row=[epochs[each] for each in chosen.spec["epochs"]])
+    """A pair of losses on test at the best validation epoch: of the methods, and of static weights (`front`), with the
+    weight of the loss across; Baseline's own weights count among them."""
+    (x, y), measures = chosen.spec["losses"], facts("methods")["measures"]
+    points = pd.concat([chosen.runs.assign(front=False), chosen.static.assign(front=True)], ignore_index=True)
+    points = points.assign(arm=points.strategy, weight=points[f"lambda_{x}"].fillna(0.0), row="", column=0,
+                           x=points[f"best_test_{x}"], y=points[f"best_test_{y}"],
+                           x_label=f"test {measures[x]}", y_label=f"test {measures[y]}")  # fmt: skip
+    return _ordered(points, chosen)
 
 
 def _probed(chosen: Chosen) -> pd.DataFrame:
@@ -312,13 +337,13 @@ def _probed(chosen: Chosen) -> pd.DataFrame:
         log = chosen.log(run, "linear_probe")
         loss = run.lambda_l1 * run.last_test_l1 + run.lambda_ssim * run.last_test_ssim
         parts.append(log.assign(dataset=run.dataset, arm=run.strategy, seed=run.seed, x=loss, y=log.test_score,
-                                row=log.task, column=0, x_label="reconstruction loss, test, last epoch",
+                                front=False, row=log.task, column=0, x_label="reconstruction loss, test, last epoch",
                                 y_label="probe: " + log.measure))  # fmt: skip
     points = pd.concat(parts, ignore_index=True)
     return _ordered(points, chosen, row=list(points["row"].unique()))
 
 
-def _probe_levels(axes: Axes, first: Any, chosen: Chosen) -> None:
+def _probe_levels(axes: Axes, first: Any) -> None:
     for column, words in PROBE_LEVELS.items():
         thick = column == "untrained_test"
         style = {"color": "0.35", "linewidth": 2.6 if thick else 1.2, "linestyle": "-" if thick else ":", "zorder": 0}
@@ -328,22 +353,18 @@ def _probe_levels(axes: Axes, first: Any, chosen: Chosen) -> None:
         )
 
 
-def _mean_image(axes: Axes, first: Any, chosen: Chosen) -> None:
+def _mean_image(axes: Axes, dataset: str, chosen: Chosen) -> None:
     """Mark the mean image, which has learnt nothing, and the bound of L1 + inverted L1, on which it lies."""
     known = tables.predictors(chosen.folder)
-    flat = known[(known.dataset == first.dataset) & (known.predictor == FLAT)]
+    flat = known[(known.dataset == dataset) & (known.predictor == FLAT)]
     if flat.empty:
         return
-    split = first.epoch.rpartition("_")[2]
-    losses = {measure: float(flat[f"{split}_{measure}"].iloc[0]) for measure in ("l1", "ssim")}
-    losses["flipped"] = losses["l1"]  # the mean is as far from the inverted image as from the image
+    loss = float(flat.test_l1.iloc[0])  # the mean is as far from the inverted image as from the image
     cross = {"color": "black", "markersize": 13, "markerfacecolor": "none", "markeredgewidth": 1.6, "zorder": 5}
-    axes.plot([losses[first.x_of]], [losses[first.y_of]], "X", label="mean image (no training)", **cross)
-    if {first.x_of, first.y_of} == {"l1", "flipped"}:
-        (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-        total = 2 * losses["l1"]
-        ends = np.array([max(left, total - high, 0.0), min(right, total - low, total)])
-        axes.plot(ends, total - ends, color="0.6", linewidth=1.4, zorder=0, label="least L1 + inverted L1")
+    axes.plot([loss], [loss], "X", label="mean image, nothing learnt", linestyle="none", **cross)
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    ends = np.array([max(left, 2 * loss - high, 0.0), min(right, 2 * loss - low, 2 * loss)])
+    axes.plot(ends, 2 * loss - ends, color="0.35", linewidth=0.8, zorder=0, label="least sum of both")
 
 
 # Distributions of activations.
@@ -377,94 +398,101 @@ def bands(chosen: Chosen) -> Figure:
 
 def forest(name: str, spec: dict[str, Any], folder: Path, lr: float | str | None, datasets: Sequence[str],
            seeds: Sequence[int]) -> Figure:  # fmt: skip
-    """A panel for each data set and epoch, a row for each comparison, a colour for each measure; all on one axis.
+    """A row of panels for each data set, a panel for each learning rate, a row for each comparison; all on one axis.
 
-    `lr` as in claims.yaml (None: the paper's, else the scale's). Raises ValueError where nothing of it was run.
+    `lr` as in claims.yaml (None: those of the figure). Raises ValueError where nothing of it was run.
     """
     runs = tables.runs(folder)
     runs = runs[runs.seed.isin(seeds)] if seeds else runs
     runs = runs[runs.dataset.isin(datasets)] if datasets else runs
-    for rate in ("paper", "own") if lr is None else (str(lr),):
-        found = effects(spec, runs, rate)
-        if len(found):
-            break
-    else:
+    rates = spec["rates"] if lr is None else [str(lr)]
+    parts = [found for rate in rates if len(found := effects(spec, runs, rate, folder))]
+    if not parts:
         raise ValueError(
-            f"nothing to draw: {folder} records no comparison of {name} at learning rate {lr or 'paper or own'}; "
+            f"nothing to draw: {folder} records no comparison of {name} at learning rate {' or '.join(rates)}; "
             f"`gcond study run {spec.get('artefact', name)} --scale {folder.name}` makes the runs"
         )
+    found = pd.concat(parts)
     figure = _forest_panels(found, spec)
     caption = [spec["caption"]]
-    caption += [f"Bars: 95 % intervals over seeds; hollow: fewer than {judge.FEWEST} seeds; an arrow: the bar goes on."]
-    caption += ["Diamonds: the paper's Table 2."] if found.paper.notna().any() else []
-    if gone := [row["says"] for place, row in enumerate(spec["rows"]) if place not in set(found.place)]:
-        caption.append(f"Missing: not run at this rate: {'; '.join(gone)}.")
-    where = f"scale {folder.name}; {RATES.get(rate, f'learning rate {rate}')}; up to {found.n.max()} seeds"
+    if gone := [row["says"].strip(" -") for place, row in enumerate(spec["rows"]) if place not in set(found.place)]:
+        caption.append(f"Missing, not run: {'; '.join(gone)}.")
+    where = f"scale {folder.name}; {seeds_in_words(found[found.group == ''].n)} a comparison"
     return frame(figure, spec["title"], where, " ".join(caption))
 
 
-def effects(spec: dict[str, Any], runs: pd.DataFrame, rate: str) -> pd.DataFrame:
+def effects(spec: dict[str, Any], runs: pd.DataFrame, rate: str, folder: Path) -> pd.DataFrame:
     """Findings of the figure's rows at one rate, with a row's `place`, what it `says`, and the `paper`'s effect."""
     known = facts("claims")[spec["claim"]]["contrasts"]  # some are of the paper's rate alone
-    contrasts = [each | {"lr": rate} for each in known if each["lr"] != "paper" or rate == "paper"]
-    found = judge.judge({spec["claim"]: {"contrasts": contrasts}}, runs)
-    found = found[found.measure.isin(spec["measures"]) & found.epoch.isin(spec["epochs"]) & (found.group == "")]
+    narrow = {"lr": rate, "measure": spec["measure"], "epoch": [mark["epoch"] for mark in spec["marks"]]}
+    contrasts = [each | narrow for each in known if each["lr"] != "paper" or rate == "paper"]
+    judged = judge.judge({spec["claim"]: {"contrasts": contrasts}}, runs, folder)
     parts = []
     for place, row in enumerate(spec["rows"]):
-        wanted = {"label": ""} | {key: value for key, value in row.items() if key != "says"}
-        same = np.logical_and.reduce([found[key] == value for key, value in wanted.items()])
-        parts.append(found[same].assign(place=place, says=row["says"]))
-    found = pd.concat(parts)
+        for mark, where in enumerate(spec["marks"]):
+            wanted = {"label": "", "mode": "train"} | {key: row[key] for key in row if key != "says"}
+            wanted |= {"group": where["group"], "epoch": where["epoch"]}
+            same = np.logical_and.reduce([judged[key] == value for key, value in wanted.items()])
+            parts.append(judged[same].assign(place=place, says=row["says"], mark=mark))
+    found = pd.concat(parts).dropna(subset="effect")
     return found.assign(paper=[_paper(one) for one in found.itertuples()])
 
 
 def _paper(one: Any) -> float:
-    """The change in percent in the paper: validation loss against Baseline, BatchNorm frozen in GCond."""
+    """The change in percent in the paper: validation loss against Baseline at 2e-4, BatchNorm frozen in GCond."""
     paper = paper_table2(one.dataset, one.measure)
-    comparable = one.epoch == "best_val" and one.theirs == "baseline" != one.ours and one.ours in paper
-    if not comparable or one.mode == "eval":
+    comparable = one.lr == "paper" and one.epoch == "best_val" and one.theirs == "baseline" != one.ours
+    if not comparable or one.ours not in paper:
         return math.nan
     return 100 * (paper[one.ours][0] / paper["baseline"][0] - 1)
 
 
 def _forest_panels(found: pd.DataFrame, spec: dict[str, Any]) -> Figure:
-    datasets = ordered_datasets(found.dataset)
-    epochs = [epoch for epoch in spec["epochs"] if (found.epoch == epoch).any()]
+    datasets, rates = ordered_datasets(found.dataset), list(found.lr.unique())
     says = {dataset: found[found.dataset == dataset].groupby("place").says.first() for dataset in datasets}
     heights = [len(rows) + 1 for rows in says.values()]
-    figure = Figure(figsize=(4 + 3 * len(epochs), 0.36 * sum(heights) + 0.6 * len(datasets)), layout="constrained")
-    grid = figure.add_gridspec(len(datasets), len(epochs), height_ratios=heights)
+    figure = Figure(figsize=(WIDTH, 0.34 * sum(heights) + 0.7 * len(datasets)), layout="constrained")
+    grid = figure.add_gridspec(len(datasets), len(rates), height_ratios=heights)
     ends = pd.concat([found.low, found.high])  # of few seeds they are wide: no further than twice the largest effect
     ends = ends[ends.abs() <= 2 * found.effect.abs().max()]
     values = pd.concat([ends, found.effect, found.paper.dropna(), pd.Series([0.0])])
     room = 0.05 * (values.max() - values.min())
     limits = values.min() - room, values.max() + room
-    for (dataset, epoch), own in found.groupby(["dataset", "epoch"]):
-        rows, across = says[dataset], epochs.index(epoch)
+    beside = {"fontsize": 8.5, "va": "center"}
+    for (dataset, rate), own in found.groupby(["dataset", "lr"]):
+        rows, across = says[dataset], rates.index(rate)
+        leftmost = rate == next(each for each in rates if each in set(found.lr[found.dataset == dataset]))
         axes = figure.add_subplot(grid[datasets.index(dataset), across])
         axes.axvline(0, color="0.35", linewidth=1)
         axes.grid(color="0.92", linewidth=0.6, axis="x")
         for one in own.itertuples():
-            _mark(axes, one, rows.index.get_loc(one.place), *limits)
-        axes.set_yticks(range(len(rows)), rows if across == 0 else [""] * len(rows), fontsize=9)
+            _mark(axes, one, spec["marks"][one.mark]["says"], rows.index.get_loc(one.place), *limits)
+        for place, first in own.sort_values("mark").groupby("place").effect.first().items():
+            y, words = rows.index.get_loc(place), f"{round(first, 1) + 0:+.1f}"
+            axes.text(1.02, y, words, transform=axes.get_yaxis_transform(), **beside)
+        axes.set_yticks(range(len(rows)), rows if leftmost else [""] * len(rows), fontsize=9)
+        for place, text in enumerate(axes.get_yticklabels()):
+            if not rows.iloc[place].startswith("-"):  # not a part of the row above
+                text.set_fontweight("bold")
+                axes.axhline(place - 0.5, color="0.8", linewidth=0.8)
         axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=limits, xlabel=spec["x"])
-        axes.set_title(f"{dataset_label(dataset)}\n{facts('methods')['epochs'][epoch]}", fontsize=9.5, parse_math=False)
+        axes.set_title(f"{dataset_label(dataset)}\n{RATES.get(rate, f'learning rate {rate}')}", fontsize=9.5)
     return figure
 
 
-def _mark(axes: Axes, one: Any, place: int, low: float, high: float) -> None:
-    colour, marker, shift = MARKS[one.measure]
-    words, y = facts("methods")["measures"][one.measure], place + shift
+def _mark(axes: Axes, one: Any, words: str, place: int, low: float, high: float) -> None:
+    colour, marker, shift, width, face = MARKS[one.mark]
+    y = place + shift
     if one.n > 1:
-        axes.plot(np.clip([one.low, one.high], low, high), [y, y], color=colour, linewidth=1.6)
+        axes.plot(np.clip([one.low, one.high], low, high), [y, y], color=colour, linewidth=width)
         for end, arrow in ((one.low, "<"), (one.high, ">")):
             if not low <= end <= high:
                 axes.plot([np.clip(end, low, high)], [y], color=colour, marker=arrow, markersize=5, clip_on=False)
-    face = colour if one.n >= judge.FEWEST else "white"
-    axes.plot([one.effect], [y], marker, color=colour, markersize=6.5, markerfacecolor=face, label=words)
+    look = {"color": colour, "markersize": 6.5, "markerfacecolor": face, "linestyle": "none"}
+    axes.plot([one.effect], [y], marker, label=words, **look)
     if not math.isnan(one.paper):
-        look = {"color": colour, "markersize": 6, "markerfacecolor": "none", "label": f"the paper's {words}"}
-        axes.plot([one.paper], [y], "D", **look)
+        look = {"color": "#D55E00", "markersize": 17, "markeredgewidth": 3.2, "zorder": 4}
+        axes.plot([one.paper], [place], "|", label="the paper's result", **look)
 
 
 # Pictures.
@@ -473,19 +501,17 @@ def _mark(axes: Axes, one: Any, place: int, low: float, high: float) -> None:
 def pictures(chosen: Chosen) -> Figure:
     """Held-out photographs, never of patients: a row an image; original, masked, and as each method fills it in.
 
-    A run's final_reconstructions.npz holds `original`, `masked`, `pasted` (uint8 [n, C, S, S]), `hidden` [n, H], the
+    The records (`tables.pictures`) hold `original`, `masked`, `pasted` (uint8 [n, C, S, S]), `hidden` [n, H], the
     places of hidden patches, row-major, and `patch_size`.
     """
     if patients := [dataset for dataset in chosen.datasets if family(dataset) == "ct"]:
         raise ValueError(f"`datasets`: expected photographs, found {', '.join(patients)}: patients are never drawn")
-    place = chosen.local / chosen.folder.name
-    runs = chosen.runs.assign(path=[place / name / "final_reconstructions.npz" for name in chosen.runs.name])
+    runs = chosen.runs.assign(path=[tables.pictures(chosen.folder, log) for log in chosen.runs.log])
     runs = runs[[path.exists() for path in runs.path]]
     if runs.empty:
-        raise ValueError(f"nothing to draw: no run of {chosen.name} in {place} left its pictures")
-    order = [*facts("paper")["seeds"], *sorted(runs.seed.unique())]
-    seed = max(runs.seed.unique(), key=lambda own: ((runs.seed == own).sum(), -order.index(own)))
-    paths = runs[runs.seed == seed].set_index("strategy").path
+        raise ValueError(f"nothing to draw: {chosen.folder / 'pictures'} has none of {chosen.rate}; those of seed "
+                         f"{tables.PICTURED} are recorded with its runs")  # fmt: skip
+    paths = runs.set_index("strategy").path
     own = {arm: dict(np.load(paths[arm], allow_pickle=False)) for arm in chosen.arms if arm in paths}
     first = next(iter(own.values()))
     for arm, other in own.items():
@@ -503,9 +529,11 @@ def pictures(chosen: Chosen) -> Figure:
         """Mean absolute error over the hidden pixels, in [0, 1]; the guess is right elsewhere."""
         return float(np.abs(guess - original).mean() / 255 / mask.mean())
 
-    columns = {"original\n": first["original"], f"masked\nflat guess {error(flat):.3f}": first["masked"]}
-    columns |= {f"{label(arm)}\n{error(each['pasted']):.3f}": each["pasted"] for arm, each in own.items()}
-    figure = Figure(figsize=(1.7 * len(columns), 1.75 * len(original) + 1.3), layout="constrained")
+    columns = {"original\n\n": first["original"], f"masked\nflat guess\n{error(flat):.3f}": first["masked"]}
+    for arm, each in own.items():
+        words = textwrap.fill(label(arm), 11)
+        columns[f"{words}{chr(10) * (2 - words.count(chr(10)))}{error(each['pasted']):.3f}"] = each["pasted"]
+    figure = Figure(figsize=(WIDTH, WIDTH / len(columns) * len(original) + 0.6), layout="constrained")
     panels = figure.subplots(len(original), len(columns), squeeze=False)
     for (image, column), axes in np.ndenumerate(panels):
         words = list(columns)[column]
@@ -513,11 +541,11 @@ def pictures(chosen: Chosen) -> Figure:
         axes.imshow(np.repeat(pixels, 3, -1) if pixels.shape[-1] == 1 else pixels, interpolation="nearest")
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-        axes.set_title(words if image == 0 else "", fontsize=8.5)
+        axes.set_title(words if image == 0 else "", fontsize=8)
         for y, x in np.argwhere(~patches[image].reshape(across, across)) * size if column else ():
-            axes.add_patch(Rectangle((x - 0.5, y - 0.5), size, size, fill=False, edgecolor="#00C000", linewidth=1.2))
-    chosen.missing.extend(f"{label(arm)}: no pictures of seed {seed}" for arm in chosen.arms if arm not in own)
-    return finish(figure, chosen, f"Seed {seed}, after the last epoch.")
+            axes.add_patch(Rectangle((x - 0.5, y - 0.5), size, size, fill=False, edgecolor="#00C000", linewidth=0.9))
+    chosen.missing.extend(f"{label(arm)}: no pictures recorded" for arm in chosen.arms if arm not in own)
+    return finish(figure, chosen, "After the last epoch.")
 
 
 KINDS: dict[str, Callable[[Chosen], Figure]] = {
