@@ -424,8 +424,12 @@ def forest(name: str, spec: dict[str, Any], folder: Path, lr: float | str | None
 def effects(spec: dict[str, Any], runs: pd.DataFrame, rate: str, folder: Path) -> pd.DataFrame:
     """Findings of the figure's rows at one rate, with a row's `place`, what it `says`, and the `paper`'s effect."""
     known = facts("claims")[spec["claim"]]["contrasts"]  # some are of the paper's rate alone
-    narrow = {"lr": rate, "measure": spec["measure"], "epoch": [mark["epoch"] for mark in spec["marks"]]}
-    contrasts = [each | narrow for each in known if each["lr"] != "paper" or rate == "paper"]
+    narrow = {"measure": spec["measure"], "epoch": [mark["epoch"] for mark in spec["marks"]]}
+    contrasts = [each | narrow | {"lr": rate} for each in known if isinstance(each["lr"], list)]
+    contrasts += [  # of one rate: the paper's, or, beside the best ones, another
+        each | narrow for each in known
+        if not isinstance(each["lr"], list) and rate == ("paper" if each["lr"] == "paper" else "best")
+    ]  # fmt: skip
     judged = judge.judge({spec["claim"]: {"contrasts": contrasts}}, runs, folder)
     parts = []
     for place, row in enumerate(spec["rows"]):
@@ -435,7 +439,7 @@ def effects(spec: dict[str, Any], runs: pd.DataFrame, rate: str, folder: Path) -
             same = np.logical_and.reduce([judged[key] == value for key, value in wanted.items()])
             parts.append(judged[same].assign(place=place, says=row["says"], mark=mark))
     found = pd.concat(parts).dropna(subset="effect")
-    return found.assign(paper=[_paper(one) for one in found.itertuples()])
+    return found.assign(paper=[_paper(one) for one in found.itertuples()], rate=rate)
 
 
 def _paper(one: Any) -> float:
@@ -448,7 +452,7 @@ def _paper(one: Any) -> float:
 
 
 def _forest_panels(found: pd.DataFrame, spec: dict[str, Any]) -> Figure:
-    datasets, rates = ordered_datasets(found.dataset), list(found.lr.unique())
+    datasets, rates = ordered_datasets(found.dataset), list(found.rate.unique())
     says = {dataset: found[found.dataset == dataset].groupby("place").says.first() for dataset in datasets}
     heights = [len(rows) + 1 for rows in says.values()]
     figure = Figure(figsize=(WIDTH, 0.34 * sum(heights) + 0.7 * len(datasets)), layout="constrained")
@@ -459,9 +463,9 @@ def _forest_panels(found: pd.DataFrame, spec: dict[str, Any]) -> Figure:
     room = 0.05 * (values.max() - values.min())
     limits = values.min() - room, values.max() + room
     beside = {"fontsize": 8.5, "va": "center"}
-    for (dataset, rate), own in found.groupby(["dataset", "lr"]):
+    for (dataset, rate), own in found.groupby(["dataset", "rate"]):
         rows, across = says[dataset], rates.index(rate)
-        leftmost = rate == next(each for each in rates if each in set(found.lr[found.dataset == dataset]))
+        leftmost = rate == next(each for each in rates if each in set(found.rate[found.dataset == dataset]))
         axes = figure.add_subplot(grid[datasets.index(dataset), across])
         axes.axvline(0, color="0.35", linewidth=1)
         axes.grid(color="0.92", linewidth=0.6, axis="x")
