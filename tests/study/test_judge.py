@@ -25,6 +25,7 @@ def table(**columns):
     n = max(len(each) for each in columns.values() if isinstance(each, list))
     plain = {"scale": "sample", "dataset": "ct", "model": "mobilenetv3_small", "strategy": "baseline", "setting": "",
              "model_mode": "train", "lr": 2e-4, "own_lr": False, "arithmetic": "", "device": "CPU", "steps": 500,
+             "accumulation_steps": 4, "micro_batch": 16,
              "data_checksum": "", "seed": list(range(n)), "best_val_l1": 0.5, "best_val_ssim": 0.5,
              "lambda_l1": 0.85, "lambda_ssim": 0.15, "name": "run"}  # fmt: skip
     return pd.DataFrame({name: value if isinstance(value, list) else [value] * n
@@ -212,13 +213,29 @@ def test_each_arm_at_its_best_rate():
 
 def test_the_tuning_seed_chooses_and_does_not_count():
     seed = tables.TUNING_SEED
-    runs = pd.concat([rates("a", {1e-3: 0.2, 2e-4: 0.3}, (seed,)), rates("a", {2e-4: 0.1}, (1, 2, seed)),
-                      rates("a", {1e-3: 0.5}, (1,))], ignore_index=True).drop_duplicates(["lr", "seed"])  # fmt: skip
-    best = tables.at_rate(runs, "best")
+    runs = pd.concat([rates("a", {1e-3: 0.2, 2e-4: 0.3}, (seed,)), rates("a", {2e-4: 0.1}, (1, 2)),
+                      rates("a", {1e-3: 0.5}, (1,))], ignore_index=True)  # fmt: skip
+    best = tables.at_rate(tables.tuned(runs), "best")
     assert list(zip(best.lr, best.seed, strict=True)) == [(1e-3, 1)]
-    assert list(tables.at_rate(runs, "paper").seed) == [1, 2]
-    with_ssim = runs.assign(best_val_ssim=[0.9, 0.0, 0.5, 0.5, 0.5])  # .3 * .85 < .2 * .85 + .9 * .15
+    assert list(tables.at_rate(tables.tuned(runs), "paper").seed) == [1, 2]
+    with_ssim = tables.tuned(runs.assign(best_val_ssim=[0.9, 0.0, 0.5, 0.5, 0.5]))  # .3 * .85 < .2 * .85 + .9 * .15
     assert set(tables.at_rate(with_ssim, "best").lr) == {2e-4}
+
+
+def test_other_settings_and_arms_that_borrow_have_the_rate_that_was_tuned():
+    """Though they were run at another one, too, with a lower loss."""
+    grid = rates("baseline", {1e-3: 0.2, 2e-4: 0.3}, (tables.TUNING_SEED,))
+    others = [rates("gcond_pure", {1e-3: 0.5, 2e-4: 0.1}, (1, 2)), rates("pcgrad", {1e-3: 0.5, 2e-4: 0.1}, (1,)),
+              rates("baseline", {1e-3: 0.5, 2e-4: 0.1}, (1,), setting="loss=l1"),
+              rates("baseline", {2e-4: 0.1}, (1,), model_mode="eval")]  # fmt: skip
+    runs = tables.tuned(pd.concat([grid, *others], ignore_index=True))
+    for lr in ("best", "own"):  # tuned, there is no rate of the scale
+        best = tables.at_rate(runs, lr)
+        assert list(zip(best.strategy, best.lr, best.seed, strict=True)) == [
+            ("gcond_pure", 1e-3, 1), ("gcond_pure", 1e-3, 2), ("pcgrad", 2e-4, 1), ("baseline", 1e-3, 1)]  # fmt: skip
+    found = judge.judge({"X": {"contrasts": [{"ours": "gcond_pure", "theirs": "", "measure": "l1", "as": "single",
+                                              "epoch": "best_val", "lr": ["own", "best"]}]}}, runs)  # fmt: skip
+    assert list(zip(found.lr, found.n, strict=True)) == [("best", 2)]
 
 
 # Claims.
@@ -244,6 +261,22 @@ def test_a_claim_is_decided_by_the_largest_scale_with_six_seeds():
             row | {"scale": "sample", "n": 6, "low": -2.0, "high": -0.5, "verdict": "holds"}]  # fmt: skip
     found = judge.verdicts({"X": {}}, pd.DataFrame(rows)).iloc[0]
     assert (found.verdict, found.scale) == ("holds", "sample")
+
+
+def test_a_claim_needs_each_of_its_labels_and_arms_against_themselves_count():
+    one = {"ours": "a", "theirs": "same", "measure": "l1", "dataset": "ct", "wants": "< 0"}
+    row = dict.fromkeys(judge.COLUMNS, "") | {
+        "claim": "X",
+        "scale": "sample",
+        "n": 6,
+        "verdict": "holds",
+        "wants": "< 0",
+    }
+    row |= {"ours": "a", "theirs": "a", "measure": "l1", "dataset": "ct", "against": 1.0, "low": -2.0, "high": -1.0}
+    claims = {"X": {"contrasts": [one | {"label": "p"}, one | {"label": "q"}]}}
+    found = pd.DataFrame([row | {"label": "p"}, row | {"label": "q"}])
+    assert judge.verdicts(claims, found).verdict[0] == "holds"
+    assert judge.verdicts(claims, found[:1]).verdict[0] == "undecided"
 
 
 def test_the_weakest_comparison_stands_for_a_claim():

@@ -1,6 +1,6 @@
 """Findings: the contrasts of study/claims.yaml, measured on recorded runs, and the verdict that they add up to.
 
-A contrast compares two arms run by run: pairs share the seed, the machine, the images and the number of steps. The seed
+A contrast compares two arms run by run: pairs share the seed, the machine, the data and the number of images. The seed
 is the unit; a 95 % t-interval over seeds decides, and the sign-flip p stands beside it. With n seeds p is at least
 2 / 2^n, so fewer than FEWEST are always undecided. "Equal" needs an equivalence test (TOST) with a stated margin.
 
@@ -11,7 +11,8 @@ is the unit; a 95 % t-interval over seeds decides, and the sign-flip p stands be
       as       percent, log (percent of a ratio, from logs), diff, single
       with     overrides that both arms have; ours_with, ours_lr, ours_mode: what only ours has
       dataset  a data set, or its kind: ct, photographs
-      over     patients: with the same over patients or classes (group "patients"), where the runs logged them
+      over     patients: with the same over patients or classes (group "patients"), where the runs logged them; what it
+               says of the contrast stands in its row, and decides no claim
       wants    "< 0", "> 0.9", "in [0.8, 1.25]", "equal within 2"; none for a question
 """
 
@@ -42,7 +43,7 @@ DECIDING = ("", "best_val")  # epochs; the others stand beside them
 TEXT = ["claim", "label", "scale", "dataset", "model", "ours", "theirs", "of", "mode", "lr", "measure", "group",
         "epoch", "unit"]  # fmt: skip
 COLUMNS = [*TEXT, "n", "dropped", "effect", "low", "high", "p", "wants", "verdict", "against"]
-DEFAULTS = {"theirs": "", "epoch": "", "lr": "own", "mode": "train", "group": ""}
+DEFAULTS = {"label": "", "theirs": "", "epoch": "", "lr": "own", "mode": "train", "group": ""}
 UNITS = {"conflicts": "share", "resolved": "share", "correction": "share", "zone": "number", "probe:": "cosine",
          "cosine": "cosine"}  # fmt: skip
 MEANS = ("mean", "mean3", "weighted")  # over the tasks of a run, beside its single losses
@@ -156,7 +157,8 @@ def by_pair(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _pairs(runs: pd.DataFrame) -> list[str]:
     machine = runs.arithmetic.where(runs.arithmetic != "", runs.device)
-    parts = zip(runs.seed, machine, runs.data_checksum, runs.steps, strict=True)
+    images = runs.steps * runs.accumulation_steps * runs.micro_batch
+    parts = zip(runs.seed, machine, runs.data_checksum, images, strict=True)
     return ["|".join(map(str, each)) for each in parts]
 
 
@@ -273,7 +275,10 @@ def judge(claims: Mapping[str, Mapping[str, Any]], runs: pd.DataFrame, results: 
         at_rate = cache(partial(tables.at_rate, own))
         logged = cache(lambda name: tables.log(results, name, "groups")) if results else None
         for name, claim in claims.items():
-            found = [row for contrast in claim.get("contrasts", ()) for row in _contrast(contrast, at_rate, logged)]
+            rates = [[tables.rate(own, lr) for lr in _listed(each.get("lr", DEFAULTS["lr"]))]
+                     for each in claim.get("contrasts", ())]  # fmt: skip
+            found = [row for contrast, lr in zip(claim.get("contrasts", ()), rates, strict=True)
+                     for row in _contrast(contrast | {"lr": lr}, at_rate, logged)]  # fmt: skip
             found += _special(claim, own, results) if results else []
             rows += [row | {"claim": name, "scale": scale} for row in found]
     return _table(rows)
@@ -349,8 +354,9 @@ def _compared(
             effect = compare(a, b, of, f"{measure}/{group}" if group else measure, epoch, how)
             about = {"ours": us, "theirs": them, "of": contrast.get("of", ""), "mode": mode, "measure": measure,
                      "group": group, "epoch": epoch, "unit": unit(measure, how)}  # fmt: skip
+            about["wants"] = contrast.get("wants", "")
             if effect["n"]:
-                yield about | effect | {"wants": contrast.get("wants", ""), "how": "log" if how == "log" else "t"}
+                yield about | effect | {"how": "log" if how == "log" else "t"}
             if contrast.get("over") == "patients" and logged and epoch.startswith(("best", "last")) and b is not None:
                 again = over_patients(a, b, of, measure, epoch, logged)
                 if again["n"]:
@@ -405,9 +411,10 @@ def _deciding_scale(found: pd.DataFrame) -> str:
 def _ran(contrast: Mapping[str, Any], found: pd.DataFrame) -> bool:
     """Every comparison of the contrast, on both kinds of images where it names none."""
     kinds = [kind(contrast["dataset"])] if "dataset" in contrast else ["ct", "photographs"]
-    names = [_listed(contrast.get(name, DEFAULTS.get(name))) for name in ("ours", "theirs", "measure")]
-    there = set(zip(found.dataset.map(kind), found.ours, found.theirs, found.measure, strict=True))
-    return set(itertools.product(kinds, *names)) <= there
+    names = [_listed(contrast.get(name, DEFAULTS.get(name))) for name in ("ours", "theirs", "measure", "label")]
+    there = set(zip(found.dataset.map(kind), found.ours, found.theirs, found.measure, found.label, strict=True))
+    asked = itertools.product(kinds, *names)
+    return {(a, ours, ours if them == "same" else them, *rest) for a, ours, them, *rest in asked} <= there
 
 
 def _weakest(found: pd.DataFrame) -> pd.Series:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,13 @@ import pandas as pd
 import yaml
 
 from gcond.engine.run_state import PAPER_WEIGHTS
+from gcond.files import ROOT
+from gcond.study import tables
+from gcond.study.methods import PAPER_MODEL
 
 SHORT = {"lr": "optimizer.lr"}  # keys of queue.yaml that are shorter than Hydra's
 ABOUT = ("name", "question", "group", "arms")  # keys of a block that are no settings
+AS_RECORDED = ["dataset", "model", "strategy", "seed", "lr", "model_mode", "setting"]  # of tables.runs
 NAME, ARM = ["hash", "data_checksum"], ["dataset", "strategy"]  # what names a run, and an arm
 
 
@@ -35,6 +40,28 @@ def read(path: Path) -> dict[str, Any]:
     if wrong:
         raise ValueError(f"{path}: expected the blocks that its head describes, found {', '.join(wrong)}")
     return content
+
+
+def described(overrides: Sequence[str]) -> dict[str, Any]:
+    """AS_RECORDED of the run that they make, without composing it: defaults stand in no setting."""
+    given = {"model": PAPER_MODEL, "strategy.model_mode": "train", "loss": "l1_ssim"}
+    given |= dict(text.split("=", 1) for text in overrides)
+    weights = ",".join(f"{task}:{weight:g}" for task, weight in _choice("loss", given["loss"])["tasks"].items())
+    usual = {"loss": "l1_ssim", "loss.tasks": f"{{{weights}}}"}
+    usual["scale.accumulation_steps"] = str(_choice("scale", given.pop("scale"))["accumulation_steps"])
+    about = {name: given.pop(name) for name in ("dataset", "model", "strategy", "seed")}
+    about |= {
+        "seed": int(about["seed"]),
+        "lr": float(given["optimizer.lr"]),
+        "model_mode": given["strategy.model_mode"],
+    }
+    rest = {key.lstrip("+"): value for key, value in given.items() if usual.get(key) != value}
+    return about | {"setting": tables.setting(rest)}
+
+
+@cache
+def _choice(group: str, name: str) -> dict[str, Any]:
+    return dict(yaml.safe_load((ROOT / "conf" / group / f"{name}.yaml").read_text(encoding="utf-8")))
 
 
 class Queue:

@@ -34,7 +34,7 @@ RATES = ("paper", "own")
 def _groups(runs: pd.DataFrame, rates: Sequence[str] = RATES) -> Iterator[tuple[Row, pd.DataFrame]]:
     """The runs of every data set and model at each rate; the same runs once."""
     seen = set()
-    for lr in rates:
+    for lr in (tables.rate(runs, each) for each in rates):
         for (dataset, model), own in tables.at_rate(runs, lr).groupby(["dataset", "model"], sort=False):
             if (which := tuple(own.index)) not in seen:
                 seen.add(which)
@@ -138,7 +138,7 @@ def larger_network(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) 
     """Share of Baseline's steps after which GCond is below Baseline's last validation L1 (2 where it never is), and the
     spread of activations at the end over Baseline's."""
     found = []
-    for about, group in _groups(runs[runs.model == "convnextv2_base"]):
+    for about, group in _groups(runs[runs.model.str.startswith("convnextv2")]):
         arms = _arms(group)
         for strategy in (STOCHASTIC, SEQUENTIAL):
             if not {strategy, BASELINE} <= set(arms):
@@ -195,43 +195,44 @@ def against_static(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) 
     """Every method against the nearest of Baseline's static weights, and against runs that train one loss only.
 
     Methods and static weights have the same learning rates to choose from. The nearest setting is the one that a method
-    is least far ahead of in its better loss, mean over seeds, at the best validation epoch: the method is ahead of the
-    front if one of the two losses is lower. delta_m is the mean of the relative changes of both losses (Maninis et al.
-    2019), mean the relative change of their plain mean.
+    is least far ahead of in its best loss, mean over seeds, at the best validation epoch: the method is ahead of the
+    front if one of the losses is lower. delta_m is the mean of the relative changes of L1 and SSIM (Maninis et al.
+    2019), mean the relative change of their plain mean. `claim`: settings that all have (with), and losses.
     """
     found: list[Row] = []
+    common, losses = tables.setting(claim.get("with", {})), claim.get("losses", LOSSES)
     for about, group in _groups(runs, (*RATES, "best")):
-        arms = _arms(group)
-        settings = [setting for setting in sorted(set(group.setting)) if _is_static(group[group.setting == setting])]
+        arms = _arms(group, common)
+        settings = [setting for setting in sorted(set(group.setting)) if _without_weights(setting) == common
+                    and _sum_to_1(group[group.setting == setting], losses)]  # fmt: skip
         static = {setting: own[BASELINE] for setting in settings if BASELINE in (own := _arms(group, setting))}
-        alone = {loss: _arms(group, f"loss={loss}").get(BASELINE) for loss in LOSSES}
+        alone = {} if common else {loss: _arms(group, f"loss={loss}").get(BASELINE) for loss in LOSSES}
         for strategy, arm in arms.items():
             row = about | {"ours": strategy, "unit": "%"}
             if len(static) > 1 and strategy != BASELINE and BASELINE in arms:
-                found += [row | each for each in _nearest(arm, static, arms[BASELINE])]
-            if all(single is not None for single in alone.values()):
+                found += [row | each for each in _nearest(arm, static, arms[BASELINE], losses)]
+            if alone and all(single is not None for single in alone.values()):
                 found += [row | {"label": "against single tasks"} | each for each in _deltas(arm, alone)]
     return [row for row in found if row["n"]]
 
 
-def _is_static(runs: pd.DataFrame) -> bool:
-    """Of the front: lambdas that sum to 1, and nothing else changed. Frozen weights need not."""
-    sums = runs.lambda_l1 + runs.lambda_ssim
-    return _changes_weights_alone(runs.setting.iloc[0]) and bool(np.isclose(sums, 1).all())
+def _sum_to_1(runs: pd.DataFrame, losses: Sequence[str]) -> bool:
+    """The lambdas of static weights on the front. Frozen weights need not."""
+    return bool(np.isclose(runs.filter([f"lambda_{loss}" for loss in losses]).sum(axis="columns"), 1).all())
 
 
-def _changes_weights_alone(setting: str) -> bool:
-    return set(tables.overrides(setting)) <= {"loss.tasks"}
+def _without_weights(setting: str) -> str:
+    return tables.setting({key: value for key, value in tables.overrides(setting).items() if key != "loss.tasks"})
 
 
-def _nearest(arm: pd.DataFrame, static: Arms, base: pd.DataFrame) -> Iterator[Row]:
-    gaps = {setting: max(-compare(arm, point, base, loss)["effect"] for loss in LOSSES)
+def _nearest(arm: pd.DataFrame, static: Arms, base: pd.DataFrame, losses: Sequence[str] = LOSSES) -> Iterator[Row]:
+    gaps = {setting: max(-compare(arm, point, base, loss)["effect"] for loss in losses)
             for setting, point in static.items()}  # fmt: skip
     ahead = pd.Series(gaps).dropna()
     if len(ahead):
         nearest = static[str(ahead.idxmin())]
-        named = f"nearest of {len(ahead)} static weights, {_lambdas(nearest)}"
-        for loss, epoch in product(LOSSES, EPOCHS):
+        named = f"nearest of {len(ahead)} static weights, {_lambdas(nearest, losses)}"
+        for loss, epoch in product(losses, EPOCHS):
             row = {"label": named, "theirs": BASELINE, "of": BASELINE, "measure": loss, "epoch": epoch}
             yield row | compare(arm, nearest, base, loss, epoch)
 
@@ -248,8 +249,8 @@ def _deltas(arm: pd.DataFrame, alone: Mapping[str, pd.DataFrame]) -> Iterator[Ro
             yield {"measure": measure, "epoch": epoch} | effect
 
 
-def _lambdas(arm: pd.DataFrame) -> str:
-    return " ".join(f"{loss}:{arm[f'lambda_{loss}'].iloc[0]:g}" for loss in LOSSES)
+def _lambdas(arm: pd.DataFrame, losses: Sequence[str] = LOSSES) -> str:
+    return " ".join(f"{loss}:{arm[f'lambda_{loss}'].iloc[0]:g}" for loss in losses)
 
 
 # Frozen weights: a method writes d = sum_i w_i lambda_i g_i at every step. The static run has lambda_i times the mean
@@ -265,7 +266,7 @@ NEAR = 0.01  # recorded lambdas that are all so close stand for the average, so 
 def _frozen(group: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
     """(method, strategy, setting) of the static run, recorded or to be made; of methods whose weights are recorded."""
     group = group[group.model_mode == "train"]
-    static = group[[_changes_weights_alone(setting) for setting in group.setting]]
+    static = group[[not _without_weights(setting) for setting in group.setting]]
     for method, base in UPDATES.items():
         own = group[(group.strategy == method) & (group.setting == "")]
         if own.reindex(columns=WEIGHTS).isna().all().any():

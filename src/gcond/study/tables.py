@@ -32,6 +32,7 @@ from gcond.engine import metrics_log
 from gcond.engine.run_folder import read_report
 from gcond.engine.run_state import selection_weights, weighted_loss
 from gcond.files import write_atomically, write_text
+from gcond.study.methods import facts
 
 ABOUT = ("name", "arithmetic", "status", "hash", "data_checksum", "commit", "dirty", "device", "torch", "python",
          "started")  # fmt: skip
@@ -97,8 +98,8 @@ def runs(results: Path) -> pd.DataFrame:
     """The finished runs, with numbers of their logs as further columns (`numbers`), and what their overrides say:
 
     `loss` and `weights`: conf/loss and loss.tasks ("" for the loss's own weights); `own_lr`: at the scale's learning
-    rate; `rest`: the overrides that no column tells; `setting`: all but learning rate, model mode and length, as
-    `setting` writes them; `log`: the name of the log.
+    rate; `tuned_lr`: of `tuned`; `rest`: the overrides that no column tells; `setting`: all but learning rate, model
+    mode and length, as `setting` writes them; `log`: the name of the log.
     Of runs that differ in nothing but the version of the code, the one started last counts.
     """
     table = read(results)
@@ -115,7 +116,8 @@ def runs(results: Path) -> pd.DataFrame:
     same = [*SETTINGS, "weights", "rest", "steps", "arithmetic", "data_checksum"]
     table = table.sort_values("started", kind="stable").drop_duplicates(same, keep="last").sort_index()
     logged = pd.DataFrame([_digest(results, name)[0] for name in table.log], index=table.index)
-    return pd.concat([table, logged], axis="columns").reset_index(drop=True).copy()  # in one piece: many select rows
+    table = tuned(pd.concat([table, logged], axis="columns").reset_index(drop=True))
+    return table.copy()  # in one piece: many select rows
 
 
 def log(results: Path, name: str, *kinds: str) -> pd.DataFrame:
@@ -166,30 +168,52 @@ def written(lr: float) -> str:
     return np.format_float_scientific(lr, trim="-", exp_digits=1)
 
 
-def at_rate(runs: pd.DataFrame, lr: str | float) -> pd.DataFrame:
-    """Rows of `runs` at one learning rate: own (the scale's), paper (2e-4), a number, or best: each arm's best.
+def tuned(runs: pd.DataFrame) -> pd.DataFrame:
+    """With a column `tuned_lr`: the learning rate that the tuning seed chose for a run's method, else nan.
 
-    best: that with the lowest validation loss at the best epoch, .85 L1 + .15 (1 - SSIM), of the tuning seed where it
-    ran at several rates, else in the mean over seeds, of the rates with the arm's most seeds; only on data sets where
-    some arm was run at two rates. The tuning seed itself is left out throughout.
+    Of the method's runs in train mode with Table 2's settings it has the lowest validation loss at the best epoch, .85
+    L1 + .15 (1 - SSIM). Methods that were not tuned borrow the rate of another (study/queue.yaml).
     """
-    counted = runs[runs.seed != TUNING_SEED]
+    method = ["dataset", "model", "strategy"]
+    grid = runs[(runs.seed == TUNING_SEED) & (runs.setting == "") & (runs.model_mode == "train")]
+    chosen = {key: _lowest(own) for key, own in grid.groupby(method) if own.lr.nunique() > 1}
+    lender = facts("queue")["borrowed_rates"]
+    keys = [(*each[:2], each[2] if each in chosen else lender.get(each[2]))
+            for each in runs[method].itertuples(index=False, name=None)]  # fmt: skip
+    return runs.assign(tuned_lr=pd.Series([chosen.get(key, math.nan) for key in keys], runs.index, dtype=float))
+
+
+def rate(runs: pd.DataFrame, lr: str | float) -> str | float:
+    """`lr`, but best for own where learning rates were tuned: there no rate is the scale's."""
+    return "best" if lr == "own" and "tuned_lr" in runs and runs.tuned_lr.notna().any() else lr
+
+
+def at_rate(runs: pd.DataFrame, lr: str | float) -> pd.DataFrame:
+    """Rows of `runs` at one learning rate: own (the scale's, or `rate`), paper (2e-4), a number, or best: each arm's.
+
+    best: `tuned_lr`; without one that with the lowest validation loss in the mean over seeds, of the rates with the
+    arm's most seeds, on data sets where some arm was run at two rates. The tuning seed itself is left out throughout.
+    """
+    counted, lr = runs[runs.seed != TUNING_SEED], rate(runs, lr)
     if lr == "own":
         return counted[counted.own_lr]
     if lr != "best":
         return counted[np.isclose(counted.lr, PAPER_LR if lr == "paper" else float(lr))]
+    known = counted.tuned_lr if "tuned_lr" in counted else pd.Series(math.nan, counted.index)
+    others = counted[known.isna()]
     tried = runs.groupby(ARM).lr.transform("nunique").groupby([runs.dataset, runs.model]).transform("max") > 1
-    kept = [_at_best(own) for _, own in runs[tried].groupby(ARM)]
-    return pd.concat(kept).sort_index() if kept else runs.iloc[:0]
+    kept = [_at_best(own) for _, own in others[tried[others.index]].groupby(ARM)]
+    return pd.concat([counted[np.isclose(counted.lr, known)], *kept]).sort_index()
 
 
 def _at_best(arm: pd.DataFrame) -> pd.DataFrame:
-    tuning, counted = arm[arm.seed == TUNING_SEED], arm[arm.seed != TUNING_SEED]
-    if tuning.lr.nunique() < 2:
-        seeds = counted.groupby("lr").seed.transform("nunique")
-        tuning = counted[seeds == seeds.max()]
-    score = selection_loss(tuning, "best_val")
-    return counted[counted.lr == score.groupby(tuning.lr).mean().idxmin()] if len(tuning) else counted
+    seeds = arm.groupby("lr").seed.transform("nunique")
+    return arm[arm.lr == _lowest(arm[seeds == seeds.max()])]
+
+
+def _lowest(runs: pd.DataFrame) -> float:
+    """The learning rate with the lowest validation loss."""
+    return float(selection_loss(runs, "best_val").groupby(runs.lr).mean().idxmin())
 
 
 def selection_loss(rows: pd.DataFrame, of: str) -> pd.Series:
