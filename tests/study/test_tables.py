@@ -61,9 +61,11 @@ def test_a_row_has_what_the_run_is_its_settings_and_its_numbers_and_the_log_ever
     assert log[log.kind == "trivial"].val_l1.tolist() == [0.875]
 
 
-def test_pictures_of_seed_11_are_recorded_where_nothing_but_the_rate_differs(folder, tmp_path):
+def test_pictures_of_seed_11_are_recorded_where_nothing_but_the_rate_differs_and_never_of_patients(folder, tmp_path):
     (folder / "final_reconstructions.npz").write_bytes(b"pictures")
-    for place, (variant, there) in enumerate([("optimizer.lr=1e-3", True), ("loss=l1", False)]):
+    cases = [("optimizer.lr=1e-3", "photos", True), ("loss=l1", "photos", False), ("", "headneck", False)]
+    for place, (variant, dataset, there) in enumerate(cases):
+        (folder / "config.yaml").write_text(CONFIG.replace("name: ct", f"name: {dataset}"))
         (folder / "report.json").write_text(json.dumps(REPORT | {"variant": variant, "name": f"run{place}"}))
         tables.record(folder, tmp_path)
         path = tables.pictures(tmp_path, f"run{place}-00e12345")

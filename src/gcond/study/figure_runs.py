@@ -77,7 +77,7 @@ def choose(name: str, spec: dict[str, Any], folder: Path, lr: float | str | None
     shown = ordered_datasets(own.dataset)
     missing = absent(own, spec["arms"], shown, () if datasets else families)
     arms = [arm for arm in wanted if (own.strategy == arm).any()]
-    rate = own.lr.iloc[0] if own.lr.nunique() == 1 else rate
+    rate = own.lr.iloc[0] if own.lr.nunique() == 1 else tables.rate(recorded, rate)
     return Chosen(name, spec, folder, own, arms, shown, rate_in_words(rate), missing, static)
 
 
@@ -173,7 +173,7 @@ def frame(figure: Figure, title: str, where: str, caption: str, order: Iterable[
     total = height + below + legend
     figure.set_size_inches(width, total)
     figure.get_layout_engine().set(rect=(0, (below + legend) / total, 1, height / total))
-    above = textwrap.wrap(title, int(width * 11)) + textwrap.wrap(where, int(width * 11))
+    above = textwrap.wrap(title, int(width * 11.5)) + textwrap.wrap(where, int(width * 11.5))
     figure.suptitle("\n".join(above), fontsize=10.5)
     figure.text(0.008, 0.05 / total, "\n".join(text), fontsize=8, va="bottom", parse_math=False, linespacing=1.25)
     if names:

@@ -84,8 +84,9 @@ def of(artefact: str) -> list[str]:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    """Write a PNG without a date, so that the same records give the same bytes."""
-    write_atomically(path, lambda to: figure.savefig(to, dpi=150, metadata={"Software": None}))
+    """Write a PNG without a date, so that the same records give the same bytes; at most 1350 pixels wide."""
+    dpi = min(150, 1350 / figure.get_figwidth())
+    write_atomically(path, lambda to: figure.savefig(to, dpi=dpi, metadata={"Software": None}))
     return path
 
 
@@ -95,7 +96,7 @@ def _save(figure: Figure, path: Path) -> Path:
 def lines(chosen: Chosen) -> Figure:
     """Panels of lines: mean over seeds, and single seeds where there are several."""
     spec, points = chosen.spec, tidy(chosen)
-    rows, columns = spec.get("rows", ["quantity"]), spec.get("columns", ["dataset"])
+    rows, columns = spec.get("rows", ["dataset"]), spec.get("columns", ["quantity"])
     apart = "arm" in rows + columns  # the arms have panels of their own
     figure, cells = _grid(points, rows, columns)
     for axes, own in cells:
@@ -111,7 +112,7 @@ def lines(chosen: Chosen) -> Figure:
             _line(axes, line, style, order, alone=apart, lowest=quantity["of"] == "run")
         _scale(axes, quantity, own, points)
     several = points.groupby(["arm", "dataset"], observed=True).seed.nunique().max() > 1
-    return finish(figure, chosen, "Thick: mean over seeds; thin: single seeds." if several else "One seed.")
+    return finish(figure, chosen, "Thick: mean over seeds; thin: single seeds." if several else "")
 
 
 def tidy(chosen: Chosen) -> pd.DataFrame:
@@ -193,7 +194,7 @@ def _grid(points: pd.DataFrame, rows: list[str], columns: list[str]) -> tuple[Fi
         wide = 2 if len(down) in (2, 4) else 3
         placed = {divmod(row, wide): own for (row, _), own in placed.items()}
         shape = (-(-len(down) // wide), wide)
-    width, height = {1: (6.4, 4.2), 2: (WIDTH, 3.4)}.get(shape[1], (WIDTH, 2.9))
+    width, height = {1: (7.2, 4.2), 2: (WIDTH, 3.4)}.get(shape[1], (WIDTH, 2.9))
     figure = Figure(figsize=(width, height * shape[0]), layout="constrained")
     grid = figure.add_gridspec(*shape)
     return figure, [(figure.add_subplot(grid[place]), own) for place, own in sorted(placed.items())]
@@ -201,9 +202,10 @@ def _grid(points: pd.DataFrame, rows: list[str], columns: list[str]) -> tuple[Fi
 
 def _title(axes: Axes, chosen: Chosen, dataset: str, *words: str, second: str = "") -> None:
     """Set a panel's title. It names the data set only where the figure has several."""
-    named = ", ".join(filter(None, (*words, dataset_label(dataset) if len(chosen.datasets) > 1 else "")))
     width = int(10.5 * axes.figure.get_figwidth() / axes.get_gridspec().ncols)
-    axes.set_title("\n".join([*textwrap.wrap(named, width), *filter(None, [second])]), fontsize=9.5, parse_math=False)
+    named = textwrap.wrap(", ".join(filter(None, words)), width)
+    named += [dataset_label(dataset).partition(" (")[0]] if len(chosen.datasets) > 1 else []
+    axes.set_title("\n".join([*named, *filter(None, [second])]), fontsize=9.5, parse_math=False)
     axes.grid(color="0.92", linewidth=0.6)
 
 
@@ -299,7 +301,8 @@ def scatter(chosen: Chosen) -> Figure:
             _front(axes, own)
         if chosen.spec.get("losses") == ["l1", "flipped"]:
             _mean_image(axes, first.dataset, chosen)
-    return finish(figure, chosen, "Large: mean over seeds; small: single seeds.")
+    weights = "Grey: a weighted sum at other fixed weights; beside each point that of L1." if len(chosen.static) else ""
+    return finish(figure, chosen, f"Large: mean over seeds; small: single seeds. {weights}")
 
 
 def _front(axes: Axes, points: pd.DataFrame) -> None:

@@ -32,7 +32,7 @@ from gcond.engine import metrics_log
 from gcond.engine.run_folder import read_report
 from gcond.engine.run_state import selection_weights, weighted_loss
 from gcond.files import write_atomically, write_text
-from gcond.study.methods import facts
+from gcond.study.methods import facts, kind
 
 ABOUT = ("name", "arithmetic", "status", "hash", "data_checksum", "commit", "dirty", "device", "torch", "python",
          "started")  # fmt: skip
@@ -350,8 +350,8 @@ def _record_log(folder: Path, results: Path) -> dict[str, Any]:
         before = log(results, name)
         rows = pd.concat([rows, before[before.kind.isin(AFTERWARDS)].dropna(axis="columns", how="all")])
     _write_log(results, name, rows)
-    drawn = folder / "final_reconstructions.npz"
-    if drawn.exists() and row["seed"] == PICTURED and not setting(overrides(row["variant"])):
+    drawn, usual = folder / "final_reconstructions.npz", not setting(overrides(row["variant"]))
+    if drawn.exists() and kind(row["dataset"]) != "ct" and row["seed"] == PICTURED and usual:
         content = drawn.read_bytes()
         write_atomically(pictures(results, name), lambda to: to.write_bytes(content))
     return row
