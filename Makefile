@@ -10,7 +10,7 @@ THREAD   := OMP_NUM_THREADS=1 $(BIN)/python
 quoted    = '$(subst ','\'',$1)'
 option    = $(if $($2),--$1 $(call quoted,$($2)))
 options   = $(foreach each,$1,$(call option,$(shell echo $(each) | tr A-Z a-z),$(each)))
-TRAINED  := $(if $(CT)$(filter study%,$(SCALE)),,data)# the public CT patients, where no other CT is named
+TRAINED  := $(if $(CT)$(filter study%,$(SCALE))$(filter reproduce-b-%,$(MAKECMDGOALS)),,data)# the public CT patients, where no other CT is named
 WHERE     = $(call options,SCALE OUT DATASETS SEEDS STRATEGIES LR)
 RUNS      = $(WHERE) $(call options,JOBS DEVICE LAUNCHER CT HEADNECK IMAGENET CAP) $(if $(MISSING),--missing) $(if $(MORE),--set $(MORE))
 UNTRAINED:= $(addprefix reproduce-,table1 table3 table4 table5 toy)
@@ -41,7 +41,7 @@ data-ct: $(READY) ## make CT=DIR from your archives: ICH=DIR CSPINE=DIR RADCURE=
 ## Reproduce (SCALE=mini|sample|study|paper SEEDS= DATASETS= STRATEGIES= LR= OUT= DEVICE= JOBS= MISSING=1 MORE=overrides)
 $(UNTRAINED): reproduce-%: $(READY)
 	@$(GCOND) study run $* $(RUNS)
-reproduce-%: $(READY) $(TRAINED) ## table1 … table5, figure1 … figure12, o1 … o10, conflict, b1, ablations, windows, toy, all
+reproduce-%: $(READY) $(TRAINED) ## table1 … table5, b-table5, b-table6, figure1 … figure12, o1 … o10, conflict, ablations, windows, toy, all
 	@$(GCOND) study run $* $(RUNS)
 plan: $(READY) ## what reproduce-table2 (or NAME=…) would train, and its time, memory and disk
 	@$(GCOND) study plan $(or $(NAME),table2) $(RUNS)

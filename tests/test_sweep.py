@@ -112,8 +112,8 @@ SHARED = {  # experiment, what is typed -> its runs on CT a seed, and how many o
     ("o8_single",): (2, 0),
     ("conflict",): (11, 0),
     ("conflict_strength",): (15, 0),
-    ("b1",): (6, 0),
-    ("b1_gradnorm",): (1, 0),
+    ("b_table5",): (9, 0),
+    ("b_table6",): (9, 0),
 }
 
 

@@ -259,7 +259,10 @@ def test_labels_that_do_not_exist_or_are_not_needed_are_refused(monkeypatch: pyt
         ),
         (["loss=l1_ssim_class", "loss.labels=null"], r"`loss\.labels`: expected rotation or dataset, found None"),
         (["+loss.labels=rotation"], r"`loss\.labels`: expected nothing, since no task needs them, found rotation"),
-        (["loss=l1_ssim_class", "strategy=gradnorm"], r"resolver\.group`: expected encoder, .*, found head"),
+        (
+            ["loss=l1_ssim_class", "strategy=gradnorm", "strategy.conductor.resolver.group=head"],
+            r"resolver\.group`: expected encoder, .*, found head",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             Settings(config("strategy=baseline", *overrides))

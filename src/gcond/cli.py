@@ -132,7 +132,7 @@ def _run(options: argparse.Namespace) -> int:
     artefacts = catalogue.find(options.name)
     if any(artefact.name in BENCHED for artefact in artefacts):
         _of_the_clone(BENCH)
-    sweeps = catalogue.sweeps(artefacts, choices)
+    sweeps = _sweeps(catalogue, artefacts, options, choices)
     if len(sweeps) > 1:
         _print_plan(sweeps, options)
     failed = 0
@@ -156,7 +156,7 @@ def _plan(options: argparse.Namespace) -> int:
     if options.name == ["queue"]:
         return _queue(options, ["--plan"])
     catalogue = Catalogue()
-    sweeps = catalogue.sweeps(catalogue.find(options.name), _choices(options))
+    sweeps = _sweeps(catalogue, catalogue.find(options.name), options, _choices(options))
     if not sweeps:
         print(f"{', '.join(options.name)}: no run is needed")
         return 0
@@ -199,6 +199,16 @@ def _queue(options: argparse.Namespace, more: list[str]) -> int:
 
     results = [] if options.out == OWN else ["--results", str(options.out / "study")]
     return queue([*more, *results, "--jobs", str(options.jobs), *with_paths_quoted(_choices(options).overrides)])
+
+
+def _sweeps(
+    catalogue: Catalogue, artefacts: Sequence[Artefact], options: argparse.Namespace, choices: Choices
+) -> list[list[str]]:
+    sweeps = catalogue.sweeps(artefacts, choices)
+    photographs = any(each.startswith("dataset=") and "imagenet256" in each for sweep in sweeps for each in sweep)
+    if options.scale == "paper" and photographs and not options.imagenet:
+        raise ValueError("--scale paper: expected --imagenet DIR and --ct DIR (a store of the CT archives), found none")
+    return sweeps
 
 
 def _print_plan(sweeps: Sequence[Sequence[str]], options: argparse.Namespace) -> int:
@@ -298,8 +308,6 @@ def _choices(options: argparse.Namespace) -> Choices:
     overrides = [f"paths.{name}={path}" for name, path in _paths(options).items()]
     overrides += [f"device={options.device}"] if options.device != "auto" else []
     overrides += [f"runs={options.runs}"] if options.runs != Path("runs") else []
-    if options.scale == "paper" and not options.imagenet:
-        raise ValueError("--scale paper: expected --imagenet DIR and --ct DIR (a store of the CT archives), found none")
     return Choices(
         options.scale,
         options.seeds or PAPER_SEEDS,

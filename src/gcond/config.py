@@ -25,6 +25,7 @@ from gcond.files import ROOT
 from gcond.schema import Dotted, validate
 
 CONFIG = ROOT / "conf"
+OmegaConf.register_new_resolver("shared_group", lambda labels: "encoder" if labels else "head", replace=True)
 
 KEYWORDS: dict[str, TypeAdapter[Any]] = {
     "_target_": TypeAdapter(Dotted),

@@ -114,7 +114,7 @@ def test_slices_without_labels_are_left_out_of_a_labelled_run(root, capsys):
     assert (values(splits.train), values(splits.val), values(splits.test)) == ([1000, 1002], [1003], [1006])
     assert splits.groups == {"train": ["a", "b"], "val": ["c"], "test": ["d"]}
     assert splits.facts["counts"] == {"train": 2, "val": 1, "test": 1}
-    assert splits.facts["without_labels"] == 4
+    assert (splits.facts["without_labels"], splits.title) == (4, "CT (made), labelled slices")
     assert "4 of 8 slices have no labels" in capsys.readouterr().err
     assert splits.intensity == ct.load(root, 256).intensity
     assert {name: own[:, 0].tolist() for name, own in found.items()} == {"train": [1, 0], "val": [0], "test": [1]}

@@ -118,7 +118,7 @@ def load(
     return Splits(
         **images,
         intensity=Intensity.of_hu_window(hu_min, hu_max, mean, std),
-        title=facts["title"],
+        title=facts["title"] + (", labelled slices" if labelled else ""),
         facts={
             "version": facts["format_version"],
             "counts": {name: len(rows) for name, rows in own.items()},

@@ -72,6 +72,7 @@ class Catalogue:
             }
         )
         self._datasets: Mapping[str, Mapping[str, str]] = content["datasets"]
+        self._settings: Mapping[str, Mapping[str, Sequence[str]]] = content["settings"]
         self._all = [each for name in content["all"] for each in (figures if name == "figures" else [name])]
         self.artefacts = {
             name: Artefact(
@@ -117,7 +118,8 @@ class Catalogue:
                  f"seed={','.join(map(str, choices.seeds))}"]  # fmt: skip
         if strategies := choices.strategies or arms:
             sweep.append(f"strategy={','.join(strategies)}")
-        return [*sweep, *choices.overrides] if chosen else []
+        settings = self._settings.get(experiment, {}).get(choices.scale, ())
+        return [*sweep, *settings, *choices.overrides] if chosen else []
 
 
 def experiment_lists(experiment: str) -> dict[str, list[str]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ import pandas as pd
 import yaml
 
 from gcond.files import RECORDED, ROOT, write_text
-from gcond.study import bench_page, judge, table2, tables, toy_page
-from gcond.study.methods import NOT_EVIDENCE, RATES, facts, label, paper_table2
+from gcond.study import bench_page, edition_b, judge, table2, tables, toy_page
+from gcond.study.methods import NOT_EVIDENCE, RATES, facts, kind, label, paper_table2
 from gcond.study.table2 import Table2, effect, plus_minus
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -45,6 +45,9 @@ def text(artefact: Any, results: Path, **choices: Any) -> tuple[str, bool]:
     chosen = _chosen(choices)
     if artefact.name == "table2":
         return _table2_text(results, **chosen)
+    if artefact.name in edition_b.NAMES:
+        table = edition_b.build(artefact.name, results / chosen.pop("scale", "mini"), **chosen)
+        return "\n\n".join(plain(rows) for name in table.datasets for rows in table.printed(name)), table.complete
     if not artefact.claims:
         return "", True
     found = judge.findings(results, artefact.claims, chosen.get("scale", "mini"))
@@ -234,6 +237,9 @@ def _claims(results: Path, **_: Any) -> list[Path]:
         written += _write(results / str(scale) / "claims.md", "claims", scale=scale, claims=claims, verdicts=stand,
                           tables=parts)  # fmt: skip
         written += _tables2(results, str(scale))
+        labelled = set(tables.runs(results / str(scale)).query("labels == 'dataset'").dataset.map(kind))
+        written += [path for name in edition_b.NAMES if facts("paper")[name]["kind"] in labelled
+                    for path in _edition_b(name, results, str(scale))]  # fmt: skip
     return written
 
 
@@ -245,6 +251,11 @@ def _tables2(results: Path, scale: str) -> list[Path]:
     rates: list[tuple[str | float, pd.Series]] = [("own", runs.own_lr), (tables.PAPER_LR, at_paper)]
     complete = [lr for lr, ran in rates if (runs[ran].groupby("strategy").seed.nunique() >= 3).sum() > 1]
     return [path for lr in complete for path in _table2(results, scale, lr)]
+
+
+def _edition_b(name: str, results: Path, scale: str = "mini", **choices: Any) -> list[Path]:
+    return _write(results / scale / f"{name}.md", "b_table", name=name, about=facts("paper")[name], scale=scale,
+                  table=edition_b.build(name, results / scale, **choices))  # fmt: skip
 
 
 def finding_tables(found: pd.DataFrame) -> list[list[list[str]]]:
@@ -421,6 +432,7 @@ def _bench(results: Path, **_: Any) -> list[Path]:
 
 PAGES: dict[str, Callable[..., list[Path]]] = {
     "bench": _bench, "claims": _claims, "experiments": _experiments, "readme": _readme,
-    "table1": _table1, "table2": _table2, "table5": _table5, "toy": _toy
+    "table1": _table1, "table2": _table2, "table5": _table5, "toy": _toy,
+    **{name: partial(_edition_b, name) for name in edition_b.NAMES},
 }  # fmt: skip
 NAMES = tuple(PAGES)
