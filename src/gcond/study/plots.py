@@ -426,14 +426,14 @@ def forest(name: str, spec: dict[str, Any], folder: Path, lr: float | str | None
 
 def effects(spec: dict[str, Any], runs: pd.DataFrame, rate: str, folder: Path) -> pd.DataFrame:
     """Findings of the figure's rows at one rate, with a row's `place`, what it `says`, and the `paper`'s effect."""
-    known = facts("claims")[spec["claim"]]["contrasts"]  # some are of the paper's rate alone
+    known = [spec["contrast"]] if "contrast" in spec else facts("claims")[spec["claim"]]["contrasts"]
     narrow = {"measure": spec["measure"], "epoch": [mark["epoch"] for mark in spec["marks"]]}
     contrasts = [each | narrow | {"lr": rate} for each in known if isinstance(each["lr"], list)]
     contrasts += [  # of one rate: the paper's, or, beside the best ones, another
         each | narrow for each in known
         if not isinstance(each["lr"], list) and rate == ("paper" if each["lr"] == "paper" else "best")
     ]  # fmt: skip
-    judged = judge.judge({spec["claim"]: {"contrasts": contrasts}}, runs, folder)
+    judged = judge.judge({"": {"contrasts": contrasts}}, runs, folder)
     parts = []
     for place, row in enumerate(spec["rows"]):
         for mark, where in enumerate(spec["marks"]):
