@@ -35,8 +35,8 @@ data: $(READY) ## fetch ten public CT patients (130 MB) into data/ct
 	@test -e data/ct/facts.json || $(GCOND) data samples --out data/ct
 data-headneck: $(READY) ## make data/headneck from OPENKBP=DIR, a clone of github.com/ababier/open-kbp
 	@$(GCOND) data headneck --out $(call quoted,$(or $(HEADNECK),data/headneck)) $(if $(OPENKBP),--folder $(call quoted,open-kbp=$(OPENKBP)))
-data-ct: $(READY) ## make CT=DIR from your archives: ICH=DIR CSPINE=DIR RADCURE=DIR
-	@$(GCOND) data ct $(call options,ICH CSPINE RADCURE) --out $(call quoted,$(or $(CT),data/ct)) $(call option,workers,JOBS)
+data-ct: $(READY) ## make CT=DIR from your archives: ICH=DIR CSPINE=DIR RADCURE=DIR (SIZE=416 pixels, else 256)
+	@$(GCOND) data ct $(call options,ICH CSPINE RADCURE SIZE) --out $(call quoted,$(or $(CT),data/ct)) $(call option,workers,JOBS)
 
 ## Reproduce (SCALE=mini|sample|study|paper SEEDS= DATASETS= STRATEGIES= LR= OUT= DEVICE= JOBS= MISSING=1 MORE=overrides)
 $(UNTRAINED): reproduce-%: $(READY)

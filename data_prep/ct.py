@@ -26,7 +26,6 @@ from archive.run import HEADERS, PIXELS, Job, Stage, building, run_stage
 from tqdm import tqdm
 
 from gcond.data import store
-from gcond.data.store import STORED_BYTES
 from gcond.files import sha256, write_atomically, write_json
 from gcond.output import output_may_be_lost
 
@@ -41,9 +40,9 @@ def prepare(out: Path, jobs: list[Job], workers: int, whole: bool) -> None:
     if whole:
         check_labels(out, jobs)
     todo = merge.missing(jobs)
-    images = sum(count_images(job) for job in todo)
-    check_space(out, images * STORED_BYTES)
-    _pass(PIXELS, todo, len(jobs), workers, images, "slice")
+    images = [count_images(job) for job in todo]
+    check_space(out, sum(count * store.stored_bytes(job.size) for count, job in zip(images, todo, strict=True)))
+    _pass(PIXELS, todo, len(jobs), workers, sum(images), "slice")
 
 
 def _pass(stage: Stage, todo: list[Job], shards: int, workers: int, files: int, unit: str) -> None:
@@ -52,13 +51,13 @@ def _pass(stage: Stage, todo: list[Job], shards: int, workers: int, files: int, 
         run_stage(stage, todo, workers, bar.update)
 
 
-def plan(out: Path, roots: dict[str, Path], shard_files: int, reuse: bool) -> list[Job]:
+def plan(out: Path, roots: dict[str, Path], shard_files: int, size: int, reuse: bool) -> list[Job]:
     """The listing, made anew and compared with the one that the store was begun with, or reused; a job per shard."""
     path, begun = building(out) / "listing.parquet", building(out) / "begun.json"
-    asked = {"sources": sorted(roots), "shard_files": shard_files, "reader": header.VERSION}
+    asked = {"sources": sorted(roots), "shard_files": shard_files, "size": size, "reader": header.VERSION}
     if not begun.exists():
         write_json(begun, asked)
-    if (found := json.loads(begun.read_text())) != asked:
+    if (found := _begun(out)) != asked:
         raise ValueError(
             f"`--out`: {out} was begun with {found}, this call asks for {asked}; repeat that, or take another"
         )
@@ -78,7 +77,17 @@ def plan(out: Path, roots: dict[str, Path], shard_files: int, reuse: bool) -> li
             if table.num_rows:
                 write_atomically(path.with_name("labels.parquet"), lambda to: pq.write_table(table, to))
         os.replace(anew, path)
-    return [Job(out, i, roots) for i in range(len(listing.shard_sizes(path)))]
+    return _jobs(out, roots)
+
+
+def _begun(out: Path) -> dict:
+    """What a store was begun with."""
+    return {"size": store.STORED_SIZE} | json.loads((building(out) / "begun.json").read_text())  # older ones name none
+
+
+def _jobs(out: Path, roots: dict[str, Path]) -> list[Job]:
+    shards = len(listing.shard_sizes(building(out) / "listing.parquet"))
+    return [Job(out, i, roots, _begun(out)["size"]) for i in range(shards)]
 
 
 def count_images(job: Job) -> int:
@@ -149,6 +158,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--shard-files", type=int, default=listing.SHARD_FILES, help="files per shard (default: 1000, 131 MB)"
     )
+    made.add_argument("--size", type=int, default=store.STORED_SIZE, help="pixels of a side (default: 256)")
     made.add_argument("--dry-run", action="store_true", help="say what is there and how long it would take")
     add_choices(made)
     return made
@@ -199,8 +209,7 @@ def _command(words: list[str]) -> int:
     path = building(options.root) / "listing.parquet"
     if not path.exists():
         raise ValueError(f"{options.root} holds no parts to merge; expected the --out of the parts")
-    jobs = [Job(options.root, i, {}) for i in range(len(listing.shard_sizes(path)))]
-    return join(options.root, jobs, _choices(options))
+    return join(options.root, _jobs(options.root, {}), _choices(options))
 
 
 def _prepare(options: argparse.Namespace) -> int:
@@ -208,14 +217,14 @@ def _prepare(options: argparse.Namespace) -> int:
     choices = _choices(options)
     _check(options, roots)
     if options.dry_run:
-        print("\n".join(report.estimate(roots, options.workers)))
+        print("\n".join(report.estimate(roots, options.workers, options.size)))
         return 0
     if (options.out / "facts.json").exists():
         facts = store.read_facts(options.out)
-        if sorted(facts.get("sources", ())) != sorted(roots):
+        if (sorted(facts.get("sources", ())), facts["size"]) != (sorted(roots), options.size):
             raise ValueError(f"`--out`: {options.out} is a store of something else; name another, or remove it")
         return already(options.out, facts, choices)
-    jobs = plan(options.out, roots, options.shard_files, reuse=options.part is not None)
+    jobs = plan(options.out, roots, options.shard_files, options.size, reuse=options.part is not None)
     if options.part is None:
         prepare(options.out, jobs, options.workers, whole=True)
         return join(options.out, jobs, choices)
@@ -239,7 +248,7 @@ def _check(options: argparse.Namespace, roots: dict[str, Path]) -> None:
         raise ValueError("`--part` and `--parts` go together")
     if options.parts is not None and not 0 <= options.part < options.parts:
         raise ValueError(f"`--part`: expected 0 .. {options.parts - 1}, found {options.part}")
-    for name in ("workers", "shard_files"):
+    for name in ("workers", "shard_files", "size"):
         if getattr(options, name) < 1:
             raise ValueError(f"`--{name.replace('_', '-')}`: expected at least 1, found {getattr(options, name)}")
     if options.out.exists() and not options.out.is_dir():

@@ -50,7 +50,8 @@ def finish(
 ) -> dict[str, object]:
     """Write the index and, last, the facts of a store whose shards are there; returns the facts.
 
-    `about` is what the facts hold beyond format, counts and statistics: title, patients, missing_packages, ...
+    `about` is what the facts hold beyond format, counts and statistics: title, patients, missing_packages, ...; and the
+    `size` of its slices, where that is not 256.
     Raises ValueError where a split is empty or a patient is in two of them.
     """
     slices = index.select(["split", "patient"]).to_pandas()

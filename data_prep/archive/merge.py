@@ -20,7 +20,6 @@ from archive.run import Job, building
 from write_store import finish
 
 from gcond.data import store, windows
-from gcond.data.store import STORED_SIZE
 from gcond.files import sha256, write_atomically
 
 TERMS = {
@@ -99,7 +98,8 @@ def merge(out: Path, jobs: Sequence[Job], choices: Choices, say: Callable[[str],
 
     # Facts.
     about = _about(files, kept, choices) | labelled
-    about |= {"linked_patients": len(linked), "patients_moved_by_links": moved}
+    size = jobs[0].size
+    about |= {"size": size, "linked_patients": len(linked), "patients_moved_by_links": moved}
     about["constants"] = [{"tag": one.tag, "pseudonym": one.pseudonym, "of": one.owners} for one in untrusted]
     _refuse(out, about, kept, choices, _plain(jobs, _widest(strangers), "SOPInstanceUID") if len(strangers) else "")
     manifest = pa.Table.from_pandas(files[MANIFEST.names], schema=MANIFEST, preserve_index=False)
@@ -107,7 +107,7 @@ def merge(out: Path, jobs: Sequence[Job], choices: Choices, say: Callable[[str],
     about["manifest_sha256"] = sha256(out / "manifest.parquet")
     for leftover in out.rglob(".*.arrow"):  # of a process that was killed
         leftover.unlink()
-    facts = finish(out, index, shards, _statistics(kept[kept.split == "train"]), about)
+    facts = finish(out, index, shards, _statistics(kept[kept.split == "train"], size), about)
     shutil.rmtree(building(out))
     return facts
 
@@ -271,8 +271,8 @@ def _attach_labels(kept: pd.DataFrame, path: Path, unsure: pd.Index) -> dict:
     return {"labels": counts | json.loads(table.schema.metadata[b"counts"])}
 
 
-def _statistics(train: pd.DataFrame) -> dict[str, tuple[float, float]]:
-    pixels = len(train) * STORED_SIZE**2
+def _statistics(train: pd.DataFrame, size: int) -> dict[str, tuple[float, float]]:
+    pixels = len(train) * size**2
     return {
         name: windows.of_sums(pixels, int(train[f"sum_{name}"].sum()), int(train[f"squares_{name}"].sum()), *window)
         for name, window in windows.PRESETS.items()

@@ -45,14 +45,15 @@ class Rejected(Exception):
 
 
 class Picture(NamedTuple):
-    stored: np.ndarray  # uint16 [256, 256], HU + 1024
+    stored: np.ndarray  # uint16 [S, S], HU + 1024
     flags: tuple[str, ...]  # of FLAGS, sorted
     ambiguous_pixels: int  # of a wrapped picture: those that the usual mend places elsewhere
     fingerprint: str  # of the clipped HU as decoded
 
 
-def read_picture(root: Path, entry: Entry, header: Mapping) -> Picture:
-    """`header` is the file's row of the manifest, of status "image". Raises Rejected, or errors of others."""
+def read_picture(root: Path, entry: Entry, header: Mapping, size: int = STORED_SIZE) -> Picture:
+    """`header` is the file's row of the manifest, of status "image"; `size` is that of the stored picture. Raises
+    Rejected, or errors of others."""
     stored, limits = _decode(root, entry, header)
     slope, intercept = header["slope"], header["intercept"]
     wrapped = (
@@ -70,7 +71,7 @@ def read_picture(root: Path, entry: Entry, header: Mapping) -> Picture:
         intercept = 0.0
     try:
         hu, found = to_hu(stored, 1.0 if slope is None else slope, intercept or 0.0, limits, mended)
-        picture = to_stored(hu)
+        picture = to_stored(hu, size)
     except Unusable as error:
         raise Rejected(error.reason) from None
     except ValueError:
@@ -86,7 +87,7 @@ def read_picture(root: Path, entry: Entry, header: Mapping) -> Picture:
         "wrapped 12 bit": wrapped,
         "monochrome1": header["photometric"] == "MONOCHROME1",  # HU are HU: not to be inverted
         "cropped": hu.shape[0] != hu.shape[1],
-        "upsampled": min(hu.shape) < STORED_SIZE,
+        "upsampled": min(hu.shape) < size,
         "lossy": SYNTAXES[header["transfer_syntax"]].lossy,
         "nearly constant": spread < NEARLY_CONSTANT_HU,
     }

@@ -97,13 +97,14 @@ def _printable(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
-def estimate(roots: Mapping[str, Path], workers: int) -> Iterator[str]:
-    """What is in the archives and how long it would take, from the listing and a few files of each."""
+def estimate(roots: Mapping[str, Path], workers: int, size: int) -> Iterator[str]:
+    """What is in the archives, how much room a store of `size` x `size` pixels takes and how long it would, from the
+    listing and a few files of each."""
     hours = slices = 0.0
     for source, root in roots.items():
         entries = list(tqdm(walk(source, root), desc=f"listing {source}", unit="file", mininterval=1, leave=False))
-        size = sum(entry.size for entry in entries) / 1e9
-        yield f"{TITLES[source]}: {len(entries)} files, {size:.1f} GB (the whole has {EXPECTED[source]} images)"
+        read = sum(entry.size for entry in entries) / 1e9
+        yield f"{TITLES[source]}: {len(entries)} files, {read:.1f} GB (the whole has {EXPECTED[source]} images)"
         problems: dict[str, list[Entry]] = defaultdict(list)
         for entry in entries:
             problems[entry.problem].append(entry)
@@ -114,7 +115,7 @@ def estimate(roots: Mapping[str, Path], workers: int) -> Iterator[str]:
         yield from lines
         slices += share * len(sound)
         hours += len(sound) * seconds / 3600
-    yield f"a store of about {slices:.0f} slices, {slices * store.STORED_BYTES / 1e9:.1f} GB"
+    yield f"a store of about {slices:.0f} slices, {slices * store.stored_bytes(size) / 1e9:.1f} GB"
     yield f"about {hours:.2f} core-hours, {hours / workers:.2f} hours with {workers} workers (if the disk keeps up)"
 
 

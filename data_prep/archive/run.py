@@ -50,11 +50,12 @@ def building(out: Path) -> Path:
 
 
 class Job(NamedTuple):
-    """A shard of the store `out`; `roots` are the archives', by source."""
+    """A shard of the store `out`, of slices of `size` x `size` pixels; `roots` are the archives', by source."""
 
     out: Path
     shard: int
     roots: dict[str, Path]
+    size: int = store.STORED_SIZE
 
     @property
     def listing(self) -> Path:
@@ -114,7 +115,7 @@ def read_pictures(job: Job) -> int:
             try:
                 if (head["path"], head["member"]) in killers:
                     raise pixels.Rejected(KILLER)
-                picture = pixels.read_picture(job.roots[head["source"]], entry_of(head), head)
+                picture = pixels.read_picture(job.roots[head["source"]], entry_of(head), head, job.size)
             except pixels.Rejected as rejected:
                 row |= {"status": "rejected", "reason": rejected.reason}
                 continue

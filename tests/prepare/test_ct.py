@@ -157,6 +157,22 @@ def test_parts_in_any_order_give_the_same_store(archives, made, tmp_path, in_thi
     assert contents(out) == contents(made)
 
 
+def test_slices_may_be_stored_with_more_pixels(archives, tmp_path, in_this_process, capsys):
+    out = tmp_path / "ct"
+    words = ["--ich", str(archives[0] / "ich"), "--out", str(out), "--shard-files", "20"]
+    assert ct.main([*words, "--size", "320", "--part", "1", "--parts", "2"]) == 0
+    assert ct.main([*words, "--part", "0", "--parts", "2"]) == 1
+    assert "'size': 320" in capsys.readouterr().err
+    assert ct.main([*words, "--size", "320", "--part", "0", "--parts", "2"]) == 0
+    assert ct.main(["merge", str(out), *LENIENT[:4]]) == 0
+    assert store.verify(out)["size"] == 320
+    assert loader.load(out, 320).train[0].shape == (1, 320, 320)
+    with pytest.raises(ValueError, match=r"`image_size` must lie in 1\.\.320"):
+        loader.load(out, 321)
+    assert ct.main([*words, *LENIENT[:4]]) == 1
+    assert "is a store of something else" in capsys.readouterr().err
+
+
 class Killed(BaseException):
     """Stands for SIGKILL: nothing catches it."""
 

@@ -24,13 +24,14 @@ def sweep(name: str, scale: str, *overrides: str, **choices: object) -> list[str
     return catalogue.sweeps(catalogue.find([name]), chosen)[0]
 
 
-@pytest.mark.parametrize(("name", "batch", "epochs", "lr", "lambdas"), [
-    ("b-table5", 1980, 95, 1.5e-4, {"class": 0.1, "l1": 0.7, "ssim": 0.2}),
-    ("b-table6", 2952, 35, 2e-4, {"class": 0.15, "l1": 0.65, "ssim": 0.2}),
+@pytest.mark.parametrize(("name", "image_size", "batch", "epochs", "lr", "lambdas"), [
+    ("b-table5", 416, 1980, 95, 1.5e-4, {"class": 0.1, "l1": 0.7, "ssim": 0.2}),
+    ("b-table6", 256, 2952, 35, 2e-4, {"class": 0.15, "l1": 0.65, "ssim": 0.2}),
 ])  # fmt: skip
-def test_the_papers_schedules_and_lambdas(name, batch, epochs, lr, lambdas):
+def test_the_papers_schedules_and_lambdas(name, image_size, batch, epochs, lr, lambdas):
     for run in plan(sweep(name, "paper", strategies=("gcond_stochastic", "gradnorm"))):
         scale = run.cfg.scale
+        assert scale.image_size == image_size
         assert scale.micro_batch * scale.accumulation_steps == batch
         assert scale.accumulation_steps % 3 == 0  # three tasks take turns
         assert (scale.epochs, scale.warmup_epochs, run.cfg.optimizer.lr) == (epochs, 3, lr)

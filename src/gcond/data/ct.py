@@ -44,7 +44,7 @@ class StoreSlices:
 
 
 def resize(stored: np.ndarray, size: int) -> np.ndarray:
-    """HU + 1024 [256, 256] -> int16 [size, size]: antialiased in float32, rounded back. Before any window."""
+    """HU + 1024 [S, S] -> int16 [size, size]: antialiased in float32, rounded back. Before any window."""
     if size == len(stored):
         return stored.astype(np.int16)
     picture = Image.fromarray(stored.astype(np.float32)).resize((size, size), Image.Resampling.BILINEAR)
@@ -68,7 +68,7 @@ def read_dicom(path: Path, size: int) -> Tensor:
         found = f"{dataset.get('Modality')} of {' x '.join(map(str, pixels.shape))} pixels"
         raise ValueError(f"{path}: expected one slice of modality CT with a rescale slope, found {found}")
     hu = apply_rescale(pixels, dataset).astype(np.float32)
-    return torch.from_numpy(resize(store.to_stored(hu), size)).unsqueeze(0)
+    return torch.from_numpy(resize(store.to_stored(hu, max(store.STORED_SIZE, size)), size)).unsqueeze(0)
 
 
 def load(
@@ -81,7 +81,7 @@ def load(
     """The three splits of the store at `root`.
 
     `window` is a name in windows.PRESETS or [hu_min, hu_max]. `statistics`: "store" takes mean and standard deviation
-    of the training split in that window, at the stored 256 pixels; "paper" takes the paper's constants, whose window is
+    of the training split in that window, at the stored size; "paper" takes the paper's constants, whose window is
     unknown. `labelled` leaves out the slices without RSNA ICH's labels, says how many, and keeps the statistics of the
     whole split.
 
@@ -90,12 +90,12 @@ def load(
     the store's checksums and statistics at each call; what is not, shard by shard when first used, and once as long as
     a shard stays the same.
     """
-    check_size(image_size)
     hu_min, hu_max = windows.resolve(window)
     if statistics not in ("store", "paper"):
         raise ValueError(f"`statistics` must be store or paper, found {statistics!r}")
     root = Path(root)
     facts = store.read_facts(root)
+    check_size(image_size, facts["size"])
     large = max(facts["counts"].values()) * 2 * image_size**2 > sets.IN_MEMORY_BYTES
     pixels = store.Pixels(root, facts, remember=large)
     index = store.read_index(root, facts, store.LABELS if labelled else ())

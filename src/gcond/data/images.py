@@ -93,10 +93,10 @@ class Photographs:
             return square_rgb(photo, self.size)
 
 
-def check_size(image_size: int) -> None:
-    """Raises ValueError for a size that would need upsampling of what is stored at 256 pixels."""
-    if not 1 <= image_size <= STORED_SIZE:
-        raise ValueError(f"`image_size` must lie in 1..{STORED_SIZE} (images are stored so), found {image_size}")
+def check_size(image_size: int, stored: int = STORED_SIZE) -> None:
+    """Raises ValueError for a size that would need upsampling of what is stored."""
+    if not 1 <= image_size <= stored:
+        raise ValueError(f"`image_size` must lie in 1..{stored} (images are stored so), found {image_size}")
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The CT store, format 2: shards of pixels, an index of slices, and `facts.json`.
 
-    shards/00000.arrow ...  Arrow streams with one column, `pixels`: 256 x 256 little-endian uint16, HU + 1024 in
-                            0..4095, row-major
+    shards/00000.arrow ...  Arrow streams with one column, `pixels`: S x S little-endian uint16 (S is 256, or what
+                            facts.json says), HU + 1024 in 0..4095, row-major
     index.parquet           one row per slice, in the order in which they are read; INDEX says what it holds
     facts.json              format, counts, checksums, statistics; written last, so that a folder without it is no store
 
@@ -39,7 +39,6 @@ SPLITS = ("train", "validation", "test")
 DTYPE = "<u2"
 VALUES = 4096
 STORED_SIZE = 256
-STORED_BYTES = STORED_SIZE**2 * 2
 HOW_TO_MAKE = "make one, in a clone, with `make data` (samples), `make data-headneck` or `make data-ct` (docs/data.md)"
 
 PIXELS = pa.schema([("pixels", pa.binary())])
@@ -83,6 +82,7 @@ class _Facts(BaseModel, strict=True):
     """What every facts.json holds, whatever else it has."""
 
     title: str
+    size: int = Field(ge=1)
     counts: dict[Literal[SPLITS], NonNegativeInt] = Field(min_length=len(SPLITS))
     missing_packages: list[str]
     train_statistics: dict[str, _Statistics]
@@ -122,8 +122,13 @@ def damaged(path: Path, how: str) -> ValueError:
     return ValueError(f"`root`: {path} {how}; remove {root} and {HOW_TO_MAKE}")
 
 
-def to_stored(hu: np.ndarray) -> np.ndarray:
-    """HU [R, C] float32 -> HU + 1024 [256, 256] uint16.
+def stored_bytes(size: int) -> int:
+    """Of a slice of `size` x `size` pixels."""
+    return size**2 * np.dtype(DTYPE).itemsize
+
+
+def to_stored(hu: np.ndarray, size: int = STORED_SIZE) -> np.ndarray:
+    """HU [R, C] float32 -> HU + 1024 [size, size] uint16.
 
     Clip to [-1024, 3071] HU first, so that padding (-2000 and the like) does not bleed into the body; then crop the
     centre to the short side, resize antialiased in float32, round. Raises ValueError where a value is not finite.
@@ -134,12 +139,12 @@ def to_stored(hu: np.ndarray) -> np.ndarray:
     side = min(clipped.shape)
     top, left = (clipped.shape[0] - side) // 2, (clipped.shape[1] - side) // 2
     square = np.ascontiguousarray(clipped[top : top + side, left : left + side])
-    resized = Image.fromarray(square).resize((STORED_SIZE, STORED_SIZE), Image.Resampling.BILINEAR)
+    resized = Image.fromarray(square).resize((size, size), Image.Resampling.BILINEAR)
     return np.rint(np.asarray(resized) + HU_OFFSET).astype(DTYPE)
 
 
 class Pixels:
-    """All slices, shard after shard: HU + 1024 [256, 256], read-only.
+    """All slices, shard after shard: HU + 1024 [S, S], read-only.
 
     A shard is mapped into memory when a slice of it is first asked for, and compared with its checksum before that.
 
@@ -154,6 +159,7 @@ class Pixels:
 
     def __init__(self, root: Path, facts: Mapping, remember: bool = False) -> None:
         self._shards: list[dict] = facts["shards"]
+        self._size: int = facts["size"]
         self._paths = [root / "shards" / shard["name"] for shard in self._shards]
         self._ends = np.cumsum([shard["slices"] for shard in self._shards])
         self._remember = remember
@@ -165,7 +171,7 @@ class Pixels:
     def __getitem__(self, position: int) -> np.ndarray:
         shard = int(np.searchsorted(self._ends, position, side="right"))
         row = int(position - self._ends[shard] + self._shards[shard]["slices"])
-        picture = np.frombuffer(self.shard(shard)[row].as_buffer(), DTYPE).reshape(STORED_SIZE, STORED_SIZE)
+        picture = np.frombuffer(self.shard(shard)[row].as_buffer(), DTYPE).reshape(self._size, self._size)
         if (largest := picture.max()) >= VALUES:
             raise damaged(self._paths[shard], f"holds {largest} in slice {row}, expected HU + 1024 in 0..{VALUES - 1}")
         return picture
@@ -190,8 +196,8 @@ class Pixels:
         if table.schema != PIXELS or len(table) != stated["slices"]:
             raise damaged(path, f"holds {len(table)} slices where facts.json says {stated['slices']}")
         sizes = pc.unique(pc.binary_length(table.column("pixels"))).to_pylist()
-        if sizes not in ([], [STORED_BYTES]):
-            raise damaged(path, f"holds slices of {sizes} bytes, expected {STORED_BYTES}")
+        if sizes not in ([], [expected := stored_bytes(self._size)]):
+            raise damaged(path, f"holds slices of {sizes} bytes, expected {expected}")
         return table.column("pixels")
 
     def _compare(self, path: Path, expected: str) -> None:
