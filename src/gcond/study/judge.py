@@ -21,7 +21,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from gcond.study.methods import PAPER_MODEL, facts, kind, ordered
 
 FEWEST = 6  # seeds: 2 / 2^6 = .031
 LEVEL = 0.95
-MOST, DRAWS = 24, 100_000  # seeds whose 2^n sign flips are all counted; patterns drawn beyond
+MOST, DRAWS = 24, 20_000  # seeds whose 2^n sign flips are all counted; patterns drawn beyond
 HOLDS, CONTRADICTED, UNDECIDED, NOT_RUN = "holds", "contradicted", "undecided", "not run"
 SCALES = ("paper", "study", "study_gpu", "sample", "sample_gpu", "mini", "smoke")  # the first that decides, decides
 DECIDING = ("", "best_val")  # epochs; the others stand beside them
@@ -78,14 +78,17 @@ def sign_flip(values: Sequence[float] | np.ndarray) -> float:
         return math.nan
     observed = abs(values.sum()) - 1e-12 * np.abs(values).sum()
     if n > MOST:
-        draw, sums = np.random.default_rng(0), np.zeros(DRAWS)
-        for value in values:
-            sums += value * (1 - 2 * draw.integers(2, size=DRAWS))
+        sums = values @ _signs(n)
         return float((np.count_nonzero(np.abs(sums) >= observed) + 1) / (DRAWS + 1))
     sums = values[:1]  # the first keeps its sign: |sum| is that of the opposite pattern
     for value in values[1:]:
         sums = np.concatenate([sums + value, sums - value])
     return float(np.mean(np.abs(sums) >= observed))
+
+
+@lru_cache(maxsize=8)
+def _signs(n: int) -> np.ndarray:
+    return 1.0 - 2 * np.random.default_rng(0).integers(2, size=(n, DRAWS))
 
 
 def compare(
@@ -120,23 +123,15 @@ def compare(
     return interval(of_seeds(x - y), factor) | {"dropped": dropped}
 
 
-def over_patients(
-    ours: pd.DataFrame, theirs: pd.DataFrame, of: pd.DataFrame | None, measure: str, epoch: str,
-    logged: Callable[[str], pd.DataFrame],
-) -> Effect:  # fmt: skip
+def over_patients(ours: pd.DataFrame, theirs: pd.DataFrame, of: pd.DataFrame | None, losses: pd.DataFrame) -> Effect:
     """ours - theirs with the patient (or class) as the unit: each one's mean over pairs of runs, in percent of the mean
-    over patients. `logged`: records of kind groups, by the name of a log."""
+    over patients. `losses`: a row a patient, a column a log."""
     ours, theirs = by_pair(ours), by_pair(theirs)
     common = ours.index.intersection(theirs.index)
-    at, split = epoch.split("_")
 
     def by_patient(runs: pd.DataFrame) -> pd.DataFrame:
-        found = {}
-        for pair, name in runs.log[runs.index.isin(common)].items():
-            rows = logged(name)
-            if len(rows) and measure in rows:
-                found[pair] = rows[(rows["at"] == at) & (rows.split == split)].set_index("group")[measure]
-        return pd.DataFrame(found, dtype=float)
+        logs = runs.log[runs.index.isin(common) & runs.log.isin(losses.columns)]
+        return losses[logs].set_axis(logs.index, axis="columns")
 
     x, y = by_patient(ours), by_patient(theirs)
     difference = (x - y).mean(axis="columns").dropna()
@@ -272,13 +267,13 @@ def judge(claims: Mapping[str, Mapping[str, Any]], runs: pd.DataFrame, results: 
     """
     rows: list[dict[str, Any]] = []
     for scale, own in runs.assign(pair=_pairs(runs)).groupby("scale", sort=False):
-        at_rate = cache(partial(tables.at_rate, own))
-        logged = cache(lambda name: tables.log(results, name, "groups")) if results else None
+        arms = cache(partial(_arms, own))
+        patients = _patients(results, list(own.log)) if results else None
         for name, claim in claims.items():
             rates = [[tables.rate(own, lr) for lr in _listed(each.get("lr", DEFAULTS["lr"]))]
                      for each in claim.get("contrasts", ())]  # fmt: skip
             found = [row for contrast, lr in zip(claim.get("contrasts", ()), rates, strict=True)
-                     for row in _contrast(contrast | {"lr": lr}, at_rate, logged)]  # fmt: skip
+                     for row in _contrast(contrast | {"lr": lr}, arms, patients)]  # fmt: skip
             found += _special(claim, own, results) if results else []
             rows += [row | {"claim": name, "scale": scale} for row in found]
     return _table(rows)
@@ -311,45 +306,82 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(filled, columns=COLUMNS)
 
 
+def _arms(runs: pd.DataFrame, lr: str) -> dict[tuple[str, str], dict[str, Arms]]:
+    """(data set, model) -> setting -> the arms at one rate."""
+    return {
+        place: {str(setting): Arms(same) for setting, same in own.groupby("setting")}
+        for place, own in tables.at_rate(runs, lr).groupby(["dataset", "model"], sort=False)
+    }
+
+
+class Arms(dict[tuple[str, str], Callable[[], pd.DataFrame]]):
+    """(strategy, model mode) -> its runs by pair, when they are asked for. `rows`: all their places in the table."""
+
+    def __init__(self, runs: pd.DataFrame | None = None) -> None:
+        self.rows = frozenset[int]() if runs is None else frozenset(runs.index)
+        if runs is not None:
+            arms = runs.groupby(["strategy", "model_mode"])
+            super().__init__({arm: cache(partial(by_pair, own)) for arm, own in arms})
+
+
+def _patients(results: Path, logs: Sequence[str]) -> Callable[[str, str], pd.DataFrame]:
+    """(measure, epoch) -> the losses of each patient or class, a column a log; without columns where none has them."""
+
+    @cache
+    def logged() -> pd.DataFrame:
+        rows = [tables.log(results, name, "groups").assign(log=name) for name in logs]
+        return pd.concat([each for each in rows if len(each)] or [pd.DataFrame()])
+
+    @cache
+    def losses(measure: str, epoch: str) -> pd.DataFrame:
+        rows, (at, split) = logged(), epoch.split("_")
+        if measure not in rows:
+            return pd.DataFrame()
+        rows = rows[(rows["at"] == at) & (rows["split"] == split)]
+        return rows.pivot(index="group", columns="log", values=measure)
+
+    return losses
+
+
 def _contrast(
     contrast: Mapping[str, Any],
-    at_rate: Callable[[str], pd.DataFrame],
-    logged: Callable[[str], pd.DataFrame] | None,
+    arms: Callable[[str], dict[tuple[str, str], dict[str, Arms]]],
+    patients: Callable[[str, str], pd.DataFrame] | None,
 ) -> Iterator[dict[str, Any]]:
     lists = {name: _listed(contrast.get(name, DEFAULTS.get(name))) for name in (*DEFAULTS, "ours", "measure")}
     setting = tables.setting(contrast.get("with", {}))
     changed = tables.setting(contrast.get("with", {}) | contrast.get("ours_with", {}))
-    seen: set[tuple[int, ...]] = set()
+    seen: set[frozenset[int]] = set()
     for lr in map(str, lists["lr"]):
-        chosen, ours = at_rate(lr), at_rate(str(contrast.get("ours_lr", lr)))
-        chosen, ours = chosen[chosen.setting.isin([setting, changed])], ours[ours.setting == changed]
-        for (dataset, model), own in chosen.groupby(["dataset", "model"], sort=False):
-            if contrast.get("dataset", dataset) not in (dataset, kind(dataset)) or tuple(own.index) in seen:
+        others = arms(str(contrast.get("ours_lr", lr)))
+        for (dataset, model), settings in arms(lr).items():
+            theirs, ours = (settings.get(each, Arms()) for each in (setting, changed))
+            rows = theirs.rows | ours.rows
+            if not rows or contrast.get("dataset", dataset) not in (dataset, kind(dataset)) or rows in seen:
                 continue
-            seen.add(tuple(own.index))  # the same runs under another name of the rate
+            seen.add(rows)  # the same runs under another name of the rate
             about = {"label": contrast.get("label", ""), "dataset": dataset, "model": model, "lr": lr}
-            here = ours[(ours.dataset == dataset) & (ours.model == model)]
-            for row in _compared(contrast, lists, here, own[own.setting == setting], logged):
+            ours = others.get((dataset, model), {}).get(changed, Arms())
+            for row in _compared(contrast, lists, ours, theirs, patients):
                 yield about | row
 
 
 def _compared(
     contrast: Mapping[str, Any],
     lists: Mapping[str, list[Any]],
-    ours: pd.DataFrame,
-    theirs: pd.DataFrame,
-    logged: Callable[[str], pd.DataFrame] | None,
+    ours: Arms,
+    theirs: Arms,
+    patients: Callable[[str, str], pd.DataFrame] | None,
 ) -> Iterator[dict[str, Any]]:
-    names = ordered(set(ours.strategy)) if lists["ours"] == ["all"] else lists["ours"]
-    our_arms, their_arms = (dict(iter(runs.groupby(["strategy", "model_mode"]))) for runs in (ours, theirs))
+    names = ordered({strategy for strategy, _ in ours}) if lists["ours"] == ["all"] else lists["ours"]
     how = contrast.get("as", "percent")
     for mode, us, them in itertools.product(lists["mode"], names, lists["theirs"]):
         them = us if them == "same" else them
-        a, b = our_arms.get((us, contrast.get("ours_mode", mode))), their_arms.get((them, mode))
-        of = their_arms.get((contrast.get("of"), "train"))
+        a, b = ours.get((us, contrast.get("ours_mode", mode))), theirs.get((them, mode))
+        of = theirs.get((contrast.get("of", ""), "train"))
         if a is None or (them and b is None) or ("of" in contrast and of is None):
             continue
-        a, b, of = (None if arm is None else by_pair(arm) for arm in (a, b, of))
+        a, b, of = (None if arm is None else arm() for arm in (a, b, of))
         for measure, group, epoch in itertools.product(lists["measure"], lists["group"], lists["epoch"]):
             effect = compare(a, b, of, f"{measure}/{group}" if group else measure, epoch, how)
             about = {"ours": us, "theirs": them, "of": contrast.get("of", ""), "mode": mode, "measure": measure,
@@ -357,8 +389,8 @@ def _compared(
             about["wants"] = contrast.get("wants", "")
             if effect["n"]:
                 yield about | effect | {"how": "log" if how == "log" else "t"}
-            if contrast.get("over") == "patients" and logged and epoch.startswith(("best", "last")) and b is not None:
-                again = over_patients(a, b, of, measure, epoch, logged)
+            if contrast.get("over") == "patients" and patients and epoch.startswith(("best", "last")) and b is not None:
+                again = over_patients(a, b, of, patients(measure, epoch))
                 if again["n"]:
                     yield about | again | {"group": "patients"}
 

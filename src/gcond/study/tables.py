@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
@@ -102,6 +103,12 @@ def runs(results: Path) -> pd.DataFrame:
     mode and length, as `setting` writes them; `log`: the name of the log.
     Of runs that differ in nothing but the version of the code, the one started last counts.
     """
+    changed = [path.stat().st_mtime_ns for path in (results / "runs.csv", *results.glob("logs/*")) if path.exists()]
+    return _runs(results.resolve(), len(changed), max(changed, default=0)).copy(deep=False)
+
+
+@lru_cache(maxsize=16)
+def _runs(results: Path, files: int, changed: int) -> pd.DataFrame:
     table = read(results)
     table = table[table.status == DONE].reset_index(drop=True)
     text = ["arithmetic", "data_checksum", "variant", "device", "commit", "labels"]
@@ -128,7 +135,11 @@ def log(results: Path, name: str, *kinds: str) -> pd.DataFrame:
     path = results / "logs" / f"{name}.parquet"
     if not path.exists():
         raise ValueError(f"{path}: expected the log of a run, found none; restore it with git or record it anew")
-    found = pq.read_table(path, filters=[("kind", "in", kinds)] if kinds else None)
+    if kinds and not set(kinds) & _kinds(path, path.stat().st_mtime_ns):
+        return pd.DataFrame()
+    found = pq.ParquetFile(path).read(use_threads=False)
+    if kinds:
+        found = found.filter(pc.is_in(found["kind"], pa.array(kinds)))
     found = found.select([name for name in found.column_names if found[name].null_count < len(found)])
     double = [each.with_type(pa.float64()) if pa.types.is_floating(each.type) else each for each in found.schema]
     return found.cast(pa.schema(double)).to_pandas()
@@ -136,6 +147,11 @@ def log(results: Path, name: str, *kinds: str) -> pd.DataFrame:
 
 def pictures(results: Path, log: str) -> Path:
     return results / "pictures" / f"{log}.npz"
+
+
+@lru_cache(maxsize=4096)
+def _kinds(path: Path, changed: int) -> set[str]:
+    return set(pq.ParquetFile(path).read(["kind"], use_threads=False)["kind"].to_pylist())
 
 
 def log_name(name: str, arithmetic: str) -> str:
