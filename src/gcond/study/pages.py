@@ -319,6 +319,7 @@ def _readme(results: Path, **_: Any) -> list[Path]:
     content = {"table": table, "rows": rows, "n": n, "runs": runs, "claims": claims, "verdicts": stand,
                "trivial": _against_predictors(results, **table["where"]),
                "scales": [scale for scale in judge.SCALES if (results / scale / "claims.md").exists()],
+               "paper": {measure: _paper_gap(measure).strip("*") for measure in ("l1", "ssim")},
                "say": lambda name: effect(named(name)),
                "level": lambda name: f"{named(name)['effect']:.1f}"}  # fmt: skip
     root = results.resolve().parent / "README.md"
@@ -341,10 +342,10 @@ def first_table(found: pd.DataFrame) -> tuple[int, list[list[str]]]:
     table, columns = known["table"], list(known["columns"].values())
     cells = {row: [finding(table["where"] | known["rows"][row] | column, found) for column in columns]
              for row in table["rows"]}  # fmt: skip
-    n = min(each["n"] for row in cells.values() for each in row if each["group"] != "patients")
+    n = min(each["n"] for row in cells.values() for each in row if each["n"] and each["group"] != "patients")
     heading = ["change in % of the weighted sum", *(column["title"] for column in columns)]
     paper = [_paper_gap(column.get("paper")) for column in columns]
-    rows = [[known["rows"][row]["title"], *(effect(each) or "not run" for each in cells[row])] for row in cells]
+    rows = [[known["rows"][row]["title"], *(effect(each) or "–" for each in cells[row])] for row in cells]
     return n, [heading, ["*the paper: GCond sequential, 1.8 million CT slices*", *paper], *rows]
 
 
