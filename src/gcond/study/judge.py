@@ -33,7 +33,8 @@ from gcond.files import write_text
 from gcond.study import tables
 from gcond.study.methods import PAPER_MODEL, facts, kind, ordered
 
-FEWEST = 6  # seeds: 2 / 2^6 = .031
+FEWEST = 6  # seeds of a verdict: 2 / 2^6 = .031
+SHOWN = 3  # of the answer to a question, which is a number with its interval
 LEVEL = 0.95
 MOST, DRAWS = 24, 20_000  # seeds whose 2^n sign flips are all counted; patterns drawn beyond
 HOLDS, CONTRADICTED, UNDECIDED, NOT_RUN = "holds", "contradicted", "undecided", "not run"
@@ -423,20 +424,21 @@ def _verdict(name: str, claim: Mapping[str, Any], found: pd.DataFrame) -> dict[s
     if not len(decisive):
         return empty
     if not decisive.wants.any():  # a question
-        shows = [decisive[column] == value for column, value in claim.get("shows", {}).items()]
+        kinds = decisive.assign(dataset=decisive.dataset.map(kind))
+        shows = [kinds[column] == value for column, value in claim.get("shows", {}).items()]
         shown = decisive[np.logical_and.reduce(shows)] if shows else decisive
         shown = shown if len(shown) else decisive
-        return dict(shown[shown.scale == _deciding_scale(shown)].iloc[0])
+        return dict(shown[shown.scale == _largest_scale(shown, SHOWN)].iloc[0])
     decisive = decisive[decisive.wants != ""]
-    own = decisive[decisive.scale == _deciding_scale(decisive)]
+    own = decisive[decisive.scale == _largest_scale(decisive, FEWEST)]
     complete = all(_ran(contrast, own) for contrast in claim.get("contrasts", ()) if contrast.get("wants"))
     return dict(_weakest(own)) | {"verdict": conjunction(own, complete)}
 
 
-def _deciding_scale(found: pd.DataFrame) -> str:
-    """The largest with a comparison of FEWEST seeds, else the largest; what belongs to no scale comes last."""
+def _largest_scale(found: pd.DataFrame, seeds: int) -> str:
+    """The largest with a comparison of so many seeds, else the largest; what belongs to no scale comes last."""
     scales = sorted(set(found.scale), key=lambda scale: SCALES.index(scale) if scale in SCALES else len(SCALES))
-    enough = [scale for scale in scales if (found[found.scale == scale].n >= FEWEST).any()]
+    enough = [scale for scale in scales if (found[found.scale == scale].n >= seeds).any()]
     return str((enough or scales)[0])
 
 
