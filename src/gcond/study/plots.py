@@ -427,7 +427,8 @@ def forest(name: str, spec: dict[str, Any], folder: Path, lr: float | str | None
 def effects(spec: dict[str, Any], runs: pd.DataFrame, rate: str, folder: Path) -> pd.DataFrame:
     """Findings of the figure's rows at one rate, with a row's `place`, what it `says`, and the `paper`'s effect."""
     known = [spec["contrast"]] if "contrast" in spec else facts("claims")[spec["claim"]]["contrasts"]
-    narrow = {"measure": spec["measure"], "epoch": [mark["epoch"] for mark in spec["marks"]]}
+    known = [each for each in known if each.get("label", "") in {row.get("label", "") for row in spec["rows"]}]
+    narrow = {"measure": spec["measure"], "epoch": [mark["epoch"] for mark in spec["marks"]], "mode": "train"}
     contrasts = [each | narrow | {"lr": rate} for each in known if isinstance(each["lr"], list)]
     contrasts += [  # of one rate: the paper's, or, beside the best ones, another
         each | narrow for each in known
