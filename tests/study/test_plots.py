@@ -173,7 +173,7 @@ def drawn(monkeypatch):
     def draw(name, **choices):
         figures = []
         monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
-        plots.draw(name, RESULTS, scale="sample", **choices)
+        plots.draw(name, RESULTS, **{"scale": "sample"} | choices)
         return figures[0]
 
     return draw
@@ -220,6 +220,7 @@ def test_a_panel_without_runs_is_not_drawn_and_the_caption_names_it(drawn):
     axes, text = figure.axes, " ".join(each.get_text() for each in figure.texts)
     assert all(len(each.lines) > 1 for each in axes)
     assert "GCond lion" in re.search(r"Missing: (.*)", text.replace("\n", " "))[1]
+    assert len(drawn("overview", scale="mini").axes) == 2  # which has no other rate than the scale's own
     with pytest.raises(ValueError, match="figure5"):
         plots.draw("figure5", RESULTS, scale="sample")
     with pytest.raises(ValueError, match="best"):

@@ -403,14 +403,15 @@ def forest(name: str, spec: dict[str, Any], folder: Path, lr: float | str | None
            seeds: Sequence[int]) -> Figure:  # fmt: skip
     """A row of panels for each data set, a panel for each learning rate, a row for each comparison; all on one axis.
 
-    `lr` as in claims.yaml (None: those of the figure). Raises ValueError where nothing of it was run.
+    `lr` as in claims.yaml (None: those of the figure, else own). Raises ValueError where nothing of it was run.
     """
     runs = tables.runs(folder)
     runs = runs[runs.seed.isin(seeds)] if seeds else runs
     runs = runs[runs.dataset.isin(datasets)] if datasets else runs
-    rates = spec["rates"] if lr is None else [str(lr)]
-    parts = [found for rate in rates if len(found := effects(spec, runs, rate, folder))]
-    if not parts:
+    for rates in (spec["rates"], ["own"]) if lr is None else ([str(lr)],):
+        if parts := [found for rate in rates if len(found := effects(spec, runs, rate, folder))]:
+            break
+    else:
         raise ValueError(
             f"nothing to draw: {folder} records no comparison of {name} at learning rate {' or '.join(rates)}; "
             f"`gcond study run {spec.get('artefact', name)} --scale {folder.name}` makes the runs"
