@@ -554,7 +554,7 @@ def pictures(chosen: Chosen) -> Figure:
         for y, x in np.argwhere(~patches[image].reshape(across, across)) * size if column else ():
             axes.add_patch(Rectangle((x - 0.5, y - 0.5), size, size, fill=False, edgecolor="#00C000", linewidth=0.9))
     chosen.missing.extend(f"{label(arm)}: no pictures recorded" for arm in chosen.arms if arm not in own)
-    return finish(figure, chosen, "After the last epoch.")
+    return finish(figure, chosen, f"Seed {tables.PICTURED}, after the last epoch.")
 
 
 KINDS: dict[str, Callable[[Chosen], Figure]] = {
