@@ -53,7 +53,7 @@ def test_table6_at_study_is_the_queues_block_of_classes():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three seeds of two methods at a rate each, and one of another K."""
+    """Three seeds of two methods at a rate each, Baseline's tuned before, and one of another K."""
     rows = []
     for (strategy, values), lr in zip(TOP1.items(), (0.001, 0.002), strict=True):
         for seed, top1 in zip(SEEDS, values, strict=True):
@@ -73,6 +73,10 @@ def folder(tmp_path):
             row |= {f"{epoch}_{name}": top1 for epoch in edition_b.EPOCHS for name in ("top1", "top5")}
             rows.append(row | {"dataset_title": "100 classes"})
     rows.append(rows[0] | {"name": "other", "seed": 7, "accumulation_steps": 3})
+    for lr, loss in ((0.001, 0.5), (0.002, 0.6)):
+        grid = {"name": f"grid-{lr}", "seed": tables.TUNING_SEED, "lr": lr, "labels": "", "accumulation_steps": 4}
+        grid |= {"variant": f"optimizer.lr={lr}", "best_val_l1": loss, "best_val_ssim": loss}
+        rows.append(rows[0] | grid)
     out = tmp_path / "study"
     (out / "logs").mkdir(parents=True)
     pd.DataFrame(rows).to_csv(out / "runs.csv", index=False)

@@ -91,10 +91,10 @@ def build(
 ) -> TableB:
     """Of the runs with labels recorded in `folder`, on a data set all at one setting: that of most of them. `lr`:
     without one, each method's best. Raises ValueError where none ran."""
-    runs = tables.runs(folder)
-    runs = runs[(runs.labels == "dataset") & (runs.dataset.map(kind) == facts("paper")[name]["kind"])]
+    every = tables.runs(folder)
+    runs = every[(every.labels == "dataset") & (every.dataset.map(kind) == facts("paper")[name]["kind"])]
     runs = runs[runs.dataset.isin(datasets or runs.dataset) & runs.seed.isin(seeds or runs.seed)]
-    chosen = tables.at_rate(runs, lr or "best")
+    chosen = runs[runs.index.isin(tables.at_rate(every, lr or "best").index)]
     chosen = runs if chosen.empty and not lr else chosen  # no rate was chosen among several
     if chosen.empty:
         raise ValueError(f"nothing to report: no run of {name} in {folder}; `gcond study run {name}` makes it")
