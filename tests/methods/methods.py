@@ -14,6 +14,7 @@ from strategy import problems
 from strategy.problems import matrix
 from torch import Tensor
 
+import gcond.config  # noqa: F401  what the settings interpolate
 from gcond.strategy.conflict import Conflict, LossWeighting
 
 CONF = Path(__file__).parents[2] / "conf" / "strategy"
@@ -23,7 +24,7 @@ CONF = Path(__file__).parents[2] / "conf" / "strategy"
 def settings() -> dict[str, str]:
     """Strategy name -> its resolver's settings, as YAML."""
     return {
-        path.stem: OmegaConf.to_yaml(OmegaConf.load(path).strategy.conductor.resolver, sort_keys=True)
+        path.stem: OmegaConf.to_yaml(OmegaConf.load(path).strategy.conductor.resolver, resolve=True, sort_keys=True)
         for path in sorted(CONF.glob("*.yaml"))
     }
 
