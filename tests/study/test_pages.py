@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from gcond.study import judge, pages
+from gcond.study import experiments, judge, pages
+from gcond.study.artefacts import Catalogue
 from gcond.study.methods import facts
 
 ROOT = Path(__file__).parents[2]
@@ -165,8 +166,29 @@ COUNTS = {name: int(said[1]) for name, text in EXPERIMENTS.items() if (said := r
 
 def test_a_sweep_has_as_many_runs_as_its_file_says():
     assert len(COUNTS) > 15
-    assert {name: pages.sweep_size([f"experiment={name}"]) for name in COUNTS} == COUNTS
-    assert pages.sweep_size(["experiment=o8_weights", "seed=1", "loss.tasks={l1:1,ssim:2},{l1:2,ssim:1}"]) == 2 * 2 * 3
+    assert {name: experiments.sweep_size([f"experiment={name}"]) for name in COUNTS} == COUNTS
+    assert (
+        experiments.sweep_size(["experiment=o8_weights", "seed=1", "loss.tasks={l1:1,ssim:2},{l1:2,ssim:1}"])
+        == 2 * 2 * 3
+    )
+
+
+def test_every_block_of_the_queue_belongs_to_an_artefact():
+    blocks = {block["name"] for block in facts("queue")["blocks"]}
+    counted = {block for artefact in Catalogue().artefacts.values() for block in experiments.blocks_of(artefact)}
+    assert counted <= blocks
+    assert blocks - counted == {"pilot-rates", "pilot-seeds"}  # made first, of the others' runs
+
+
+def test_runs_of_the_queue_are_counted_once(monkeypatch):
+    runs = pd.DataFrame({"block": ["table2-ct", "table2-ct", "table2-ct-tuned", "table2-photos", "rates-ct"],
+                         "strategy": ["baseline", "pcgrad", "baseline", "baseline", "baseline"],
+                         "dataset": ["headneck"] * 3 + ["imagenet84", "headneck"], "overrides": list("abacd"),
+                         "made": [True, False, True, False, True]})  # fmt: skip
+    table2, figure7, figure12 = (Catalogue().artefacts[name] for name in ("table2", "figure7", "figure12"))
+    assert experiments._counted(table2, runs, RESULTS) == "1 of 3"
+    assert experiments._counted(figure7, runs, RESULTS) == "1 of 2"  # not PCGrad
+    assert experiments._counted(figure12, runs, RESULTS) == ""
 
 
 def test_the_page_of_experiments_lists_every_artefact_with_its_runs(monkeypatch):
@@ -175,7 +197,7 @@ def test_the_page_of_experiments_lists_every_artefact_with_its_runs(monkeypatch)
     pages.make("experiments", RESULTS)
 
     def runs(text: str) -> list[list[str]]:
-        return [[cell.strip() for cell in line.split("|")[1:4]] for line in text.splitlines() if line.startswith("|")]
+        return [[cell.strip() for cell in line.split("|")[1:8]] for line in text.splitlines() if line.startswith("|")]
 
     assert len(runs(written[0])) > 30
     assert runs((ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")) == runs(written[0])

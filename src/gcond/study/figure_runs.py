@@ -44,6 +44,12 @@ def choose(name: str, spec: dict[str, Any], folder: Path, lr: float | str | None
     Raises ValueError that names the command where there is none.
     """
     recorded = tables.runs(folder)
+    nothing = (
+        f"nothing to draw: {folder} records no finished run of {name}%s; "
+        f"`gcond study run {spec.get('artefact', name)} --scale {folder.name}` makes them"
+    )
+    if recorded.empty:
+        raise ValueError(nothing % "")
     recorded = recorded.assign(selection=tables.selection_loss(recorded, "best_val"))
     models = list(spec.get("models", [PAPER_MODEL]))
     wanted = [*spec["arms"], *spec.get("controls", ())]
@@ -55,7 +61,7 @@ def choose(name: str, spec: dict[str, Any], folder: Path, lr: float | str | None
     ]
     kept = kept[kept.model == min(kept.model, key=models.index, default="")]
     if kind := spec.get("after"):
-        kept = kept[[len(tables.log(folder, run, kind)) > 0 for run in kept.log]]
+        kept = kept[np.array([len(tables.log(folder, run, kind)) > 0 for run in kept.log], dtype=bool)]
     methods, front = (
         np.array([fits(each, spec.get(which, usual)) for each in kept.setting], dtype=bool)
         for which, usual in (("settings", {}), ("front", None))
@@ -69,11 +75,7 @@ def choose(name: str, spec: dict[str, Any], folder: Path, lr: float | str | None
     own, static = (each[each.index.isin(at_rate.index)] for each in (own, static))
     own, static = (each[each.seed.isin(seeds)] if seeds else each for each in (own, static))
     if own.empty:
-        at = "" if rate is None else f" at {rate_in_words(rate)}"
-        raise ValueError(
-            f"nothing to draw: {folder} records no finished run of {name}{at}; "
-            f"`gcond study run {spec.get('artefact', name)} --scale {folder.name}` makes them"
-        )
+        raise ValueError(nothing % ("" if rate is None else f" at {rate_in_words(rate)}"))
     shown = ordered_datasets(own.dataset)
     missing = absent(own, spec["arms"], shown, () if datasets else families)
     arms = [arm for arm in wanted if (own.strategy == arm).any()]

@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 import pandas as pd
-import yaml
 
 from gcond.files import RECORDED, ROOT, write_text
 from gcond.study import bench_page, edition_b, judge, table2, tables, toy_page
@@ -186,7 +184,7 @@ def _table2(results: Path, scale: str = "mini", lr: str | float = "own", **choic
     markdown, csv, tex = (base.with_suffix(suffix) for suffix in (".md", ".csv", ".tex"))
     write_text(csv, table.cells.to_csv(index=False, float_format="%.8g", lineterminator="\n"))
     write_text(tex, latex(table, command))
-    rate = RATES.get(rate, f"learning rate {rate}")
+    rate = RATES.get(str(tables.rate(table.runs, rate)), f"learning rate {rate}")
     shown = [(table, ""), *([(beside, BESIDE)] if (beside := _beside(results, scale, lr=lr, **choices)) else [])]
     return [*_write(markdown, "table2", table=table, shown=shown, scale=scale, command=command, rate=rate), csv, tex]
 
@@ -233,9 +231,11 @@ def _claims(results: Path, **_: Any) -> list[Path]:
             continue
         shown = own[own.epoch.isin(judge.DECIDING)] if scale in NOT_EVIDENCE else own
         parts = {name: finding_tables(rows) for name, rows in shown.groupby("claim", sort=False)}
+        lacking = {name: sorted({one.get("label", "") for one in claim.get("contrasts", ())} - {"", *own.label})
+                   for name, claim in claims.items()}  # fmt: skip
         stand = {row["claim"]: row["verdict"] for row in judge.verdicts(claims, own).to_dict("records")}
         written += _write(results / str(scale) / "claims.md", "claims", scale=scale, claims=claims, verdicts=stand,
-                          tables=parts)  # fmt: skip
+                          tables=parts, lacking=lacking)  # fmt: skip
         written += _tables2(results, str(scale))
         labelled = set(tables.runs(results / str(scale)).query("labels == 'dataset'").dataset.map(kind))
         written += [path for name in edition_b.NAMES if facts("paper")[name]["kind"] in labelled
@@ -247,9 +247,9 @@ def _tables2(results: Path, scale: str) -> list[Path]:
     """Table 2 at the scale's learning rate and at the paper's, where several methods have the paper's three seeds."""
     runs = tables.runs(results / scale)
     runs = runs[table2.in_lineup(runs) & (runs.seed != tables.TUNING_SEED)]
-    at_paper = ~runs.own_lr & np.isclose(runs.lr, tables.PAPER_LR)
-    rates: list[tuple[str | float, pd.Series]] = [("own", runs.own_lr), (tables.PAPER_LR, at_paper)]
-    complete = [lr for lr, ran in rates if (runs[ran].groupby("strategy").seed.nunique() >= 3).sum() > 1]
+    rates: dict[str | float, pd.DataFrame] = {"own": tables.at_rate(runs, "own")}
+    rates[tables.PAPER_LR] = tables.at_rate(runs[~runs.own_lr], tables.PAPER_LR)
+    complete = [lr for lr, ran in rates.items() if (ran.groupby("strategy").seed.nunique() >= 3).sum() > 1]
     return [path for lr in complete for path in _table2(results, scale, lr)]
 
 
@@ -376,43 +376,13 @@ def _against_predictors(results: Path, scale: str, dataset: str) -> dict[str, in
 
 
 def _experiments(results: Path, **_: Any) -> list[Path]:
-    """docs/experiments.md: every artefact, its runs and their cost at mini and sample, and where its answer stands; of
-    what this project recorded, as `_readme` is."""
+    """docs/experiments.md: what is recorded of every artefact, and where its answer stands; of what this project
+    recorded, as `_readme` is."""
     if results.resolve() != RECORDED.resolve():
         return []
-    from gcond.study.artefacts import Catalogue, Choices
+    from gcond.study import experiments  # matplotlib, which no other page needs
 
-    catalogue = Catalogue()
-    seconds = pd.Series({scale: tables.read(results / scale).seconds.median() for scale in ("mini", "sample")})
-    stand = judge.verdicts(facts("claims"), judge.read(results / "findings.csv")).set_index("claim").scale
-    rows = []
-    for name, artefact in catalogue.artefacts.items():
-        counts = [sum(map(sweep_size, catalogue.sweeps([artefact], Choices(scale)))) for scale in seconds.index]
-        hours = [f"{hours:.1f}" if hours else "" for hours in seconds * counts / 3600]
-        answers = [f"[{claim}](../results/{stand[claim]}/claims.md#{claim.lower()})" for claim in artefact.claims
-                   if stand[claim] in judge.SCALES]  # fmt: skip
-        answers += [f"[{path.name}](../results/{path})" for path in _pages_of(name, results)]
-        rows.append([f"`{name}`", artefact.asks, str(counts[0] or ""), *hours, ", ".join(answers)])
-    return _write(ROOT / "docs" / "experiments.md", "experiments", rows=rows, seconds=dict(seconds))
-
-
-def sweep_size(overrides: Sequence[str]) -> int:
-    """Runs of a sweep: its `overrides` and the lists of its experiment that they leave as they are."""
-    from gcond.study.artefacts import EXPERIMENTS
-
-    chosen = dict(each.split("=", 1) for each in overrides)
-    content = yaml.safe_load((EXPERIMENTS / f"{chosen['experiment']}.yaml").read_text(encoding="utf-8"))
-    lists = content["hydra"]["sweeper"]["params"] | chosen
-    return math.prod(len(tables.split(str(value))) for value in lists.values())
-
-
-def _pages_of(name: str, results: Path) -> list[Path]:
-    """The page or figure that an artefact has beside its claims, at the largest scale that has one."""
-    if name in ("table3", "table4"):
-        return [Path("bench.md")]
-    files = (f"{name}.md", f"{name}_lr2e-4.md", f"figures/{name}.png")
-    places = [Path(name, f"{name}.md"), *(Path(scale, file) for scale in judge.SCALES for file in files)]
-    return [place for place in places if (results / place).exists()][:1]
+    return _write(ROOT / "docs" / "experiments.md", "experiments", **experiments.content(results))
 
 
 def _csv(path: Path, command: str, **how: Any) -> pd.DataFrame:
