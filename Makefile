@@ -16,7 +16,7 @@ RUNS      = $(WHERE) $(call options,JOBS DEVICE LAUNCHER CT HEADNECK IMAGENET CA
 UNTRAINED:= $(addprefix reproduce-,table1 table3 table4 table5 toy)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data data-headneck data-ct $(UNTRAINED) plan status claims study-queue dashboard bench methods test test-slow lint docs mutants torture
+.PHONY: help setup data data-headneck data-ct $(UNTRAINED) plan status report study-queue dashboard bench methods test test-slow lint docs mutants torture
 
 help: ## this list
 	@grep -hE '^##|^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^## (.*)/\n\1/; s/^([a-z0-9%-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -47,8 +47,8 @@ plan: $(READY) ## what reproduce-table2 (or NAME=…) would train, and its time,
 	@$(GCOND) study plan $(or $(NAME),table2) $(RUNS)
 status: $(READY) ## the runs in runs/
 	@$(GCOND) study status
-claims: $(READY) ## what holds of the paper's claims
-	@$(GCOND) study claims $(call options,OUT)
+report: $(READY) ## every page, table and figure from what is recorded, and what holds of the paper's claims
+	@OMP_NUM_THREADS=1 $(GCOND) study report $(call options,OUT JOBS)
 study-queue: $(READY) ## the study's own runs at idle priority, in order of value (PLAN=1: what is left)
 	@$(GCOND) study $(if $(PLAN),plan,run) queue $(call options,OUT JOBS HEADNECK) $(if $(MORE),--set $(MORE))
 dashboard: $(READY) ## one HTML page of all runs: runs/dashboard.html

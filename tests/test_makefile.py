@@ -34,7 +34,7 @@ def asked(target: str, *variables: str) -> list[str]:
         ("reproduce-figure7", "study run figure7 --scale mini"),
         ("reproduce-table3", "study run table3 --scale mini"),
         ("plan", "study plan table2 --scale mini"),
-        ("claims", "study claims"),
+        ("report", "study report"),
         ("status", "study status"),
         ("study-queue", "study run queue"),
         ("dashboard", "dashboard"),

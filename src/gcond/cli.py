@@ -24,7 +24,7 @@ gcond sweep OVERRIDES       many runs with plan, progress and summary (gcond swe
 gcond study plan NAME       the runs that a table, figure or question needs, and what they cost
 gcond study run NAME        train what is not finished, record it, and make the table or figure
 gcond study table NAME      make it again from what is recorded; trains nothing
-gcond study claims          what holds of the paper's claims
+gcond study report          all of them from what is recorded, and what holds of the paper's claims
 gcond study status          the runs in runs/: running, failed, interrupted, done
 gcond study list            every table, figure and question
 gcond dashboard             one HTML page of all runs
@@ -170,12 +170,16 @@ def _table(options: argparse.Namespace) -> int:
     return failed
 
 
-def _claims(options: argparse.Namespace) -> int:
-    from gcond.study import pages
+def _report(options: argparse.Namespace) -> int:
+    from gcond.study import report
 
-    for name in ("claims", "readme", "experiments"):
-        for path in pages.make(name, options.out, scale=options.scale):
+    nothing = []
+    for name, paths in report.make(options.out, options.jobs):
+        nothing += [] if paths else [name]
+        for path in paths:
             print(f"written: {path}")
+    if nothing:
+        print(f"{len(nothing)} not made, since {options.out} records nothing of them: {', '.join(nothing)}")
     return 0
 
 
@@ -320,7 +324,7 @@ def _choices(options: argparse.Namespace) -> Choices:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gcond study", description="Tables, figures and questions of the study.")
-    acts = parser.add_subparsers(required=True, metavar="plan|run|table|claims|status|list")
+    acts = parser.add_subparsers(required=True, metavar="plan|run|table|report|status|list")
     where = argparse.ArgumentParser(add_help=False)
     where.add_argument("--out", type=Path, default=OWN, help=f"records and tables (default: {OWN}, not results)")
     where.add_argument("--runs", type=Path, default=Path("runs"), help="folder of local runs")
@@ -347,10 +351,12 @@ def _parser() -> argparse.ArgumentParser:
     table = acts.add_parser("table", parents=[where, which], help="make it from what is recorded")
     table.add_argument("name", nargs="+", metavar="NAME")
     table.set_defaults(act=_table)
-    for name, act, about in (("claims", _claims, "judge every claim"), ("status", _status, "how the runs stand")):
-        of = acts.add_parser(name, parents=[where], help=about)
-        of.add_argument("--scale", help="only this one (default: all)")
-        of.set_defaults(act=act)
+    report = acts.add_parser("report", parents=[where], help="make all from what is recorded, and judge every claim")
+    report.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: cores)")
+    report.set_defaults(act=_report)
+    status = acts.add_parser("status", parents=[where], help="how the runs stand")
+    status.add_argument("--scale", help="only this one (default: all)")
+    status.set_defaults(act=_status)
     acts.add_parser("list", help="every artefact").set_defaults(act=_list)
     return parser
 

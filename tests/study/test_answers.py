@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gcond.study import judge, tables
+from gcond.study import judge, pages, tables
 from gcond.study.__main__ import QUEUE
 from gcond.study.artefacts import Catalogue
 from gcond.study.methods import facts
 from gcond.study.queue import AS_RECORDED, Queue, described, read
 from gcond.sweep.plan import planned
+from tests.study.test_pages import SENTENCES
 
 BEST = {"baseline": 2e-3, "pcgrad": 2e-3, "cagrad": 4e-3, "gradnorm": 1e-3, "baseline_integrated": 5e-4,
         "gcond_sequential": 5e-4, "gcond_stochastic": 5e-4}  # fmt: skip
@@ -140,6 +141,11 @@ def test_every_claim_is_answered_or_needs_more_than_training(found):
     apart = {name for name, claim in facts("claims").items() if "contrasts" not in claim and "scale" in
              next(iter(claim["special"].values()))}  # fmt: skip
     assert set(facts("claims")) - set(found.claim) <= measured | apart == {"O7", "O9", "S1", "S2", "M1", "M2", "G1"}
+
+
+@pytest.mark.parametrize("name", SENTENCES)
+def test_a_sentence_of_the_first_page_still_names_one_finding(found, name):
+    pages.finding(SENTENCES[name], found)  # refuses several
 
 
 def test_every_setting_of_the_queue_is_asked_for(queued):

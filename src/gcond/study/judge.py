@@ -476,7 +476,7 @@ def findings(results: Path, names: Sequence[str] = (), scale: str = "*") -> pd.D
 def read(path: Path) -> pd.DataFrame:
     """findings.csv as `findings` returned it. Raises ValueError where there is none."""
     if not path.exists():
-        raise ValueError(f"expected {path}, which does not exist; `gcond study claims` makes it")
+        raise ValueError(f"expected {path}, which does not exist; `gcond study report` makes it")
     return pd.read_csv(path, dtype=dict.fromkeys([*TEXT, "wants", "verdict"], str), keep_default_na=False,
                        na_values=dict.fromkeys(["effect", "low", "high", "p", "against"], ""))  # fmt: skip
 

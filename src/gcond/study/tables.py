@@ -17,7 +17,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -142,7 +142,7 @@ def log(results: Path, name: str, *kinds: str) -> pd.DataFrame:
         found = found.filter(pc.is_in(found["kind"], pa.array(kinds)))
     found = found.select([name for name in found.column_names if found[name].null_count < len(found)])
     double = [each.with_type(pa.float64()) if pa.types.is_floating(each.type) else each for each in found.schema]
-    return found.cast(pa.schema(double)).to_pandas()
+    return found.cast(pa.schema(double)).to_pandas(use_threads=False)
 
 
 def pictures(results: Path, log: str) -> Path:
@@ -241,7 +241,7 @@ def selection_loss(rows: pd.DataFrame, of: str) -> pd.Series:
 def predictors(results: Path) -> pd.DataFrame:
     """Predictors that need no training: a row for each data set, checksum, image size and predictor. Runs of other
     settings score them on other images or masks, and are left out."""
-    rows = []
+    rows, results = [], results.resolve()
     for run in runs(results).itertuples():
         if not any(each.startswith(OTHER_IMAGES) for each in split(run.variant)):
             about = {"dataset": run.dataset, "data_checksum": run.data_checksum, "image_size": run.image_size}
@@ -253,17 +253,29 @@ def predictors(results: Path) -> pd.DataFrame:
 # What a log says.
 
 
+_DIGESTS: dict[tuple[Path, int], tuple[dict[str, float], list[dict[str, Any]]]] = {}  # of a log and its change
+
+
+def read_logs(results: Path, each: Callable[..., Iterable[Any]]) -> None:
+    """Have the numbers of all logs at hand for `runs`; `each` is a map, such as that of several processes."""
+    paths = sorted((results / "logs").resolve().glob("*.parquet"))
+    new = [path for path in paths if (path, path.stat().st_mtime_ns) not in _DIGESTS]
+    _DIGESTS.update(zip([(path, path.stat().st_mtime_ns) for path in new], each(_digest_of, new), strict=True))
+
+
 def _digest(results: Path, name: str) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """`numbers` of a log, and its trivial predictors."""
     path = results / "logs" / f"{name}.parquet"
     if not path.exists():
         return {}, []
-    return _digest_of(results, name, path.stat().st_mtime_ns)
+    known = (path, path.stat().st_mtime_ns)
+    if known not in _DIGESTS:
+        _DIGESTS[known] = _digest_of(path)
+    return _DIGESTS[known]
 
 
-@lru_cache(maxsize=4096)
-def _digest_of(results: Path, name: str, changed: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    found = log(results, name)
+def _digest_of(path: Path) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    found = log(path.parents[1], path.stem)
     trivial = found[found.kind == "trivial"].dropna(axis="columns", how="all").drop(columns="kind")
     return numbers(found), trivial.to_dict("records")
 
