@@ -12,6 +12,7 @@ import pytest
 from gcond.study import judge, pages, tables
 from gcond.study.__main__ import QUEUE
 from gcond.study.artefacts import Catalogue
+from gcond.study.figure_runs import choose
 from gcond.study.methods import facts
 from gcond.study.queue import AS_RECORDED, Queue, described, read
 from gcond.sweep.plan import planned
@@ -20,6 +21,7 @@ from tests.study.test_pages import SENTENCES
 BEST = {"baseline": 2e-3, "pcgrad": 2e-3, "cagrad": 4e-3, "gradnorm": 1e-3, "baseline_integrated": 5e-4,
         "gcond_sequential": 5e-4, "gcond_stochastic": 5e-4}  # fmt: skip
 ARMS = {"gcond_sequential": -0.06, "baseline_integrated": -0.06, "gcond_stochastic": -0.04}  # what they do to a loss
+FIGURES = facts("figures")["figures"]
 EPOCHS = ("best_val", "last_val", "best_test", "last_test")
 LOGGED = ["norm_jump", "resolved_norm", "cosine_min", "cosine_min_late", "cosine_min_plateau", "cosine_step_resolved",
           "resolved", "correction", "correction_median", "conflicts", "zone_weak", "zone_main", "zone_critical",
@@ -102,19 +104,24 @@ def _narrow(contrast):
 
 
 @pytest.fixture(scope="module")
-def found(queued, tmp_path_factory):
-    """Findings of every claim; of each contrast for one measure, at the best epoch, to save time."""
+def study(queued, tmp_path_factory):
+    """The folder of the made runs."""
     folder = tmp_path_factory.mktemp("results") / "study"
     folder.mkdir()
     pd.DataFrame(rows(queued)).to_csv(folder / "runs.csv", index=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "log", log)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def found(study):
+    """Findings of every claim; of each contrast for one measure, at the best epoch, to save time."""
     claims = {name: claim | {"contrasts": [one | _narrow(one) for one in claim.get("contrasts", ())]}
               for name, claim in facts("claims").items()}  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "_digest", lambda results, name: ({}, []))
-        patch.setattr(tables, "log", log)
-        runs = tables.runs(folder)
-        runs = pd.concat([runs, pd.DataFrame([digest(run) for run in runs.itertuples()])], axis="columns")
-        return judge.judge(claims, runs, folder)
+    runs = tables.runs(study)
+    runs = pd.concat([runs, pd.DataFrame([digest(run) for run in runs.itertuples()])], axis="columns")
+    return judge.judge(claims, runs, study)
 
 
 def test_runs_are_one_exactly_where_their_configs_are(queued):
@@ -125,11 +132,10 @@ def test_runs_are_one_exactly_where_their_configs_are(queued):
     assert len(set(names)) == some.hash.nunique() == len(set(zip(names, some.hash, strict=True)))
 
 
-def test_the_recorded_runs_are_the_queues(queued, monkeypatch):
+def test_the_recorded_runs_are_the_queues(queued):
     """But for the rates, which the real tuning seed chose."""
-    monkeypatch.setattr(tables, "_digest", lambda results, name: ({}, []))
     known = [name for name in AS_RECORDED if name != "lr"]
-    recorded = tables.runs(Path(__file__).parents[2] / "results" / "study")
+    recorded = tables.finished(Path(__file__).parents[2] / "results" / "study")
     asked = pd.DataFrame([described(each) for each in queued.overrides])
     assert (
         not recorded[known].merge(asked[known].drop_duplicates(), "left", indicator=True)._merge.eq("left_only").any()
@@ -146,6 +152,19 @@ def test_every_claim_is_answered_or_needs_more_than_training(found):
 @pytest.mark.parametrize("name", SENTENCES)
 def test_a_sentence_of_the_first_page_still_names_one_finding(found, name):
     pages.finding(SENTENCES[name], found)  # refuses several
+
+
+@pytest.mark.parametrize("name", [name for name, spec in FIGURES.items() if "arms" in spec])
+def test_no_arm_of_a_figure_is_missing(study, name):
+    """Of those that are measured on finished weights nothing is there."""
+    if "after" in FIGURES[name]:
+        with pytest.raises(ValueError, match="nothing to draw"):
+            choose(name, FIGURES[name], study)
+    else:
+        chosen = choose(name, FIGURES[name], study)
+        known = ["no run on photographs"] if name == "conflict" else []
+        assert [words for words in chosen.missing if not words.startswith("fewer seeds")] == known
+        assert set(FIGURES[name]["arms"]) == set(chosen.arms) - set(FIGURES[name].get("controls", ()))
 
 
 def test_every_setting_of_the_queue_is_asked_for(queued):

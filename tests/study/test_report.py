@@ -51,7 +51,7 @@ def test_pages_and_figures_are_made_of_what_is_recorded_and_what_is_not_is_count
 def test_numbers_of_logs_that_other_processes_read_are_those_read_here(results):
     folder = results / "sample_gpu"
     here = tables.runs(folder)
-    tables._DIGESTS.clear()
+    tables._NUMBERS.clear()
     tables._runs.cache_clear()
     asked = []
     tables.read_logs(folder, lambda read, paths: [asked.append(path) or read(path) for path in paths])

@@ -49,7 +49,7 @@ def content(results: Path) -> dict[str, Any]:
 
 def queue_runs(folder: Path) -> pd.DataFrame:
     """The runs of study/queue.yaml, once a block; `made`: recorded in `folder`."""
-    recorded = tables.runs(folder)
+    recorded = tables.finished(folder)
     recorded = recorded.assign(hash=[_name(run) for run in recorded[AS_RECORDED].to_dict("records")], data_checksum="")
     queue = Queue(facts("queue"), lambda runs: [(_name(described(each)), "") for each in runs])
     runs = queue.runs(recorded)
@@ -74,7 +74,7 @@ def _counted(artefact: Artefact, runs: pd.DataFrame, folder: Path) -> str:
     own = own[own.dataset.map(kind).isin(kinds or own.dataset.map(kind))]
     made = own.made
     if artefact.then in MEASURED:
-        logs = tables.runs(folder).set_index("log")[AS_RECORDED].apply(lambda run: _name(dict(run)), axis="columns")
+        logs = tables.finished(folder).set_index("log")[AS_RECORDED].apply(lambda run: _name(dict(run)), axis="columns")
         measured = [name for log, name in logs.items() if len(tables.log(folder, str(log), MEASURED[artefact.then]))]
         made = own.hash.isin(measured)
     if not made.any():

@@ -95,20 +95,14 @@ def read(results: Path) -> pd.DataFrame:
     return runs
 
 
-def runs(results: Path) -> pd.DataFrame:
-    """The finished runs, with numbers of their logs as further columns (`numbers`), and what their overrides say:
+def finished(results: Path) -> pd.DataFrame:
+    """The finished runs, with what their overrides say:
 
     `loss` and `weights`: conf/loss and loss.tasks ("" for the loss's own weights); `own_lr`: at the scale's learning
     rate; `tuned_lr`: of `tuned`; `rest`: the overrides that no column tells; `setting`: all but learning rate, model
     mode and length, as `setting` writes them; `log`: the name of the log.
     Of runs that differ in nothing but the version of the code, the one started last counts.
     """
-    changed = [path.stat().st_mtime_ns for path in (results / "runs.csv", *results.glob("logs/*")) if path.exists()]
-    return _runs(results.resolve(), len(changed), max(changed, default=0)).copy(deep=False)
-
-
-@lru_cache(maxsize=16)
-def _runs(results: Path, files: int, changed: int) -> pd.DataFrame:
     table = read(results)
     table = table[table.status == DONE].reset_index(drop=True)
     text = ["arithmetic", "data_checksum", "variant", "device", "commit", "labels"]
@@ -122,9 +116,20 @@ def _runs(results: Path, files: int, changed: int) -> pd.DataFrame:
     table["log"] = [log_name(name, arithmetic) for name, arithmetic in zip(table.name, table.arithmetic, strict=True)]
     same = [*SETTINGS, "weights", "rest", "steps", "arithmetic", "data_checksum"]
     table = table.sort_values("started", kind="stable").drop_duplicates(same, keep="last").sort_index()
-    logged = pd.DataFrame([_digest(results, name)[0] for name in table.log], index=table.index)
-    table = tuned(pd.concat([table, logged], axis="columns").reset_index(drop=True))
-    return table.copy()  # in one piece: many select rows
+    return tuned(table.reset_index(drop=True))
+
+
+def runs(results: Path) -> pd.DataFrame:
+    """The `finished` runs, with the `numbers` of their logs as further columns."""
+    changed = [path.stat().st_mtime_ns for path in (results / "runs.csv", *results.glob("logs/*")) if path.exists()]
+    return _runs(results.resolve(), len(changed), max(changed, default=0)).copy(deep=False)
+
+
+@lru_cache(maxsize=16)
+def _runs(results: Path, files: int, changed: int) -> pd.DataFrame:
+    table = finished(results)
+    logged = pd.DataFrame([_numbers(results / "logs" / f"{name}.parquet") for name in table.log], index=table.index)
+    return pd.concat([table, logged], axis="columns").copy()  # in one piece: many select rows
 
 
 def log(results: Path, name: str, *kinds: str) -> pd.DataFrame:
@@ -241,43 +246,44 @@ def selection_loss(rows: pd.DataFrame, of: str) -> pd.Series:
 def predictors(results: Path) -> pd.DataFrame:
     """Predictors that need no training: a row for each data set, checksum, image size and predictor. Runs of other
     settings score them on other images or masks, and are left out."""
-    rows, results = [], results.resolve()
-    for run in runs(results).itertuples():
-        if not any(each.startswith(OTHER_IMAGES) for each in split(run.variant)):
-            about = {"dataset": run.dataset, "data_checksum": run.data_checksum, "image_size": run.image_size}
-            rows += [about | scores for scores in _digest(results, run.log)[1]]
-    names = ["dataset", "data_checksum", "image_size", "predictor"]
-    return pd.DataFrame(rows, columns=None if rows else names).drop_duplicates(names).reset_index(drop=True)
+    names = ["dataset", "data_checksum", "image_size"]
+    runs = finished(results)
+    runs = runs[
+        [not any(each.startswith(OTHER_IMAGES) for each in split(variant)) for variant in runs.variant.fillna("")]
+    ]
+    rows: list[dict[str, Any]] = []
+    for about, own in runs.groupby(names, sort=False, dropna=False):
+        logged = (log(results, name, "trivial") for name in own.log if (results / "logs" / f"{name}.parquet").exists())
+        scores = next((each for each in logged if len(each)), pd.DataFrame())
+        rows += [dict(zip(names, about, strict=True)) | each for each in scores.to_dict("records")]
+    return pd.DataFrame(rows, columns=None if rows else [*names, "predictor"]).drop(columns="kind", errors="ignore")
 
 
 # What a log says.
 
 
-_DIGESTS: dict[tuple[Path, int], tuple[dict[str, float], list[dict[str, Any]]]] = {}  # of a log and its change
+_NUMBERS: dict[tuple[Path, int], dict[str, float]] = {}  # of a log and its change
 
 
 def read_logs(results: Path, each: Callable[..., Iterable[Any]]) -> None:
     """Have the numbers of all logs at hand for `runs`; `each` is a map, such as that of several processes."""
     paths = sorted((results / "logs").resolve().glob("*.parquet"))
-    new = [path for path in paths if (path, path.stat().st_mtime_ns) not in _DIGESTS]
-    _DIGESTS.update(zip([(path, path.stat().st_mtime_ns) for path in new], each(_digest_of, new), strict=True))
+    new = [path for path in paths if (path, path.stat().st_mtime_ns) not in _NUMBERS]
+    _NUMBERS.update(zip([(path, path.stat().st_mtime_ns) for path in new], each(_read_numbers, new), strict=True))
 
 
-def _digest(results: Path, name: str) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """`numbers` of a log, and its trivial predictors."""
-    path = results / "logs" / f"{name}.parquet"
+def _numbers(path: Path) -> dict[str, float]:
+    """`numbers` of a log, none where it is missing."""
     if not path.exists():
-        return {}, []
+        return {}
     known = (path, path.stat().st_mtime_ns)
-    if known not in _DIGESTS:
-        _DIGESTS[known] = _digest_of(path)
-    return _DIGESTS[known]
+    if known not in _NUMBERS:
+        _NUMBERS[known] = _read_numbers(path)
+    return _NUMBERS[known]
 
 
-def _digest_of(path: Path) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    found = log(path.parents[1], path.stem)
-    trivial = found[found.kind == "trivial"].dropna(axis="columns", how="all").drop(columns="kind")
-    return numbers(found), trivial.to_dict("records")
+def _read_numbers(path: Path) -> dict[str, float]:
+    return numbers(log(path.parents[1], path.stem))
 
 
 def steps(log: pd.DataFrame, bins: int = BINS) -> pd.DataFrame:
