@@ -144,8 +144,7 @@ def test_the_recorded_runs_are_the_queues(queued):
 
 def test_every_claim_is_answered_or_needs_more_than_training(found):
     measured = {claim for artefact in Catalogue().artefacts.values() if artefact.then for claim in artefact.claims}
-    apart = {name for name, claim in facts("claims").items() if "contrasts" not in claim and "scale" in
-             next(iter(claim["special"].values()))}  # fmt: skip
+    apart = {name for name, claim in facts("claims").items() if not judge.has_scale(claim)}
     assert set(facts("claims")) - set(found.claim) <= measured | apart == {"O7", "O9", "S1", "S2", "M1", "M2", "G1"}
 
 
@@ -165,6 +164,13 @@ def test_no_arm_of_a_figure_is_missing(study, name):
         known = ["no run on photographs"] if name == "conflict" else []
         assert [words for words in chosen.missing if not words.startswith("fewer seeds")] == known
         assert set(FIGURES[name]["arms"]) == set(chosen.arms) - set(FIGURES[name].get("controls", ()))
+
+
+def test_table2_is_of_the_seeds_that_most_methods_have(study, monkeypatch):
+    asked = []
+    monkeypatch.setattr(pages, "_table2", lambda results, scale, lr, **choices: asked.append((lr, choices)) or [])
+    pages._tables2(study.parent, study.name)
+    assert asked == [(lr, {"seeds": [11, 42, 2025]}) for lr in ("own", 2e-4)]  # not 1, 2 and 3, which five arms have
 
 
 def test_every_setting_of_the_queue_is_asked_for(queued):

@@ -294,6 +294,11 @@ def _special(claim: Mapping[str, Any], runs: pd.DataFrame | None, results: Path)
     return rows
 
 
+def has_scale(claim: Mapping[str, Any]) -> bool:
+    """It is judged on runs, and not on benchmarks or tests alone."""
+    return "contrasts" in claim or any("scale" not in each for each in claim.get("special", {}).values())
+
+
 def _table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """With verdicts where a row brings none."""
     empty = dict.fromkeys([*TEXT, "wants"], "") | {"dropped": 0, "p": math.nan}
