@@ -94,8 +94,9 @@ def build(
     every = tables.runs(folder)
     runs = every[(every.labels == "dataset") & (every.dataset.map(kind) == facts("paper")[name]["kind"])]
     runs = runs[runs.dataset.isin(datasets or runs.dataset) & runs.seed.isin(seeds or runs.seed)]
-    chosen = runs[runs.index.isin(tables.at_rate(every, lr or "best").index)]
-    chosen = runs if chosen.empty and not lr else chosen  # no rate was chosen among several
+    at_rate = runs.index.isin(tables.at_rate(every, lr or "best").index)
+    arms = runs.dataset + " " + runs.strategy
+    chosen = runs[at_rate | (~arms.isin(arms[at_rate]) & (not lr))]  # without a best rate: at whatever it ran
     if chosen.empty:
         raise ValueError(f"nothing to report: no run of {name} in {folder}; `gcond study run {name}` makes it")
     shown = pd.concat([_at_one_setting(own) for _, own in chosen.groupby("dataset", sort=False)])
