@@ -12,9 +12,10 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from gcond.study import experiments, judge, pages
+from gcond.study import experiments, judge, pages, tables
 from gcond.study.artefacts import Catalogue
 from gcond.study.methods import facts
+from gcond.study.queue import AS_RECORDED
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
@@ -183,12 +184,19 @@ def test_every_block_of_the_queue_belongs_to_an_artefact():
 def test_runs_of_the_queue_are_counted_once(monkeypatch):
     runs = pd.DataFrame({"block": ["table2-ct", "table2-ct", "table2-ct-tuned", "table2-photos", "rates-ct"],
                          "strategy": ["baseline", "pcgrad", "baseline", "baseline", "baseline"],
-                         "dataset": ["headneck"] * 3 + ["imagenet84", "headneck"], "overrides": list("abacd"),
+                         "dataset": ["headneck"] * 3 + ["imagenet84", "headneck"], "hash": list("abacd"),
                          "made": [True, False, True, False, True]})  # fmt: skip
     table2, figure7, figure12 = (Catalogue().artefacts[name] for name in ("table2", "figure7", "figure12"))
     assert experiments._counted(table2, runs, RESULTS) == "1 of 3"
     assert experiments._counted(figure7, runs, RESULTS) == "1 of 2"  # not PCGrad
     assert experiments._counted(figure12, runs, RESULTS) == ""
+
+
+def test_recorded_runs_are_counted_and_those_whose_rate_is_open_are_left():
+    runs = experiments.queue_runs(RESULTS / "study")
+    recorded = tables.finished(RESULTS / "study")
+    assert runs[runs.made].hash.nunique() == len(recorded.drop_duplicates(AS_RECORDED))
+    assert not runs[runs.waiting].made.any()
 
 
 def test_the_page_of_experiments_lists_every_artefact_with_its_runs(monkeypatch):

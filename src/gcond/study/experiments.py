@@ -21,7 +21,8 @@ MEASURED = {"linear_probe": "linear_probe", "window_noise": "window"}  # Artefac
 
 
 def content(results: Path) -> dict[str, Any]:
-    """`rows`: a row an artefact; `left_out`: experiments that the queue does not make, their runs and hours."""
+    """`rows`: a row an artefact; `left_out`: experiments that the queue does not make, their runs and hours; `made` of
+    `queued` runs are recorded."""
     catalogue, queued = Catalogue(), facts("artefacts")["queued"]
     found = judge.read(results / "findings.csv")
     stand = judge.verdicts(facts("claims"), found).set_index("claim").scale
@@ -44,15 +45,17 @@ def content(results: Path) -> dict[str, Any]:
             if experiment not in queued and not any(experiment in line[0] for line in left_out):
                 size = sweep_size(sweep)
                 left_out.append([f"`{experiment}`", f"`{name}`", str(size), f"{size * hours:.1f}"])
-    return {"rows": rows, "left_out": left_out}
+    once = runs.drop_duplicates("hash").made
+    return {"rows": rows, "left_out": left_out, "made": once.sum(), "queued": len(once)}
 
 
 def queue_runs(folder: Path) -> pd.DataFrame:
-    """The runs of study/queue.yaml, once a block; `made`: recorded in `folder`."""
+    """The runs of study/queue.yaml, once a block; `hash` names one, `made`: recorded in `folder`."""
     recorded = tables.finished(folder)
     recorded = recorded.assign(hash=[_name(run) for run in recorded[AS_RECORDED].to_dict("records")], data_checksum="")
     queue = Queue(facts("queue"), lambda runs: [(_name(described(each)), "") for each in runs])
     runs = queue.runs(recorded)
+    runs["hash"] = runs.hash.where(~runs.waiting, runs.overrides.map(str))  # whose rate is not known
     return runs.assign(made=runs.hash.isin(recorded.hash))
 
 
@@ -68,7 +71,7 @@ def blocks_of(artefact: Artefact) -> list[str]:
 
 def _counted(artefact: Artefact, runs: pd.DataFrame, folder: Path) -> str:
     """ "yes", "12 of 33", or "" where none is recorded."""
-    own = runs[runs.block.isin(blocks_of(artefact))].drop_duplicates("overrides")
+    own = runs[runs.block.isin(blocks_of(artefact))].drop_duplicates("hash")
     own = own[own.strategy.isin(artefact.strategy or own.strategy)]
     kinds = {kind(dataset) for dataset in artefact.dataset} & {"ct", "photographs"}
     own = own[own.dataset.map(kind).isin(kinds or own.dataset.map(kind))]

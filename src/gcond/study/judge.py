@@ -334,19 +334,20 @@ def _patients(results: Path, logs: Sequence[str]) -> Callable[[str, str], pd.Dat
     """(measure, epoch) -> the losses of each patient or class, a column a log; without columns where none has them."""
 
     @cache
-    def logged() -> pd.DataFrame:
-        rows = [tables.log(results, name, "groups").assign(log=name) for name in logs]
-        return pd.concat([each for each in rows if len(each)] or [pd.DataFrame()])
-
-    @cache
     def losses(measure: str, epoch: str) -> pd.DataFrame:
-        rows, (at, split) = logged(), epoch.split("_")
+        rows, (at, split) = _logged_by_patient(results, tuple(logs)), epoch.split("_")
         if measure not in rows:
             return pd.DataFrame()
         rows = rows[(rows["at"] == at) & (rows["split"] == split)]
         return rows.pivot(index="group", columns="log", values=measure)
 
     return losses
+
+
+@lru_cache(maxsize=4)
+def _logged_by_patient(results: Path, logs: tuple[str, ...]) -> pd.DataFrame:
+    rows = [tables.log(results, name, "groups").assign(log=name) for name in logs]
+    return pd.concat([each for each in rows if len(each)] or [pd.DataFrame()])
 
 
 def _contrast(
