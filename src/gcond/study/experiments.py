@@ -70,19 +70,26 @@ def blocks_of(artefact: Artefact) -> list[str]:
 
 
 def _counted(artefact: Artefact, runs: pd.DataFrame, folder: Path) -> str:
-    """ "yes", "12 of 33", or "" where none is recorded."""
+    """ "yes", "12 of 33", or "" where none is recorded, or where none has what the artefact shows of it."""
     own = runs[runs.block.isin(blocks_of(artefact))].drop_duplicates("hash")
     own = own[own.strategy.isin(artefact.strategy or own.strategy)]
     kinds = {kind(dataset) for dataset in artefact.dataset} & {"ct", "photographs"}
     own = own[own.dataset.map(kind).isin(kinds or own.dataset.map(kind))]
     made = own.made
-    if artefact.then in MEASURED:
-        logs = tables.finished(folder).set_index("log")[AS_RECORDED].apply(lambda run: _name(dict(run)), axis="columns")
-        measured = [name for log, name in logs.items() if len(tables.log(folder, str(log), MEASURED[artefact.then]))]
-        made = own.hash.isin(measured)
+    pictures = facts("figures")["figures"].get(artefact.name, {}).get("kind") == "pictures"
+    if pictures or artefact.then in MEASURED:
+        own = own[own.seed == tables.PICTURED] if pictures else own
+        finished = tables.finished(folder)
+        has = {log: tables.pictures(folder, log).exists() if pictures else _measured(artefact, folder, log)
+               for log in finished.log}  # fmt: skip
+        made = own.hash.isin([_name(run) for run in finished.to_dict("records") if has[run["log"]]])
     if not made.any():
         return ""
     return "yes" if made.all() else f"{made.sum()} of {len(own)}"
+
+
+def _measured(artefact: Artefact, folder: Path, log: str) -> bool:
+    return len(tables.log(folder, log, MEASURED[str(artefact.then)])) > 0
 
 
 def _recorded(artefact: Artefact, folder: Path, found: pd.DataFrame) -> str:
