@@ -110,6 +110,7 @@ SHARED = {  # experiment, what is typed -> its runs on CT a seed, and how many o
     ("o5",): (2, 0),
     ("o8_weights", "optimizer.lr=2e-3"): (8, 1),
     ("o8_single",): (2, 0),
+    ("o12",): (2, 0),
     ("conflict",): (11, 0),
     ("conflict_strength",): (15, 0),
     ("b_table5",): (9, 0),

@@ -108,15 +108,24 @@ def test_a_claims_marks_are_its_verdicts():
     assert marks == {judge.HOLDS: "✓", judge.CONTRADICTED: "✗", "": "*"}
 
 
-def test_the_first_table_holds_the_findings_and_stands_in_the_readme_too(found):
+def test_the_first_table_holds_the_findings_and_stands_on_three_pages(found):
     n, rows = pages.first_table(found)
-    one = pages.finding(KNOWN["table"]["where"] | KNOWN["rows"]["sequential"] | KNOWN["columns"]["patients"], found)
+    columns = list(KNOWN["columns"])
+    one = pages.finding(KNOWN["table"]["where"] | KNOWN["rows"]["sequential"] | KNOWN["columns"]["test"], found)
     assert n >= 3
-    assert rows[1][1:3] == ["*-21.4*", "*-18.7*"]  # the paper's
+    assert rows[1][1 + columns.index("val")] == "*-21.4*"  # the paper's
     assert rows[2][0] == "GCond sequential"
-    assert rows[2][-1] == f"**{one['effect']:+.1f} [{one['low']:+.1f}, {one['high']:+.1f}]**"
+    assert f"{one['effect']:+.1f} [{one['low']:+.1f}, {one['high']:+.1f}]" in rows[2][1 + columns.index("test")]
     for page in ("README.md", "results/README.md", "docs/findings.md"):
         assert pages.grid(rows) in (ROOT / page).read_text()
+
+
+def test_a_reader_computes_the_number_of_docs_findings(monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "findings.md").read_text(), re.DOTALL)
+    (number,) = re.findall(r"\nprints (\S+),", (ROOT / "docs" / "findings.md").read_text())
+    monkeypatch.chdir(ROOT)
+    exec(code, {})
+    assert capsys.readouterr().out == f"{number}\n"
 
 
 def test_a_users_results_have_no_such_page(tmp_path):

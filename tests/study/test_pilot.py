@@ -6,16 +6,24 @@ import pandas as pd
 
 from gcond.files import RECORDED
 from gcond.study.pilot import BLOCK, NUMBERS, OF_THE_PILOT, PAGE, markdown
-from gcond.study.tables import ABOUT, SETTINGS
+from gcond.study.tables import ABOUT, DONE, SETTINGS
 
 
 def test_a_rate_of_several_seeds_has_mean_and_deviation_and_the_lowest_predictor_stands_below(tmp_path):
     row: dict[str, object] = dict.fromkeys([*ABOUT, *SETTINGS], "x")
-    row |= OF_THE_PILOT | {"dataset": "ct", "name": "run", "started": "", "lr": 1e-3, "cpu_seconds": 90.0}
-    rows = [row | {"seed": seed} | {f"best_{n}": value for n in NUMBERS} for seed, value in ((1, 0.25), (2, 0.75))]
+    row |= OF_THE_PILOT | {
+        "dataset": "ct",
+        "name": "run",
+        "started": "",
+        "lr": 1e-3,
+        "cpu_seconds": 90.0,
+        "variant": "",
+        "status": DONE,
+    }
+    rows = [row | {"seed": seed} | {f"best_{n}": value for n in NUMBERS} for seed, value in ((11, 0.25), (42, 0.75))]
     rows += [row | {"seed": 101} | {f"best_{n}": 0.125 for n in NUMBERS}]
-    rows += [row | {"seed": 1, "strategy": "pcgrad"} | {f"best_{n}": 9.0 for n in NUMBERS}]
-    rows += [row | {"seed": 1, "scale": "study_gpu"} | {f"best_{n}": 9.0 for n in NUMBERS}]
+    rows += [row | {"seed": 11, "strategy": "pcgrad"} | {f"best_{n}": 9.0 for n in NUMBERS}]
+    rows += [row | {"seed": 11, "scale": "study_gpu"} | {f"best_{n}": 9.0 for n in NUMBERS}]
     pd.DataFrame(rows).to_csv(tmp_path / "runs.csv", index=False)
     (tmp_path / "logs").mkdir()
     log = pd.DataFrame([{"kind": "trivial", "val_l1": 0.5}, {"kind": "trivial", "val_l1": 0.375}])

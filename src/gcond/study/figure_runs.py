@@ -74,6 +74,9 @@ def choose(name: str, spec: dict[str, Any], folder: Path, lr: float | str | None
             break
     own, static = (each[each.index.isin(at_rate.index)] for each in (own, static))
     own, static = (each[each.seed.isin(seeds)] if seeds else each for each in (own, static))
+    if spec.get("subject") == "front":
+        weights = static.groupby("dataset").lambda_l1.nunique()
+        own = own[own.dataset.isin(weights.index[weights > 1])]
     if own.empty:
         raise ValueError(nothing % ("" if rate is None else f" at {rate_in_words(rate)}"))
     shown = ordered_datasets(own.dataset)

@@ -319,7 +319,10 @@ def _readme(results: Path, **_: Any) -> list[Path]:
     table = known["table"]
 
     def named(name: str) -> dict[str, Any]:
-        return finding(known["sentences_of"] | known["sentences"][name], found)
+        """A sentence, or "ROW COLUMN" of the table."""
+        row, _, column = name.partition(" ")
+        cell = table["where"] | known["rows"][row] | known["columns"][column] if column else {}
+        return finding(cell or known["sentences_of"] | known["sentences"][name], found)
 
     n, rows = first_table(found)
     runs = {folder.parent.name: len(tables.read(folder.parent)) for folder in sorted(results.glob("*/runs.csv"))}
@@ -329,7 +332,7 @@ def _readme(results: Path, **_: Any) -> list[Path]:
                "scales": [scale for scale in judge.SCALES if (results / scale / "claims.md").exists()],
                "paper": {measure: _paper_gap(measure).strip("*") for measure in ("l1", "ssim")},
                "say": lambda name: effect(named(name)),
-               "level": lambda name: f"{named(name)['effect']:.1f}"}  # fmt: skip
+               "level": lambda name, digits=1: f"{named(name)['effect']:.{digits}f}"}  # fmt: skip
     root = results.resolve().parent / "README.md"
     before, _, after = root.read_text(encoding="utf-8").partition(BEGIN)
     write_text(root, f"{before}{BEGIN}\n\n{render('finding', **content)}\n{END}{after.partition(END)[2]}")
@@ -347,13 +350,17 @@ def first_table(found: pd.DataFrame) -> tuple[int, list[list[str]]]:
     """The fewest seeds of a cell, and the printed cells of the table of study/headlines.yaml below a heading and the
     paper's numbers."""
     known = facts("headlines")
-    table, columns = known["table"], list(known["columns"].values())
-    cells = {row: [finding(table["where"] | known["rows"][row] | column, found) for column in columns]
-             for row in table["rows"]}  # fmt: skip
-    n = min(each["n"] for row in cells.values() for each in row if each["n"] and each["group"] != "patients")
-    heading = ["change in % of the weighted sum", *(column["title"] for column in columns)]
-    paper = [_paper_gap(column.get("paper")) for column in columns]
-    rows = [[known["rows"][row]["title"], *(effect(each) or "–" for each in cells[row])] for row in cells]
+    table, columns = known["table"], known["columns"]
+
+    def cells(row: dict[str, Any]) -> list[dict[str, Any]]:
+        shown = row.get("columns", columns)
+        return [finding(table["where"] | row | columns[name], found) if name in shown else {} for name in columns]
+
+    lines = {known["rows"][name]["title"]: cells(known["rows"][name]) for name in table["rows"]}
+    n = min(each["n"] for cells in lines.values() for each in cells if each.get("n") and each["group"] != "patients")
+    heading = ["change in % of the weighted sum", *(column["title"] for column in columns.values())]
+    paper = [_paper_gap(column.get("paper")) for column in columns.values()]
+    rows = [[title, *((effect(each) or "not run") if each else "" for each in cells)] for title, cells in lines.items()]
     return n, [heading, ["*the paper: GCond sequential, 1.8 million CT slices*", *paper], *rows]
 
 

@@ -93,14 +93,14 @@ def plus_minus(mean: float, deviation: float) -> str:
 
 def effect(row: Any, name: str = "effect", n: str = "n") -> str:
     """ "-3.7 [-5.3, -2.0]" in the digits of its unit; a difference is bold where the interval excludes none and n is at
-    least FEWEST. Without an interval the number alone, without a number nothing."""
+    least FEWEST seeds. Without an interval the number alone, without a number nothing."""
     value, low, high = (float(row[each]) for each in (name, "low", "high"))
     form = FORMS.get(row.get("unit", "%"), "z.2g")
     if math.isnan(value) or math.isnan(low):
         return "" if math.isnan(value) else f"{value:{form}}"
     text = f"{value:{form}} [{low:{form}}, {high:{form}}]"
     none = 1 if row.get("unit") == "ratio" else 0  # no difference
-    differs = row.get("theirs", "baseline") and (low > none or high < none)
+    differs = row.get("theirs", "baseline") and row.get("group") != "patients" and (low > none or high < none)
     return f"**{text}**" if row[n] >= FEWEST and differs else text
 
 
