@@ -330,9 +330,10 @@ def _readme(results: Path, **_: Any) -> list[Path]:
     content = {"table": table, "rows": rows, "n": n, "runs": runs, "claims": claims, "verdicts": stand,
                "trivial": _against_predictors(results, **table["where"]),
                "scales": [scale for scale in judge.SCALES if (results / scale / "claims.md").exists()],
-               "paper": {measure: _paper_gap(measure).strip("*") for measure in ("l1", "ssim")},
+               "paper": {measure: _paper_gap("ct", measure).strip("*") for measure in ("l1", "ssim")},
                "say": lambda name: effect(named(name)),
                "level": lambda name, digits=1: f"{named(name)['effect']:.{digits}f}"}  # fmt: skip
+    content["says"] = _environment().from_string(table["says"]).render(**content)
     root = results.resolve().parent / "README.md"
     before, _, after = root.read_text(encoding="utf-8").partition(BEGIN)
     write_text(root, f"{before}{BEGIN}\n\n{render('finding', **content)}\n{END}{after.partition(END)[2]}")
@@ -359,15 +360,17 @@ def first_table(found: pd.DataFrame) -> tuple[int, list[list[str]]]:
     lines = {known["rows"][name]["title"]: cells(known["rows"][name]) for name in table["rows"]}
     n = min(each["n"] for cells in lines.values() for each in cells if each.get("n") and each["group"] != "patients")
     heading = ["change in % of the weighted sum", *(column["title"] for column in columns.values())]
-    paper = [_paper_gap(column.get("paper")) for column in columns.values()]
+    paper = [
+        _paper_gap(column.get("dataset", table["where"]["dataset"]), column.get("paper")) for column in columns.values()
+    ]
     rows = [[title, *((effect(each) or "not run") if each else "" for each in cells)] for title, cells in lines.items()]
-    return n, [heading, ["*the paper: GCond sequential, 1.8 million CT slices*", *paper], *rows]
+    return n, [heading, ["*the paper: GCond sequential, 256 pixels*", *paper], *rows]
 
 
-def _paper_gap(measure: str | None) -> str:
+def _paper_gap(dataset: str, measure: str | None) -> str:
     if measure is None:
         return ""
-    of = paper_table2("ct", measure)
+    of = paper_table2(dataset, measure)
     return f"*{100 * (of['gcond_sequential'][0] / of['baseline'][0] - 1):+.1f}*"
 
 
