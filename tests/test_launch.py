@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from engine.runs import config
@@ -119,10 +120,22 @@ def runs(tmp_path: Path) -> Iterator[list[Planned]]:
     return planned
 
 
+class SlowPopen(subprocess.Popen[bytes]):
+    """Goes on when the process has said what it has to say."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        time.sleep(0.3)
+
+
 def test_what_a_run_says_is_shown_when_it_ends(
-    runs: list[Planned], run_this: Callable[[str], None], capfd: pytest.CaptureFixture[str]
+    runs: list[Planned],
+    run_this: Callable[[str], None],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Bytes that are no text, a last line that does not end, what a signal did, and nothing of an earlier attempt."""
+    monkeypatch.setattr(subprocess, "Popen", SlowPopen)
     program = """
 import os, sys
 sys.stdout.buffer.write(b"no text: \\xff\\nthe end of " + sys.argv[1].encode())

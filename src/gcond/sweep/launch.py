@@ -60,6 +60,7 @@ class Workers:
     def start(self, overrides: Sequence[str], log: Path, task: Any) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
+            before = output.tell()  # not later: the run moves the place that it shares
             process = subprocess.Popen(
                 [*COMMAND, *overrides, "progress=quiet"],
                 stdin=subprocess.DEVNULL,
@@ -69,7 +70,7 @@ class Workers:
                 start_new_session=True,
                 preexec_fn=_only_when_idle if self._idle else None,
             )
-            self.running.append(Running(process, task, log, output.tell(), time.monotonic()))
+            self.running.append(Running(process, task, log, before, time.monotonic()))
         if self.signum:  # which came while the process was started
             self._send(signal.SIGTERM)
 
