@@ -13,8 +13,8 @@ import pandas as pd
 
 from gcond.study import tables
 from gcond.study.judge import compare
-from gcond.study.methods import dataset_label, facts, kind, label, ordered
-from gcond.study.table2 import effect
+from gcond.study.methods import facts, kind, label, ordered
+from gcond.study.table2 import Printed, effect
 
 NAMES = ("b-table5", "b-table6")
 EPOCHS = {"best_val": "val", "best_test": "test"}  # -> its split
@@ -25,28 +25,18 @@ GUESS = "best guess without training"
 
 
 @dataclass(frozen=True)
-class TableB:
+class TableB(Printed):
     """`cells`: a row for each data set, method, epoch and measure (accuracies in percent): mean, sd, n; `effect` to
-    Baseline with `low` and `high`, paired by seed; the paper's `paper` and `paper_effect`. `runs`: those behind it;
+    Baseline with `low` and `high`, paired by seed; the paper's `paper` and `paper_effect`.
     `left_out`: how many others have labels, at other rates or settings."""
 
-    cells: pd.DataFrame
-    runs: pd.DataFrame
     left_out: int
-
-    @property
-    def datasets(self) -> list[str]:
-        return list(self.cells.dataset.unique())
 
     @property
     def complete(self) -> bool:
         """Every method of the paper ran, and has as many seeds as any other."""
         own = self.cells[self.cells.paper.notna() | (self.cells.n > 0)]
         return bool((own[own.method != GUESS].n == own.n.max()).all())
-
-    def title(self, dataset: str) -> str:
-        """As the runs call their data."""
-        return str(self.runs[self.runs.dataset == dataset].dataset_title.fillna(dataset_label(dataset)).iloc[0])
 
     def printed(self, dataset: str, epoch: str = "best_val") -> list[list[list[str]]]:
         """Values, then changes against Baseline; on validation each beside the paper's."""

@@ -23,31 +23,37 @@ DECIMALS = 4  # of a printed loss; a few seeds do not carry more
 
 
 @dataclass(frozen=True)
-class Table2:
-    """`cells`: a row for each method, data set, measure and epoch: mean, sd, n, failed, best, beaten, its `gap` to
-    Baseline in percent with `low` and `high`, and of the best epoch the paper's `paper`, `paper_sd` and `paper_gap`.
-    `runs`: the finished runs behind it; `seeds`: those that were asked for."""
+class Printed:
+    """A table of recorded runs: `cells`, tidy, and the finished `runs` behind them."""
 
     cells: pd.DataFrame
     runs: pd.DataFrame
-    failed: pd.DataFrame
-    seeds: tuple[int, ...]
-    model: str
 
     @property
     def datasets(self) -> list[str]:
         return list(self.cells.dataset.unique())
+
+    def title(self, dataset: str) -> str:
+        """As the runs call their data, such as "CT (public samples, 10 patients)"."""
+        titles = self.runs[self.runs.dataset == dataset].get("dataset_title", pd.Series(dtype=str)).dropna()
+        return str(titles.iloc[0]) if len(titles) else dataset_label(dataset)
+
+
+@dataclass(frozen=True)
+class Table2(Printed):
+    """`cells`: a row for each method, data set, measure and epoch: mean, sd, n, failed, best, beaten, its `gap` to
+    Baseline in percent with `low` and `high`, and of the best epoch the paper's `paper`, `paper_sd` and `paper_gap`.
+    `seeds`: those that were asked for."""
+
+    failed: pd.DataFrame
+    seeds: tuple[int, ...]
+    model: str
 
     @property
     def complete(self) -> bool:
         """No method lacks a seed on a data set on which it was started."""
         started = self.cells[~self.cells.strategy.str.startswith(PREDICTOR) & (self.cells.n + self.cells.failed > 0)]
         return bool(len(started)) and bool((started.n >= len(self.seeds)).all())
-
-    def title(self, dataset: str) -> str:
-        """As the runs call their data, such as "CT (public samples, 10 patients)"."""
-        titles = self.runs[self.runs.dataset == dataset].get("dataset_title", pd.Series(dtype=str)).dropna()
-        return str(titles.iloc[0]) if len(titles) else dataset_label(dataset)
 
     def rows(self, dataset: str, epochs: Sequence[str]) -> list[list[str]]:
         """A printed table of one data set: heading, then a row a method below the title of its group; at the best
