@@ -19,6 +19,7 @@ def test_a_rate_of_several_seeds_has_mean_and_deviation_and_the_lowest_predictor
         "cpu_seconds": 90.0,
         "variant": "",
         "status": DONE,
+        "steps": 960,
     }
     rows = [row | {"seed": seed} | {f"best_{n}": value for n in NUMBERS} for seed, value in ((11, 0.25), (42, 0.75))]
     rows += [row | {"seed": 101} | {f"best_{n}": 0.125 for n in NUMBERS}]

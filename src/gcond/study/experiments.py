@@ -42,7 +42,7 @@ def content(results: Path) -> dict[str, Any]:
         rows.append([f"`{name}`", artefact.asks, *cells, ", ".join(answers)])
         for sweep in catalogue.sweeps([artefact], Choices("study")):
             experiment = sweep[0].removeprefix("experiment=")
-            if experiment not in queued and not any(experiment in line[0] for line in left_out):
+            if experiment not in queued and f"`{experiment}`" not in [line[0] for line in left_out]:
                 size = sweep_size(sweep)
                 left_out.append([f"`{experiment}`", f"`{name}`", str(size), f"{size * hours:.1f}"])
     once = runs.drop_duplicates("hash").made

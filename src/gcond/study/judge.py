@@ -271,10 +271,10 @@ def judge(claims: Mapping[str, Mapping[str, Any]], runs: pd.DataFrame, results: 
         arms = cache(partial(_arms, own))
         patients = _patients(results, list(own.log)) if results else None
         for name, claim in claims.items():
-            rates = [[tables.rate(own, lr) for lr in _listed(each.get("lr", DEFAULTS["lr"]))]
-                     for each in claim.get("contrasts", ())]  # fmt: skip
-            found = [row for contrast, lr in zip(claim.get("contrasts", ()), rates, strict=True)
-                     for row in _contrast(contrast | {"lr": lr}, arms, patients)]  # fmt: skip
+            found: list[dict[str, Any]] = []
+            for contrast in claim.get("contrasts", ()):
+                lr = [tables.rate(own, each) for each in _listed(contrast.get("lr", DEFAULTS["lr"]))]
+                found += _contrast(contrast | {"lr": lr}, arms, patients)
             found += _special(claim, own, results) if results else []
             rows += [row | {"claim": name, "scale": scale} for row in found]
     return _table(rows)

@@ -330,7 +330,7 @@ def _readme(results: Path, **_: Any) -> list[Path]:
     content = {"table": table, "rows": rows, "n": n, "runs": runs, "claims": claims, "verdicts": stand,
                "trivial": _against_predictors(results, **table["where"]),
                "scales": [scale for scale in judge.SCALES if (results / scale / "claims.md").exists()],
-               "paper": {measure: _paper_gap("ct", measure).strip("*") for measure in ("l1", "ssim")},
+               "paper": {measure: _paper_gap("ct", measure) for measure in ("l1", "ssim")},
                "say": lambda name: effect(named(name)),
                "level": lambda name, digits=1: f"{named(name)['effect']:.{digits}f}"}  # fmt: skip
     content["says"] = _environment().from_string(table["says"]).render(**content)
@@ -360,18 +360,15 @@ def first_table(found: pd.DataFrame) -> tuple[int, list[list[str]]]:
     lines = {known["rows"][name]["title"]: cells(known["rows"][name]) for name in table["rows"]}
     n = min(each["n"] for cells in lines.values() for each in cells if each.get("n") and each["group"] != "patients")
     heading = ["change in % of the weighted sum", *(column["title"] for column in columns.values())]
-    paper = [
-        _paper_gap(column.get("dataset", table["where"]["dataset"]), column.get("paper")) for column in columns.values()
-    ]
+    paper = [f"*{_paper_gap((table['where'] | column)['dataset'], column['paper'])}*" if "paper" in column else ""
+             for column in columns.values()]  # fmt: skip
     rows = [[title, *((effect(each) or "not run") if each else "" for each in cells)] for title, cells in lines.items()]
     return n, [heading, ["*the paper: GCond sequential, 256 pixels*", *paper], *rows]
 
 
-def _paper_gap(dataset: str, measure: str | None) -> str:
-    if measure is None:
-        return ""
+def _paper_gap(dataset: str, measure: str) -> str:
     of = paper_table2(dataset, measure)
-    return f"*{100 * (of['gcond_sequential'][0] / of['baseline'][0] - 1):+.1f}*"
+    return f"{100 * (of['gcond_sequential'][0] / of['baseline'][0] - 1):+.1f}"
 
 
 def finding(where: dict[str, Any], found: pd.DataFrame) -> dict[str, Any]:

@@ -32,9 +32,8 @@ OF_THE_PILOT = {"scale": "study", "strategy": "baseline", "model_mode": "train",
 def markdown(results: Path) -> str:
     """The table, best epoch: each rate with the tuning seed, then each with the others, as means and standard
     deviations, then the lowest number of any predictor, which need not be the same one in each column."""
-    runs = tables.read(results)
-    runs = runs[runs.variant.fillna("").str.fullmatch(r"(optimizer\.lr=[^,]+)?")]
-    runs = runs[runs.seed.isin([*PAPER_SEEDS, tables.TUNING_SEED])]
+    runs = tables.finished(results)
+    runs = runs[(runs.setting == "") & runs.seed.isin([*PAPER_SEEDS, tables.TUNING_SEED])]
     runs = runs[(runs[[*OF_THE_PILOT]] == pd.Series(OF_THE_PILOT)).all(axis="columns")]
     rows = [["data", "learning rate", "seeds", *NUMBERS.values(), "CPU minutes"], ["---"] * (len(NUMBERS) + 4)]
     for dataset, own in runs.groupby("dataset"):

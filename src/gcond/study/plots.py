@@ -439,7 +439,7 @@ def effects(spec: dict[str, Any], runs: pd.DataFrame, rate: str, folder: Path) -
     judged = judge.judge({"": {"contrasts": contrasts}}, runs, folder)
     parts = []
     for place, row in enumerate(spec["rows"]):
-        if rate not in row.get("rates", rate):
+        if rate not in row.get("rates", [rate]):
             continue
         for mark, where in enumerate(spec["marks"]):
             wanted = {"label": "", "mode": "train"} | {key: row[key] for key in row if key not in ("says", "rates")}
