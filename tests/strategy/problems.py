@@ -165,22 +165,6 @@ def opposed_losses(model: nn.Module) -> Losses:
     return losses
 
 
-def three_losses(model: nn.Module) -> Losses:
-    """Three tasks, "l1", "ssim" and "classify", that want two outputs in different places."""
-    target = torch.tensor([-2.0, 0.0])
-
-    def losses(batch: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        outputs = model(batch)
-        values = {
-            "l1": (outputs - 1).abs().mean(),
-            "ssim": ((outputs - target) ** 2).mean(),
-            "classify": nn.functional.cross_entropy(outputs, torch.arange(len(outputs)) % 2),
-        }
-        return {name: values[name] for name in names}
-
-    return losses
-
-
 class Net(nn.Module):
     """Two layers, [B, 4] -> [B, 2]."""
 
