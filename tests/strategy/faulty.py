@@ -12,9 +12,14 @@ from strategy.problems import flat_grad, seeded
 from torch import Tensor, nn
 
 from gcond.strategy import (
+    DWA,
     EMA,
+    FAMO,
+    SAMGS,
+    UW,
     CAGrad,
     GCond,
+    GradDrop,
     GradientConductor,
     GradNorm,
     Joint,
@@ -24,13 +29,8 @@ from gcond.strategy import (
     Raw,
     Sequential,
     Stochastic,
+    TorchJD,
 )
-from gcond.strategy.resolve.dwa import DWA
-from gcond.strategy.resolve.famo import FAMO
-from gcond.strategy.resolve.graddrop import GradDrop
-from gcond.strategy.resolve.sam_gs import SAMGS
-from gcond.strategy.resolve.torchjd import TorchJD
-from gcond.strategy.resolve.uw import UW
 
 TASKS = {"a": 0.5, "b": 0.3, "c": 0.2}
 K = 3
@@ -44,7 +44,7 @@ def options_of(estimator: Any, resolver: Any, update: Any, **settings: Any) -> d
 STRATEGIES = {
     "joint": lambda: options_of(Joint(K), Linear(), EMA()),
     "gcond stochastic": lambda: options_of(
-        Stochastic(K), GCond(dominance_window=2, norm_ema_bias_correction=True), EMA()
+        Stochastic(K), GCond(dominance_window=2, norm_ema_bias_correction=True), EMA(), clip_norm=1e-2
     ),
     "gcond lion": lambda: options_of(Sequential(K), GCond(), LionLARS()),
     "gcond bfloat16": lambda: options_of(
