@@ -103,6 +103,7 @@ def in_turns() -> Sequential:
 
 
 CASES = {
+    "experts micro-batch": Case(lambda: (in_turns(), PCGrad(), Raw()), routed),
     "joint": Case(lambda: (Joint(K), Linear(), Raw())),
     "joint diagnosed": Case(lambda: (Joint(K), Linear(), Raw()), diagnose=True),
     "gcond": Case(gcond_window),
@@ -118,7 +119,6 @@ CASES = {
     "uw": Case(lambda: (Joint(K), UW(), Raw())),
     "famo": Case(lambda: (Joint(K), FAMO({"ssim": -3.0}), Raw())),
     "experts": Case(gcond_window, routed),
-    "experts micro-batch": Case(lambda: (in_turns(), PCGrad(), Raw()), routed),
     "uneven": Case(gcond_window, uneven),
     "uneven stochastic": Case(lambda: (Stochastic(K), GCond(), EMA()), uneven),
     "uneven micro-batch": Case(lambda: (in_turns(), PCGrad(), Raw()), uneven),

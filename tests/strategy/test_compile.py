@@ -42,7 +42,7 @@ def conductor_of(model, estimator, tasks=TASKS, **settings):
     return GradientConductor(model, tasks, estimator, resolver, Raw(), clip_norm=None, **settings)
 
 
-def train(model, called, estimator, sizes=(4, 4, 4)):
+def train(model, called, estimator, sizes=(4, 4, 4), push=False):
     """What three steps of SGD saw, [steps, P]; `called` is the model or what torch.compile made of it."""
     conductor = conductor_of(model, estimator)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -50,7 +50,10 @@ def train(model, called, estimator, sizes=(4, 4, 4)):
     for seed, size in enumerate(sizes):
         images = image_batches(2, seed, size)
         window = images if isinstance(model, ConvNet) else [batch_of(2 * seed + place, size) for place in range(2)]
-        conductor.step(window, opposed_losses(called))
+        for batch in window if push else []:
+            with conductor.micro_batch():
+                conductor.backward(opposed_losses(called)(batch, conductor.serves))
+        conductor.resolve() if push else conductor.step(window, opposed_losses(called))
         gradients.append(flat_grad(list(model.parameters())).clone())
         optimizer.step()
     return torch.stack(gradients)
@@ -65,9 +68,10 @@ def trained_as_it_is(estimator, make=Net, **options):
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
 def test_gradients_are_those_of_the_model_as_it_is(estimator, backend):
     make = Net if backend == "aot_eager" else ConvNet
-    model = make()
-    found = train(model, torch.compile(model, backend=backend), estimator)
-    torch.testing.assert_close(found, trained_as_it_is(estimator, make), **CLOSE)
+    for push in (False, True)[: 1 + (estimator == Sequential(2))]:
+        model = make()
+        found = train(model, torch.compile(model, backend=backend), estimator, push=push)
+        torch.testing.assert_close(found, trained_as_it_is(estimator, make), **CLOSE)
 
 
 @each_backend
@@ -91,32 +95,26 @@ def test_nothing_is_compiled_twice():
     assert len(graphs) == 1
 
 
-def donating(model):
-    """The compiled model, as a backward pass outside the conductor leaves it."""
-    compiled = torch.compile(model, backend="aot_eager")
-    compiled(batch_of(0, 4)).sum().backward()
-    return compiled
-
-
 def test_a_model_compiled_before_the_step_is_refused_and_the_advice_helps():
-    model = Net()
-    called = donating(model)
-    with pytest.raises(RuntimeError, match=r'`forward`: .*donated_buffer = False.*, or forward="per_task"'):
-        train(model, called, Sequential(2))
-    for estimator, donates in ((Sequential(2, "per_task"), True), (Sequential(2), False)):
+    """By a backward pass outside the conductor; what the conductor sets is put back."""
+    config = torch._functorch.config
+
+    def found(estimator, donates=True):
         torch._dynamo.reset()
         model = Net()
-        with torch._functorch.config.patch(donated_buffer=donates):
-            found = train(model, donating(model), estimator)
-        torch.testing.assert_close(found, trained_as_it_is(estimator), **CLOSE)
+        with config.patch(donated_buffer=donates):
+            compiled = torch.compile(model, backend="aot_eager")
+            compiled(batch_of(0, 4)).sum().backward()
+            gradients = train(model, compiled, estimator)
+            with pytest.raises(ZeroDivisionError):
+                conductor_of(model, estimator).step([0, 0], lambda batch, names: 1 / 0)
+            assert config.donated_buffer == donates
+        return gradients
 
-
-def test_setting_for_donated_buffers_is_put_back():
-    before = torch._functorch.config.donated_buffer
-    trained_as_it_is(Sequential(2))
-    with pytest.raises(ZeroDivisionError):
-        conductor_of(Net(), Sequential(2)).step([0, 0], lambda batch, names: 1 / 0)
-    assert torch._functorch.config.donated_buffer == before
+    with pytest.raises(RuntimeError, match=r'`forward`: .*donated_buffer = False.*, or forward="per_task"'):
+        found(Sequential(2))
+    for estimator, donates in ((Sequential(2, "per_task"), True), (Sequential(2), False)):
+        torch.testing.assert_close(found(estimator, donates), trained_as_it_is(estimator), **CLOSE)
 
 
 def two_heads(estimator, backend=None, steps=2, **settings):

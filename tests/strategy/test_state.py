@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from strategy.faulty import Run, each_strategy, plain, window
-from strategy.problems import TASKS, ConvNet, flat_grad, image_batches, opposed_losses, saved
+from strategy.problems import TASKS, ConvNet, assert_refused, flat_grad, image_batches, opposed_losses, saved
 from torch import Tensor, nn
 
 from gcond import EMA, SAMGS, GCond, GradientConductor, LionLARS, PCGrad, Raw, Sequential
@@ -46,7 +46,6 @@ def step(conductor: GradientConductor, model: nn.Module, seed: int) -> Tensor:
 
 
 ORDERS = {
-    "the same": lambda model: model.named_parameters(),
     "reversed": lambda model: list(model.named_parameters())[::-1],
     "in groups": lambda model: {
         name: [pair for pair in model.named_parameters() if pair[0].startswith(name)]
@@ -93,47 +92,26 @@ def test_what_is_frozen_when_the_state_is_saved_or_loaded_changes_nothing():
             assert torch.equal(trained(resume_at, frozen), expected)
 
 
-def refused(tasks: dict[str, float], parameters: Any, state: dict[str, Any] | None = None) -> str:
-    model = ConvNet()
-    conductor = GradientConductor(model, TASKS, *PARTS["gcond"]())
-    state = conductor.state_dict() if state is None else state
-    with pytest.raises(ValueError, match="`state`: expected") as error:
-        GradientConductor(parameters, tasks, *PARTS["gcond"]()).load_state_dict(state)
-    return str(error.value)
-
-
-def test_the_state_of_others_is_refused_with_their_names():
-    model = ConvNet()
-    assert "differing: ['classify']; build the conductor with these, then use `add_task`" in refused(
-        TASKS | {"classify": 1.0}, model
-    )
-    assert "differing: ['head.weight']" in refused(
-        TASKS, [p for p in model.named_parameters() if p[0] != "head.weight"]
-    )
-    assert "body.bias" in refused(TASKS, model.parameters())
-    assert "an older version's" in refused(TASKS, model, {"steps": 3, "reached": torch.ones(2, 9)})
-
-
-def test_a_parameter_of_another_shape_is_refused():
-    first, other = ConvNet(), ConvNet()
-    conductor = GradientConductor(first, TASKS, *PARTS["gcond"]())
-    conductor.step(image_batches(2), opposed_losses(first))
+def test_a_state_that_does_not_fit_is_refused_with_what_differs():
+    model, other = ConvNet(), ConvNet()
     other.head = nn.Linear(6, 3)
-    resumed = GradientConductor(other, TASKS, *PARTS["gcond"]())
-    with pytest.raises(ValueError, match=r"head.weight of shape \(2, 6\), .* found \(3, 6\)"):
-        resumed.load_state_dict(conductor.state_dict())
-    assert (resumed.steps, resumed.update.state_dict()["momentum"]) == (0, None)
-
-
-def test_buffers_of_fewer_digits_do_not_take_a_state_over():
-    model = ConvNet()
     conductor = GradientConductor(model, TASKS, *PARTS["gcond"]())
     conductor.step(image_batches(2), opposed_losses(model))
-    narrow = GradientConductor(model, TASKS, *PARTS["gcond"](), buffer_dtype="bfloat16")
-    with pytest.raises(ValueError, match=r"kept as torch.float32, which torch.bfloat16 would round"):
-        narrow.load_state_dict(conductor.state_dict())
+    state = conductor.state_dict()
+    but_one = [pair for pair in model.named_parameters() if pair[0] != "head.weight"]
+    for parameters, tasks, settings, given, refusal in (
+        (model, TASKS | {"classify": 1.0}, {}, state, r"differing: \['classify'\]; .* then use `add_task`"),
+        (but_one, TASKS, {}, state, r"differing: \['head.weight'\]"),
+        (model.parameters(), TASKS, {}, state, "body.bias"),
+        (model, TASKS, {}, {"steps": 3, "reached": torch.ones(2, 9)}, "an older version's"),
+        (other, TASKS, {}, state, r"head.weight of shape \(2, 6\), .* found \(3, 6\)"),
+        (model, TASKS, {"buffer_dtype": "bfloat16"}, state, "kept as torch.float32, which torch.bfloat16 would round"),
+    ):
+        resumed = GradientConductor(parameters, tasks, *PARTS["gcond"](), **settings)
+        assert_refused(refusal, resumed.load_state_dict, given)
+        assert settings or (resumed.steps, resumed.update.state_dict()["momentum"]) == (0, None)
     wide = GradientConductor(model, TASKS, *PARTS["gcond"](), buffer_dtype="float64")
-    wide.load_state_dict(conductor.state_dict())
+    wide.load_state_dict(state)
     wide.step(image_batches(2), opposed_losses(model))
 
 
