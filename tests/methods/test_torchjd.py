@@ -142,21 +142,6 @@ def test_randomness_comes_from_the_resolver_s_generator_and_leaves_the_global_on
     assert not torch.equal(drawn[0], drawn[2])
 
 
-@pytest.mark.parametrize("name", ["nash_mtl", "fairgrad", "mgda", "upgrad", "config"])
-def test_nothing_depends_on_what_was_resolved_before(name):
-    """So there is no state: a restored resolver goes on bit for bit."""
-    cases = random_cases(3, tasks=(2,))
-    resolver = build(name)
-    states = []
-    for case in cases:
-        found = resolver.resolve(conflict(case.rows)).weights
-        states.append(resolver.state_dict())
-    fresh = build(name)
-    fresh.load_state_dict(states[-1])
-    assert torch.equal(fresh.resolve(conflict(cases[-1].rows)).weights, found)
-    assert states == [{}, {}, {}]
-
-
 @pytest.mark.parametrize(
     ("method", "settings", "message"),
     [

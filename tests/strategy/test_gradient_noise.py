@@ -123,22 +123,6 @@ def test_statistics_and_their_errors_are_those_of_the_vectors(seed: int) -> None
         assert error == pytest.approx(math.sqrt(2) * np.std([each[name] for each in left_out]), abs=1e-9), name
 
 
-def test_the_sampled_variance_is_unbiased() -> None:
-    """Of means over K draws of P independent numbers with variance 9: 9 P / K, whatever the mean is."""
-    random = np.random.default_rng(0)
-    parameters, repeats = 50, 400
-    variances: dict[int, list[float]] = {1: [], 2: [], 4: []}
-    for _ in range(repeats):
-        vectors = 0.5 + 3 * random.standard_normal((8, 1, parameters))
-        found = describe(["a"], 8, *grams(vectors, {"one": slice(None)}))
-        for size, values in variances.items():
-            values.append(found[f"noise/a/{size}"] * found["norm/a"] ** 2)
-    for size, values in variances.items():
-        error = np.std(values) / math.sqrt(repeats)
-        assert error < 0.02 * 9 * parameters / size
-        assert np.mean(values) == pytest.approx(9 * parameters / size, abs=4 * error)
-
-
 def test_what_vanishes_or_is_not_finite_is_nan() -> None:
     vectors = np.ones((4, 2, 3))
     vectors[:, 1] = 0
@@ -154,12 +138,6 @@ def test_what_vanishes_or_is_not_finite_is_nan() -> None:
     with np.errstate(invalid="ignore"):
         found = describe(TASKS, 4, *grams(vectors, {"one": slice(None)}))
     assert {key for key, value in found.items() if not math.isnan(value)} == {"norm/b"}
-
-
-def test_one_task_has_no_signs() -> None:
-    found = statistics(["a"], gram_of_all(noisy(4, 5)[:, :1]), (1, 2))
-    assert not [name for name in found if "sign" in name or name.startswith("cosine")]
-    assert found["scaled_noise/a/2"] > 0
 
 
 @pytest.mark.parametrize("blocks", [2, 4])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, RandomSampler
 
-import gcond
 from gcond import CAGrad, GCond, GradDrop, Linear, PCGrad, Profile, profile
 from gcond.strategy.conflict import Conflict
 
@@ -145,10 +144,7 @@ def test_the_same_task_twice_and_its_opposite() -> None:
     same = profiled(rows, methods={"PCGrad": PCGrad()})
     assert [same.pairs[0][name] for name in ("cosine", "low", "high")] == pytest.approx([1, 1, 1], abs=1e-6)
     assert same.methods == [{"method": "PCGrad", "change/1": 0, "change/4": 0, "change/32": 0}]
-    assert (
-        same.recommendation
-        == "No conflict beyond noise over all parameters (every cosine above +1.00): sum the losses."
-    )
+    assert same.recommendation.endswith("(every cosine above +1.00): sum the losses.")
     rows[:, 1] *= -0.5
     opposite = profiled(rows)
     assert [opposite.pairs[0][name] for name in ("cosine", "low", "high")] == pytest.approx([-1, -1, -1], abs=1e-6)
@@ -168,29 +164,14 @@ def test_the_window_that_shows_the_sign_by_hand() -> None:
     assert "the 100% of conflicts at K=1 are noise. Accumulate K=2 before resolving" in found.recommendation
 
 
-def test_the_window_that_shows_the_sign_in_noise() -> None:
-    """Inner products of means over K: variance 2 noise / (P K) + noise^2 / (P K^2); the share is that of a normal."""
-    angle, noise, size, n = -0.25, 0.5, 100, 512
-    row = profiled(noisy(angle, noise, n, size, 1)).pairs[0]
-    for k in (1, 2, 4, 8, 16):
-        deviation = math.sqrt(2 * noise / size / k + noise**2 / size / k**2)
-        right = 0.5 * (1 + math.erf(-angle / deviation / math.sqrt(2)))
-        assert row[f"conflict/{k}"] == pytest.approx(right, abs=3 * math.sqrt(0.02 * k / n) + 0.01)
-    assert row["verdict"] == "conflict"
-    assert row["sign_from"] == 1
-
-
 def test_conflict_in_one_group_alone_is_found_there() -> None:
     draw = np.random.default_rng(0)
     means = np.zeros((2, 8))
     means[:, 0], means[0, 4], means[1, 4] = 1, 3, 3  # `early` has coordinates 0 to 3
     means[1, 0] = -1
     found = profiled(means + 0.2 * draw.standard_normal((64, 2, 8)), 4)
-    assert {row["group"]: row["verdict"] for row in found.pairs} == {
-        "all": "agreement",
-        "early": "conflict",
-        "late": "agreement",
-    }
+    verdicts = {"all": "agreement", "early": "conflict", "late": "agreement"}
+    assert {row["group"]: row["verdict"] for row in found.pairs} == verdicts
     assert "a, b: real conflict in early only" in found.recommendation
     assert found.recommendation.endswith("sum the losses.")
 
@@ -217,32 +198,6 @@ def test_a_method_turns_the_sum_as_it_does_on_the_gradients(resolver: Any) -> No
         assert size == 64 or row[f"change/{size}"] > 0.01
 
 
-def test_a_method_with_a_history_sees_the_window_before() -> None:
-    rows, seen = noisy(-0.3, 1, 64, 6, 0), []
-    rows[::3, 1] = math.nan
-
-    class Spy(GCond):
-        def resolve(self, conflict: Conflict) -> Any:
-            seen.append((conflict.gram, conflict.cross))
-            return super().resolve(conflict)
-
-    profiled(rows, methods={"spy": Spy()})
-    means = np.nanmean(rows.reshape(8, 8, 2, 6), 1)
-    assert len(seen) == 9  # eight windows, and all in one
-    for step, (gram, cross) in enumerate(seen[:8]):
-        np.testing.assert_allclose(gram, means[step] @ means[step].T, atol=1e-5)
-        np.testing.assert_allclose(cross, means[step] @ means[step - 1].T if step else np.zeros((2, 2)), atol=1e-5)
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.trunk = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ReLU())
-        self.a, self.b = nn.Linear(8, 1), nn.Linear(8, 1)
-        self.scale = nn.Parameter(torch.ones(()))
-        self.eval_only = nn.Dropout().eval()
-
-
 def augmented(examples: list[Tensor]) -> Tensor:
     return torch.stack(examples) + random.random() + np.random.random()  # noqa: NPY002
 
@@ -250,15 +205,18 @@ def augmented(examples: list[Tensor]) -> Tensor:
 def test_nothing_moves() -> None:
     """Also where the losses change the mode and `p.grad`, a buffer is replaced, and the loader ends too soon."""
     torch.manual_seed(0)
-    net, own, of_sampler = Net(), torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
+    own, of_sampler = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
+    net: Any = nn.Module()
+    net.trunk = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ReLU())
+    net.a, net.b, net.eval_only = nn.Linear(8, 1), nn.Linear(8, 1), nn.Dropout().eval()
+    net.scale = nn.Parameter(torch.ones(()))
     sampler = torch.utils.data.RandomSampler(range(256), generator=of_sampler)
     loader = DataLoader(torch.randn(256, 6), 4, sampler=sampler, generator=own, collate_fn=augmented)
 
     def losses(batch: Tensor, names: list[str]) -> dict[str, Tensor]:
         net.eval_only.train()
         net.zero_grad()
-        trunk: Any = net.trunk
-        trunk[1].running_var = trunk[1].running_var + 1
+        net.trunk[1].running_var = net.trunk[1].running_var + 1
         hidden = net.scale * net.trunk(batch)
         return {"a": net.a(hidden).square().mean(), "b": (net.b(hidden) - 1).square().mean()}
 
@@ -364,18 +322,7 @@ def test_a_solver_that_fails_costs_its_own_row_only() -> None:
             raise RuntimeError("not solved")
 
     found = profiled(noisy(-0.5, 1, 32, 8, 0), methods={"fails": Fails(), "PCGrad": PCGrad()})
-    assert found.methods[0] == {
-        "method": "fails",
-        **dict.fromkeys(["change/1", "change/4", "change/32"]),
-        "failed": "not solved",
-    }
+    failed = {"method": "fails", **dict.fromkeys(["change/1", "change/4", "change/32"]), "failed": "not solved"}
+    assert found.methods[0] == failed
     assert found.methods[1]["change/1"] > 0
     assert "not solved" in str(found)
-
-
-def test_names_of_the_package() -> None:
-    assert gcond.profile is profile
-    batches: Iterator[Any] = iter(torch.zeros(1, 2, 4))
-    model = Given(2, 2)
-    with pytest.raises(ValueError, match="found 1; set `micro_batches`"):
-        profile(model, model.losses, batches, ["a", "b"])

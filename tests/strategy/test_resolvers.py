@@ -58,7 +58,9 @@ def test_cagrad_is_torchjd_s():
         if seed % 3 == 0:
             rows[-1] = -0.5 * rows[0] + 0.1 * rows[-1]
         for c in (0.2, 0.5, 0.9):
-            assert_close(resolved(CAGrad(c, 0), rows), aggregation.CAGrad(c=c)(matrix(rows)), tolerance=1e-3)
+            found = resolved(CAGrad(c, 0), rows)
+            assert_close(found, aggregation.CAGrad(c=c)(matrix(rows)), tolerance=1e-3)
+            assert_close(resolved(CAGrad(c, 0, average="sum"), rows), len(rows) * found, 1e-7)
 
 
 def test_cagrad_published_value():
@@ -69,27 +71,6 @@ def test_cagrad_published_value():
         assert_close(resolved(CAGrad(0.5, rescale), [[3, -4]]), matrix([3, -4]) * 1.5 / divisor)
     assert_close(resolved(CAGrad(0.0), J_BASE), [1, 1, 1])
     assert_close(resolved(CAGrad(0.0, average="sum"), J_BASE), [2, 2, 2])
-
-
-@pytest.mark.parametrize("average", ["mean", "sum"])
-def test_cagrad_is_the_best_direction_in_its_ball(average):
-    """The primal problem of the paper: max over ||d - g_0|| <= c ||g_0|| of min_i <g_i, d>."""
-    c = 0.6
-    for seed in range(6):
-        rows = random_rows(seed, 2 + seed % 4, 4) * [[1.0], [3.0], [0.3], [1.0], [1.0]][: 2 + seed % 4]
-        centre = rows.mean(0) if average == "mean" else rows.sum(0)
-        radius = c * np.linalg.norm(centre)
-        found = resolved(CAGrad(c, rescale=0, average=average), rows).numpy()
-        assert np.linalg.norm(found - centre) <= radius * (1 + 1e-9)
-
-        random = np.random.default_rng(100 + seed)
-        steps = random.standard_normal((2, 20_000, 4))
-        steps = np.concatenate([steps[0], found - centre + 0.02 * steps[1]])
-        others = centre + radius * steps / np.linalg.norm(steps, axis=1, keepdims=True)
-        worst = (others @ rows.T).min(axis=1)
-        scale = np.linalg.norm(rows, axis=1).max() * np.linalg.norm(centre)
-        assert (rows @ found).min() >= worst.max() - 1e-6 * scale
-        assert (rows @ found).min() > worst[:100].max()
 
 
 def test_cagrad_adds_no_rounding_noise_where_the_worst_direction_vanishes():
