@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 aten = torch.ops.aten
 FAR = torch.device("meta")
@@ -83,7 +82,7 @@ class _Literals(TorchFunctionMode):
 class FarDevice(TorchDispatchMode):
     """While open, "meta" is the simulated device.
 
-    `counts` has "synchronisations", "transfers" and "queued transfers"; `log` names the operation and shape of each.
+    `counts` has "synchronisations", "transfers" and "queued transfers"; `log` names the operation and shapes of each.
     """
 
     device = FAR
@@ -92,17 +91,15 @@ class FarDevice(TorchDispatchMode):
         super().__init__()
         self.counts: Counter[str] = Counter()
         self.log: list[str] = []
-        self._literals: list[_Literals] = []
+        self._literals = _Literals()
 
     def __enter__(self) -> FarDevice:
-        self._literals.append(_Literals())
-        self._literals[-1].__enter__()
-        super().__enter__()
-        return self
+        self._literals.__enter__()
+        return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        self._literals.pop().__exit__(*error)
+        self._literals.__exit__(*error)
 
     def clear(self) -> None:
         self.counts.clear()
@@ -110,7 +107,6 @@ class FarDevice(TorchDispatchMode):
 
     def put(self, tensor: Tensor) -> FarTensor:
         """A copy of `tensor` on the device, not counted."""
-        assert not isinstance(tensor, FarTensor)
         return FarTensor(tensor.detach().clone(memory_format=torch.preserve_format))
 
     def put_module(self, module: nn.Module) -> nn.Module:
@@ -130,65 +126,63 @@ class FarDevice(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        operands = list(_tensors((args, kwargs)))
-        far = any(isinstance(operand, FarTensor) for operand in operands)
-        lost = [operand for operand in operands if operand.device == FAR and not isinstance(operand, FarTensor)]
+        operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        far = [operand for operand in operands if operand.device == FAR]
+        lost = [operand for operand in far if not isinstance(operand, FarTensor)]
         assert not lost, f"{func}: a tensor on the device that was made outside `with FarDevice()`"
-        goal = kwargs.get("device")
-        if goal is not None:
-            goal = kwargs["device"] = torch.device(goal)
+        goal = torch.device(kwargs["device"]) if kwargs.get("device") is not None else None
         if not far and goal != FAR:
             return func(*args, **kwargs)
-        self._look(func, args, kwargs, operands)
+        if what := _waits(func, args, kwargs, operands, goal):
+            self.counts[what] += 1
+            self.log.append(f"{what}: {func} {[tuple(operand.shape) for operand in operands]}")
+        if func.overloadpacket not in COPIES:
+            _refuse_mixture(func, args, operands, far)
         if goal == FAR:
             kwargs["device"] = torch.device("cpu")
             if kwargs.pop("pin_memory", False):
                 raise RuntimeError(f"{func}: only memory of the host can be pinned")
         made = func(*tree_map(_held, args), **tree_map(_held, kwargs))
-        to_host = goal is not None and goal != FAR
         known = {id(_held(operand)): operand for operand in operands}  # what is written in place is returned as it was
+        to_host = goal is not None and goal != FAR
 
         def wrap(value: Any) -> Any:
-            if not isinstance(value, Tensor):
-                return value
             if id(value) in known:
                 return known[id(value)]
-            return value if to_host else FarTensor(value)
+            return FarTensor(value) if isinstance(value, Tensor) and not to_host else value
 
         return tree_map(wrap, made)
 
-    def _look(self, func: Any, args: Any, kwargs: dict[str, Any], operands: list[Tensor]) -> None:
-        kind = func.overloadpacket
-        goal = kwargs.get("device")
-        if kind is aten.copy_:
-            target, source = args[0].device == FAR, args[1].device == FAR
-        elif operands:
-            source = operands[0].device == FAR
-            target = source if goal is None else goal == FAR
-        else:
-            source = target = True
-        if source and not target:
-            self._count("synchronisations", func, operands)
-        elif target and not source and kind in COPIES:
-            self._count("queued transfers" if _queued(kind, args, kwargs) else "transfers", func, operands)
-        elif kind in KNOWN_TO_THE_HOST or (kind is aten.index and _has_mask(args[1])):
-            self._count("synchronisations", func, operands)
-        if kind not in COPIES:
-            self._refuse_mixture(func, args, operands)
 
-    def _refuse_mixture(self, func: Any, args: Any, operands: list[Tensor]) -> None:
-        near = [operand for operand in operands if operand.device != FAR]
-        if not near or len(near) == len(operands):
-            return
-        scalars = torch.Tag.pointwise in func.tags and all(operand.dim() == 0 for operand in near)
-        in_place = isinstance(args[0], Tensor) and args[0].device != FAR and func._schema.is_mutable
-        if not scalars or in_place:
-            shapes = ", ".join(f"{tuple(o.shape)} {'device' if o.device == FAR else 'host'}" for o in operands)
-            raise RuntimeError(f"{func}: expected all tensors to be on the same device, found {shapes}")
+def _waits(func: Any, args: Any, kwargs: dict[str, Any], operands: list[Tensor], goal: Any) -> str:
+    """What a GPU's driver would do for this operation; empty where it would go on at once."""
+    kind = func.overloadpacket
+    source = target = True
+    if kind is aten.copy_:
+        target, source = args[0].device == FAR, args[1].device == FAR
+    elif operands:
+        source = operands[0].device == FAR
+        target = source if goal is None else goal == FAR
+    masked = kind is aten.index and any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+    if (source and not target) or (source == target and (kind in KNOWN_TO_THE_HOST or masked)):
+        return "synchronisations"
+    if target and not source and kind in COPIES:
+        queued = kwargs.get("non_blocking", args[2] if kind is aten.copy_ and len(args) > 2 else False)
+        return "queued transfers" if queued else "transfers"
+    return ""
 
-    def _count(self, what: str, func: Any, operands: list[Tensor]) -> None:
-        self.counts[what] += 1
-        self.log.append(f"{what}: {func} {[tuple(operand.shape) for operand in operands]}")
+
+def _refuse_mixture(func: Any, args: Any, operands: list[Tensor], far: list[Tensor]) -> None:
+    near = [operand for operand in operands if operand.device != FAR]
+    scalars = torch.Tag.pointwise in func.tags and all(operand.dim() == 0 for operand in near)
+    in_place = isinstance(args[0], Tensor) and args[0].device != FAR and func._schema.is_mutable if args else False
+    if near and far and (not scalars or in_place):
+        shapes = ", ".join(f"{tuple(o.shape)} {'device' if o.device == FAR else 'host'}" for o in operands)
+        raise RuntimeError(f"{func}: expected all tensors to be on the same device, found {shapes}")
+
+
+def _held(value: Any) -> Any:
+    return value.held if isinstance(value, FarTensor) else value
 
 
 class CudaDevice:
@@ -226,22 +220,6 @@ class CudaDevice:
 
     def held(self, tensor: Tensor) -> Tensor:
         return tensor.cpu()
-
-
-def _queued(kind: Any, args: Any, kwargs: dict[str, Any]) -> bool:
-    return bool(kwargs.get("non_blocking", args[2] if kind is aten.copy_ and len(args) > 2 else False))
-
-
-def _held(value: Any) -> Any:
-    return value.held if isinstance(value, FarTensor) else value
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    return (leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor))
-
-
-def _has_mask(indices: list[Tensor | None]) -> bool:
-    return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
 
 
 class FarQueue:

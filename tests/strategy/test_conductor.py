@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from math import isnan, sqrt
+from itertools import combinations
+from math import isnan, nan, sqrt
 
 import pytest
 import torch
-from strategy.problems import TASKS, ConvNet, flat_grad, image_batches, opposed_losses, prescribed, task_names
+from strategy import faulty
+from strategy.faulty import window
+from strategy.problems import (
+    TASKS,
+    ConvNet,
+    assert_refused,
+    flat_grad,
+    image_batches,
+    opposed_losses,
+    prescribed,
+    task_names,
+)
 from torch import nn
 
 from gcond import EMA, GCond, GradientConductor, Joint, Linear, LionLARS, PCGrad, Raw, Resolution, Resolver, Sequential
@@ -61,17 +73,6 @@ def test_gcond_by_hand():
     assert metrics["gcond/min_cosine_as_published"] == pytest.approx(-0.6)
 
 
-def test_conflicts_are_reported_per_group():
-    groups = {"encoder": [vector(1.0, 1.0)], "head": [vector(1.0)], "untouched": [vector(2.0)]}
-    parameters = [p for group in groups.values() for p in group]
-    conductor = GradientConductor(groups, {"t0": 1, "t1": 1}, Sequential(1), Linear(), Raw())
-    metrics = conductor.step([None], prescribed(parameters, [[1, 0, 1, 0], [1, 1, -1, 0]]))
-    assert metrics["cosine/encoder"] == pytest.approx(sqrt(0.5))
-    assert metrics["cosine/head"] == pytest.approx(-1.0)
-    assert metrics["cosine/all"] == pytest.approx(0.0)
-    assert isnan(metrics["cosine/untouched"])
-
-
 @pytest.mark.parametrize("resolver", [PCGrad, GCond])
 def test_cosine_of_what_a_resolution_cancelled_is_not_rounding_noise(resolver):
     """Anti-parallel gradients cancel: PCGrad leaves neither, GCond only the winner, so that no cosine is defined."""
@@ -105,8 +106,8 @@ def test_what_a_resolver_sees():
     def losses(batch, names):
         return {name: value for name, value in (("a", batch * parameter[0]), ("b", parameter.sum())) if name in names}
 
-    for window in ([1.0, 3.0], [-1.0, 5.0]):
-        conductor.step(window, losses)
+    for batches in ([1.0, 3.0], [-1.0, 5.0]):
+        conductor.step(batches, losses)
     assert [c.step for c in witness.seen] == [0, 1, 2, 3]
     for c, batch, previous in zip(witness.seen, [1.0, 3.0, -1.0, 5.0], [0.0, 1.0, 3.0, -1.0], strict=True):
         rows = torch.tensor([[2 * batch, 0.0], [0.5, 0.5]], dtype=torch.float64)
@@ -156,22 +157,20 @@ def test_diagnosing_a_joint_strategy_changes_nothing_but_rounding(update):
     """Every second step is diagnosed in one of two equal trainings; float64, so that Adam amplifies little."""
 
     def train(diagnosed):
-        model = ConvNet().double()
+        model, logged = ConvNet().double(), []
         conductor = GradientConductor(model.parameter_groups(), TASKS, Joint(2), Linear(), update())
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-4)
-        logged = []
         for step in range(6):
-            diagnose = diagnosed and step % 2 == 1
             batches = [b.double() for b in image_batches(2, seed=step)]
-            logged.append(conductor.step(batches, opposed_losses(model), diagnose))
+            logged.append(conductor.step(batches, opposed_losses(model), diagnosed and step % 2 == 1))
             optimizer.step()
         return flat_grad(list(model.parameters())), logged
 
     (grad, plain), (expected, diagnosed) = train(False), train(True)
     torch.testing.assert_close(grad, expected, rtol=1e-7, atol=1e-10)
     for step, (without, with_it) in enumerate(zip(plain, diagnosed, strict=True)):
-        common = {"loss/l1", "loss/ssim", "resolved_norm", "clipped"}
-        assert {k: without[k] for k in common} == pytest.approx({k: with_it[k] for k in common}, rel=1e-7)
+        for key in ("loss/l1", "loss/ssim", "resolved_norm", "clipped"):
+            assert without[key] == pytest.approx(with_it[key], rel=1e-7)
         assert ("cosine/head" in with_it) == (step % 2 == 1)
 
 
@@ -191,3 +190,70 @@ def test_momentum_from_a_checkpoint_on_the_cpu_follows_the_gradient(device):
     direction = torch.ones(3, device=device)
     conductor.update.apply(direction, conductor.gradients)
     assert conductor.update.state_dict()["momentum"].device.type == device
+
+
+# What is told of the last window
+
+
+def test_each_pair_has_its_cosine_in_all_and_by_group():
+    network = faulty.Network()
+    groups = network.groups() | {"spare": [nn.Parameter(torch.ones(2))]}  # which no task reaches
+    conductor = GradientConductor(groups, faulty.TASKS, resolver="pcgrad", accumulate=3)
+    metrics = conductor.step(window(0), network.losses)
+    last, shared = conductor.last, [*network.trunk.parameters(), *network.head.parameters()]
+    rows = {}  # of each task's loss, lambda applied, over the parameters that all tasks share: trunk and head
+    for task, weight in faulty.TASKS.items():
+        loss = torch.stack([network.losses(batch, [task])[task] for batch in window(0)]).mean() * weight
+        gradients = [g.flatten() for g in torch.autograd.grad(loss, shared)]
+        rows[task] = {"all": torch.cat(gradients), "trunk": torch.cat(gradients[:2]), "head": torch.cat(gradients[2:])}
+    for pair in combinations(faulty.TASKS, 2):
+        for group in ("all", "trunk", "head"):
+            expected = float(nn.functional.cosine_similarity(*(rows[task][group] for task in pair), 0))
+            assert last.cosines[group][pair] == pytest.approx(expected, rel=1e-4)
+        assert last.cosines["all"][pair] == metrics[f"pair_cosine/{','.join(pair)}"]
+    for group in ("all", "trunk", "head"):
+        assert min(last.cosines[group].values()) == pytest.approx(metrics[f"cosine/{group}"])
+    assert isnan(metrics["cosine/spare"])
+    assert last.norms["trunk"]["b"] == pytest.approx(float(rows["b"]["trunk"].norm()), rel=1e-4)
+    assert last.losses == {task: metrics[f"loss/{task}"] for task in faulty.TASKS}
+    assert (last.counts, last.metrics) == (dict.fromkeys(faulty.TASKS, 3), metrics)
+
+
+def test_of_micro_batches_the_record_is_their_mean():
+    network = faulty.Network()
+    parts = (PCGrad(), Raw())
+    by_micro_batch = GradientConductor(network, faulty.TASKS, Sequential(3, resolve_every="micro_batch"), *parts)
+    by_micro_batch.step(window(0), network.losses)
+    grams = []
+    for batch in window(0):
+        single = GradientConductor(network, faulty.TASKS, Sequential(1), *parts)
+        single.step([batch], network.losses)
+        grams.append(single.last.grams["all"])
+    torch.testing.assert_close(by_micro_batch.last.grams["all"], torch.stack(grams).mean(0))
+
+
+def test_the_summary_says_who_shares_what():
+    network = faulty.Network()
+    network.spare = nn.Linear(1, 1)
+    conductor = GradientConductor(network, faulty.TASKS, accumulate=3)
+    assert_refused("`summary`", conductor.summary)
+    conductor.step(window(0), network.losses)
+    told, _, *lines = conductor.summary().splitlines()
+    assert told.endswith("a: 3, b: 3, c: 3")
+    found = {line.split("  ")[0]: line.split() for line in lines}
+    assert list(found) == ["a, b, c", "a alone", "b alone", "c alone", "none"]
+    shared = sum(p.numel() for name, p in network.named_parameters() if name.startswith(("trunk", "head")))
+    total = sum(p.numel() for p in network.parameters())
+    assert found["a, b, c"][3:6] == ["4", str(shared), f"{shared / total:.1%}"]
+    assert found["none"][1:3] == ["2", "2"]
+
+
+def test_one_row_for_all_tasks_is_told_apart_by_a_diagnosis_alone():
+    network = faulty.Network()
+    conductor = GradientConductor(network, faulty.TASKS, Joint(3), Linear(), nonfinite="skip")
+    conductor.step(window(0, loss=nan), network.losses)
+    assert conductor.last is None  # a window that is left out leaves no record
+    conductor.step(window(0), network.losses)
+    assert conductor.summary().splitlines()[2].split()[:2] == ["a+b+c", "10"]
+    conductor.step(window(0), network.losses, diagnose=True)
+    assert "a alone" in conductor.summary()

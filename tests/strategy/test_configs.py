@@ -77,35 +77,34 @@ GCOND = {
 }
 
 
-def test_strategies_are_table_5_s(composed):
-    for name, (optimizer, lr, weight_decay, betas, estimator, beta) in TABLE_5.items():
-        cfg = composed[name]
-        conductor = plain(cfg.strategy.conductor)
-        point = torch.nn.Parameter(torch.zeros(1))
-        outer = instantiate(cfg.optimizer.build)([point], lr=cfg.optimizer.lr * cfg.strategy.lr_scale)
-        settings = outer.defaults
-        assert type(outer).__name__ == optimizer
-        assert settings["lr"] == pytest.approx(lr)
-        assert settings["weight_decay"] == weight_decay
-        assert settings.get("betas") == betas
-        assert settings.get("momentum", 0) == 0
-        assert conductor["estimator"]["_target_"] == f"gcond.strategy.{estimator}"
-        assert conductor["estimator"]["accumulation_steps"] == 24
-        update = {None: "Raw", 0.9: "LionLARS" if optimizer == "SGD" else "EMA"}[beta]
-        assert conductor["update"]["_target_"] == f"gcond.strategy.{update}"
-        assert conductor["update"].get("beta") == beta
-        assert conductor["clip_norm"] == 50
-        assert cfg.loss.tasks == {"l1": 0.85, "ssim": 0.15}
-        if name.startswith("gcond"):
-            resolver = conductor["resolver"]
-            assert resolver["_target_"] == "gcond.strategy.GCond"
-            assert {key: resolver[key] for key in GCOND} == GCOND
-    default = GradientConductor([point], {"l1": 0.85, "ssim": 0.15}, Stochastic(24), update=EMA(), clip_norm=50.0)
-    named = instantiate(composed["gcond_stochastic"].strategy.conductor)([point], {"l1": 0.85, "ssim": 0.15})
+@pytest.mark.parametrize("name", TABLE_5)
+def test_strategies_are_table_5_s(composed, name):
+    optimizer, lr, weight_decay, betas, estimator, beta = TABLE_5[name]
+    cfg, point = composed[name], torch.nn.Parameter(torch.zeros(1))
+    outer = instantiate(cfg.optimizer.build)([point], lr=cfg.optimizer.lr * cfg.strategy.lr_scale)
+    expected = {"lr": pytest.approx(lr), "weight_decay": weight_decay}
+    expected |= {"betas": betas} if betas else {"momentum": 0}
+    assert type(outer).__name__ == optimizer
+    assert {key: outer.defaults[key] for key in expected} == expected
+    conductor = plain(cfg.strategy.conductor)
+    assert conductor["estimator"]["_target_"] == f"gcond.strategy.{estimator}"
+    assert conductor["estimator"]["accumulation_steps"] == 24
+    update = {None: "Raw", 0.9: "LionLARS" if optimizer == "SGD" else "EMA"}[beta]
+    assert (conductor["update"]["_target_"], conductor["update"].get("beta")) == (f"gcond.strategy.{update}", beta)
+    assert conductor["clip_norm"] == 50
+    assert cfg.loss.tasks == {"l1": 0.85, "ssim": 0.15}
+    if name.startswith("gcond"):
+        resolver = conductor["resolver"]
+        assert {key: resolver[key] for key in ("_target_", *GCOND)} == {"_target_": "gcond.strategy.GCond"} | GCOND
+
+
+def test_the_defaults_are_those_of_gcond_stochastic(composed):
+    point, tasks = [torch.nn.Parameter(torch.zeros(1))], {"l1": 0.85, "ssim": 0.15}
+    default = GradientConductor(point, tasks, Stochastic(24), update=EMA(), clip_norm=50.0)
+    named = instantiate(composed["gcond_stochastic"].strategy.conductor)(point, tasks)
     assert (default.estimator, default.clip_norm) == (named.estimator, named.clip_norm)
-    assert [repr(vars(part)) for part in (default.resolver, default.update)] == [
-        repr(vars(part)) for part in (named.resolver, named.update)
-    ]
+    for one, other in ((default.resolver, named.resolver), (default.update, named.update)):
+        assert repr(vars(one)) == repr(vars(other))
 
 
 def test_settings_of_the_peers(composed):

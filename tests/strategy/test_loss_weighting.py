@@ -45,15 +45,15 @@ class Problem:
         return list(torch.randn(count, 3, generator=torch.Generator().manual_seed(step), dtype=torch.float64))
 
 
-def train(method, steps, problem=None, conductor=None):
-    problem = problem or Problem()
-    conductor = conductor or GradientConductor([problem.point], TASKS, Joint(2), method, Raw(), clip_norm=None)
-    path = []
-    for step in steps:
-        metrics = conductor.step(problem.batches(step), problem.losses)
+def train(method, steps):
+    """The point after each step."""
+    problem, path = Problem(), []
+    conductor = GradientConductor([problem.point], TASKS, Joint(2), method, Raw(), clip_norm=None)
+    for step in range(steps):
+        conductor.step(problem.batches(step), problem.losses)
         problem.optimizer.step()
-        path.append((problem.point.detach().clone(), metrics))
-    return path, problem, conductor
+        path.append(problem.point.detach().clone())
+    return path
 
 
 # UW
@@ -73,7 +73,7 @@ def test_uw_settles_where_s_is_log_loss():
 
 @pytest.mark.oracle("uw", "TorchJD in a training loop")
 def test_uw_trains_network_and_variances_as_torchjd_does():
-    path, _, _ = train(UW(), range(12))
+    path = train(UW(), 12)
     problem, twin = Problem(), scalarization.UW(2).double()
     adam = torch.optim.Adam(twin.parameters(), lr=0.025)
     for step in range(12):
@@ -84,7 +84,7 @@ def test_uw_trains_network_and_variances_as_torchjd_does():
             (twin(torch.stack([losses["near"], losses["far"]])) / 2).backward()
         problem.optimizer.step()
         adam.step()
-        torch.testing.assert_close(path[step][0], problem.point.detach())
+        torch.testing.assert_close(path[step], problem.point.detach())
     assert float(twin.log_var.detach().abs().min()) > 0.1
 
 
@@ -96,7 +96,7 @@ def test_uw_trains_network_and_variances_as_torchjd_does():
 @pytest.mark.parametrize("decay", [0.0, 1e-3])
 def test_famo_is_its_objective_by_autograd(min_losses, decay):
     """Network: d/dtheta of sum (z_i / c) log D_i, c held. Logits: Adam on J^T (log D of the last window - of this)."""
-    path, _, _ = train(FAMO(min_losses, weight_decay=decay), range(15))
+    path = train(FAMO(min_losses, weight_decay=decay), 15)
     problem = Problem()
     bounds = torch.tensor([min_losses.get("near", 0.0), min_losses.get("far", 0.0)], dtype=torch.float64)
     logits = torch.zeros(2, dtype=torch.float64, requires_grad=True)
@@ -112,7 +112,7 @@ def test_famo_is_its_objective_by_autograd(min_losses, decay):
             seen.append(gaps.detach())
         problem.point.grad = torch.autograd.grad(total, problem.point)[0]
         problem.optimizer.step()
-        torch.testing.assert_close(path[step][0], problem.point.detach())
+        torch.testing.assert_close(path[step], problem.point.detach())
         logs = torch.log(torch.stack(seen).mean(0))
         if previous is not None:
             (logits.grad,) = torch.autograd.grad(torch.softmax(logits, 0), logits, grad_outputs=previous - logs)

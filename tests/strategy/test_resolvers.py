@@ -60,7 +60,7 @@ def test_cagrad_is_torchjd_s():
         for c in (0.2, 0.5, 0.9):
             found = resolved(CAGrad(c, 0), rows)
             assert_close(found, aggregation.CAGrad(c=c)(matrix(rows)), tolerance=1e-3)
-            assert_close(resolved(CAGrad(c, 0, average="sum"), rows), len(rows) * found, 1e-7)
+            assert_close(resolved(CAGrad(c, 0, average="sum"), rows), len(rows) * found, 1e-5)
 
 
 def test_cagrad_published_value():
