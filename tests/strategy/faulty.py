@@ -65,19 +65,6 @@ STRATEGIES = {
 each_strategy = pytest.mark.parametrize("options", STRATEGIES.values(), ids=STRATEGIES)
 
 
-class _Enlarged(torch.autograd.Function):
-    """The identity, whose gradient is multiplied by a factor."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return values.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient * ctx.factor, None
-
-
 @dataclass(frozen=True)
 class Batch:
     """Images x [B, 4]; task "b" has its loss, the gradient of all that it reaches, or of its own head, multiplied."""
@@ -104,8 +91,10 @@ class Network(nn.Module):
         for name in names:
             own = self.own[name](features)
             if name == "b":
-                exclusive = _Enlarged.apply(self.own[name](features.detach()), batch.own_gradient)
-                own = _Enlarged.apply(own, batch.gradient) + exclusive - exclusive.detach()
+                exclusive = self.own[name](features.detach())
+                own.register_hook(lambda gradient: gradient * batch.gradient)
+                exclusive.register_hook(lambda gradient: gradient * batch.own_gradient)
+                own = own + exclusive - exclusive.detach()
             values[name] = (own - wanted[name]).square().mean() * (batch.loss if name == "b" else 1.0)
         return values
 

@@ -291,39 +291,29 @@ def not_finite(kind: str, where: str, resolver: str, mode: str) -> dict[str, Any
 
 def unsolved(policy: str) -> tuple[str, float]:
     """What is said and counted where the last process alone has a problem without a solution."""
-    model, fairgrad = Model(), TorchJD("FairGrad", alpha=1.0)
-    parts = (Sequential(2, resolve_every="micro_batch"), fairgrad, Raw())
+    parts = (Sequential(2, resolve_every="micro_batch"), TorchJD("FairGrad", alpha=1.0), Raw())
+    model, metrics = Model(), {}
     conductor = GradientConductor(model, TASKS, *parts, nonfinite=policy, processes=ReplicatedPerRank())
-    losses, share = losses_of(model), float(not is_last())
-    metrics: dict[str, float] = {}
-    said = message(
-        lambda: metrics.update(
-            conductor.step(
-                images(dist.get_rank(), 1),
-                lambda batch, names: {n: v * (share if n == "ssim" else 1) for n, v in losses(batch, names).items()},
-            )
-        )
-    )
+
+    def losses(batch: Tensor, names: Any) -> dict[str, Tensor]:
+        values = losses_of(model)(batch, names)
+        return values | {"ssim": values["ssim"] * float(not is_last())}
+
+    said = message(lambda: metrics.update(conductor.step(images(dist.get_rank(), 1), losses)))
     return said, metrics.get("unsolved", 0.0)
 
 
-def sharded_not_finite() -> str:
+def sharded_says(wrong: str) -> str:
+    """Where all processes lack a task, or the last one's gradient is not finite."""
     model = sharded_model()
-    conductor = GradientConductor(model.named_parameters(), TASKS, Sequential(K), GCond(), Raw())
-    ask = losses_of(model)
+    conductor = GradientConductor(model.parameter_groups(), TASKS, Sequential(K), GCond(), Raw())
+    ask = losses_of(model, has=lambda task, batch: wrong != "lacks a task" or task != "l1")
 
     def losses(batch: Tensor, names: Any) -> dict[str, Tensor]:
         values = ask(batch, names)
-        return values | ({"ssim": (values["ssim"] * 0).sqrt()} if is_last() else {})
+        return values | ({"ssim": (values["ssim"] * 0).sqrt()} if wrong == "not finite" and is_last() else {})
 
     return message(lambda: conductor.step([images(0)[index] for index in conductor.micro_batch_indices], losses))
-
-
-def sharded_lacks_a_task() -> str:
-    model = sharded_model()
-    conductor = GradientConductor(model.parameter_groups(), TASKS, Sequential(K), PCGrad(), Raw())
-    ask = losses_of(model, has=lambda task, batch: task != "l1")
-    return message(lambda: conductor.step(iter(images(0)), ask))
 
 
 def unlike() -> list[tuple[str, str]]:
@@ -372,6 +362,58 @@ def unlike() -> list[tuple[str, str]]:
     ]
     same = "`processes`: expected the same in every process, found "
     return [*((said, same + pattern) for said, pattern in found), (said(), "$")]
+
+
+# BatchNorm
+
+
+class Normed(nn.Module):
+    """BatchNorm of every kind of momentum: a number, the cumulative mean, all of the last batch, none; after a start,
+    so that neither values nor counts are those of new modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm1d(5, momentum=momentum) for momentum in (0.1, None, 1.0, 0.0))
+        self.wide = nn.BatchNorm2d(2, momentum=0.3)
+        self.bare = nn.BatchNorm1d(5, track_running_stats=False)
+        self.double()
+        for batch in vectors(2):
+            self(batch)
+
+    def forward(self, batch: Tensor) -> None:
+        for norm in [*self.norms, self.bare]:
+            norm(batch)
+        self.wide(batch.reshape(-1, 2, 1, 5))
+
+
+def vectors(count: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [3 * torch.randn(8, 5, generator=generator, dtype=torch.float64) + index for index in range(count)]
+
+
+def normed(how: str) -> tuple[dict[str, Tensor], int, str]:
+    """State of a model that this process's four of eight batches have passed, the number of sums, what was raised."""
+    model, processes, batches = Normed(), Replicated(), vectors(8)[4 * dist.get_rank() :][:4]
+    if how == "in eval":
+        model.eval()
+    elif how == "one in eval":
+        model.norms[0].eval()
+    elif how == "unequal":
+        batches = batches[dist.get_rank() :]
+    elif how == "synchronised":
+        model, batches = nn.SyncBatchNorm(5).eval(), [torch.zeros(8, 5)]
+
+    def work() -> None:
+        with merged_batchnorm(model, processes):
+            for batch in batches:
+                model(batch)
+            if how == "synchronised":
+                model.num_batches_tracked.add_(dist.get_rank())
+            if how == "fails":
+                raise ArithmeticError("nan")
+
+    said = message(work)
+    return model.state_dict(), processes.counts["all_reduce/calls"], said
 
 
 # How they are started

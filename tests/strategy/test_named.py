@@ -19,6 +19,7 @@ from gcond.strategy import (
     Raw,
     Sequential,
     Stochastic,
+    TorchJD,
 )
 from gcond.strategy.named import ESTIMATORS, RESOLVERS, UPDATES
 
@@ -39,6 +40,8 @@ def test_names_are_the_objects():
         assert GradientConductor(network, TASKS, estimator, "linear", accumulate=3).estimator == found
     for update, kind in (("raw", Raw), ("ema", EMA), ("lion_lars", LionLARS)):
         assert type(GradientConductor(network, TASKS, update=update).update) is kind
+    named, built = (GradientConductor(network, TASKS, resolver=each).resolver for each in ("mgda", TorchJD("MGDA")))
+    assert (named.name, named.tolerance) == (built.name, built.tolerance)
     assert {*ESTIMATORS, *UPDATES} == {"joint", "sequential", "stochastic", "raw", "ema", "lion_lars"}
 
 

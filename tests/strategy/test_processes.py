@@ -177,7 +177,7 @@ def test_what_cannot_be_shared_is_refused(size, in_name):
 
 
 def test_what_sharded_parameters_cannot_do_is_refused(in_name, two):
-    for said in two(ranks.sharded_lacks_a_task):
+    for said in two(ranks.sharded_says, "lacks a task"):
         assert "`losses`: " in said
         assert "in every micro-batch" in said
     in_name(2)
@@ -333,5 +333,36 @@ def test_sharded_is_one_process(name, reshard, two):
 
 @pytest.mark.slow
 def test_sharded_gradient_that_is_not_finite_is_named_everywhere(two):
-    for said in two(ranks.sharded_not_finite):
+    for said in two(ranks.sharded_says, "not finite"):
         assert said.startswith("GradientNotFinite: step 0: the gradient of task 'ssim' is not finite, first in")
+
+
+# BatchNorm's running statistics
+
+
+def test_merged_is_one_process_that_takes_all_in_order(two):
+    expected = ranks.Normed()
+    for batch in ranks.vectors(8):
+        expected(batch)
+    for state, sums, said in two(ranks.normed, "in train"):
+        assert (sums, said) == (1, "")
+        torch.testing.assert_close(state, expected.state_dict(), rtol=1e-12, atol=1e-12)
+
+
+def test_only_modules_that_were_updated_are_merged(two):
+    before = ranks.Normed().state_dict()
+    for state, sums, said in two(ranks.normed, "in eval"):
+        assert (sums, said) == (0, "")
+        torch.testing.assert_close(state, before, rtol=0, atol=0)
+    for state, _, _ in two(ranks.normed, "one in eval"):
+        torch.testing.assert_close(state["norms.0.running_mean"], before["norms.0.running_mean"], rtol=1e-12, atol=0)
+        assert state["norms.1.num_batches_tracked"] == before["norms.1.num_batches_tracked"] + 8
+
+
+def test_what_is_not_merged(two):
+    """Different numbers of updates are refused by all; SyncBatchNorm is left alone, and so is all after an error."""
+    for _, _, said in two(ranks.normed, "unequal"):
+        assert "expected as many updates of a module in each of the 2 processes" in said
+    for rank, (state, sums, said) in enumerate(two(ranks.normed, "synchronised")):
+        assert (int(state["num_batches_tracked"]), sums, said) == (rank, 0, "")
+    assert [found[1:] for found in two(ranks.normed, "fails")] == [(0, "ArithmeticError: nan")] * 2
