@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 from unittest.mock import MagicMock, call
@@ -10,7 +11,6 @@ from unittest.mock import MagicMock, call
 import pytest
 import torch
 from strategy.far_device import CudaDevice, FarDevice, FarQueue
-from torch import Tensor
 
 from gcond.data.images import TensorImages
 from gcond.data.intensity import Intensity
@@ -30,57 +30,69 @@ from gcond.engine.batches import (
 from gcond.strategy import Joint, Sequential, Stochastic
 from gcond.strategy.estimate import Estimator
 
+CPU = torch.device("cpu")
 COUNT = 10
-IMAGES = TensorImages(torch.arange(COUNT, dtype=torch.uint8)[:, None, None, None].expand(COUNT, 1, 8, 8))
+IMAGES = TensorImages(torch.arange(COUNT, dtype=torch.int16)[:, None, None, None].expand(COUNT, 1, 8, 8).contiguous())
+INTENSITY = Intensity(0, 16, (0.5,), (0.25,))  # exact: CUDA multiplies by a rounded 1 / 11
 
 
-def stream(micro_batches: int, seed: int = 42, position: int = 0, size: int = 4, workers: int = 0) -> list[Batch]:
-    cpu = torch.device("cpu")
-    source = TrainingImages(IMAGES, Intensity(0, 255, (0.0,), (1.0,)), size, 64, 0.75, seed, cpu, workers)
-    batches = MicroBatches(source, position)
-    taken = list(islice(batches, micro_batches))
-    assert batches.position == position + micro_batches  # what a checkpoint remembers: workers may have read ahead
-    batches.close()
+def stream(
+    position: int = 0,
+    share: Sequence[int] = (0,),
+    window: int = 1,
+    size: int = 4,
+    seed: int = 42,
+    workers: int = 0,
+    device: torch.device = CPU,
+) -> MicroBatches:
+    source = TrainingImages(IMAGES, INTENSITY, size, 64, 0.75, seed, device, workers)
+    return MicroBatches(source, position, window, share)
+
+
+def first(number: int, given: MicroBatches) -> list[Batch]:
+    taken = list(islice(given, number))
+    given.close()
     return taken
 
 
 def order(batches: list[Batch]) -> list[int]:
-    return [round(255 * float(image.mean())) for batch in batches for image in batch.images]
+    return [round(16 * (float(image.mean()) / 4 + 0.5)) for batch in batches for image in batch.images]
 
 
-def masks(batches: list[Batch]) -> Tensor:
-    return torch.stack([batch.hidden for batch in batches])
+def same(one: list[Batch], other: list[Batch]) -> bool:
+    pairs = zip(one, other, strict=True)
+    return all(torch.equal(a.images, b.images) and torch.equal(a.hidden, b.hidden) for a, b in pairs)
 
 
 def test_every_pass_visits_every_image_once_in_an_order_of_its_own() -> None:
-    seen = order(stream(10))
+    seen = order(first(10, stream()))
     passes = [seen[start : start + COUNT] for start in range(0, 40, COUNT)]  # micro-batch 2 spans the first two
     assert all(sorted(one) == list(range(COUNT)) for one in passes)
     assert len(set(map(tuple, [*passes, range(COUNT)]))) == 5
 
 
 def test_every_image_of_every_micro_batch_has_its_own_mask() -> None:
-    hidden = masks(stream(20)).flatten(0, 1)
+    hidden = torch.cat([batch.hidden for batch in first(20, stream())])
     assert hidden.unique(dim=0).shape == (80, 48)  # 48 of 64 patches
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_stream_depends_on_seed_and_position_alone(workers: int) -> None:
     torch.manual_seed(0)
-    whole = stream(9)
+    whole = first(9, stream())
     torch.manual_seed(1)
-    rest = stream(4, position=5, workers=workers)
-    assert order(rest) == order(whole[5:])
-    assert torch.equal(masks(rest), masks(whole[5:]))
-    other = stream(9, seed=11)
+    rest = first(4, later := stream(5, workers=workers))
+    assert same(rest, whole[5:])
+    assert later.position == 9  # what a checkpoint remembers: workers may have read ahead
+    other = first(9, stream(seed=11))
     assert order(other) != order(whole)
-    assert not torch.equal(masks(other), masks(whole))
+    assert not any(torch.equal(a.hidden, b.hidden) for a, b in zip(other, whole, strict=True))
 
 
 def test_a_micro_batch_larger_than_the_set_is_refused() -> None:
-    assert sorted(order(stream(1, size=COUNT))) == list(range(COUNT))
+    assert sorted(order(first(1, stream(size=COUNT)))) == list(range(COUNT))
     with pytest.raises(ValueError, match=r"`micro_batch`.*at most the 10 training images, found 11"):
-        stream(1, size=COUNT + 1)
+        stream(size=COUNT + 1)
 
 
 # Several processes
@@ -104,10 +116,10 @@ def test_processes_share_out_the_one_stream(estimator: Estimator, shares: list[l
     assert [
         estimator.micro_batch_indices(rank, len(shares), ("l1", "ssim")) for rank in range(len(shares))
     ] == shares  # by hand
-    whole = stream(20)
+    whole = first(20, stream())
     taken: dict[int, Batch] = {}
     for share in shares:
-        own = share_of_stream(share)
+        own = stream(12, share, window=4)
         for start in (12, 16):
             assert own.position == start  # of all processes together
             for place in share:
@@ -115,24 +127,16 @@ def test_processes_share_out_the_one_stream(estimator: Estimator, shares: list[l
                 taken[start + place] = next(own)
         assert own.position == 20
     assert sorted(taken) == list(range(12, 20))
-    for number, batch in taken.items():
-        assert order([batch]) == order([whole[number]])
-        assert torch.equal(batch.hidden, whole[number].hidden)
+    assert same([taken[number] for number in range(12, 20)], whole[12:])
 
 
 def test_closing_ends_the_workers() -> None:
     before = multiprocessing.active_children()
-    batches = share_of_stream([0], workers=1)
+    batches = stream(workers=1)
     next(batches)
     (worker,) = [each for each in multiprocessing.active_children() if each not in before]
     batches.close()
     assert worker.exitcode == 0
-
-
-def share_of_stream(share: list[int], workers: int = 0) -> MicroBatches:
-    """From position 12 on, of windows of 4."""
-    cpu, intensity = torch.device("cpu"), Intensity(0, 255, (0.0,), (1.0,))
-    return MicroBatches(TrainingImages(IMAGES, intensity, 4, 64, 0.75, 42, cpu, workers), 12, window=4, share=share)
 
 
 class Recorded:
@@ -171,38 +175,19 @@ def test_without_a_transfer_nothing_is_taken_before_its_turn() -> None:
     assert int(next(source)[0]) == 1
 
 
-# The stream of micro-batches
-
-CPU = torch.device("cpu")
-SHOWN = TensorImages(torch.arange(12, dtype=torch.int16)[:, None, None, None].expand(12, 1, 8, 8).contiguous())
-
-
-def stream_on(device: torch.device = CPU, position: int = 0, share: tuple[int, ...] = (0,)) -> MicroBatches:
-    intensity, window = Intensity(0, 16, (0.5,), (0.25,)), 2 * len(share)  # exact: CUDA multiplies by a rounded 1 / 11
-    return MicroBatches(TrainingImages(SHOWN, intensity, 4, 64, 0.75, 42, device), position, window, share)
-
-
-def pairs(found: MicroBatches, number: int) -> list[tuple[Tensor, Tensor]]:
-    return [(batch.images.cpu(), batch.hidden.cpu()) for batch in islice(found, number)]
-
-
-def same(one: list[tuple[Tensor, Tensor]], other: list[tuple[Tensor, Tensor]]) -> bool:
-    return all(all(map(torch.equal, a, b)) for a, b in zip(one, other, strict=True))
-
-
 @pytest.mark.parametrize("share", [(0,), (1, 3)], ids=["alone", "one of two"])
 def test_the_position_counts_what_was_given_not_what_is_ahead(
     share: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = pairs(stream_on(share=share), 8)
+    window = 2 * len(share)
+    whole = first(8, stream(0, share, window))
     transfer = Recorded()
     monkeypatch.setattr(batches, "transfer_to", lambda device: transfer)
-    given = stream_on(share=share)
-    first = pairs(given, 2 * len(share))
+    given = stream(0, share, window)
+    begun = list(islice(given, 2 * len(share)))
     assert sum("start" in entry for entry in transfer.log) == 2 * len(share) + 1
     assert given.position == 4 * len(share)  # two windows of which this process takes half, by hand
-    rest = pairs(stream_on(position=given.position, share=share), 8 - len(first))
-    assert same(first + rest, whole)
+    assert same([*begun, *first(8 - len(begun), stream(given.position, share, window))], whole)
 
 
 @pytest.mark.parametrize("device", [FarDevice, pytest.param(CudaDevice, marks=pytest.mark.cuda)])
@@ -215,13 +200,13 @@ def test_a_device_gets_the_very_micro_batches_of_the_cpu_and_never_waits_for_the
         monkeypatch.setattr(batches, "transfer_to", FarQueue)
     device = device()
     with device:
-        given = stream_on(device.device)
+        given = stream(device=device.device)
         taken = [next(given)]  # the first moves mean and standard deviation
         device.clear()
         taken += [next(given) for _ in range(3)]
         assert (device.counts["synchronisations"], device.counts["transfers"]) == (0, 0), device.log
-        moved = [(device.held(batch.images), device.held(batch.hidden)) for batch in taken]
-    assert same(moved, pairs(stream_on(), 4))
+        moved = [Batch(device.held(batch.images).cpu(), device.held(batch.hidden).cpu()) for batch in taken]
+    assert same(moved, first(4, stream()))
 
 
 def test_a_side_stream_pins_copies_beside_and_keeps_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,12 +249,6 @@ def test_a_subseed_is_the_same_on_every_machine() -> None:
     # halved, to fit a signed 64-bit number.
     assert subseed(42, "weights") == 0x21D4511B1DD02ED6 // 2
     assert subseed(42, "order", 3) == 0x015437EAF294D2F6 // 2
-
-
-def test_components_and_seeds_are_unrelated() -> None:
-    names = [(name, number) for name in ("mask", "order", "resolver") for number in range(20)]
-    draws = {tuple(torch.rand(4, generator=generator(seed, *name)).tolist()) for seed in range(20) for name in names}
-    assert len(draws) == 20 * len(names)  # seed 1, mask 12 is not seed 11, mask 2, nor seed 2, mask 11
 
 
 def test_the_global_generator_is_seeded_inside_and_restored_after() -> None:

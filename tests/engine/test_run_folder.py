@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing
-import os
-import signal
-import time
 from pathlib import Path
 
 import pytest
-from engine.attempts import contents
 from engine.runs import config
 from omegaconf import OmegaConf
 
 from gcond.engine import run_folder
 from gcond.engine.run_folder import (
     MODELS,
-    FinishedMeanwhile,
     RunFolder,
     config_hash,
     read_config,
@@ -29,7 +23,6 @@ from gcond.engine.run_folder import (
 from gcond.files import DiskFull
 
 BASE = ("dataset=ct", "scale=smoke", "strategy=baseline")
-
 
 SAME = (
     "paths.ct=elsewhere dataset.root=elsewhere runs=r recorded=results progress=bar device=cuda name=mine logger=wandb"
@@ -60,54 +53,6 @@ def test_a_run_is_kept_under_its_scale_and_a_name_that_people_can_read(folder: R
     assert folder.path == tmp_path / "smoke" / f"ct-mobilenetv3_small-baseline-seed42-{folder.hash}"
 
 
-def test_a_failure_is_written_down_and_forgotten_by_the_next_attempt(folder: RunFolder, cfg) -> None:
-    assert folder.error is None
-    with pytest.raises(OSError, match="no store"), folder.open(cfg):
-        raise OSError("no store in data/ct")
-    assert folder.error == "OSError: no store in data/ct"
-    with folder.open(cfg):
-        assert folder.error is None
-    assert folder.error is None
-
-
-def test_an_interruption_is_no_failure(folder: RunFolder, cfg) -> None:
-    with pytest.raises(KeyboardInterrupt), folder.open(cfg):
-        raise KeyboardInterrupt
-    assert folder.error is None
-    assert not folder.done
-
-
-def test_the_config_is_kept_with_its_values_and_done_is_written_last_of_all(folder: RunFolder, cfg) -> None:
-    with folder.open(cfg):
-        assert not folder.done
-    assert folder.done
-    kept = OmegaConf.load(folder.path / "config.yaml")
-    assert kept.optimizer.lr == 1e-3  # filled in, whatever becomes of conf/
-    assert kept.strategy == OmegaConf.create(OmegaConf.to_container(cfg.strategy, resolve=True))
-
-
-def test_a_run_belongs_to_one_process_at_a_time_and_a_dead_one_holds_nothing(folder: RunFolder, cfg) -> None:
-    fork = multiprocessing.get_context("fork")
-
-    def hold(holding, release) -> None:
-        with folder.open(cfg):
-            holding.set()
-            release.wait(20)
-            os._exit(9)  # killed: no clean-up
-
-    holding, release = fork.Event(), fork.Event()
-    other = fork.Process(target=hold, args=(holding, release))
-    other.start()
-    assert holding.wait(20)
-    with pytest.raises(RuntimeError, match="another process"), folder.open(cfg):
-        pytest.fail("two processes at work on one run")
-    assert folder.error is None  # the other one's run has not failed
-    release.set()
-    other.join(20)
-    with folder.open(cfg):
-        pass
-
-
 def test_a_model_with_another_encoder_is_not_called_by_the_name_of_its_own() -> None:
     with pytest.raises(ValueError, match=r"`model\.name`: .* model\.name=resnet18"):
         RunFolder(config(*BASE, "model.encoder=resnet18"))
@@ -131,21 +76,6 @@ def test_a_copied_file_that_keeps_its_name_is_refused(tmp_path: Path, monkeypatc
     assert "-baseline-" in RunFolder(config(*BASE, "strategy=baseline")).name
 
 
-def test_another_config_in_the_folder_is_told_key_by_key(tmp_path: Path) -> None:
-    first = config(*BASE, f"runs={tmp_path}", "name=mine", "logger=none")
-    with RunFolder(first).open(first):
-        pass
-    before = contents(tmp_path)
-    other = config(*BASE, f"runs={tmp_path}", "name=mine", "logger=wandb", "loss.tasks.l1=0.5", "compile=true")
-    said = r"mine: expected the config .* compile false there, true here, loss.tasks.l1 0.85 there, 0.5 here. Choose"
-    with pytest.raises(ValueError, match=said):
-        RunFolder(other).check(other)
-    with pytest.raises(ValueError, match="expected the config"), RunFolder(other).open(other):
-        pytest.fail("opened")
-    assert contents(tmp_path) == before
-    RunFolder(first).check(first)
-
-
 def test_only_the_first_of_several_processes_holds_the_folder(folder: RunFolder, cfg) -> None:
     with folder.open(cfg), folder.open(cfg, main=False):
         pass
@@ -154,29 +84,6 @@ def test_only_the_first_of_several_processes_holds_the_folder(folder: RunFolder,
         raise ValueError("in the second")
     assert folder.error is None
     assert not folder.done
-
-
-def test_a_child_of_the_process_does_not_hold_the_folder(folder: RunFolder, cfg) -> None:
-    """As a DataLoader's worker, which outlives a training process that was killed."""
-    fork = multiprocessing.get_context("fork")
-    child_of_the_killed, end = fork.SimpleQueue(), fork.Event()
-
-    def work() -> None:
-        with folder.open(cfg):
-            child = fork.Process(target=end.wait, args=(20,))
-            child.start()
-            child_of_the_killed.put(child.pid)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    killed = fork.Process(target=work)
-    killed.start()
-    pid = child_of_the_killed.get()
-    while killed.exitcode is None:  # join would wait for the child as well
-        time.sleep(0.01)
-    os.kill(pid, 0)  # is there still
-    with folder.open(cfg):
-        pass
-    end.set()
 
 
 def test_an_error_is_not_hidden_by_a_disk_that_cannot_take_it(
@@ -200,15 +107,6 @@ def test_an_error_is_not_hidden_by_a_disk_that_cannot_take_it(
         pass
     assert not folder.done
     assert "free some space" in str(folder.error)
-
-
-def test_what_another_process_finishes_before_the_lock_is_left_as_it_is(folder: RunFolder, cfg) -> None:
-    with folder.open(cfg):
-        folder.report.write_text('{"schema": 1, "status": "done", "data_checksum": "0"}')
-    before = {path.name: path.read_bytes() for path in folder.path.iterdir()}
-    with pytest.raises(FinishedMeanwhile, match=str(folder.path)), folder.open(cfg):
-        pytest.fail("opened")
-    assert {path.name: path.read_bytes() for path in folder.path.iterdir()} == before
 
 
 def test_a_file_system_without_locks_is_told(folder: RunFolder, cfg, monkeypatch: pytest.MonkeyPatch) -> None:

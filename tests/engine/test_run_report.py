@@ -134,33 +134,6 @@ def test_a_failed_run_says_why_and_claims_no_results_and_an_interrupted_one_says
     assert "validation" not in report
 
 
-def logged(folder: RunFolder, records: list[dict]) -> None:
-    folder.metrics.unlink()
-    with MetricsLog(folder.metrics) as book:
-        for number, values in enumerate(records):
-            book.write({"kind": "step", "step": number, **values})
-
-
-def test_steps_that_were_left_out_are_counted_and_not_averaged(folder: RunFolder) -> None:
-    nan, out = float("nan"), {"skipped": 1.0}
-    logged(folder, [{"loss/l1": nan, **out}, {"loss/l1": 4.0}, {"loss/l1": 3.0}, {"loss/l1": 9.0, **out}])
-    with record(folder):
-        pass
-    report = json.loads(folder.report.read_text())
-    assert (report["steps"], report["skipped_steps"], report["epochs"]) == (4, 2, 0)
-    assert (report["train_l1_first"], report["train_l1_tail"]) == (4.0, 3.0)
-    assert "train_ssim_first" not in report
-
-
-def test_a_run_of_which_every_step_was_left_out_has_a_report(folder: RunFolder) -> None:
-    logged(folder, [{"loss/l1": float("nan"), "skipped": 1.0}] * 3)
-    with record(folder):
-        pass
-    report = json.loads(folder.report.read_text())
-    assert (report["status"], report["steps"], report["skipped_steps"]) == ("done", 3, 3)
-    assert not [key for key in report if key.startswith("train_")]
-
-
 class Two(World):
     """One of two processes."""
 
