@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from engine import tiny
-from engine.attempts import same
+from engine.attempts import assert_ended_alike, interrupted, same
 from engine.runs import config, parts, run, tiny_config
 from torch import nn
 
@@ -19,7 +19,6 @@ from gcond.config import build
 from gcond.engine.batches import Findings, Given, MicroBatches, TrainingImages, Turned, Turns, labelling_of, seeded
 from gcond.engine.evaluate import EvaluationSet, by_group, evaluate, means
 from gcond.engine.memory import Planner
-from gcond.engine.run_folder import RunFolder
 from gcond.engine.settings import Settings
 from gcond.engine.trainer import Trainer
 from gcond.load_run import LoadedRun
@@ -91,27 +90,10 @@ def test_a_classifier_is_trained_measured_and_no_part_of_the_conflict(
 
 @pytest.mark.parametrize("strategy", ["gcond_stochastic", pytest.param("pcgrad", marks=pytest.mark.slow),
                                       pytest.param("baseline", marks=pytest.mark.slow)])  # fmt: skip
-def test_an_interrupted_run_with_classes_ends_bit_identical(
-    strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_with_classes_ends_bit_identical(strategy: str, tmp_path: Path) -> None:
     chosen = (*CLASSES, f"strategy={strategy}")
-    whole = run(tiny_config(tmp_path / "whole", *chosen))
-    take_step = Trainer.step
-
-    def step(trainer: Trainer, number: int) -> dict:
-        if number == 3:
-            monkeypatch.undo()
-            raise KeyboardInterrupt
-        return take_step(trainer, number)
-
-    monkeypatch.setattr(Trainer, "step", step)
-    cfg = tiny_config(tmp_path / "parts", *chosen)
-    with pytest.raises(KeyboardInterrupt):
-        run(cfg)
-    assert not RunFolder(cfg).done
-    folder = run(cfg)
-    assert folder.metrics.read_bytes() == whole.metrics.read_bytes()
-    assert same(parts(folder), parts(whole))
+    interrupted(cfg := tiny_config(tmp_path / "parts", *chosen))
+    assert_ended_alike(run(cfg), run(tiny_config(tmp_path / "whole", *chosen)))
 
 
 def test_turned_images_are_the_same_for_all_strategies_and_after_a_resume() -> None:

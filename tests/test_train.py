@@ -14,30 +14,22 @@ from typing import NoReturn
 import pytest
 import torch
 from engine import tiny
-from engine.attempts import contents, same
+from engine.attempts import assert_ended_alike, interrupted, same
 from engine.runs import parts, run, tiny_config
 from torch import Tensor
 
-from gcond.command import main
 from gcond.config import CONFIG
 from gcond.engine import evaluate as final
 from gcond.engine.checkpoint import Checkpoint, State
 from gcond.engine.run_folder import RunFolder
 from gcond.engine.settings import Settings
-from gcond.engine.trainer import Trainer
-from gcond.load_run import LoadedRun
 from gcond.model import MaskedAutoencoder
 
 ROOT = CONFIG.parent
 STRATEGIES = sorted(path.stem for path in (CONFIG / "strategy").glob("*.yaml"))
 FAST = ("baseline", "gcond_lion", "gcond_stochastic", "gradnorm", "pcgrad")  # every kind of memory that there is
 EACH_STRATEGY = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in STRATEGIES]
-EPOCHS = 2
-STEPS = 4  # two an epoch
 ARBITRATING = [name for name in STRATEGIES if name.startswith("gcond") and name != "gcond_as_pcgrad"]  # choose winners
-WEIGHTING = ("uw", "famo", "dwa")  # see the sum of the losses only
-ON_COORDINATES = ("graddrop", "sam_gs")
-THROUGH_TORCHJD = [name for name in STRATEGIES if "TorchJD" in (CONFIG / "strategy" / f"{name}.yaml").read_text()]
 
 
 def conflicting(strategy: str) -> list[str]:
@@ -63,7 +55,6 @@ class Received:
 
 
 FORWARD = MaskedAutoencoder.forward
-take_step = Trainer.step
 Complete = Callable[..., tuple[RunFolder, Received]]
 
 
@@ -93,7 +84,7 @@ def step_records(folder: RunFolder) -> list[dict]:
 @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "baseline"])
 def test_strategies_of_one_seed_see_the_same_images_masks_and_first_weights(strategy: str, complete: Complete) -> None:
     (_, expected), (_, received) = complete("baseline"), complete(strategy)
-    assert len(received.batches) == 2 * (STEPS + EPOCHS)  # a pass per micro-batch of a step and of a probe
+    assert len(received.batches) == 2 * (4 + 2)  # a pass per micro-batch, of four steps and two probes
     assert same(received.batches, expected.batches)
     assert same(received.weights, expected.weights)
 
@@ -106,18 +97,7 @@ def test_an_interrupted_run_ends_bit_identical(
     strategy: str, complete: Complete, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = tiny_config(tmp_path, *conflicting(strategy))
-    taken = []
-
-    def step(trainer: Trainer, number: int) -> dict:
-        if number == 3 and len(taken) == 3:  # in the second epoch: step 2 is logged, but not in the checkpoint
-            raise KeyboardInterrupt
-        taken.append(number)
-        return take_step(trainer, number)
-
-    monkeypatch.setattr(Trainer, "step", step)
-    with pytest.raises(KeyboardInterrupt):
-        run(cfg)
-    folder = RunFolder(cfg)
+    folder = interrupted(cfg)
     assert len(step_records(folder)) == 3
     assert not folder.done
     saved, loaded = parts(folder), {}
@@ -131,14 +111,11 @@ def test_an_interrupted_run_ends_bit_identical(
     monkeypatch.setattr(Checkpoint, "load", load_and_look)
     torch.manual_seed(12345)  # nobody's business
     run(cfg)
-    assert taken == [0, 1, 2, 2, 3]
     assert same(loaded, saved)  # nothing is forgotten, whether or not these few steps would show it
 
     whole, _ = complete(strategy)
-    assert folder.done
     assert folder.name == whole.name
-    assert folder.metrics.read_bytes() == whole.metrics.read_bytes()
-    assert same(parts(folder), parts(whole))
+    assert_ended_alike(folder, whole)
     reports = [json.loads(path.read_text()) for path in (folder.report, whole.report)]
     for wall_clock in ("started", "seconds", "cpu_seconds", "peak_memory_mb"):
         assert all(report.pop(wall_clock) for report in reports)
@@ -150,19 +127,9 @@ def test_an_interrupted_run_ends_bit_identical(
 
 def test_the_weights_of_the_best_epoch_survive_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first epoch is made the best one, and the run is interrupted in the second."""
-
-    def step(trainer: Trainer, number: int) -> dict:
-        return interrupt() if number == 3 else take_step(trainer, number)
-
     monkeypatch.setattr(final, "weighted_loss", lambda scores, weights: scores["epoch"])
-    whole = run(tiny_config(tmp_path / "whole"))
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", step)
-        with pytest.raises(KeyboardInterrupt):
-            run(tiny_config(tmp_path / "parts"))
-    resumed = run(tiny_config(tmp_path / "parts"))
-    assert resumed.metrics.read_bytes() == whole.metrics.read_bytes()
-    assert same(parts(resumed), parts(whole))
+    interrupted(cfg := tiny_config(tmp_path / "parts"))
+    assert_ended_alike(resumed := run(cfg), run(tiny_config(tmp_path / "whole")))
 
     report = json.loads(resumed.report.read_text())
     first, second = report["validation"]
@@ -188,14 +155,6 @@ def test_the_resumed_runs_above_had_something_to_remember(complete: Complete) ->
         steps = step_records(complete(strategy)[0])
         assert all(step["wins/l1"] + step["wins/ssim"] > 0 for step in steps)
         assert {step["wins/l1"] > step["wins/ssim"] for step in steps} == {True, False}
-
-
-def test_a_finished_run_is_not_repeated(complete: Complete, capsys: pytest.CaptureFixture) -> None:
-    folder, _ = complete("gcond_stochastic")
-    before = contents(folder.path)
-    main(tiny_config(folder.path.parents[1], *conflicting("gcond_stochastic")))
-    assert f"{folder.name}: finished earlier" in capsys.readouterr().out
-    assert contents(folder.path) == before
 
 
 def test_changed_data_are_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,32 +254,10 @@ def logged(complete: Complete) -> dict[str, list[dict]]:
     return {strategy: step_records(complete(strategy)[0]) for strategy in STRATEGIES}
 
 
-def loggers(key: str) -> list[str]:
-    """The strategies that must log `key` in the first step."""
-    prefix = key.split("/")[0]
-    if prefix in ("gcond", "zone", "wins"):
-        return ARBITRATING
-    if key == "gradops/floored":
-        return ["gradops_alpha"]
-    if prefix == "torchjd":
-        return THROUGH_TORCHJD
-    if own := [name for name in STRATEGIES if name.startswith(prefix)]:
-        return own
-    without = {*WEIGHTING} if prefix in ("grad_norm", "weight", "correction", "cosine", "cosine_resolved") else set()
-    without |= {*ON_COORDINATES} if prefix in ("weight", "resolved", "correction", "cosine_resolved") else set()
-    return [name for name in STRATEGIES if name not in without]
-
-
-@pytest.mark.parametrize("key", sorted({*documented()} - AT_TIMES))
-def test_every_documented_key_is_logged(key: str, logged: dict[str, list[dict]]) -> None:
-    assert loggers(key)
-    for strategy in loggers(key):
-        assert any(re.fullmatch(key, name) for name in logged[strategy][0]), strategy
-
-
-def test_every_logged_key_is_documented(logged: dict[str, list[dict]]) -> None:
+def test_the_documented_keys_are_the_logged_ones(logged: dict[str, list[dict]]) -> None:
     page = (ROOT / "docs" / "strategies.md").read_text()
     names = {name for records in logged.values() for record in records for name in record} - {"kind", "step", "lr"}
+    assert [key for key in {*documented()} - AT_TIMES if not any(re.fullmatch(key, name) for name in names)] == []
     unknown = [name for name in names if not any(re.fullmatch(key, name) for key in documented())]
     assert sorted(name for name in unknown if f"`{name}`" not in page) == []
 
@@ -342,17 +279,3 @@ def test_batch_statistics_move_in_train_mode_only(strategy: str, complete: Compl
         assert bool(trained[mean].any())
         assert not bool(frozen[mean].any())  # 0 and 1, as they started
         assert bool((frozen[mean.replace("mean", "var")] == 1).all())
-
-
-def test_a_finished_run_keeps_the_weights_of_its_last_checkpoint_alone(tmp_path: Path) -> None:
-    whole, slim = (
-        run(tiny_config(tmp_path / keeps, f"finished_keeps={keeps}")) for keeps in ("checkpoints", "weights")
-    )
-    assert whole.name == slim.name
-    assert [path.name[:8] for path in sorted(whole.checkpoints.iterdir())] == ["00000002", "00000004"]
-    (left,) = slim.checkpoints.iterdir()
-    assert left.name.startswith("00000004-")
-    assert parts(slim).keys() == {"model"}
-    assert same(parts(slim)["model"], parts(whole)["model"])
-    back = LoadedRun(slim.path, {}, ["engine"])
-    assert back.model("last", 3)[1] == 4

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import wandb
@@ -25,11 +24,15 @@ FAST = ("gcond_stochastic", "pcgrad")
 LISTED = sorted({strategy for figure in DEFINITION["figures"] for strategy in figure["strategies"]})
 
 
-@pytest.fixture(scope="module")
-def printed() -> list[dict[str, Any]]:
+script = load("tools/wandb_dashboard")
+
+
+@pytest.fixture
+def printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     """What --print writes: the definition of the figures, for scale mini."""
-    command = [sys.executable, str(SCRIPT), "--scale", "mini", "--print"]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    monkeypatch.setattr(sys, "argv", ["wandb_dashboard.py", "--scale", "mini", "--print"])
+    script.main()
+    return json.loads(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("strategy", [pytest.param(s, marks=() if s in FAST else pytest.mark.slow) for s in LISTED])
@@ -38,22 +41,16 @@ def test_each_strategy_logs_what_its_figures_show(
 ) -> None:
     """Keys as the mirror sends them, tables and pictures included, by a stand-in for wandb's run."""
     folder = run(tiny_config(tmp_path, f"strategy={strategy}"))
-    logged: set[str] = set()
-    stand_in = SimpleNamespace(
-        log=logged.update,
-        define_metric=lambda *names, **options: None,
-        summary={},
-        finish=lambda exit_code: None,
-        settings=SimpleNamespace(sync_dir=""),
-    )
+    stand_in = MagicMock(summary={}, settings=SimpleNamespace(sync_dir=""))
     monkeypatch.setattr(loggers.WandbLogger, "_begun", lambda self: stand_in)
     logger = loggers.WandbLogger(folder.path, "none")
     logger.open()
     for record in loggers.recorded(folder.path):
         logger.log(record)
     logger.summary(json.loads(folder.report.read_text()))
+    logged = {key for call in stand_in.log.call_args_list for key in call.args[0]}
     sent = [record for record in read(folder.metrics) if record["kind"] in ("step", "validation")]
-    assert {key for record in sent for key in record} - {"kind"} <= logged | undefined(folder.metrics)
+    assert {key for record in sent for key, value in record.items() if value is not None} - {"kind"} <= logged
     assert {"probe/cosine/all", "probe/noise/l1/1", "activations/std", "activations/quantiles/0.5"} <= logged
     shown = {
         panel["key"]
@@ -64,13 +61,6 @@ def test_each_strategy_logs_what_its_figures_show(
     }
     assert shown
     assert shown <= logged
-
-
-def undefined(metrics: Path) -> set[str]:
-    """Keys that are null in every record."""
-    records = read(metrics)
-    keys = {key for record in records for key in record}
-    return {key for key in keys if all(record.get(key) is None for record in records)}
 
 
 def test_every_run_that_a_figure_asks_for_can_exist(printed: list[dict[str, Any]]) -> None:
@@ -90,43 +80,27 @@ def test_every_figure_of_the_paper_is_there(printed: list[dict[str, Any]]) -> No
     assert [number for number in range(1, 13) if f"Figure {number}:" not in titles] == []
 
 
-@functools.cache
-def script() -> ModuleType:
-    return load("tools/wandb_dashboard")
-
-
 def test_what_is_saved_holds_every_panel_of_the_definition(
     printed: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The library is not in the environment; a stand-in keeps what it is asked to make."""
-    saved: list[Any] = []
-
-    class Report(SimpleNamespace):
-        url = "https://wandb.example/report"
-
-        def __init__(self, project: str, entity: str, title: str, **content: Any) -> None:
-            super().__init__(project=project, entity=entity, title=title, **content)
-
-        def save(self) -> None:
-            saved.append(self)
-
+    kinds = ("P", "H2", "TableOfContents", "Layout", "LinePlot", "MediaBrowser", "WeavePanelSummaryTable", "Runset")
     library: Any = ModuleType("wandb_workspaces.reports.v2")
-    library.Report = Report
-    for name in ("P", "H2", "TableOfContents"):
-        setattr(library, name, lambda *text, name=name: SimpleNamespace(kind=name, text=text))
-    for name in ("Layout", "LinePlot", "MediaBrowser", "WeavePanelSummaryTable", "Runset", "PanelGrid"):
-        setattr(library, name, lambda name=name, **content: SimpleNamespace(kind=name, **content))
+    for kind in (*kinds, "PanelGrid"):
+        setattr(library, kind, lambda *text, kind=kind, **content: SimpleNamespace(kind=kind, text=text, **content))
+    library.Report = MagicMock()
     parents = {name: ModuleType(name) for name in ("wandb_workspaces", "wandb_workspaces.reports")}
     for name, module in (parents | {library.__name__: library}).items():
         monkeypatch.setitem(sys.modules, name, module)
     parents["wandb_workspaces.reports"].v2 = library  # type: ignore[attr-defined]
 
-    assert script().save(DEFINITION, "mini", "gcond", "somebody") == Report.url
-    (report,) = saved
-    assert (report.project, report.entity) == ("gcond", "somebody")
-    assert "mini" in report.title
-    assert [block.text[0] for block in report.blocks if block.kind == "H2"] == [figure["title"] for figure in printed]
-    grids = [block for block in report.blocks if block.kind == "PanelGrid"]
+    assert script.save(DEFINITION, "mini", "gcond", "somebody") == library.Report.return_value.url
+    library.Report.return_value.save.assert_called_once()
+    project, entity, title = library.Report.call_args.args
+    blocks = library.Report.call_args.kwargs["blocks"]
+    assert (project, entity, "mini" in title) == ("gcond", "somebody", True)
+    assert [block.text[0] for block in blocks if block.kind == "H2"] == [figure["title"] for figure in printed]
+    grids = [block for block in blocks if block.kind == "PanelGrid"]
     expected = [grid for figure in printed for grid in figure["grids"]]
     assert [grid.runsets[0].filters for grid in grids] == [grid["filter"] for grid in expected]
     made = [
@@ -142,4 +116,4 @@ def test_without_the_library_the_command_says_what_to_install(monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
     monkeypatch.setattr(wandb, "Api", lambda: pytest.fail("asked the server"))
     with pytest.raises(SystemExit, match=r"pip install wandb-workspaces"):
-        script().save(DEFINITION, "mini", "gcond", None)
+        script.save(DEFINITION, "mini", "gcond", None)

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from engine.runs import TINY, parts
+from engine.runs import TINY, parts, run
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -22,7 +23,6 @@ from gcond.config import CONFIG
 from gcond.engine.checkpoint import checkpoints
 from gcond.engine.run_folder import RunFolder
 from gcond.engine.trainer import Trainer
-from gcond.loss import ReconstructionLoss
 
 ROOT = CONFIG.parent
 PATIENCE = 120  # seconds
@@ -91,8 +91,24 @@ class Attempt:
         return step
 
 
+def interrupted(cfg: DictConfig, step: int = 3) -> RunFolder:
+    """Of a run that Ctrl-C ends before optimizer step 3: step 2 is logged, but not in the checkpoint."""
+
+    def take(trainer: Trainer, number: int) -> dict[str, Any]:
+        if number == step:
+            raise KeyboardInterrupt
+        return TAKE_STEP(trainer, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", take)
+        with pytest.raises(KeyboardInterrupt):
+            run(cfg)
+    return RunFolder(cfg)
+
+
 def typed(runs: Path, log: Path, *overrides: str, processes: int = 1) -> subprocess.Popen[bytes]:
-    """`python -m gcond.train …` on `engine.tiny`, with torchrun where there are several processes."""
+    """`python -m gcond.train …` on `engine.tiny`, by torchrun where there are several processes."""
+
     command = [sys.executable, "-m"]
     if processes > 1:
         command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
@@ -142,23 +158,3 @@ def assert_ended_alike(folder: RunFolder, whole: RunFolder) -> None:
     assert folder.metrics.read_bytes() == whole.metrics.read_bytes()
     assert saved_steps(folder)[0] == saved_steps(whole)[0]
     assert same(parts(folder), parts(whole))
-
-
-class BreaksSometimes(ReconstructionLoss):
-    """The SSIM loss is not finite in training micro-batches whose hidden patches sum up to a multiple of five."""
-
-    def __call__(self, predictions: Tensor, images: Tensor, hidden: Tensor, tasks: Any) -> dict[str, Tensor]:
-        values = super().__call__(predictions, images, hidden, tasks)
-        if predictions.requires_grad and int(hidden.sum()) % 5 == 0 and "ssim" in values:
-            values["ssim"] = values["ssim"] * float("nan")
-        return values
-
-
-class BreaksAlways(ReconstructionLoss):
-    """The L1 loss is infinite in training."""
-
-    def __call__(self, predictions: Tensor, images: Tensor, hidden: Tensor, tasks: Any) -> dict[str, Tensor]:
-        values = super().__call__(predictions, images, hidden, tasks)
-        if predictions.requires_grad and "l1" in values:
-            values["l1"] = values["l1"] * float("inf")
-        return values

@@ -26,6 +26,11 @@ TINY = (
     "progress=quiet",
     "finished_keeps=checkpoints",
 )
+CONFLICTS = (  # GCond arbitrates in every step, and each task wins some
+    "strategy=gcond_sequential",
+    "strategy.conductor.resolver.thresholds=[-0.8,0.5,0.999]",
+    "strategy.conductor.resolver.dominance_window=1",
+)
 
 
 def config(*overrides: str) -> DictConfig:

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from engine import tiny
 from engine.attempts import PATIENCE, PROCESSES, contents, same, saved_steps, typed, wait_for_lines
-from engine.runs import parts, run, tiny_config
+from engine.runs import CONFLICTS, parts, run, tiny_config
 from omegaconf import DictConfig
 from torch import nn
 
@@ -233,11 +233,7 @@ def test_the_others_do_not_wait_for_a_main_process_that_fails(tmp_path: Path, mo
 
 # torchrun
 
-CONFLICTS = (
-    "strategy=gcond_sequential",
-    "strategy.conductor.resolver.thresholds=[-0.8,0.5,0.999]",
-    "strategy.conductor.resolver.dominance_window=1",
-)
+
 FOUR = "scale.accumulation_steps=4"
 STRATEGIES = {"window": CONFLICTS, "micro_batch": ("strategy=cagrad",), "joint": ("strategy=baseline",)}
 CHOICES = ("zone/", "wins/", "clipped")

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import yaml
+from engine.attempts import interrupted
 from engine.runs import CONFIG, config, run, tiny_config
 
 from gcond.engine import loggers
 from gcond.engine.loggers import SafeLogger
 from gcond.engine.metrics_log import read
 from gcond.engine.settings import Settings
-from gcond.engine.trainer import Trainer
 
 
 class Recorder:
@@ -113,21 +113,8 @@ def test_an_interrupted_run_is_not_reported_with_an_older_attempts_report(tmp_pa
     assert recorder.given("summary") == [{"status": "interrupted"}]
 
 
-def test_csv_holds_what_metrics_jsonl_does_after_an_interruption_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Interrupted in the second epoch, so that what came after the checkpoint had been logged already."""
-    cfg, take = tiny_config(tmp_path, "logger=csv"), Trainer.step
-
-    def interrupted(self: Trainer, step: int) -> dict[str, Any]:
-        if step == 3:
-            raise KeyboardInterrupt
-        return take(self, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(cfg)
+def test_csv_holds_what_metrics_jsonl_does_after_an_interruption_too(tmp_path: Path) -> None:
+    interrupted(cfg := tiny_config(tmp_path, "logger=csv"))
     folder = run(cfg)
     records = read(folder.metrics)
     for kind, name in (("step", "loss/l1"), ("validation", "val_ssim"), ("probe", "cosine/all"), ("final", "test_l1")):

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from engine import wandb_file
+from engine.attempts import interrupted
 from engine.runs import TINY, run, tiny_config
 from omegaconf import OmegaConf
 
@@ -23,7 +24,6 @@ from gcond.engine import wandb_upload
 from gcond.engine.loggers import logger_of
 from gcond.engine.metrics_log import read
 from gcond.engine.run_folder import RunFolder
-from gcond.engine.trainer import Trainer
 
 TESTS = Path(__file__).parents[1]
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens
@@ -146,23 +146,8 @@ def test_an_unknown_mode_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_goes_on_in_the_same_wandb_run_and_nothing_is_there_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Interrupted in the second epoch, so that what came after the checkpoint had been mirrored already."""
-    cfg = tiny_config(tmp_path, "logger=wandb")
-    take = Trainer.step
-
-    def interrupted(self: Trainer, step: int) -> dict[str, Any]:
-        if step == 3:
-            raise KeyboardInterrupt
-        return take(self, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(cfg)
-    folder = RunFolder(cfg)
+def test_an_interrupted_run_goes_on_in_the_same_wandb_run_and_nothing_is_there_twice(tmp_path: Path) -> None:
+    folder = interrupted(cfg := tiny_config(tmp_path, "logger=wandb"))
     first = wandb_file.only_copy(folder.path)
     run_id = wandb_file.header(first).run_id
     assert [row["step"] for row in logged(folder)] == [0, 1, 2, 2, 2, 2]  # 2 steps, what follows them, a step more
