@@ -77,7 +77,7 @@ def told_to_stop(monkeypatch: pytest.MonkeyPatch, cfg: DictConfig, number: int) 
 # SIGTERM, Ctrl-C, SIGKILL
 
 
-@pytest.mark.parametrize(("which", "status", "workers"), [(TERM, 143, 1), (INT, 130, 0)])
+@pytest.mark.parametrize(("which", "status", "workers"), [(TERM, 143, 1), (INT, 130, 1)])
 def test_a_signal_ends_in_a_checkpoint_and_the_same_command_goes_on(
     which: signal.Signals, status: int, workers: int, whole: Whole, tmp_path: Path
 ) -> None:

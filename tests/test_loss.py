@@ -122,7 +122,8 @@ def test_visible_pixels_do_not_count_and_every_hidden_pixel_does() -> None:
 
 def test_a_validation_before_training_leaves_nothing_behind_that_breaks_it() -> None:
     predictions, images, hidden = example(CT, dtype=torch.float32)
-    loss = ReconstructionLoss(16, CT, ssim_sigma=1.25)  # no other test has made this window
+    intensity = Intensity.of_hu_window(-800, 2000, mean=0.17, std=0.15)  # of no other test, nor this window
+    loss = ReconstructionLoss(16, intensity, ssim_sigma=1.25)
     with torch.inference_mode():
         loss(predictions, images, hidden, ["ssim"])
     loss(predictions.requires_grad_(), images, hidden, ["ssim"])["ssim"].backward()

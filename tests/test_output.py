@@ -114,11 +114,3 @@ def test_a_bar_in_a_file_is_not_drawn_at_every_step(capsys: pytest.CaptureFixtur
             progress.log({"kind": "step", "loss/l1": 1.0})
             time.sleep(0.0003)  # three times the tenth of a second after which a terminal's bar is drawn again
     assert capsys.readouterr().err.count("%|") == 3  # at its start, below the first line, and at its end
-
-
-def test_a_bar_counts_steps_and_shows_the_losses(capsys: pytest.CaptureFixture) -> None:
-    say("bar", start=2)
-    shown = capsys.readouterr().err
-    assert "a-run: 4 steps, from step 2" in shown
-    assert "4/4" in shown
-    assert "l1=1.000" in shown

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from strategy.far_device import FarDevice
 
 from gcond.data.intensity import IMAGENET_MEAN, IMAGENET_STD, Intensity
 
@@ -31,29 +30,6 @@ def test_to_unit_inverts_normalise_and_does_not_clamp():
     torch.testing.assert_close(ct().to_unit(patches), torch.full_like(patches, 10 * 0.1 + 0.2))
     unit = ct().to_unit(torch.zeros(1, 1, 1, dtype=torch.bfloat16))
     assert unit.item() == pytest.approx(0.2, abs=1e-7)  # bfloat16 would give 0.2002
-
-
-def test_the_numbers_of_a_channel_are_moved_to_a_device_once_for_each_type():
-    intensity = Intensity(0, 255, mean=(0.1, 0.2, 0.3), std=(0.3, 0.2, 0.1))
-    device = FarDevice()
-    with device:
-        for raw in (torch.uint8, torch.int16):
-            z = intensity.normalise(device.put(torch.zeros(2, 3, 4, 4, dtype=raw)))
-        assert device.counts["transfers"] == 2  # mean and standard deviation
-        unit = intensity.to_unit(z.double())
-        assert device.counts["transfers"] == 4
-        assert intensity.to_unit(z).dtype == torch.float32
-        assert unit.dtype == torch.float64
-        assert device.counts["transfers"] == 4
-
-
-def test_what_a_validation_has_kept_serves_the_training():
-    intensity = Intensity(0, 255, mean=(0.15,), std=(0.35,))
-    with torch.inference_mode():
-        intensity.to_unit(torch.zeros(1, 1, 2, 2))
-    z = torch.zeros(1, 1, 2, 2, requires_grad=True)
-    intensity.to_unit(z).sum().backward()
-    torch.testing.assert_close(z.grad, torch.full((1, 1, 2, 2), 0.35))
 
 
 def test_only_integers_of_the_right_channels_are_normalised():

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from gcond.data.images import TensorImages
 from gcond.data.intensity import Intensity
 from gcond.engine import evaluate as module
-from gcond.engine.distributed import World
 from gcond.engine.evaluate import (
     MASK_SEED,
     Best,
@@ -36,7 +35,6 @@ from gcond.engine.evaluate import (
 from gcond.loss import ReconstructionLoss
 from gcond.model.masking import fixed_hidden
 from gcond.model.patches import patchify, select
-from gcond.strategy.processes import SingleProcess
 
 CPU = torch.device("cpu")
 DATA = tiny.load(64, val=7)
@@ -108,26 +106,6 @@ def test_looking_changes_nothing() -> None:
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
-
-
-@pytest.mark.parametrize("size", [2, 8])  # 8: one process has no image at all
-def test_a_team_s_score_is_the_mean_over_all_images(size: int) -> None:
-    """Members one after the other: each adds its own sums to those of the ones before."""
-
-    class Member(World):
-        def __init__(self, rank: int) -> None:
-            super().__init__(SingleProcess(), CPU)
-            self.rank, self.size = rank, size
-
-        def sum(self, tensor: Tensor) -> Tensor:
-            told.append(tensor.clone())
-            return torch.stack(told).sum(0)
-
-    told: list[Tensor] = []
-    data = EvaluationSet.of(DATA, "val", None, 16, 0.75)
-    for rank in range(size):
-        found = means(evaluate(Normalised(), LOSS, data, TASKS, CPU, team=Member(rank)))
-    assert found == pytest.approx(score_by_hand(list(range(7))), rel=1e-6)
 
 
 CT, PHOTOS = Intensity.of_hu_window(-800, 2000, mean=0.3, std=0.2), Intensity.of_photographs()

@@ -3,14 +3,12 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from types import FrameType
 
 import pytest
-from engine.attempts import PROCESSES
 
-from gcond.engine.process import SIGNALS, Interrupt, leave_to_the_parent
+from gcond.engine.process import SIGNALS, Interrupt
 
 EACH = pytest.mark.parametrize("which", SIGNALS)
 
@@ -105,35 +103,3 @@ def test_another_thread_leaves_signals_alone(heard: list) -> None:
     thread.start()
     thread.join()
     assert found == [before]
-
-
-@EACH
-def test_a_worker_lives_on_when_others_send_a_signal_and_dies_when_its_parent_does(which: signal.Signals) -> None:
-    """The parent is a process of its own, so that this one is among the others."""
-    ready, end = PROCESSES.Event(), PROCESSES.Event()
-    pids = PROCESSES.SimpleQueue()
-
-    def work() -> None:
-        leave_to_the_parent(0)
-        ready.set()
-        time.sleep(60)
-
-    def be_a_parent() -> None:
-        worker = PROCESSES.Process(target=work)
-        worker.start()
-        pids.put(worker.pid)
-        assert end.wait(60)
-        worker.terminate()
-        worker.join(20)
-        os._exit(17 if worker.exitcode == 0 else 1)
-
-    parent = PROCESSES.Process(target=be_a_parent)
-    parent.start()
-    assert ready.wait(60)
-    worker = pids.get()
-    os.kill(worker, which)
-    os.kill(worker, which)
-    time.sleep(0.3)  # what a signal does, it does at once
-    end.set()
-    parent.join(60)
-    assert parent.exitcode == 17

@@ -11,6 +11,7 @@ from engine.runs import CONFIG, config
 from omegaconf import DictConfig, OmegaConf
 
 from gcond.engine.settings import Settings
+from gcond.strategy import SingleProcess
 
 
 def test_an_epoch_is_what_the_scale_says_or_one_pass_without_the_incomplete_window() -> None:
@@ -19,6 +20,13 @@ def test_an_epoch_is_what_the_scale_says_or_one_pass_without_the_incomplete_wind
     with pytest.raises(ValueError, match=r"`scale.steps_per_epoch`: .*3 images do not fill a window of 4"):
         one_pass.steps_per_epoch(3)
     assert Settings(config("scale=smoke", "scale.steps_per_epoch=5")).steps_per_epoch(3) == 5
+
+
+def test_micro_batches_that_cannot_be_shared_out_are_refused() -> None:
+    two = SingleProcess()
+    two.size = 2
+    with pytest.raises(ValueError, match="accumulation_steps`: expected a multiple of 2, so that each of 2 processes"):
+        Settings(config("scale=smoke", "strategy=baseline", "scale.accumulation_steps=3"), two)
 
 
 @pytest.mark.parametrize(("strategy", "peak"), [("baseline", 2e-4), ("gcond_lion", 1e-5)])  # the paper's Table 5

@@ -5,13 +5,13 @@
 A head is a few ellipses in noise. Everything follows from names and seeds, so that an archive is the same bytes again.
 """
 
-import csv
 import io
 import math
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import gdcm
@@ -90,6 +90,7 @@ CODINGS = (  # of ICH, dealt in turn
     {"wrapped": True, "intercept": 1},
     {"intercept": -1000},
 )
+SIGNED = {"bits": 16, "signed": True}
 
 
 def slice_bytes(stored: np.ndarray, syntax: str = "explicit", **tags) -> bytes:
@@ -147,59 +148,52 @@ def encode(stored: np.ndarray, bits: int, syntax: uid.UID) -> bytes:
 
 # Whole archives
 
+Files = Iterator[tuple[str, bytes]]  # name, content; `a.zip!b` is the entry b of a.zip
+
 
 def write_archives(out: Path, patients: int = 5, slices: int = 4, size: int = 64, twins: int = 0) -> None:
     """The folders `ich`, `cspine` and `radcure` of `out`; `twins` slices of ICH are two patients' alike."""
-    for source, files in zip(SOURCES, (_ich(patients, slices, size, twins), _cspine, _radcure), strict=True):
-        for name, content in files if source == "ich" else files(patients, slices, size):
-            _write(out / source, name, content)
+    for source, files in (("ich", partial(_ich, twins)), ("cspine", _cspine), ("radcure", _radcure)):
+        _write(out / source, files(patients, slices, size))
 
 
-def _write(root: Path, name: str, content: bytes) -> None:
-    """`a.zip!b` is the entry b of a.zip."""
-    path, _, member = name.partition("!")
-    (root / path).parent.mkdir(parents=True, exist_ok=True)
-    if member:
-        with zipfile.ZipFile(root / path, "a", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr(zipfile.ZipInfo(member), content)
-    else:
-        (root / path).write_bytes(content)
+def _write(root: Path, files: Iterable[tuple[str, bytes]]) -> None:
+    for name, content in files:
+        path, _, member = name.partition("!")
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        if member:
+            with zipfile.ZipFile(root / path, "a", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr(zipfile.ZipInfo(member), content)
+        else:
+            (root / path).write_bytes(content)
 
 
 def _csv(*rows: tuple) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
+    return "".join(",".join(map(str, row)) + "\n" for row in rows).encode()
 
 
-def _digits(count: int, *parts) -> str:
-    return f"{zlib.crc32(repr(parts).encode()):0{count}x}"
+def _slice(hu: np.ndarray, coding: dict, z_mm: float, syntax: str = "explicit", **tags) -> bytes:
+    """A slice of a field of view of 250 mm."""
+    stored, own = coded(hu, **coding)
+    own |= {"ImagePositionPatient": [0, 0, z_mm], "PixelSpacing": [250 / len(hu)] * 2}
+    return slice_bytes(stored, syntax, **own | tags)
 
 
-Files = Iterator[tuple[str, bytes]]
-
-
-def _ich(patients: int, slices: int, size: int, twins: int) -> Files:
-    """Flat folders, the patient in the header alone, and each way to store HU; every fifth patient has two scans."""
+def _ich(twins: int, patients: int, slices: int, size: int) -> Files:
+    """Flat folders, the patient in the header alone, and each way to store HU; every third gantry is tilted."""
     folder, rows = "rsna-intracranial-hemorrhage-detection/" * 2, []
-    scans = [(p, scan) for p in range(patients) for scan in range(2 if p % 5 == 4 else 1)]
-    for p, scan in scans:
+    for p, z in np.ndindex(patients, slices):
+        name, of = f"ID_{zlib.crc32(bytes([p, z])):09x}", 0 if p == 1 and z < twins else p
         tilt = 0.3 * (p % 3 == 0)
-        for z in range(slices):
-            name, of = f"ID_{_digits(9, p, scan, z)}", 0 if p == 1 and z < twins else p
-            shape = (size * 638 // 512, size * 490 // 512) if of == 3 else (size, size)
-            stored, tags = coded(head(100 * scan + of, z, slices, shape), **CODINGS[of % len(CODINGS)])
-            if of % len(CODINGS) == 3 and z % 2:
-                stored &= 0x0FFF  # the bits above the 12 are the writer's to fill: here zeros, elsewhere the sign
-            tags |= {"PatientID": f"ID_{_digits(8, p)}", "SOPInstanceUID": name, "PixelSpacing": [245 / size] * 2}
-            tags |= {"StudyInstanceUID": f"ID_s{p}{scan}", "SeriesInstanceUID": f"ID_r{p}{scan}"}
-            tags |= {"ImageOrientationPatient": [1, 0, 0, 0, math.cos(tilt), -math.sin(tilt)]}
-            part = "test" if p % 7 == 1 else "train"
-            yield f"{folder}stage_2_{part}/{name}.dcm", slice_bytes(stored, ImagePositionPatient=[0, 0, 5 * z], **tags)
+        tags = {"PatientID": f"ID_{zlib.crc32(bytes([p])):08x}", "SOPInstanceUID": name}
+        tags |= {"StudyInstanceUID": f"ID_s{p}", "SeriesInstanceUID": f"ID_r{p}"}
+        tags |= {"ImageOrientationPatient": [1, 0, 0, 0, math.cos(tilt), -math.sin(tilt)]}
+        content = _slice(head(of, z, slices, (size, size)), CODINGS[of % len(CODINGS)], 5 * z, **tags)
+        part = "test" if p % 7 == 1 else "train"
+        yield f"{folder}stage_2_{part}/{name}.dcm", content
+        if part == "train":
             found = [(p + z) % 7 == place for place in range(5)]
-            rows += [
-                (f"{name}_{k}", int(v)) for k, v in zip(LABELS, [*found, any(found)], strict=True) if part == "train"
-            ]
+            rows += [(f"{name}_{label}", int(v)) for label, v in zip(LABELS, [*found, any(found)], strict=True)]
     yield f"{folder}stage_2_train.csv", _csv(("ID", "Label"), *rows, *rows[:24])  # Kaggle's repeats four slices
     yield f"{folder}stage_2_sample_submission.csv", _csv(("ID", "Label"), ("ID_1_any", 0.5))
 
@@ -207,17 +201,13 @@ def _ich(patients: int, slices: int, size: int, twins: int) -> Files:
 def _cspine(patients: int, slices: int, size: int) -> Files:
     """A folder per study, files named by number from the head down, every other study JPEG lossless."""
     studies = [f"1.2.826.0.1.3680043.{10001 + 13 * p}" for p in range(patients)]
-    for p, study in enumerate(studies):
-        for z in range(slices):
-            signed = {"bits": 16, "signed": True} if p // 2 % 2 else {}
-            stored, tags = coded(head(1000 + p, z, slices, (size, size)), **signed)
-            tags |= {"PatientID": None if p % 4 == 2 else study[-5:], "SOPInstanceUID": f"{study}.1.{z + 1}"}
-            tags |= {"StudyInstanceUID": study, "SeriesInstanceUID": f"{study}.1", "PixelSpacing": [200 / size] * 2}
-            tags |= {"ImagePositionPatient": [0, 0, -z]}
-            content = slice_bytes(stored, "jpeg lossless 70" if p % 2 else "explicit", **tags)
-            yield f"train_images/{study}/{z + 1}.dcm", content
-    volume = nibabel.Nifti1Image(np.zeros((slices, 16, 16), np.uint8), np.eye(4))
-    yield f"segmentations/{studies[0]}.nii", volume.to_bytes()
+    for p, z in np.ndindex(patients, slices):
+        study = studies[p]
+        tags = {"PatientID": None if p % 4 == 2 else study[-5:], "SOPInstanceUID": f"{study}.1.{z + 1}"}
+        tags |= {"StudyInstanceUID": study, "SeriesInstanceUID": f"{study}.1"}
+        hu, syntax = head(1000 + p, z, slices, (size, size)), "jpeg lossless 70" if p % 2 else "explicit"
+        yield f"train_images/{study}/{z + 1}.dcm", _slice(hu, SIGNED if p // 2 % 2 else {}, -z, syntax, **tags)
+    yield f"segmentations/{studies[0]}.nii", nibabel.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)).to_bytes()
     yield "train.csv", _csv(("StudyInstanceUID", "patient_overall"), *((study, 0) for study in studies))
 
 
@@ -228,18 +218,15 @@ def _radcure(patients: int, slices: int, size: int) -> Files:
         patient = f"RADCURE-{p + 1:04}"
         layout = ("manifest/RADCURE/{0}/{1}", "{1}", "{0}.zip!{1}")[p % 3]
         known = {"PatientID": patient, "StudyInstanceUID": f"1.3.6.{p}", "PatientName": "Made^Up"}
-        coding = {"bits": 16, "signed": True, "padding": -2000} if p // 3 % 2 else {}
+        coding = SIGNED | {"padding": -2000} if p // 3 % 2 else {}
         for z in range(slices):
-            stored, tags = coded(head(2000 + p, z, slices, (size, size)), **coding)
-            tags |= known | {"SeriesInstanceUID": f"1.3.6.{p}.1", "SOPInstanceUID": f"1.3.6.{p}.1.{z}"}
-            tags |= {"ImagePositionPatient": [0, 0, 2 * z], "PixelPaddingValue": coding.get("padding")}
-            yield (
-                layout.format(patient, f"ct/1-{p}-{z:03}.dcm"),
-                slice_bytes(stored, PixelSpacing=[500 / size] * 2, **tags),
-            )
+            tags = known | {"SeriesInstanceUID": f"1.3.6.{p}.1", "SOPInstanceUID": f"1.3.6.{p}.1.{z}"}
+            tags |= {"PixelPaddingValue": coding.get("padding")}
+            hu = head(2000 + p, z, slices, (size, size))
+            yield layout.format(patient, f"ct/1-{p}-{z:03}.dcm"), _slice(hu, coding, 2 * z, **tags)
         if p % 4 == 1:
             tags |= {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "SOPInstanceUID": f"1.3.6.{p}.3"}
-            yield layout.format(patient, f"scout/{p}.dcm"), slice_bytes(stored, **tags)
+            yield layout.format(patient, f"scout/{p}.dcm"), _slice(hu, coding, 0, **tags)
         plan = known | {"Modality": "RTSTRUCT", "SeriesInstanceUID": f"1.3.6.{p}.2", "SOPInstanceUID": f"1.3.6.{p}.2.1"}
         yield layout.format(patient, f"plan/1-{p}.dcm"), dataset_bytes(plan, sop_class=uid.RTStructureSetStorage)
     yield "metadata.csv", _csv(("Series UID", "Collection"))
@@ -258,10 +245,9 @@ def write_defects(root: Path, source: str) -> dict[str, str]:
     patients = patients.get(source, ("RADCURE-9999", "RADCURE-9998"))
 
     def make(place: int, p: int = 0, **tags) -> bytes:
-        stored, own = coded(head(3000 + SOURCES.index(source), place, 64))
-        own |= {"PatientID": patients[p], "StudyInstanceUID": f"1.9.{p}", "SeriesInstanceUID": f"1.9.{p}.1"}
-        own |= {"SOPInstanceUID": f"1.9.{p}.1.{place}", "ImagePositionPatient": [0, 0, place]}
-        return slice_bytes(stored, **own | tags)
+        own = {"PatientID": patients[p], "StudyInstanceUID": f"1.9.{p}", "SeriesInstanceUID": f"1.9.{p}.1"}
+        own |= {"SOPInstanceUID": f"1.9.{p}.1.{place}"}
+        return _slice(head(3000 + SOURCES.index(source), place, 64), {}, place, **own | tags)
 
     files = {
         "duplicate_a.dcm": (make(0), "stored"),
@@ -276,8 +262,7 @@ def write_defects(root: Path, source: str) -> dict[str, str]:
         "escape.zip!inside.dcm": (make(6), "stored"),
         "escape.zip!../evil.dcm": (make(7), "rejected: zip entry leaves its folder"),
     }
-    for name, (content, _) in files.items():
-        _write(root, name, content)
+    _write(root, ((name, content) for name, (content, _) in files.items()))
     (root / "loop").symlink_to(".", target_is_directory=True)
     return {name: fate for name, (_, fate) in files.items()} | {"loop": "rejected: symlink loop"}
 
