@@ -18,7 +18,6 @@ from gcond.classification import ClassifyingLoss, area_under_roc
 from gcond.config import build
 from gcond.engine.batches import Findings, Given, MicroBatches, TrainingImages, Turned, Turns, labelling_of, seeded
 from gcond.engine.evaluate import EvaluationSet, by_group, evaluate, means
-from gcond.engine.memory import Planner
 from gcond.engine.settings import Settings
 from gcond.engine.trainer import Trainer
 from gcond.load_run import LoadedRun
@@ -41,18 +40,6 @@ def test_the_flipped_target_is_trained_and_measured_everywhere(tmp_path: Path) -
     steps = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     assert all({"loss/flipped", "grad_norm/flipped", "weight/flipped"} <= set(s) for s in steps if s["kind"] == "step")
     assert all("self_cosine/flipped/all" in record for record in steps if record["kind"] == "probe")
-
-
-def test_the_planner_counts_three_tasks() -> None:
-    """By hand: three rows of task gradients and three of the step before, where there were two of each."""
-    held = []
-    for loss in ("l1_ssim", "l1_ssim_flipped"):
-        cfg = config("scale=smoke", "dataset=ct", f"loss={loss}", "strategy=gcond_sequential")
-        held.append(Planner(cfg, CPU)._held(4, 6))
-    two, three = held
-    for part in ("task-gradient rows", "reference rows"):
-        assert three[part] == two[part] / 2 * 3
-    assert three["momentum"] == two["momentum"]
 
 
 # Classification

@@ -1,6 +1,6 @@
 import pickle
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
 import torch
@@ -24,13 +24,6 @@ def saved(tmp_path: Path) -> nn.Linear:
     model = nn.Linear(3, 2)
     checkpoint(tmp_path, model).save(STATE)
     return model
-
-
-def test_parts_and_progress_come_back(tmp_path: Path, saved: nn.Linear) -> None:
-    fresh = nn.Linear(3, 2)
-    assert checkpoint(tmp_path, fresh).load() == STATE
-    assert torch.equal(fresh.weight, saved.weight)
-    assert not torch.equal(nn.Linear(3, 2).weight, saved.weight)
 
 
 CHANGED = {"train": "aa", "val": "changed"}
@@ -79,19 +72,6 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
         checkpoint(tmp_path, nn.Linear(3, 2)).load()
 
 
-def test_a_write_that_fails_leaves_the_last_checkpoint(tmp_path: Path, saved: nn.Linear, monkeypatch) -> None:
-    def save_half(content: object, file: BinaryIO) -> None:
-        file.write(b"PK")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(torch, "save", save_half)
-    with pytest.raises(OSError, match="disk full"):
-        checkpoint(tmp_path, nn.Linear(3, 2)).save(State(step=4))
-    (tmp_path / ".unnamed.0123").write_bytes(b"half, of a process that was killed")
-    assert checkpoint(tmp_path, nn.Linear(3, 2)).load() == STATE
-    assert [path.name[:9] for path in tmp_path.iterdir()] == ["00000003-"]
-
-
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, saved: nn.Linear, capsys) -> None:
     later = nn.Linear(3, 2)
     checkpoint(tmp_path, later).save(State(step=4))
@@ -121,6 +101,8 @@ def test_of_several_processes_one_writes_and_all_load(tmp_path: Path, saved: nn.
     other.save(State(step=4))
     assert other.load() == STATE
     assert sorted(path.name[:9] for path in tmp_path.iterdir()) == [".unnamed.", "00000003-"]
+    checkpoint(tmp_path, nn.Linear(3, 2)).load()  # by the first, when the other one has been killed
+    assert [path.name[:9] for path in tmp_path.iterdir()] == ["00000003-"]
 
 
 def damage(path: Path) -> None:

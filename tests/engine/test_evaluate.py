@@ -195,7 +195,7 @@ def best_of(losses: list[float]) -> Best:
     best = Best(model, {"l1": 0.5, "ssim": 2.0})
     for epoch, loss in enumerate(losses, start=1):
         at(model, epoch)
-        best.consider(epoch, 10 * epoch, {"val_l1": 0.0, "val_ssim": loss})
+        best.consider(epoch, 10 * epoch, {"val_l1": 0.0, "val_ssim": loss, "val_without_weight": -99 * epoch})
     return best
 
 
@@ -212,15 +212,12 @@ def test_the_best_epoch_is_the_first_with_the_smallest_weighted_loss(losses: lis
     assert model.level.item() == model.norm.running_mean.item() == len(losses)
 
 
-def test_another_task_than_the_weighted_ones_does_not_choose() -> None:
-    best = Best(Level(), {"l1": 1.0})
-    best.consider(1, 1, {"val_l1": 1.0, "val_ssim": 0.0})
-    best.consider(2, 2, {"val_l1": 0.5, "val_ssim": 9.0})
-    assert best.epoch == 2
-
-
-def test_all_images_are_scored_at_the_best_and_at_the_last_epoch_and_each_group_by_itself() -> None:
-    best = best_of([1, 2])
+@pytest.mark.parametrize(("losses", "at"), [([1, 2], [1, 2]), ([2, 1], [2, 2])])
+def test_all_images_are_scored_at_the_best_and_at_the_last_epoch_and_each_group_by_itself(
+    losses: list[float], at: list[int]
+) -> None:
+    """Nothing is measured twice where they are the same."""
+    best = best_of(losses)
     measured: list[float] = []
 
     def measure(images: EvaluationSet) -> Scores:
@@ -230,37 +227,19 @@ def test_all_images_are_scored_at_the_best_and_at_the_last_epoch_and_each_group_
         return {"l1": best._model.level.item() + torch.arange(count, dtype=torch.float64)}
 
     records = list(final_records(best, 2, 20, SETS, measure))
-    assert measured == [2, 2, 1, 1]
-    assert [(record["kind"], record["at"], record.get("split")) for record in records] == [
-        ("final", "best", None),
-        ("groups", "best", "val"),
-        ("groups", "best", "test"),
-        ("final", "last", None),
-        ("groups", "last", "val"),
-        ("groups", "last", "test"),
+    assert measured == [level for level in (2, 1) if level in at for _ in SETS]
+    assert [(record["at"], record["kind"], record.get("split")) for record in records] == [
+        (name, *what) for name in ("best", "last") for what in (("final", None), ("groups", "val"), ("groups", "test"))
     ]
-    first, last = records[0], records[3]
-    assert (first["epoch"], first["step"], last["epoch"], last["step"]) == (1, 10, 2, 20)
-    assert (first["val_l1"], last["val_l1"]) == (1 + 3, 2 + 3)  # mean of 0 … 6 is 3
-    assert (first["val_images"], first["test_images"]) == (7, 6)
+    for record, epoch in zip((records[0], records[3]), at, strict=True):
+        assert (record["epoch"], record["step"], record["val_l1"]) == (epoch, 10 * epoch, epoch + 3)  # of 0 … 6
+        assert (record["val_images"], record["test_images"]) == (7, 6)
     assert records[1]["groups"] == {
-        "a": {"images": 3, "l1": 1 + (0 + 1 + 5) / 3},
-        "b": {"images": 3, "l1": 1 + (2 + 3 + 4) / 3},
-        "c": {"images": 1, "l1": 1 + 6},
+        "a": {"images": 3, "l1": at[0] + (0 + 1 + 5) / 3},
+        "b": {"images": 3, "l1": at[0] + (2 + 3 + 4) / 3},
+        "c": {"images": 1, "l1": at[0] + 6},
     }
     assert best._model.level.item() == 2
-
-
-def test_nothing_is_measured_twice_where_the_last_epoch_is_the_best() -> None:
-    best = best_of([2, 1])
-    calls: list[EvaluationSet] = []
-
-    def measure(images: EvaluationSet) -> Scores:
-        calls.append(images)
-        return {"l1": torch.zeros(len(images.images), dtype=torch.float64)}
-
-    assert len(list(final_records(best, 2, 20, SETS, measure))) == 6
-    assert calls == list(SETS.values())
 
 
 # Constant predictors

@@ -154,12 +154,3 @@ def test_the_example_of_a_wandb_sweep_is_a_sweep_of_settings_that_there_are() ->
     final = {"kind": "final", "at": "best", "epoch": 1, "step": 2, "val_l1": 0.5}
     assert sweep["metric"] == {"name": "best/val_l1", "goal": "minimize"}
     assert sweep["metric"]["name"] in loggers.row(final)
-
-
-def test_drawing_pictures_changes_no_number(tmp_path: Path) -> None:
-    drawn = run(tiny_config(tmp_path / "drawn"))
-    plain = run(tiny_config(tmp_path / "plain", "reconstructions.images=0"))
-    assert drawn.name == plain.name
-    assert sorted(path.name for path in drawn.reconstructions.iterdir()) == ["00000002.png", "00000004.png"]
-    assert not plain.reconstructions.exists()
-    assert drawn.metrics.read_bytes() == plain.metrics.read_bytes()

@@ -81,6 +81,7 @@ def held(*roots: object, but: Sequence[Tensor]) -> int:
         (["strategy=pcgrad", "scale.accumulation_steps=1"], 2 + 0 + 0 + 0 + 2 + 1),
         (["strategy=gcond_stochastic"], 2 + 2 + 0 + 1 + 2 + 1),
         (["strategy=gcond_lion"], 2 + 2 + 0 + 1 + 0 + 1),
+        (["strategy=gcond_sequential", "loss=l1_ssim_flipped"], 3 + 3 + 0 + 1 + 2 + 1),
         (["strategy=gcond_sequential", BFLOAT16], (2 + 2 + 0 + 1) / 2 + 2 + 1 / 2),
         (["strategy=gcond_stochastic", "+strategy.conductor.reference_dtype=bfloat16"], 2 + 2 / 2 + 0 + 1 + 2 + 1),
     ],

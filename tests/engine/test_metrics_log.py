@@ -1,5 +1,6 @@
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,22 +68,29 @@ def test_damage_in_what_the_checkpoint_remembers_is_told_with_its_line(
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("done", ["moved", "replaced", "written", "cut"])
-def test_a_log_that_is_no_longer_this_process_s_alone_is_told_before_a_checkpoint(done: str, tmp_path: Path) -> None:
+LINE = '{"kind": "step", "step": 0}\n'
+
+
+def replaced(path: Path) -> None:
+    path.rename(path.with_name("kept"))  # or its number would be given to the next file
+    path.write_text(LINE)
+
+
+@pytest.mark.parametrize(
+    "do",
+    [
+        lambda path: path.rename(path.with_name("elsewhere.jsonl")),
+        replaced,
+        lambda path: path.write_text(2 * LINE),
+        lambda path: path.write_text(""),
+    ],
+    ids=["moved", "replaced", "written", "cut"],
+)
+def test_a_log_that_is_no_longer_this_process_s_alone_is_told_before_a_checkpoint(do: Any, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     with MetricsLog(path) as book:
         book.write({"kind": "step", "step": 0})
         book.to_disk()
-        if done == "moved":
-            path.rename(tmp_path / "elsewhere.jsonl")
-        elif done == "written":
-            with path.open("a") as other:
-                other.write('{"kind": "step", "step": 0}\n')
-        elif done == "cut":
-            path.write_text("")
-        else:
-            path.rename(tmp_path / "kept")  # or its number would be given to the next file
-            if done == "replaced":
-                path.write_text('{"kind": "step", "step": 0}\n')
+        do(path)
         with pytest.raises(RuntimeError, match=r"metrics.jsonl: expected the 28 bytes that this run has written"):
             book.to_disk()

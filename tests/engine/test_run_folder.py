@@ -76,16 +76,6 @@ def test_a_copied_file_that_keeps_its_name_is_refused(tmp_path: Path, monkeypatc
     assert "-baseline-" in RunFolder(config(*BASE, "strategy=baseline")).name
 
 
-def test_only_the_first_of_several_processes_holds_the_folder(folder: RunFolder, cfg) -> None:
-    with folder.open(cfg), folder.open(cfg, main=False):
-        pass
-    (folder.path / "DONE").unlink()
-    with pytest.raises(ValueError, match="in the second"), folder.open(cfg, main=False):
-        raise ValueError("in the second")
-    assert folder.error is None
-    assert not folder.done
-
-
 def test_an_error_is_not_hidden_by_a_disk_that_cannot_take_it(
     folder: RunFolder, cfg, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -134,24 +134,10 @@ def test_a_failed_run_says_why_and_claims_no_results_and_an_interrupted_one_says
     assert "validation" not in report
 
 
-class Two(World):
-    """One of two processes."""
-
-    def __init__(self, rank: int) -> None:
-        super().__init__(SingleProcess(), torch.device("cpu"))
-        self.rank, self.size, self.main = rank, 2, rank == 0
-
-
-def test_several_processes_report_once_with_what_a_window_cost(folder: RunFolder) -> None:
-    cfg = config("dataset=photos", "scale=smoke", "seed=7", "arbitration=per_rank")
-    with RunReport(cfg, folder, Two(1)):
-        pass
-    assert not folder.report.exists()
-    found = []
-    for team, windows in ((Two(0), 20), (Two(0), 0), (World(SingleProcess(), torch.device("cpu")), 20)):
-        with RunReport(cfg, folder, team) as open_record:
-            team.processes.counts.update({"all_reduce/calls": 30} if windows else {})  # none: nothing was left to do
+def test_several_processes_report_what_a_window_cost_and_nothing_where_no_step_was_left(folder: RunFolder) -> None:
+    for windows, expected in ((20, {"all_reduce/calls": 1.5}), (0, {})):
+        with record(folder) as open_record:
+            open_record.team.size = 2
+            open_record.team.processes.counts.update({"all_reduce/calls": 30} if windows else {})
             open_record.windows = windows
-        report = json.loads(folder.report.read_text())
-        found.append((report["processes"], report["arbitration"], report.get("collectives_per_window")))
-    assert found == [(2, "per_rank", {"all_reduce/calls": 1.5}), (2, "per_rank", {}), (1, "once", None)]
+        assert json.loads(folder.report.read_text())["collectives_per_window"] == expected

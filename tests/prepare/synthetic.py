@@ -183,9 +183,9 @@ def _ich(twins: int, patients: int, slices: int, size: int) -> Files:
     """Flat folders, the patient in the header alone, and each way to store HU; every third gantry is tilted."""
     folder, rows = "rsna-intracranial-hemorrhage-detection/" * 2, []
     for p, z in np.ndindex(patients, slices):
-        name, of = f"ID_{zlib.crc32(bytes([p, z])):09x}", 0 if p == 1 and z < twins else p
+        name, of = f"ID_{zlib.crc32(repr((p, z)).encode()):09x}", 0 if p == 1 and z < twins else p
         tilt = 0.3 * (p % 3 == 0)
-        tags = {"PatientID": f"ID_{zlib.crc32(bytes([p])):08x}", "SOPInstanceUID": name}
+        tags = {"PatientID": f"ID_{zlib.crc32(repr((p,)).encode()):08x}", "SOPInstanceUID": name}
         tags |= {"StudyInstanceUID": f"ID_s{p}", "SeriesInstanceUID": f"ID_r{p}"}
         tags |= {"ImageOrientationPatient": [1, 0, 0, 0, math.cos(tilt), -math.sin(tilt)]}
         content = _slice(head(of, z, slices, (size, size)), CODINGS[of % len(CODINGS)], 5 * z, **tags)

@@ -1,13 +1,8 @@
 """The whole way on made archives: every file has its fate, and the store is one and the same however it was made."""
 
 import os
-import random
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import ct
@@ -201,30 +196,6 @@ def test_killed_at_every_write_it_gives_the_same_store(archives, made, tmp_path,
             deaths += 1
     assert deaths > 5
     assert ct.main([*roots(archives[0]), "--out", str(out), *LENIENT]) == 0
-    assert contents(out) == contents(made)
-
-
-@pytest.mark.slow
-def test_sigkill_at_random_moments_gives_the_same_store(archives, made, tmp_path):
-    out = tmp_path / "ct"
-    command = [sys.executable, str(COMMAND), *roots(archives[0]), "--out", str(out), "--workers", "2", *LENIENT]
-    started = time.monotonic()
-    subprocess.run([*command[:-1], "41"], check=True, capture_output=True)  # another store, to learn how long it takes
-    duration = time.monotonic() - started
-    shutil.rmtree(out)
-    draw, kills = random.Random(0), 0
-    while True:
-        process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-        try:
-            process.communicate(timeout=draw.uniform(0.3, 1.0) * duration)
-        except subprocess.TimeoutExpired:
-            (os.killpg if kills % 2 else os.kill)(process.pid, signal.SIGKILL)
-            process.communicate()
-            kills += 1
-            continue
-        assert process.returncode == 0
-        break
-    assert kills > 0
     assert contents(out) == contents(made)
 
 
