@@ -1,19 +1,25 @@
-"""What `gcond-train` hands to a sweeper that looks for the smallest loss."""
+"""What `gcond-train` imports, says and hands on: it may be lost, and a sweeper takes the smallest loss."""
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from engine.runs import TINY, tiny_config
+from engine.runs import TINY, config, tiny_config
 
 import gcond.train
 from gcond.command import main
+from gcond.data.checksums import of_photographs
 from gcond.engine.run_folder import RunFolder
 from gcond.engine.run_state import objective
+from gcond.output import Progress, output_may_be_lost
 from gcond.study.tables import collect
 
 
@@ -55,3 +61,151 @@ def test_data_that_are_not_there_end_in_one_line(
     said = capsys.readouterr().err
     assert str(tmp_path) in said
     assert "Traceback" not in said
+
+
+PROGRAM = r"""
+import os, sys
+from gcond.command import main
+from gcond.engine.metrics_log import MetricsLog
+
+def leave(*_):
+    print("\nIMPORTED", *sys.modules, flush=True)
+    os._exit(0)
+
+MetricsLog.write = leave  # what is written first is the record of the first optimizer step
+try:
+    main()
+finally:
+    leave()
+"""
+SMOKE = ("scale=smoke", "dataset=photos", "device=cpu", "progress=quiet", "hydra.job_logging.root.level=ERROR")
+NEVER = {"torchjd", "matplotlib", "scipy.optimize", "wandb", "submitit", "joblib"}
+
+
+def imported(*words: str) -> tuple[set[str], str]:
+    """The modules of a `gcond-train WORDS` at its first step or its end, and what it said."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *words], capture_output=True, text=True, timeout=300)
+    said, _, modules = done.stdout.rpartition("\nIMPORTED ")
+    return set(modules.split()), said + done.stderr
+
+
+def test_what_needs_no_pytorch_is_answered_without(tmp_path: Path) -> None:
+    """Help, a misspelt key, and a run that is finished."""
+    words = [*SMOKE, f"runs={tmp_path}"]
+    folder = RunFolder(config(*words))
+    folder.path.mkdir(parents=True)
+    report = {"schema": 1, "status": "done", "data_checksum": of_photographs()}
+    folder.report.write_text(json.dumps(report))
+    folder.finish()
+    answers = ((["--help"], "strategy: "), (["strategi=baseline"], "strategi"), (words, "finished earlier"))
+    for typed, answer in answers:
+        modules, said = imported(*typed)
+        assert answer in said
+        assert "gcond.command" in modules
+        assert not modules & {*NEVER, "torch", "timm", "datasets", "pandas"}
+
+
+@pytest.mark.parametrize("strategy", ["gcond_stochastic", pytest.param("baseline", marks=pytest.mark.slow)])
+def test_the_first_step_is_taken_without_what_it_does_not_need(tmp_path: Path, strategy: str) -> None:
+    modules, said = imported(*SMOKE, f"runs={tmp_path}", f"strategy={strategy}")
+    assert {"torch", "timm", "gcond.engine.trainer"} <= modules, said
+    assert not modules & {*NEVER, "datasets", "pandas"}
+
+
+@pytest.fixture
+def nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standard output and error are pipes that nobody reads any more."""
+    for name in ("stdout", "stderr"):
+        reader, writer = os.pipe()
+        os.close(reader)
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(os.fdopen(writer, "wb", 0), write_through=True))
+    with pytest.raises(BrokenPipeError):
+        print("this")
+
+
+@pytest.mark.parametrize("progress", ["bar", "lines", "quiet"])
+def test_a_run_that_nobody_listens_to_is_finished(progress: str, nobody_reads: None, tmp_path: Path) -> None:
+    cfg = tiny_config(tmp_path, "strategy=baseline", f"progress={progress}")
+    main(cfg)
+    folder = RunFolder(cfg)
+    assert folder.finished() is not None
+    assert folder.error is None
+
+
+def test_closed_streams_end_no_run_and_their_numbers_are_given_to_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with `>&- 2>&-`, or under a daemon."""
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    cfg = tiny_config(tmp_path, "strategy=baseline", "progress=lines")
+    main(cfg)
+    assert RunFolder(cfg).finished() is not None
+
+    program = f"""
+from gcond.output import output_may_be_lost
+with output_may_be_lost():
+    print("lost")
+    file = open({str(tmp_path / "file")!r}, "w")
+    file.write(str(file.fileno()))
+"""
+    command = ["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, program]
+    assert subprocess.run(command, check=False).returncode == 0
+    assert int((tmp_path / "file").read_text()) > 2
+
+
+def test_what_can_be_written_is_and_the_streams_are_given_back(capsys: pytest.CaptureFixture) -> None:
+    before = sys.stdout, sys.stderr
+    with output_may_be_lost():
+        print("heard")
+        print("too", file=sys.stderr)
+        assert sys.stdout.isatty() is False
+    assert (sys.stdout, sys.stderr) == before
+    assert capsys.readouterr() == ("heard\n", "too\n")
+
+
+def test_a_program_whose_reader_has_gone_ends_well() -> None:
+    """Also with what is still in a buffer when Python ends."""
+    program = """
+from gcond.output import output_may_be_lost
+with output_may_be_lost():
+    for number in range(9999):
+        print(number)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"0\n"
+        process.stdout.close()
+        assert (process.wait(60), process.stderr.read()) == (0, b"")
+    full = Path("/dev/full")
+    if full.exists():
+        with full.open("w") as disk:
+            assert subprocess.run([sys.executable, "-c", program], stdout=disk, check=False).returncode == 0
+
+
+SCORES = {"val_l1": 0.5, "val_ssim": 0.25}
+
+
+def say(kind: str, start: int = 0) -> None:
+    with Progress("a-run", kind, start, total=4) as progress:
+        for epoch in range(start + 1, 5):
+            progress.log({"kind": "step", "loss/l1": 1.0, "lr": 0.1})
+            progress.log({"kind": "validation", "epoch": epoch, "step": epoch, **SCORES})
+
+
+@pytest.mark.parametrize(("kind", "epochs"), [("auto", [1, 3, 4]), ("lines", [1, 3, 4]), ("quiet", [4])])
+def test_lines_say_what_a_person_wants_to_know_once_a_minute_at_most(
+    kind: str, epochs: list[int], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([1000.0, 1059.0, 1060.0, 1061.0])  # the ends of the epochs; the last is always told
+    monkeypatch.setattr("gcond.output.time.monotonic", lambda: next(clock))
+    say(kind)
+    ends = [f"a-run: epoch {e}, step {e}: validation L1 0.5000, 1-SSIM 0.2500" for e in epochs]
+    assert capsys.readouterr().err.splitlines() == ["a-run: 4 steps, from the start", *ends]
+
+
+def test_a_bar_in_a_file_is_not_drawn_at_every_step(capsys: pytest.CaptureFixture) -> None:
+    with Progress("a-run", "bar", 0, total=1000) as progress:
+        for _ in range(1000):
+            progress.log({"kind": "step", "loss/l1": 1.0})
+            time.sleep(0.0003)  # three times the tenth of a second after which a terminal's bar is drawn again
+    assert capsys.readouterr().err.count("%|") == 3  # at its start, below the first line, and at its end

@@ -122,7 +122,7 @@ def test_another_loss_than_the_recorded_one_is_told(copy: Path, capsys) -> None:
 
 
 def test_a_photograph_and_an_image_of_the_data_are_drawn(finished: Path, tmp_path: Path) -> None:
-    """Originals to the pixel, masked as asked for; the other columns are those of engine/test_reconstructions."""
+    """Originals to the pixel, masked as asked for; the other columns are those of engine/test_evaluate."""
     photo = gratings(1, 96)[0].permute(1, 2, 0).numpy()
     Image.fromarray(photo).save(tmp_path / "photo.png")
     words = ["reconstruct", str(finished), str(tmp_path / "photo.png"), "test:3", "--out", str(tmp_path / "sheet.png")]

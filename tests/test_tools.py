@@ -1,0 +1,266 @@
+"""The scripts of tools/: a run tortured, the paper rehearsed, wandb's dashboard, and mutants of the strategies."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+import wandb
+import yaml
+from engine.runs import CONFIG, TINY, config, run, tiny_config
+from script_files import ROOT, load
+
+from gcond.engine import loggers
+from gcond.engine.checkpoint import checkpoints
+from gcond.engine.metrics_log import read
+from gcond.files import sha256
+
+torture = load("tools/torture")
+
+
+def test_a_run_equals_its_repetition_but_for_one_digit_one_bit_and_one_field(tmp_path: Path) -> None:
+    one, two = (run(tiny_config(tmp_path / name, "seed=3")) for name in ("one", "two"))
+    assert json.loads(one.report.read_text())["started"]  # a field that does differ
+    assert torture.differences(one, two) == []
+    two.metrics.write_text(two.metrics.read_text().replace('"lr": 0.001', '"lr": 0.002', 1))
+    newest = checkpoints(two.checkpoints)[0]
+    content = torch.load(newest, weights_only=True)
+    bits = content["parts"]["model"]["mask_token"].view(torch.int32)
+    bits[7] ^= 1
+    content["parts"]["conductor"]["steps"] += 1
+    torch.save(content, newest)
+    newest.rename(newest.with_name(f"{newest.name[:9]}{sha256(newest)}.pt"))
+    report = json.loads(two.report.read_text())
+    two.report.write_text(json.dumps(report | {"seconds": 1e9, "epochs": 1}))
+    assert torture.differences(one, two) == [
+        "metrics.jsonl",
+        "checkpoint: /parts/model/mask_token",
+        "checkpoint: /parts/conductor/steps",
+        "report.json: epochs",
+    ]
+
+
+@pytest.mark.slow
+def test_killed_runs_end_as_if_nothing_had_happened(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    tiny = [option for override in TINY if "tiny" in override for option in ("--override", override)]
+    chosen = ["-n", "3", "--jobs", "1", "--datasets", "photos", "--strategies", "gcond_stochastic,famo", *tiny]
+    assert torture.main([*chosen, "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "3 of 3 continuations equal" in printed
+    kills, terminations = map(int, re.search(r"(\d+) ends by SIGKILL, (\d+) by SIGTERM", printed).groups())
+    assert kills + terminations > 0
+    again = torture.main([*chosen, "--out", str(tmp_path)])
+    assert again == 0
+    assert len((tmp_path / "trials.jsonl").read_text().splitlines()) == 3  # nothing was repeated
+
+
+rehearsal = load("tools/rehearse_paper")
+REHEARSED = ("scale=paper", "model=mobilenetv3_small_050", "scale.image_size=64", "scale.patch_size=16")
+REHEARSED += ("scale.accumulation_steps=2", "scale.micro_batch=4", "dataset=ct")
+
+
+@pytest.mark.slow
+def test_runs_that_differ_in_numbers_alone_are_one_case() -> None:
+    """Of O8 eight pairs of weights, at one seed, rate and data set; the mode of the model is another matter."""
+    cases = rehearsal.distinct(["o8_weights"])
+    ((cfg, runs),) = cases.values()
+    assert runs == ["o8_weights"] * 8
+    assert (cfg.scale.name, cfg.scale.micro_batch, cfg.dataset.name) == ("paper", 256, "imagenet256")
+    changes = ([], ["strategy.model_mode=eval"], ["loss=l1"], ["scale.accumulation_steps=8"], ["model=convnext_tiny"])
+    names = {rehearsal.name_of(config(*REHEARSED, "strategy=baseline", *change)) for change in changes}
+    assert len(names) == len(changes)
+    assert rehearsal.name_of(config(*REHEARSED, "seed=1", "optimizer.lr=0.5")) == rehearsal.name_of(
+        config(*REHEARSED, "seed=2")
+    )
+
+
+@pytest.mark.slow
+def test_what_does_not_start_is_named_and_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, bad = (config(*REHEARSED, f"strategy={name}") for name in ("gcond_sequential", "baseline"))
+    bad.model.depth = "two"
+    cases = {"good": (good, ["table2"] * 3), "bad": (bad, ["o1"])}
+    out = tmp_path / "rehearsal.csv"
+    table = rehearsal.rehearse(cases, 2, True, out).set_index("case")
+    assert table.error["good"] == ""
+    assert table.planned_gb["good"] > 0
+    assert table.seconds["good"] > 0
+    assert table.runs["good"] == 3
+    assert table.error["bad"] != ""
+    monkeypatch.setattr(rehearsal, "first_step", None)  # would be called
+    assert len(rehearsal.rehearse({"good": cases["good"]}, 2, True, out)) == 1
+
+
+def test_settings_that_are_refused_are_named_with_their_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = config(*REHEARSED, "strategy=baseline", "scale.micro_batch=0")
+    monkeypatch.setattr(rehearsal, "runs_of", lambda experiment: iter([broken]))
+    with pytest.raises(
+        ValueError, match=r"o1, baseline on ct: `scale\.micro_batch`: expected greater than or equal to 1, found 0"
+    ):
+        rehearsal.distinct(["o1"])
+
+
+SCRIPT = CONFIG.parent / "tools" / "wandb_dashboard.py"
+DEFINITION = yaml.safe_load(SCRIPT.with_suffix(".yaml").read_text(encoding="utf-8"))
+FAST = ("gcond_stochastic", "pcgrad")
+LISTED = sorted({strategy for figure in DEFINITION["figures"] for strategy in figure["strategies"]})
+
+
+dashboard = load("tools/wandb_dashboard")
+
+
+@pytest.fixture
+def printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    """What --print writes: the definition of the figures, for scale mini."""
+    monkeypatch.setattr(sys, "argv", ["wandb_dashboard.py", "--scale", "mini", "--print"])
+    dashboard.main()
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("strategy", [pytest.param(s, marks=() if s in FAST else pytest.mark.slow) for s in LISTED])
+def test_each_strategy_logs_what_its_figures_show(
+    strategy: str, printed: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys as the mirror sends them, tables and pictures included, by a stand-in for wandb's run."""
+    folder = run(tiny_config(tmp_path, f"strategy={strategy}"))
+    stand_in = MagicMock(summary={}, settings=SimpleNamespace(sync_dir=""))
+    monkeypatch.setattr(loggers.WandbLogger, "_begun", lambda self: stand_in)
+    logger = loggers.WandbLogger(folder.path, "none")
+    logger.open()
+    for record in loggers.recorded(folder.path):
+        logger.log(record)
+    logger.summary(json.loads(folder.report.read_text()))
+    logged = {key for call in stand_in.log.call_args_list for key in call.args[0]}
+    sent = [record for record in read(folder.metrics) if record["kind"] in ("step", "validation")]
+    assert {key for record in sent for key, value in record.items() if value is not None} - {"kind"} <= logged
+    assert {"probe/cosine/all", "probe/noise/l1/1", "activations/std", "activations/quantiles/0.5"} <= logged
+    shown = {
+        panel["key"]
+        for figure in printed
+        for grid in figure["grids"]
+        if f"'strategy:{strategy}'" in grid["filter"]
+        for panel in grid["panels"]
+    }
+    assert shown
+    assert shown <= logged
+
+
+def test_every_run_that_a_figure_asks_for_can_exist(printed: list[dict[str, Any]]) -> None:
+    for figure in printed:
+        for grid in figure["grids"]:
+            conditions = [condition.split(" in ") for condition in grid["filter"].split(" and ")]
+            assert [name for name, _ in conditions] == ["Tags"] * 4
+            for _, values in conditions:
+                for tag in yaml.safe_load(values):
+                    group, _, option = tag.partition(":")
+                    assert (CONFIG / group / f"{option}.yaml").exists(), tag
+
+
+def test_every_figure_of_the_paper_is_there(printed: list[dict[str, Any]]) -> None:
+    """The preprint has twelve figures."""
+    titles = " ".join(figure["title"] for figure in printed)
+    assert [number for number in range(1, 13) if f"Figure {number}:" not in titles] == []
+
+
+def test_what_is_saved_holds_every_panel_of_the_definition(
+    printed: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library is not in the environment; a stand-in keeps what it is asked to make."""
+    kinds = ("P", "H2", "TableOfContents", "Layout", "LinePlot", "MediaBrowser", "WeavePanelSummaryTable", "Runset")
+    library: Any = ModuleType("wandb_workspaces.reports.v2")
+    for kind in (*kinds, "PanelGrid"):
+        setattr(library, kind, lambda *text, kind=kind, **content: SimpleNamespace(kind=kind, text=text, **content))
+    library.Report = MagicMock()
+    parents = {name: ModuleType(name) for name in ("wandb_workspaces", "wandb_workspaces.reports")}
+    for name, module in (parents | {library.__name__: library}).items():
+        monkeypatch.setitem(sys.modules, name, module)
+    parents["wandb_workspaces.reports"].v2 = library  # type: ignore[attr-defined]
+
+    assert dashboard.save(DEFINITION, "mini", "gcond", "somebody") == library.Report.return_value.url
+    library.Report.return_value.save.assert_called_once()
+    project, entity, title = library.Report.call_args.args
+    blocks = library.Report.call_args.kwargs["blocks"]
+    assert (project, entity, "mini" in title) == ("gcond", "somebody", True)
+    assert [block.text[0] for block in blocks if block.kind == "H2"] == [figure["title"] for figure in printed]
+    grids = [block for block in blocks if block.kind == "PanelGrid"]
+    expected = [grid for figure in printed for grid in figure["grids"]]
+    assert [grid.runsets[0].filters for grid in grids] == [grid["filter"] for grid in expected]
+    made = [
+        [getattr(p, "y", None) or getattr(p, "media_keys", None) or [p.table_name] for p in g.panels] for g in grids
+    ]
+    assert made == [[[panel["key"]] for panel in grid["panels"]] for grid in expected]
+    for grid in grids:
+        assert len({(panel.layout.x, panel.layout.y) for panel in grid.panels}) == len(grid.panels)  # none over another
+        assert all(panel.x == "step" for panel in grid.panels if panel.kind == "LinePlot")
+
+
+def test_without_the_library_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
+    monkeypatch.setattr(wandb, "Api", lambda: pytest.fail("asked the server"))
+    with pytest.raises(SystemExit, match=r"pip install wandb-workspaces"):
+        dashboard.save(DEFINITION, "mini", "gcond", None)
+
+
+mutants = load("tools/mutants")
+MUTANTS = mutants.declared(mutants.DECLARATIONS)
+PACKAGE = ROOT / "src" / mutants.PACKAGE
+
+
+def test_every_mutant_applies_and_its_tests_exist():
+    assert len(MUTANTS) >= 90
+    for mutant in MUTANTS:
+        assert mutant.mutated(PACKAGE)
+        assert mutant.new != mutant.old
+        assert mutant.imitates
+        assert mutant.tests, mutant.name
+        for test in mutant.tests:
+            path, _, function = test.partition("::")
+            source = (ROOT / path).read_text()
+            assert not function or re.search(rf"^def {function}\(", source, re.MULTILINE), (mutant.name, test)
+
+
+UNNOTICED = {"file": "update.py", "old": '"""The resolved gradient as it', "new": '"""The gradient as it'}
+NOTICED = {"file": "update.py", "old": "lerp_(own, 1 - self.beta)", "new": "lerp_(own, 1.0)"}
+UNUSABLE = {"file": "update.py", "old": "class Raw(Update):", "new": "class Crude(Update):"}
+ABOUT = {"imitates": "see above", "tests": ["tests/strategy/test_update.py::test_ema_is_the_twin"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"old": "not in the file"}, "mutant 'm': expected `old` exactly once in update.py, found it 0 times"),
+        ({"old": "return"}, r"mutant 'm': expected `old` exactly once in update.py, found it \d+ times"),
+        ({"old": "class Raw(Update):", "new": "class Raw("}, r"mutant 'm': .*update.py"),
+        ({"file": "gone.py"}, r"mutant 'm': .*No such file"),
+    ],
+)
+def test_mutant_that_no_longer_applies_is_named(changes, reason):
+    with pytest.raises(ValueError, match=reason):
+        mutants.Mutant(**{"name": "m", "tests": (), **UNNOTICED, **changes}).mutated(PACKAGE)
+
+
+@pytest.mark.slow
+def test_survivors_and_mutants_that_do_not_run_fail_the_check(tmp_path):
+    def check(**made):
+        tables = [
+            f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in {**ABOUT, **mutant}.items())
+            for name, mutant in made.items()
+        ]
+        (tmp_path / "declared.toml").write_text("\n".join(tables))
+        command = [sys.executable, ROOT / "tools" / "mutants.py", "--declarations", tmp_path]
+        done = subprocess.run(command, capture_output=True, text=True)
+        return done.returncode, dict(
+            re.findall(r"^(\w+)\t(\S*test_ema_is_the_twin|NOT \w+)", done.stdout, re.MULTILINE)
+        )
+
+    before = (PACKAGE / "update.py").read_text()
+    assert check(noticed=NOTICED) == (0, {"noticed": "strategy/test_update.py::test_ema_is_the_twin"})
+    assert check(unnoticed=UNNOTICED, unusable=UNUSABLE) == (1, {"unnoticed": "NOT CAUGHT", "unusable": "NOT RUN"})
+    assert (PACKAGE / "update.py").read_text() == before
