@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -126,23 +124,6 @@ def test_trials_under_the_cap(monkeypatch):
     assert steps._peak_alone(same, "pcgrad", "cuda", start=49) is None
 
 
-def test_out_of_memory_in_a_trial_is_an_answer_and_other_errors_are_not(monkeypatch):
-    for name in ("empty_cache", "reset_peak_memory_stats"):
-        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**20)
-    ends: list[Exception | None] = [torch.OutOfMemoryError("full"), None, None, KeyError("a mistake")]
-
-    def work() -> None:
-        if error := ends.pop(0):
-            raise error
-
-    monkeypatch.setattr(steps, "work_of", lambda *_: work)
-    assert steps.peak_mb(None, "pcgrad", GPU) is None
-    assert steps.peak_mb(None, "pcgrad", GPU) == 3.0
-    with pytest.raises(KeyError, match="a mistake"):
-        steps.peak_mb(None, "pcgrad", GPU)
-
-
 def test_ratios_of_own_batches_are_per_image(monkeypatch):
     """By hand: 2 s for 8 images against 3 s for 4 is three times as long an image; PCGrad fits at no batch."""
     monkeypatch.setattr(steps, "describe", lambda device: "a GPU")
@@ -205,21 +186,6 @@ def test_the_arbitration_alone_is_measured_in_copies(tmp_path, monkeypatch):
     assert set(time_of.against) == {steps.COPY}
     assert {"GCond", "GCond, compiled", "TorchJD's CAGrad", "statistics"} <= set(time_of.index)
     assert (time_of.value > 0).all()
-
-
-@pytest.mark.slow
-def test_two_processes_send_what_docs_scaling_says(tmp_path):
-    """m = 3, R = 2, K = 24, in units of P; small calls are below a hundredth of it."""
-    command = [sys.executable, str(ROOT / "bench" / "steps.py"), "processes", "--rounds", "1", "--device", "cpu"]
-    subprocess.run([*command, "--results", str(tmp_path)], check=True, capture_output=True)  # spawned by file
-    rows = bench.read(tmp_path)
-    sent = rows[rows.quantity == "sent"].set_index("strategy").value
-    m, k, r = 3, 24, 2
-    expected = {"Joint, once": 2, "GCond sequential, once": m + 1, "GCond stochastic, once": m + 1}
-    expected |= {"PCGrad micro-batch, once": 2, "GradDrop, once": 2 * m, "Joint, FSDP2": 3 * k / r}
-    expected |= {"GCond stochastic, FSDP2": 3 * k / r, "GCond sequential, FSDP2": (2 * m + 1) * k / r}
-    expected |= {f"{name}, per_rank": 2 for name in steps.PARTS}
-    assert dict(sent) == pytest.approx(expected, abs=0.01)
 
 
 # Memory

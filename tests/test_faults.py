@@ -10,9 +10,8 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -272,62 +271,6 @@ def test_a_checkpoint_after_every_step_changes_nothing_and_each_can_be_gone_on_f
 # A full disk
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 40 MB, where this user may mount one."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", place], capture_output=True, text=True)
-    if mounted.returncode != 0:
-        pytest.skip(f"a small disk cannot be mounted: {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
-
-
-def fill(disk: Path, left: int) -> Path:
-    """A file that leaves `left` bytes."""
-    filler = disk / "filler"
-    with filler.open("wb") as file:
-        file.write(bytes(shutil.disk_usage(disk).free - left))
-    return filler
-
-
-@pytest.mark.parametrize("left", [1_000_000, 0])  # too little for the checkpoint; for anything
-def test_a_full_disk_says_what_to_do_and_the_next_attempt_goes_on(
-    left: int, small_disk: Path, whole: Whole, tmp_path: Path
-) -> None:
-    cfg = tiny_config(small_disk / "runs", STRATEGY)
-    folder, attempt = RunFolder(cfg), Attempt(cfg, tmp_path / "log", held=2)
-    attempt.wait_until_held()
-    before = contents(folder.checkpoints)
-    filler = fill(small_disk, left)
-    attempt.go_on()
-    assert attempt.status() == 1
-    assert_told(attempt.said)
-    assert contents(folder.checkpoints) == before
-    if left:
-        assert_told(str(folder.error))
-        assert json.loads(folder.report.read_text())["error"] == folder.error
-    else:
-        assert folder.error is None
-        assert attempt.said.count("could not be written: [Errno 28] No space left on device") == 2  # FAILED, report
-        again = Attempt(cfg, tmp_path / "log")
-        assert again.status() == 1
-        assert_told(again.said)
-        assert contents(folder.checkpoints) == before
-    filler.unlink()
-    run(cfg)
-    assert_ended_alike(folder, whole(STRATEGY))
-
-
-def assert_told(text: str, cause: str = "No space left on device") -> None:
-    assert re.search(
-        rf"{cause}, \d+ MB are free. What was written before is intact: free some space, then the same command goes on "
-        "from the last checkpoint",
-        text,
-    ), text
-
-
 @pytest.mark.parametrize("what", ["checkpoint", "logbook"])
 def test_a_file_that_may_not_grow_is_told_alike(what: str, whole: Whole, tmp_path: Path) -> None:
     """RLIMIT_FSIZE, set when the first checkpoint has been written: EFBIG in place of ENOSPC."""
@@ -346,7 +289,10 @@ def test_a_file_that_may_not_grow_is_told_alike(what: str, whole: Whole, tmp_pat
 
     attempt = Attempt(cfg, tmp_path / "log", prepare=limit_after_the_first_checkpoint)
     assert attempt.status() == 1
-    assert_told(str(folder.error), "File too large")
+    advice = "free some space, then the same command goes on from the last checkpoint"
+    assert re.search(
+        rf"File too large, \d+ MB are free. What was written before is intact: {advice}", str(folder.error)
+    )
     assert saved_steps(folder) == [2]
     assert len(list(folder.checkpoints.iterdir())) == 1  # half a checkpoint is not left behind
     run(cfg)

@@ -7,6 +7,7 @@ import json
 import signal
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import yaml
@@ -19,39 +20,15 @@ from gcond.engine.metrics_log import read
 from gcond.engine.settings import Settings
 
 
-class Recorder:
-    """Keeps what it is given, and raises in the method `breaks` at its call number `after`."""
-
-    def __init__(self, breaks: str = "", after: int = 0, error: BaseException | None = None) -> None:
-        self.calls: list[tuple[str, Any]] = []
-        self._breaks, self._after, self._error = breaks, after, error or RuntimeError("the network is gone")
-
-    def open(self) -> None:
-        self._note("open", None)
-
-    def log(self, record: dict[str, Any]) -> None:
-        self._note("log", record)
-
-    def summary(self, report: dict[str, Any]) -> None:
-        self._note("summary", report)
-
-    def close(self, done: bool) -> None:
-        self._note("close", done)
-
-    def _note(self, name: str, content: Any) -> None:
-        self.calls.append((name, content))
-        if name == self._breaks and self.given(name)[self._after :]:
-            raise self._error
-
-    def given(self, name: str) -> list[Any]:
-        return [content for method, content in self.calls if method == name]
+def given(recorder: MagicMock, method: str) -> list[Any]:
+    return [call.args[0] for call in getattr(recorder, method).call_args_list]
 
 
 @pytest.fixture
 def logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run the tiny run with this logger in place of none."""
 
-    def with_logger(recorder: Recorder, *overrides: str) -> Any:
+    def with_logger(recorder: MagicMock, *overrides: str) -> Any:
         monkeypatch.setattr(loggers, "Logger", lambda folder, experiment: recorder)
         return run(tiny_config(tmp_path, *overrides))
 
@@ -59,20 +36,22 @@ def logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_logger_sees_every_record_in_order_the_pictures_and_the_report(logged: Any) -> None:
-    recorder = Recorder()
+    recorder = MagicMock()
     folder = logged(recorder)
-    kinds = [content["kind"] for content in recorder.given("log")]
+    kinds = [content["kind"] for content in given(recorder, "log")]
     epoch = ["step", "step", "validation", "probe", "activations", "reconstructions"]
     assert kinds == [*epoch, *epoch, "final", "final"]
-    assert [name for name, _ in recorder.calls] == ["open", *["log"] * 14, "summary", "close"]
-    seen = [{k: None if v != v else v for k, v in each.items()} for each in recorder.given("log") if "path" not in each]
+    assert [call[0] for call in recorder.mock_calls] == ["open", *["log"] * 14, "summary", "close"]
+    seen = [
+        {k: None if v != v else v for k, v in each.items()} for each in given(recorder, "log") if "path" not in each
+    ]
     assert seen == read(folder.metrics)
-    assert [(each["step"], each["path"].is_file()) for each in recorder.given("log") if "path" in each] == [
+    assert [(each["step"], each["path"].is_file()) for each in given(recorder, "log") if "path" in each] == [
         (2, True),
         (4, True),
     ]
-    assert recorder.given("summary") == [json.loads(folder.report.read_text())]
-    assert recorder.given("close") == [True]
+    assert given(recorder, "summary") == [json.loads(folder.report.read_text())]
+    assert given(recorder, "close") == [True]
 
 
 def test_a_logger_that_fails_is_named_once_and_changes_nothing(
@@ -81,36 +60,38 @@ def test_a_logger_that_fails_is_named_once_and_changes_nothing(
     reference = run(tiny_config(tmp_path / "reference"))
     for breaks, after in (("open", 0), ("log", 3), ("summary", 0), ("close", 0)):
         capsys.readouterr()
-        recorder = Recorder(breaks, after)
+        recorder = MagicMock()
+        getattr(recorder, breaks).side_effect = [*[None] * after, RuntimeError("the network is gone")]
         folder = logged(recorder, f"name={breaks}")
         assert folder.metrics.read_bytes() == reference.metrics.read_bytes()
         assert json.loads(folder.report.read_text())["status"] == "done"
         assert folder.done
-        assert recorder.calls[-1][0] == breaks  # left alone from then on
+        assert recorder.mock_calls[-1][0] == breaks  # left alone from then on
         complaint = capsys.readouterr().err
         assert complaint.count("the network is gone") == 1
         assert f"failed in `{breaks}` (RuntimeError" in complaint
 
 
 def test_a_failing_run_ends_its_logger_and_keeps_its_own_error(logged: Any) -> None:
-    recorder = Recorder()
+    recorder = MagicMock()
     with pytest.raises(FloatingPointError):
         logged(recorder, "strategy=baseline", "loss.reconstruction._target_=engine.tiny.BreakingLoss")
-    (report,) = recorder.given("summary")
+    (report,) = given(recorder, "summary")
     assert report["status"] == "failed"
     assert "ssim" in report["error"]
-    assert recorder.given("close") == [False]
+    assert given(recorder, "close") == [False]
 
 
 def test_an_interrupted_run_is_not_reported_with_an_older_attempts_report(tmp_path: Path) -> None:
     """Only what the logger does wrong is caught, not the Ctrl-C that comes while it works."""
     (tmp_path / "report.json").write_text('{"status": "failed"}')
-    recorder = Recorder("log", 0, KeyboardInterrupt(signal.SIGINT))
+    recorder = MagicMock()
+    recorder.log.side_effect = KeyboardInterrupt(signal.SIGINT)
     logger = SafeLogger(recorder, tmp_path)
     logger.open()
     with pytest.raises(KeyboardInterrupt), logger:
         logger.log({})
-    assert recorder.given("summary") == [{"status": "interrupted"}]
+    assert given(recorder, "summary") == [{"status": "interrupted"}]
 
 
 def test_csv_holds_what_metrics_jsonl_does_after_an_interruption_too(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from engine.attempts import interrupted
 from engine.runs import TINY, run, tiny_config
 from omegaconf import OmegaConf
 
-from gcond.engine import wandb_upload
+from gcond.engine import loggers, wandb_upload
 from gcond.engine.loggers import logger_of
 from gcond.engine.metrics_log import read
 from gcond.engine.run_folder import RunFolder
@@ -44,26 +44,15 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def rows(folder: RunFolder) -> list[dict[str, Any]]:
     """metrics.jsonl as it should arrive."""
     return [
-        {key: value for key, value in as_sent(record).items() if value is not None} for record in read(folder.metrics)
+        {key: value for key, value in loggers.row(record).items() if value is not None}
+        for record in read(folder.metrics)
     ]
-
-
-def as_sent(record: dict[str, Any]) -> dict[str, Any]:
-    """Steps and validations as they are; other kinds, and what is nested, with names in front."""
-    kind = record.pop("kind")
-    if kind in ("step", "validation"):
-        return record
-    own = {key: record.pop(key) for key in ("epoch", "step")}
-    kind = record.pop("at", kind)  # best, last
-    for share, value in record.pop("quantiles", {}).items():
-        own[f"{kind}/quantiles/{share}"] = value
-    return own | {f"{kind}/{key}": value for key, value in record.items()}
 
 
 def logged(folder: RunFolder) -> list[dict[str, Any]]:
     """The rows that wandb has of metrics.jsonl: all but pictures and tables."""
     found = wandb_file.history(wandb_file.only_copy(folder.path))
-    return [row for row in found if "reconstructions" not in row and "tables/summary" not in row]
+    return [each for each in found if "reconstructions" not in each and "tables/summary" not in each]
 
 
 def train(
