@@ -1,7 +1,5 @@
 """Options and fixtures that several test folders share."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The files of bench/ and tools/, which are no packages, as modules."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """bench/: each bench once at its smallest size, and the arithmetic behind its numbers."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path
@@ -110,7 +108,7 @@ def test_trials_under_the_cap(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, number: fractions.append(share))
 
-    def peak(setting: object, method: str, device: torch.device, *more: str) -> float | None:
+    def peak(setting, method, device, *more):
         size, window = (int(text.split("=")[1]) for text in more)
         tried.append((size, window))
         return 10.0 * size if size <= limits[window] else None

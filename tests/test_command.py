@@ -1,7 +1,5 @@
 """What `gcond-train` imports, says and hands on: it may be lost, and a sweeper takes the smallest loss."""
 
-from __future__ import annotations
-
 import io
 import json
 import math
@@ -23,9 +21,7 @@ from gcond.output import Progress, output_may_be_lost
 from gcond.study.tables import collect
 
 
-def test_the_command_returns_the_best_weighted_validation_loss_however_the_run_stands(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_returns_the_best_weighted_validation_loss_however_the_run_stands(tmp_path, monkeypatch):
     """By hand: .85 L1 + .15 (1 - SSIM), the smallest of its epochs; all of validation is measured at each of tiny's."""
     cfg = tiny_config(tmp_path / "runs", "scale.eval_images=null")
     trained = main(cfg)
@@ -41,7 +37,7 @@ def test_the_command_returns_the_best_weighted_validation_loss_however_the_run_s
     assert main(elsewhere) == pytest.approx(trained, rel=1e-7)
 
 
-def test_a_run_with_another_task_is_judged_by_its_own_weights_and_one_without_numbers_by_nan() -> None:
+def test_a_run_with_another_task_is_judged_by_its_own_weights_and_one_without_numbers_by_nan():
     scores = {"val_l1": 0.5, "val_ssim": 0.25, "val_flipped": 0.75}
     report = {"tasks": {"l1": 0.5, "flipped": 0.2}, "final": {"best": scores, "last": {}}, "validation": []}
     assert objective(report) == pytest.approx(0.25 + 0.15)
@@ -50,9 +46,7 @@ def test_a_run_with_another_task_is_judged_by_its_own_weights_and_one_without_nu
     assert math.isnan(objective(report | {"final": {}}))
 
 
-def test_data_that_are_not_there_end_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_data_that_are_not_there_end_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("hydra._internal.utils.is_under_debugger", lambda: False)  # as it takes coverage for one
     words = [*TINY, "dataset=ct", "dataset._target_=gcond.data.ct.load", f"dataset.root={tmp_path}", f"runs={tmp_path}"]
     monkeypatch.setattr(sys, "argv", ["gcond-train", "hydra/hydra_logging=disabled", "hydra.run.dir=.", *words])
@@ -89,7 +83,7 @@ def imported(*words: str) -> tuple[set[str], str]:
     return set(modules.split()), said + done.stderr
 
 
-def test_what_needs_no_pytorch_is_answered_without(tmp_path: Path) -> None:
+def test_what_needs_no_pytorch_is_answered_without(tmp_path):
     """Help, a misspelt key, and a run that is finished."""
     words = [*SMOKE, f"runs={tmp_path}"]
     folder = RunFolder(config(*words))
@@ -106,14 +100,14 @@ def test_what_needs_no_pytorch_is_answered_without(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["gcond_stochastic", pytest.param("baseline", marks=pytest.mark.slow)])
-def test_the_first_step_is_taken_without_what_it_does_not_need(tmp_path: Path, strategy: str) -> None:
+def test_the_first_step_is_taken_without_what_it_does_not_need(tmp_path, strategy):
     modules, said = imported(*SMOKE, f"runs={tmp_path}", f"strategy={strategy}")
     assert {"torch", "timm", "gcond.engine.trainer"} <= modules, said
     assert not modules & {*NEVER, "datasets", "pandas"}
 
 
 @pytest.fixture
-def nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+def nobody_reads(monkeypatch):
     """Standard output and error are pipes that nobody reads any more."""
     for name in ("stdout", "stderr"):
         reader, writer = os.pipe()
@@ -124,7 +118,7 @@ def nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("progress", ["bar", "lines", "quiet"])
-def test_a_run_that_nobody_listens_to_is_finished(progress: str, nobody_reads: None, tmp_path: Path) -> None:
+def test_a_run_that_nobody_listens_to_is_finished(progress, nobody_reads, tmp_path):
     cfg = tiny_config(tmp_path, "strategy=baseline", f"progress={progress}")
     main(cfg)
     folder = RunFolder(cfg)
@@ -132,9 +126,7 @@ def test_a_run_that_nobody_listens_to_is_finished(progress: str, nobody_reads: N
     assert folder.error is None
 
 
-def test_closed_streams_end_no_run_and_their_numbers_are_given_to_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_closed_streams_end_no_run_and_their_numbers_are_given_to_no_file(tmp_path, monkeypatch):
     """As with `>&- 2>&-`, or under a daemon."""
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, None)
@@ -154,7 +146,7 @@ with output_may_be_lost():
     assert int((tmp_path / "file").read_text()) > 2
 
 
-def test_what_can_be_written_is_and_the_streams_are_given_back(capsys: pytest.CaptureFixture) -> None:
+def test_what_can_be_written_is_and_the_streams_are_given_back(capsys):
     before = sys.stdout, sys.stderr
     with output_may_be_lost():
         print("heard")
@@ -164,7 +156,7 @@ def test_what_can_be_written_is_and_the_streams_are_given_back(capsys: pytest.Ca
     assert capsys.readouterr() == ("heard\n", "too\n")
 
 
-def test_a_program_whose_reader_has_gone_ends_well() -> None:
+def test_a_program_whose_reader_has_gone_ends_well():
     """Also with what is still in a buffer when Python ends."""
     program = """
 from gcond.output import output_may_be_lost
@@ -193,9 +185,7 @@ def say(kind: str, start: int = 0) -> None:
 
 
 @pytest.mark.parametrize(("kind", "epochs"), [("auto", [1, 3, 4]), ("lines", [1, 3, 4]), ("quiet", [4])])
-def test_lines_say_what_a_person_wants_to_know_once_a_minute_at_most(
-    kind: str, epochs: list[int], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lines_say_what_a_person_wants_to_know_once_a_minute_at_most(kind, epochs, capsys, monkeypatch):
     clock = iter([1000.0, 1059.0, 1060.0, 1061.0])  # the ends of the epochs; the last is always told
     monkeypatch.setattr("gcond.output.time.monotonic", lambda: next(clock))
     say(kind)
@@ -203,7 +193,7 @@ def test_lines_say_what_a_person_wants_to_know_once_a_minute_at_most(
     assert capsys.readouterr().err.splitlines() == ["a-run: 4 steps, from the start", *ends]
 
 
-def test_a_bar_in_a_file_is_not_drawn_at_every_step(capsys: pytest.CaptureFixture) -> None:
+def test_a_bar_in_a_file_is_not_drawn_at_every_step(capsys):
     with Progress("a-run", "bar", 0, total=1000) as progress:
         for _ in range(1000):
             progress.log({"kind": "step", "loss/l1": 1.0})

@@ -1,7 +1,5 @@
 """Everything in conf/ composes and is valid (strategies and Table 5: strategy/test_configs.py)."""
 
-from __future__ import annotations
-
 from itertools import product
 
 import pytest
@@ -23,7 +21,7 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIG / group).glob("*.yaml"))
 
 
-def test_every_option_is_called_what_its_file_is_called() -> None:
+def test_every_option_is_called_what_its_file_is_called():
     found = {path.name for path in CONFIG.iterdir() if path.is_dir()}
     assert found == {*GROUPS, "scale", "experiment", "logger", "hydra"}
     for group in ("dataset", "model", "scale", "strategy"):
@@ -34,7 +32,7 @@ def test_every_option_is_called_what_its_file_is_called() -> None:
 
 @pytest.mark.parametrize("turn", range(max(len(options(group)) for group in GROUPS if group != "strategy")))
 @pytest.mark.parametrize("scale", options("scale"))
-def test_every_option_of_every_group_composes_with_every_scale(scale: str, turn: int) -> None:
+def test_every_option_of_every_group_composes_with_every_scale(scale, turn):
     """Strategies take turns, since strategy/test_configs.py tries all of them."""
     choice = {group: options(group)[turn % len(options(group))] for group in GROUPS}
     cfg = config(f"scale={scale}", *(f"{group}={option}" for group, option in choice.items()))
@@ -46,7 +44,7 @@ def test_every_option_of_every_group_composes_with_every_scale(scale: str, turn:
 
 
 @pytest.mark.parametrize("optimizer", options("optimizer"))
-def test_every_optimizer_builds_without_knowing_a_strategy(optimizer: str) -> None:
+def test_every_optimizer_builds_without_knowing_a_strategy(optimizer):
     """On the command line an optimizer wins over the one that a strategy chooses."""
     for strategy in ("baseline", "gcond_lion"):
         cfg = config(f"optimizer={optimizer}", f"strategy={strategy}")
@@ -78,7 +76,7 @@ def scales_between_are_slow(scale: str):
 
 @pytest.mark.parametrize("scale", map(scales_between_are_slow, options("scale")))
 @pytest.mark.parametrize("experiment", options("experiment"))
-def test_every_run_of_an_experiment_is_valid(scale: str, experiment: str) -> None:
+def test_every_run_of_an_experiment_is_valid(scale, experiment):
     """At the paper's scale, where a mistake costs days, all combinations of one data set, but of seeds and numbers, and
     every data set once; one run elsewhere."""
     runs = runs_of(experiment, NUMBERS)
@@ -92,7 +90,7 @@ def test_every_run_of_an_experiment_is_valid(scale: str, experiment: str) -> Non
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))
-def test_an_experiment_changes_a_run_by_what_names_its_variant_alone(experiment: str) -> None:
+def test_an_experiment_changes_a_run_by_what_names_its_variant_alone(experiment):
     """A setting beside the sweep would be no override: two different runs would be recorded under one name."""
     assert set(OmegaConf.load(CONFIG / "experiment" / f"{experiment}.yaml")) == {"hydra"}
     for choice in runs_of(experiment)[:1]:
@@ -100,7 +98,7 @@ def test_an_experiment_changes_a_run_by_what_names_its_variant_alone(experiment:
         assert config_hash(alone) == config_hash(within)
 
 
-def test_the_lambdas_of_the_flipped_target() -> None:
+def test_the_lambdas_of_the_flipped_target():
     """What conf/loss/l1_ssim_flipped.yaml says of them: Table 2's sum without a conflict, a draw with one."""
     flipped, plain = (config(f"loss={name}").loss.tasks for name in ("l1_ssim_flipped", "l1_ssim"))
     assert flipped.l1 + flipped.flipped == pytest.approx(plain.l1)
@@ -108,7 +106,7 @@ def test_the_lambdas_of_the_flipped_target() -> None:
     assert flipped.ssim == plain.ssim
 
 
-def test_the_papers_scale() -> None:
+def test_the_papers_scale():
     """By hand from the supplementary of arXiv 2509.07252; the last three are ours."""
     scale = OmegaConf.load(CONFIG / "scale" / "paper.yaml")
     assert scale == {

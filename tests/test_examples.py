@@ -1,12 +1,9 @@
 """The examples of docs/recipes.md: where nothing is resolved, each trains what its framework's plain loop trains."""
 
-from __future__ import annotations
-
 import importlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -24,7 +21,7 @@ LAMBDAS = {"kind": 0.7, "value": 0.3}
 
 
 @pytest.fixture(autouse=True)
-def _folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def _folder(monkeypatch, tmp_path):
     """Examples import each other, and run where they may leave files."""
     monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.chdir(tmp_path)
@@ -85,19 +82,19 @@ def apart(one: nn.Module, other: nn.Module) -> float:
     return max(float((a - b).abs().max()) for a, b in pairs)
 
 
-def test_plain() -> None:
+def test_plain():
     plain = example("plain")
     assert apart(plain.train(NOTHING), by_adamw()) == 0
     assert apart(plain.train("pcgrad"), by_adamw()) > 1e-3
 
 
-def test_push_with_an_incomplete_window_in_each_epoch() -> None:
+def test_push_with_an_incomplete_window_in_each_epoch():
     push = example("push")
     assert apart(push.train(NOTHING), by_adamw(5)) < 1e-6
     assert apart(push.train("pcgrad"), by_adamw(5)) > 1e-3
 
 
-def test_timm_with_float16_scaler_clipping_and_average(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timm_with_float16_scaler_clipping_and_average(monkeypatch):
     timm_style = example("timm_style", "timm")
     monkeypatch.setattr(timm_style, "DEVICE", "cpu")
     found, average = timm_style.train(NOTHING)
@@ -119,7 +116,7 @@ def test_timm_with_float16_scaler_clipping_and_average(monkeypatch: pytest.Monke
     assert apart(found, average.module) > 1e-4
 
 
-def test_lightning_with_incomplete_windows_and_a_run_that_is_resumed(tmp_path: Path) -> None:
+def test_lightning_with_incomplete_windows_and_a_run_that_is_resumed(tmp_path):
     with_lightning = example("with_lightning", "lightning")
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "devices": 1}
     assert apart(with_lightning.train(NOTHING, **quiet), by_adamw(6)) < 1e-6
@@ -129,11 +126,11 @@ def test_lightning_with_incomplete_windows_and_a_run_that_is_resumed(tmp_path: P
     assert apart(with_lightning.train("gcond", resume=kept, **quiet), whole) == 0
 
 
-def test_accelerate_with_incomplete_windows() -> None:
+def test_accelerate_with_incomplete_windows():
     assert apart(example("with_accelerate", "accelerate").train(NOTHING), by_adamw(6)) < 1e-6
 
 
-def test_trainer_of_hugging_face_with_an_incomplete_window_in_each_epoch() -> None:
+def test_trainer_of_hugging_face_with_an_incomplete_window_in_each_epoch():
     with_transformers = example("with_transformers", "transformers", "accelerate")
 
     class Summed(with_transformers.MultiTaskTrainer):  # type: ignore[name-defined, misc]
@@ -145,7 +142,7 @@ def test_trainer_of_hugging_face_with_an_incomplete_window_in_each_epoch() -> No
     assert apart(with_transformers.train(**quiet), plain) > 1e-4
 
 
-def test_peft_trains_adapters_and_heads_alone() -> None:
+def test_peft_trains_adapters_and_heads_alone():
     with_peft = example("with_peft", "peft")
     expected = with_peft.adapted()
     frozen = {name for name, p in expected.named_parameters() if not p.requires_grad}
@@ -157,7 +154,7 @@ def test_peft_trains_adapters_and_heads_alone() -> None:
 
 
 @pytest.mark.parametrize("make", ["adamw", "muon", "schedule_free"])
-def test_optimizers_and_clipping_after_the_resolution(make: str) -> None:
+def test_optimizers_and_clipping_after_the_resolution(make):
     optimizers = example("optimizers", *["schedulefree"] * (make == "schedule_free"))
     make = getattr(optimizers, make)
     model = example("two_heads").TwoHeads()
@@ -167,7 +164,7 @@ def test_optimizers_and_clipping_after_the_resolution(make: str) -> None:
 @pytest.mark.parametrize(
     "shard", [[], pytest.param(["--shard"], marks=pytest.mark.slow)], ids=["replicated", "sharded"]
 )
-def test_two_processes_train_what_one_trains(shard: list[str], tmp_path: Path) -> None:
+def test_two_processes_train_what_one_trains(shard, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     saved = tmp_path / "weights.pt"
     command = [*torchrun, EXAMPLES / "several_processes.py", "--resolver", NOTHING, "--save", saved, *shard]
@@ -179,7 +176,7 @@ def test_two_processes_train_what_one_trains(shard: list[str], tmp_path: Path) -
 
 
 @pytest.mark.parametrize("resolver", [PCGrad, GCond, GradOPS, Linear])
-def test_a_resolver_in_the_loop_of_torchjd_trains_what_the_conductor_trains(resolver: type) -> None:
+def test_a_resolver_in_the_loop_of_torchjd_trains_what_the_conductor_trains(resolver):
     with_torchjd, heads = example("with_torchjd", "torchjd"), example("two_heads")
     there = with_torchjd.there(as_torchjd(resolver()))
     model, heads = with_torchjd.TwoHeads(), example("two_heads")
@@ -191,7 +188,7 @@ def test_a_resolver_in_the_loop_of_torchjd_trains_what_the_conductor_trains(reso
     assert apart(there, model) == 0
 
 
-def test_what_torchjd_cannot_serve_is_refused() -> None:
+def test_what_torchjd_cannot_serve_is_refused():
     example("with_torchjd", "torchjd")
     for resolver in (UW(), GradNorm()):
         with pytest.raises(ValueError, match="resolver"):
@@ -203,12 +200,12 @@ def test_what_torchjd_cannot_serve_is_refused() -> None:
             aggregator(matrix)
 
 
-def test_an_aggregator_of_torchjd_here_trains_what_its_own_loop_trains() -> None:
+def test_an_aggregator_of_torchjd_here_trains_what_its_own_loop_trains():
     with_torchjd = example("with_torchjd", "torchjd")
     assert apart(with_torchjd.here("upgrad"), with_torchjd.there(with_torchjd.UPGrad())) < 1e-6
 
 
-def test_every_example_is_on_the_page_as_it_is_in_its_file() -> None:
+def test_every_example_is_on_the_page_as_it_is_in_its_file():
     page = (EXAMPLES.parent / "docs" / "recipes.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     texts = {path.name: path.read_text(encoding="utf-8") for path in EXAMPLES.glob("*.py")}

@@ -1,7 +1,5 @@
 """Whole runs that are signalled, killed, starved of disk or fed with what is not finite; against undisturbed ones."""
 
-from __future__ import annotations
-
 import functools
 import json
 import math
@@ -23,7 +21,7 @@ from torch import Tensor, nn
 
 import gcond.train
 from gcond.command import main
-from gcond.engine.checkpoint import Checkpoint, State, checkpoints
+from gcond.engine.checkpoint import Checkpoint, checkpoints
 from gcond.engine.metrics_log import read
 from gcond.engine.process import Interrupted
 from gcond.engine.run_folder import RunFolder
@@ -39,7 +37,7 @@ Whole = Callable[..., RunFolder]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+def whole(tmp_path_factory):
     """overrides -> the folder of a run that nothing disturbed."""
     return functools.cache(lambda *overrides: run(tiny_config(tmp_path_factory.mktemp("whole"), *overrides)))
 
@@ -77,9 +75,7 @@ def told_to_stop(monkeypatch: pytest.MonkeyPatch, cfg: DictConfig, number: int) 
 
 
 @pytest.mark.parametrize(("which", "status", "workers"), [(TERM, 143, 1), (INT, 130, 1)])
-def test_a_signal_ends_in_a_checkpoint_and_the_same_command_goes_on(
-    which: signal.Signals, status: int, workers: int, whole: Whole, tmp_path: Path
-) -> None:
+def test_a_signal_ends_in_a_checkpoint_and_the_same_command_goes_on(which, status, workers, whole, tmp_path):
     """To the whole process group, as a terminal or a batch system sends it."""
     cfg = tiny_config(tmp_path, STRATEGY, f"scale.workers={workers}")
     folder, attempt = RunFolder(cfg), Attempt(cfg, tmp_path / "log", held=2)
@@ -99,7 +95,7 @@ def test_a_signal_ends_in_a_checkpoint_and_the_same_command_goes_on(
 
 
 @pytest.mark.parametrize(("which", "status"), [(TERM, -15), (INT, 1)])  # INT: a KeyboardInterrupt, here uncaught
-def test_a_second_signal_does_not_wait_for_the_step(which: signal.Signals, status: int, tmp_path: Path) -> None:
+def test_a_second_signal_does_not_wait_for_the_step(which, status, tmp_path):
     cfg = tiny_config(tmp_path, STRATEGY)
     folder, attempt = RunFolder(cfg), Attempt(cfg, tmp_path / "log", held=3)
     attempt.wait_until_held()
@@ -114,9 +110,7 @@ def test_a_second_signal_does_not_wait_for_the_step(which: signal.Signals, statu
 
 
 @pytest.mark.parametrize("step", [1, 3])  # an epoch's last, the run's last
-def test_wherever_the_signal_comes_nothing_is_lost(
-    step: int, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wherever_the_signal_comes_nothing_is_lost(step, whole, tmp_path, monkeypatch):
     cfg = tiny_config(tmp_path, STRATEGY)
     before = signal.getsignal(TERM), signal.getsignal(INT)
     folder = told_to_stop(monkeypatch, cfg, step)
@@ -126,7 +120,7 @@ def test_wherever_the_signal_comes_nothing_is_lost(
     assert_ended_alike(run(cfg), whole(STRATEGY))
 
 
-def test_workers_that_outlive_a_killed_process_do_not_keep_the_run(whole: Whole, tmp_path: Path) -> None:
+def test_workers_that_outlive_a_killed_process_do_not_keep_the_run(whole, tmp_path):
     cfg = tiny_config(tmp_path, STRATEGY, "scale.workers=1")
     attempt = Attempt(cfg, tmp_path / "log", held=3)
     attempt.wait_until_held()
@@ -145,7 +139,7 @@ def alive_in_group(attempt: Attempt) -> bool:
     return True
 
 
-def test_a_failure_with_workers_ends(tmp_path: Path) -> None:
+def test_a_failure_with_workers_ends(tmp_path):
     """A process that ends by an exception waits for its workers."""
     cfg = tiny_config(tmp_path, "strategy=baseline", "scale.workers=1", BREAKING)
     assert Attempt(cfg, tmp_path / "log").status() == 1
@@ -154,7 +148,7 @@ def test_a_failure_with_workers_ends(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("which", "status"), [(TERM, 143), (INT, 130)])
-def test_the_command_as_typed_leaves_when_told_and_goes_on(which: signal.Signals, status: int, tmp_path: Path) -> None:
+def test_the_command_as_typed_leaves_when_told_and_goes_on(which, status, tmp_path):
     settings = (STRATEGY, "scale.workers=1", "scale.steps_per_epoch=60")
     cfg, undisturbed = (tiny_config(tmp_path / name, *settings) for name in ("runs", "whole"))
     folder = RunFolder(cfg)
@@ -175,7 +169,7 @@ def test_the_command_as_typed_leaves_when_told_and_goes_on(which: signal.Signals
 # Two processes, one run
 
 
-def test_the_second_process_on_a_run_leaves_and_changes_nothing(whole: Whole, tmp_path: Path) -> None:
+def test_the_second_process_on_a_run_leaves_and_changes_nothing(whole, tmp_path):
     cfg = tiny_config(tmp_path, STRATEGY)
     folder, first = RunFolder(cfg), Attempt(cfg, tmp_path / "log", held=3)
     first.wait_until_held()
@@ -188,15 +182,13 @@ def test_the_second_process_on_a_run_leaves_and_changes_nothing(whole: Whole, tm
     assert_ended_alike(folder, whole(STRATEGY))
 
 
-def test_a_run_that_is_finished_while_a_second_start_prepares_is_left_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_run_that_is_finished_while_a_second_start_prepares_is_left_as_it_is(tmp_path, monkeypatch, capsys):
     """The second has looked at the folder, and imports PyTorch, when the first one ends."""
     cfg = tiny_config(tmp_path, STRATEGY, "finished_keeps=weights")
     before: dict[str, bytes] = {}
     train = gcond.train.train
 
-    def late(cfg: DictConfig, folder: RunFolder) -> None:
+    def late(cfg, folder):
         train(cfg, folder)
         before.update(contents(folder.path))
         train(cfg, folder)
@@ -208,9 +200,7 @@ def test_a_run_that_is_finished_while_a_second_start_prepares_is_left_as_it_is(
 
 
 @pytest.mark.parametrize(("keeps", "left"), [("weights", None), ("checkpoints", '{"schema": 1, "sta')])
-def test_the_report_of_a_finished_run_is_made_again_without_a_step(
-    left: str | None, keeps: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_the_report_of_a_finished_run_is_made_again_without_a_step(left, keeps, tmp_path, monkeypatch, capsys):
     cfg = tiny_config(tmp_path, STRATEGY, f"finished_keeps={keeps}")
     folder = run(cfg)
     expected = json.loads(folder.report.read_text())
@@ -229,12 +219,10 @@ def test_the_report_of_a_finished_run_is_made_again_without_a_step(
 
 
 @pytest.mark.parametrize("killed_in", ["keep_only", "report", "finish"])
-def test_a_run_that_is_killed_while_it_finishes_is_finished_by_the_next_start(
-    killed_in: str, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_is_killed_while_it_finishes_is_finished_by_the_next_start(killed_in, whole, tmp_path, monkeypatch):
     cfg, undisturbed = tiny_config(tmp_path, STRATEGY, "finished_keeps=weights"), whole(STRATEGY)
 
-    def killed(*_: object, **__: object) -> None:
+    def killed(*_, **__):
         raise KeyboardInterrupt
 
     targets = {
@@ -259,9 +247,7 @@ def test_a_run_that_is_killed_while_it_finishes_is_finished_by_the_next_start(
 # A checkpoint inside an epoch
 
 
-def test_a_checkpoint_after_every_step_changes_nothing_and_each_can_be_gone_on_from(
-    whole: Whole, tmp_path: Path
-) -> None:
+def test_a_checkpoint_after_every_step_changes_nothing_and_each_can_be_gone_on_from(whole, tmp_path):
     cfg = tiny_config(tmp_path, STRATEGY, "checkpoint_minutes=1e-9")
     for step in (1, 3):  # the middles of both epochs
         assert saved_steps(interrupted(cfg, step))[0] == step
@@ -272,15 +258,15 @@ def test_a_checkpoint_after_every_step_changes_nothing_and_each_can_be_gone_on_f
 
 
 @pytest.mark.parametrize("what", ["checkpoint", "logbook"])
-def test_a_file_that_may_not_grow_is_told_alike(what: str, whole: Whole, tmp_path: Path) -> None:
+def test_a_file_that_may_not_grow_is_told_alike(what, whole, tmp_path):
     """RLIMIT_FSIZE, set when the first checkpoint has been written: EFBIG in place of ENOSPC."""
     cfg = tiny_config(tmp_path / "runs", STRATEGY)
     folder = RunFolder(cfg)
 
-    def limit_after_the_first_checkpoint() -> None:
+    def limit_after_the_first_checkpoint():
         save = Checkpoint.save
 
-        def save_and_limit(checkpoint: Checkpoint, state: State) -> None:
+        def save_and_limit(checkpoint, state):
             save(checkpoint, state)
             most = 1_000_000 if what == "checkpoint" else state.logbook_size + 100
             resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
@@ -302,9 +288,7 @@ def test_a_file_that_may_not_grow_is_told_alike(what: str, whole: Whole, tmp_pat
 # A name
 
 
-def test_a_named_run_goes_on_under_its_config_and_refuses_another(
-    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_named_run_goes_on_under_its_config_and_refuses_another(whole, tmp_path, monkeypatch, capsys):
     cfg = tiny_config(tmp_path, STRATEGY, "name=mine")
     other = tiny_config(tmp_path, STRATEGY, "name=mine", "strategy.conductor.update.beta=0.5")
     folder = told_to_stop(monkeypatch, cfg, 2)
@@ -324,7 +308,7 @@ def test_a_named_run_goes_on_under_its_config_and_refuses_another(
 # Not finite
 
 
-def test_skipped_steps_are_counted_and_move_nothing(tmp_path: Path) -> None:
+def test_skipped_steps_are_counted_and_move_nothing(tmp_path):
     folder = run(tiny_config(tmp_path, *CONFLICTS, BREAKING, SKIP))
     records = steps(folder)
     assert ["skipped" in record for record in records] == [False, False, True, True]
@@ -344,7 +328,7 @@ def test_skipped_steps_are_counted_and_move_nothing(tmp_path: Path) -> None:
     assert report["train_l1_tail"] == records[1]["loss/l1"]  # the last one that was taken, finite ones left out too
 
 
-def test_a_run_that_skips_every_step_ends_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_run_that_skips_every_step_ends_and_says_so(tmp_path, capsys):
     always = "loss.reconstruction._target_=engine.tiny.BreaksAlways"
     folder = run(tiny_config(tmp_path, "strategy=baseline", always, SKIP, "progress=lines"))
     records = steps(folder)
@@ -360,7 +344,7 @@ def test_a_run_that_skips_every_step_ends_and_says_so(tmp_path: Path, capsys: py
     assert "epoch 2, step 4: validation L1" in capsys.readouterr().err
 
 
-def test_a_run_that_has_skipped_goes_on_bit_identical(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_has_skipped_goes_on_bit_identical(tmp_path, monkeypatch):
     sometimes = "loss.reconstruction._target_=engine.tiny.BreaksSometimes"
     settings = (*CONFLICTS, sometimes, SKIP, "seed=3", "checkpoint_minutes=1e-9")
     undisturbed = run(tiny_config(tmp_path / "whole", *settings))
@@ -383,9 +367,7 @@ def interrupted_as_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *setti
     return folder
 
 
-def test_bfloat16_is_another_run_with_float32_losses_and_goes_on_bit_identical(
-    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bfloat16_is_another_run_with_float32_losses_and_goes_on_bit_identical(whole, tmp_path, monkeypatch):
     seen: set[tuple[str, torch.dtype]] = set()
     watch_types(monkeypatch, seen)
     folder = interrupted_as_whole(tmp_path, monkeypatch, STRATEGY, "precision=bf16")
@@ -417,7 +399,7 @@ def watch_types(monkeypatch: pytest.MonkeyPatch, seen: set[tuple[str, torch.dtyp
     monkeypatch.setattr(gcond.train.Objective, "__call__", objective)
 
 
-def test_float16_lowers_its_scale_and_remembers_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float16_lowers_its_scale_and_remembers_it(tmp_path, monkeypatch):
     """A scale so large that gradients overflow at first: times it, a loss is beyond float32."""
     scaler = functools.partial(torch.amp.GradScaler, init_scale=2.0**125, backoff_factor=2.0**-55)
     monkeypatch.setattr(torch.amp, "GradScaler", scaler)
@@ -437,7 +419,7 @@ def test_float16_lowers_its_scale_and_remembers_it(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on the CPU")
-def test_a_compiled_model_trains_alike(tmp_path: Path, whole: Whole) -> None:
+def test_a_compiled_model_trains_alike(tmp_path, whole):
     """Inductor orders floating-point sums in its own way: losses agree to a few units of float32 in the first step."""
     folder = run(tiny_config(tmp_path, *CONFLICTS, "compile=true"))
     assert folder.done

@@ -1,13 +1,10 @@
 """Runs side by side: their number, their output, and that they save their state when the sweep is asked to end."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +26,11 @@ time.sleep(float(sys.argv[1]))
 
 
 @pytest.fixture(autouse=True)
-def run_this(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def run_this(monkeypatch):
     """A program in place of `gcond-train`."""
     monkeypatch.setattr(launch, "POLL_SECONDS", 0.01)
 
-    def run(program: str) -> None:
+    def run(program):
         monkeypatch.setattr(launch, "COMMAND", (sys.executable, "-c", program))
 
     run(RUN)
@@ -48,7 +45,7 @@ def wait_for(path: Path, text: str) -> None:
     raise AssertionError(f"{path} never said {text!r}")
 
 
-def test_runs_end_one_by_one_and_their_output_is_kept(tmp_path: Path) -> None:
+def test_runs_end_one_by_one_and_their_output_is_kept(tmp_path):
     with Workers(2) as pool:
         pool.start(["0"], tmp_path / "short.log", "short")
         pool.start(["600"], tmp_path / "long.log", "long")
@@ -64,7 +61,7 @@ def test_runs_end_one_by_one_and_their_output_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_starts_nothing_more_and_lets_runs_save(tmp_path: Path, signum: signal.Signals) -> None:
+def test_a_signal_starts_nothing_more_and_lets_runs_save(tmp_path, signum):
     """However often a closed terminal sends it within a second."""
     with Workers(2) as pool:
         pool.start(["600"], tmp_path / "run.log", "run")
@@ -76,7 +73,7 @@ def test_a_signal_starts_nothing_more_and_lets_runs_save(tmp_path: Path, signum:
     assert (tmp_path / "run.log").read_text() == "begun\nsaved\n"
 
 
-def test_a_second_ctrl_c_kills(tmp_path: Path, run_this: Callable[[str], None]) -> None:
+def test_a_second_ctrl_c_kills(tmp_path, run_this):
     run_this("import signal, time; signal.signal(15, signal.SIG_IGN); print('begun', flush=True); time.sleep(600)")
     with Workers(1) as pool:
         pool.start([], tmp_path / "run.log", "run")
@@ -88,7 +85,7 @@ def test_a_second_ctrl_c_kills(tmp_path: Path, run_this: Callable[[str], None]) 
     assert running.process.returncode == -signal.SIGKILL
 
 
-def test_nohup_is_kept(tmp_path: Path) -> None:
+def test_nohup_is_kept(tmp_path):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with Workers(1) as pool:
@@ -98,7 +95,7 @@ def test_nohup_is_kept(tmp_path: Path) -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_an_idle_run_takes_only_what_no_other_process_wants(tmp_path: Path) -> None:
+def test_an_idle_run_takes_only_what_no_other_process_wants(tmp_path):
     with Workers(1, idle=True) as pool:
         pool.start(["600"], tmp_path / "run.log", "run")
         pid = pool.running[0].process.pid
@@ -110,7 +107,7 @@ def test_an_idle_run_takes_only_what_no_other_process_wants(tmp_path: Path) -> N
 
 
 @pytest.fixture
-def runs(tmp_path: Path) -> Iterator[list[Planned]]:
+def runs(tmp_path):
     planned = []
     for seed in (1, 2):
         cfg = config("dataset=photos", "scale=smoke", f"seed={seed}", f"runs={tmp_path}")
@@ -128,12 +125,7 @@ class SlowPopen(subprocess.Popen[bytes]):
         time.sleep(0.3)
 
 
-def test_what_a_run_says_is_shown_when_it_ends(
-    runs: list[Planned],
-    run_this: Callable[[str], None],
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_what_a_run_says_is_shown_when_it_ends(runs, run_this, capfd, monkeypatch):
     """Bytes that are no text, a last line that does not end, what a signal did, and nothing of an earlier attempt."""
     monkeypatch.setattr(subprocess, "Popen", SlowPopen)
     program = """
@@ -152,9 +144,7 @@ if sys.argv[1] == "2":
     assert capfd.readouterr().out.splitlines() == [no_text, "the end of 1", no_text, "the end of 2", killed]
 
 
-def test_a_slurm_array_is_submitted_by_one_process(
-    tmp_path: Path, runs: list[Planned], run_this: Callable[[str], None], capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_slurm_array_is_submitted_by_one_process(tmp_path, runs, run_this, capfd):
     run_this("import sys; print(*sys.argv[1:])")
     words = ["scale=smoke", "dataset=photos", "strategy=baseline", "seed=1,2", "hydra.launcher.partition=gpu"]
     words.append(f"runs={runs[0].folder.path.parents[1]}")
@@ -181,7 +171,7 @@ with launch.Workers(1) as pool:
 """
 
 
-def test_a_run_outlives_a_sweep_that_is_killed(tmp_path: Path) -> None:
+def test_a_run_outlives_a_sweep_that_is_killed(tmp_path):
     program = RUN.replace(
         "time.sleep(float(sys.argv[1]))", "time.sleep(float(sys.argv[1])); print('ended', flush=True)"
     )

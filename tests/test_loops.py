@@ -6,8 +6,6 @@ labels (test_partial_labels), frozen, tied and other changed layers (test_gradie
 frameworks and optimizers (tests/test_examples).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -113,7 +111,7 @@ def test_a_closure():
     conductor = conductor_of(model, PCGrad(), Sequential(K))
     optimizer = optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
 
-    def closure() -> float:
+    def closure():
         metrics = conductor.step(window, losses_of(model))
         return sum(weight * metrics[f"loss/{name}"] for name, weight in TASKS.items())
 
@@ -123,7 +121,7 @@ def test_a_closure():
 
 
 def test_a_model_in_bfloat16():
-    def started() -> nn.Module:
+    def started():
         return Net().bfloat16()
 
     assert apart(conducted(started()), plain(started())) == 0

@@ -17,7 +17,7 @@ UNIT = Intensity(0, 255, mean=(0.0,), std=(1.0,))  # z-space = [0, 1]
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
+def one_thread():
     torch.set_num_threads(1)
 
 
@@ -49,7 +49,7 @@ def skimage_ssim(x: np.ndarray, y: np.ndarray) -> float:
 
 @pytest.mark.parametrize("intensity", [CT, PHOTOS], ids=["ct", "photos"])
 @pytest.mark.parametrize("patch_size", [16, 32])
-def test_both_losses_are_the_mean_over_hidden_patches(intensity: Intensity, patch_size: int) -> None:
+def test_both_losses_are_the_mean_over_hidden_patches(intensity, patch_size):
     predictions, images, hidden = example(intensity, patch_size)
     losses = ReconstructionLoss(patch_size, intensity)(predictions, images, hidden, TASKS)
     l1, ssim = [], []
@@ -67,7 +67,7 @@ def test_both_losses_are_the_mean_over_hidden_patches(intensity: Intensity, patc
     assert 0.1 < losses["ssim"] < 0.9
 
 
-def test_single_precision_and_nothing_below_it() -> None:
+def test_single_precision_and_nothing_below_it():
     predictions, images, hidden = example(CT)
     loss = ReconstructionLoss(16, CT)
     exact = loss(predictions, images, hidden, TASKS)
@@ -86,7 +86,7 @@ def test_single_precision_and_nothing_below_it() -> None:
     torch.testing.assert_close(loss(strange, channels_last, hidden, TASKS), expected)
 
 
-def test_gradients_agree_with_finite_differences() -> None:
+def test_gradients_agree_with_finite_differences():
     predictions, images, hidden = example(CT, patch_size=4)
     loss = ReconstructionLoss(4, CT, ssim_window=3)
     predictions = predictions[:1, :2].clone().requires_grad_()
@@ -97,9 +97,7 @@ def test_gradients_agree_with_finite_differences() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("target", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("prediction", [0.0, 0.7, -3.0, 1e4])
-def test_constant_patches_have_finite_losses_and_gradients(
-    prediction: float, target: float, dtype: torch.dtype
-) -> None:
+def test_constant_patches_have_finite_losses_and_gradients(prediction, target, dtype):
     images = torch.full((1, 1, 64, 64), target, dtype=dtype)
     predictions = torch.full((1, 2, 1, 16, 16), prediction, dtype=dtype, requires_grad=True)
     loss = ReconstructionLoss(16, UNIT)(predictions, images, torch.tensor([[0, 5]]), ["ssim"])["ssim"]
@@ -108,7 +106,7 @@ def test_constant_patches_have_finite_losses_and_gradients(
     assert predictions.grad.isfinite().all()
 
 
-def test_visible_pixels_do_not_count_and_every_hidden_pixel_does() -> None:
+def test_visible_pixels_do_not_count_and_every_hidden_pixel_does():
     predictions, images, hidden = example(CT)
     loss = ReconstructionLoss(16, CT)
     images.requires_grad_()
@@ -120,7 +118,7 @@ def test_visible_pixels_do_not_count_and_every_hidden_pixel_does() -> None:
         assert (reached[is_hidden] != 0).float().mean() > 0.99
 
 
-def test_a_validation_before_training_leaves_nothing_behind_that_breaks_it() -> None:
+def test_a_validation_before_training_leaves_nothing_behind_that_breaks_it():
     predictions, images, hidden = example(CT, dtype=torch.float32)
     intensity = Intensity.of_hu_window(-800, 2000, mean=0.17, std=0.15)  # of no other test, nor this window
     loss = ReconstructionLoss(16, intensity, ssim_sigma=1.25)
@@ -130,7 +128,7 @@ def test_a_validation_before_training_leaves_nothing_behind_that_breaks_it() -> 
     assert predictions.grad.any()
 
 
-def test_share_outside_the_unit_range() -> None:
+def test_share_outside_the_unit_range():
     predictions = torch.tensor([-0.1, 0.0, 0.5, 1.0, 1.1, 7.0, 0.2, 0.3]).view(1, 2, 1, 2, 2)
     assert outside_unit_share(predictions, UNIT) == pytest.approx(3 / 8)
     lows, highs = ((0 - 0.16) / 0.16, (1 - 0.16) / 0.16)
@@ -139,7 +137,7 @@ def test_share_outside_the_unit_range() -> None:
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.25, 0.5, 1.0])
-def test_flipped_is_the_l1_to_the_target_times_one_minus_twice_the_strength(strength: float) -> None:
+def test_flipped_is_the_l1_to_the_target_times_one_minus_twice_the_strength(strength):
     predictions, images, hidden = example(CT)
     loss = ReconstructionLoss(16, CT, flip_strength=strength)
     assert loss.tasks == ("l1", "ssim", "flipped")
@@ -152,7 +150,7 @@ def test_flipped_is_the_l1_to_the_target_times_one_minus_twice_the_strength(stre
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.25, 0.5, 1.0])
-def test_l1_and_flipped_oppose_each_other_between_their_targets_and_agree_elsewhere(strength: float) -> None:
+def test_l1_and_flipped_oppose_each_other_between_their_targets_and_agree_elsewhere(strength):
     predictions, images, hidden = example(CT)
     predictions = (predictions * 0.7).requires_grad_()
     losses = ReconstructionLoss(16, CT, flip_strength=strength)(predictions, images, hidden, ("l1", "flipped"))
@@ -175,12 +173,12 @@ def test_l1_and_flipped_oppose_each_other_between_their_targets_and_agree_elsewh
         ("`ssim_sigma` must be positive", {"ssim_sigma": 0}),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(named: str, setting: dict) -> None:
+def test_settings_that_mean_nothing_are_refused(named, setting):
     with pytest.raises(ValueError, match=named):
         ReconstructionLoss(16, CT, **setting)
 
 
-def test_wrong_calls_are_refused() -> None:
+def test_wrong_calls_are_refused():
     predictions, images, hidden = example(PHOTOS)
     loss = ReconstructionLoss(16, PHOTOS)
     for unknown in ("mse", "flipped"):

@@ -1,7 +1,5 @@
 """What the Makefile's targets ask of `gcond`; nothing is run."""
 
-from __future__ import annotations
-
 import shlex
 import subprocess
 from pathlib import Path
@@ -40,11 +38,11 @@ def asked(target: str, *variables: str) -> list[str]:
         ("dashboard", "dashboard"),
     ],
 )
-def test_a_target_is_one_line_of_gcond(target: str, words: str) -> None:
+def test_a_target_is_one_line_of_gcond(target, words):
     assert asked(target) == words.split()
 
 
-def test_variables_become_options_that_the_command_understands() -> None:
+def test_variables_become_options_that_the_command_understands():
     given = "SCALE=sample SEEDS=10 DATASETS=ct STRATEGIES=baseline,mine LR=2e-4 OUT=there JOBS=3 DEVICE=cpu"
     given += " LAUNCHER=slurm MISSING=1"
     words = asked("reproduce-table2", *given.split(), "MORE=optimizer.lr=2e-4 scale.epochs=1")
@@ -64,7 +62,7 @@ PATHS = ("/data/my ct", "/data/a=b", "/data/a,b", "/data/(copy)/ü", "/data/it's
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_path_reaches_hydra_whole_whatever_is_in_it(path: str) -> None:
+def test_a_path_reaches_hydra_whole_whatever_is_in_it(path):
     words = asked("reproduce-o1", f"CT={path}", f"HEADNECK={path}", f"IMAGENET={path}", f"OUT={path}")
     options = cli._parser().parse_args([*words[1:], "--runs", path])
     assert options.out == Path(path)
@@ -74,8 +72,8 @@ def test_a_path_reaches_hydra_whole_whatever_is_in_it(path: str) -> None:
     assert found == {"paths.ct": path, "paths.headneck": path, "paths.imagenet": path, "runs": path}
 
 
-def test_the_public_patients_are_fetched_only_where_they_are_trained_on() -> None:
-    def fetches(*words: str) -> bool:
+def test_the_public_patients_are_fetched_only_where_they_are_trained_on():
+    def fetches(*words):
         return any("samples" in line for line in lines(*words))
 
     assert fetches("reproduce-table2")
@@ -84,6 +82,6 @@ def test_the_public_patients_are_fetched_only_where_they_are_trained_on() -> Non
     assert not fetches("reproduce-table5")
 
 
-def test_the_papers_scale_asks_for_its_data(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_papers_scale_asks_for_its_data(capsys):
     assert cli.main(["study", "plan", "figure1", "--scale", "paper"]) == 2
     assert "--imagenet" in capsys.readouterr().err

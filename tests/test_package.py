@@ -1,7 +1,5 @@
 """What `import gcond` gives, from the sources and from the wheel in environments of its own."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import os
@@ -68,7 +66,7 @@ from gcond import GradientConduct  # type: ignore[attr-defined]
 """
 
 
-def test_every_method_estimator_update_kind_of_process_and_error_is_exported_by_both_packages() -> None:
+def test_every_method_estimator_update_kind_of_process_and_error_is_exported_by_both_packages():
     found = pkgutil.walk_packages(gcond.strategy.__path__, "gcond.strategy.")
     modules = [importlib.import_module(each.name) for each in found]
     classes = {kind for module in modules for _, kind in inspect.getmembers(module, inspect.isclass)}
@@ -111,14 +109,14 @@ def needed(requirements: list[str]) -> Iterator[Distribution]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder], cwd=ROOT, check=True)
     return next(folder.glob("gcond-*.whl"))
 
 
 @pytest.fixture(scope="module")
-def alone(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+def alone(wheel, tmp_path_factory):
     """As `pip install gcond` leaves it: what the wheel requires, linked, and nothing else."""
     environment = Environment(tmp_path_factory.mktemp("alone"), wheel)
     (own,) = (each for each in distributions(path=[str(environment.site)]) if each.name == "gcond")
@@ -130,16 +128,14 @@ def alone(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
 
 
 @pytest.fixture(scope="module")
-def complete(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+def complete(wheel, tmp_path_factory):
     """As `pip install gcond[study]` leaves it."""
     environment = Environment(tmp_path_factory.mktemp("complete"), wheel)
     (environment.site / "others.pth").write_text(sysconfig.get_path("purelib"))
     return environment
 
 
-def test_the_wheel_alone_takes_a_step_and_names_the_extra_that_the_commands_need(
-    alone: Environment, tmp_path: Path
-) -> None:
+def test_the_wheel_alone_takes_a_step_and_names_the_extra_that_the_commands_need(alone, tmp_path):
     step = alone.run(tmp_path, "python", "-c", STEP)
     assert step.returncode == 0, step.stderr
     assert step.stdout.startswith(str(alone.site))
@@ -155,7 +151,7 @@ def test_the_wheel_alone_takes_a_step_and_names_the_extra_that_the_commands_need
     assert not [*tmp_path.iterdir()]
 
 
-def test_the_wheel_has_the_choices_and_the_study_of_the_clone_unchanged(wheel: Path) -> None:
+def test_the_wheel_has_the_choices_and_the_study_of_the_clone_unchanged(wheel):
     with zipfile.ZipFile(wheel) as archive:
         packed = {name: archive.read(name) for name in archive.namelist() if "_repository/" in name}
     sources = [path for folder in ("conf", "study") for path in (ROOT / folder).rglob("*") if path.is_file()]
@@ -163,7 +159,7 @@ def test_the_wheel_has_the_choices_and_the_study_of_the_clone_unchanged(wheel: P
     assert packed == {f"gcond/_repository/{path.relative_to(ROOT)}": path.read_bytes() for path in sources}
 
 
-def test_a_type_checker_outside_sees_the_types_of_what_is_installed(complete: Environment, tmp_path: Path) -> None:
+def test_a_type_checker_outside_sees_the_types_of_what_is_installed(complete, tmp_path):
     """An ignored error that mypy does not find is an error too (--strict)."""
     (tmp_path / "user.py").write_text(USER)
     cache = ROOT / ".mypy_cache" / "outside"  # PyTorch's types take ten seconds
@@ -176,7 +172,7 @@ def test_a_type_checker_outside_sees_the_types_of_what_is_installed(complete: En
 
 
 @pytest.mark.slow
-def test_the_wheel_with_its_extra_plans_and_trains_from_an_empty_folder(complete: Environment, tmp_path: Path) -> None:
+def test_the_wheel_with_its_extra_plans_and_trains_from_an_empty_folder(complete, tmp_path):
     smoke = ["dataset=photos", "scale=smoke", "device=cpu", "progress=quiet"]
     plan = complete.run(tmp_path, "gcond", "study", "plan", "table2", "--datasets", "photos", "--seeds", "1")
     assert plan.returncode == 0, plan.stderr

@@ -1,7 +1,5 @@
 """A sweep's plan, its estimate, its summary; and, slowly, a sweep itself."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -46,7 +44,7 @@ DECAY = "optimizer.build.weight_decay=0.05"
 STRATEGIES |= {"gcond_lion", "graddrop", "baseline_integrated"}  # the paper's nine, and the control
 
 
-def test_table2_is_60_runs_of_ten_strategies_on_two_data_sets_with_three_seeds() -> None:
+def test_table2_is_60_runs_of_ten_strategies_on_two_data_sets_with_three_seeds():
     runs = plan(["experiment=table2"])
     assert len({run.folder.path for run in runs}) == len(runs) == 60
     product = Counter(run.cost for run in runs)
@@ -72,9 +70,7 @@ def test_table2_is_60_runs_of_ten_strategies_on_two_data_sets_with_three_seeds()
         ("sede=1", "sede"),
     ],
 )
-def test_where_one_run_of_a_sweep_is_refused_none_starts(
-    swept: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_where_one_run_of_a_sweep_is_refused_none_starts(swept, message, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("gcond.sweep.__main__.launch", lambda *_: pytest.fail("started"))
     monkeypatch.setattr("sys.argv", ["gcond.sweep", "--jobs", "1", *TINY, f"runs={tmp_path}", *swept.split()])
@@ -83,7 +79,7 @@ def test_where_one_run_of_a_sweep_is_refused_none_starts(
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_sweep_without_its_labels_is_refused_before_the_first_run(tmp_path: Path) -> None:
+def test_a_sweep_without_its_labels_is_refused_before_the_first_run(tmp_path):
     words = ["dataset=photos", "scale=smoke", "loss=l1_ssim_class", "strategy=baseline", f"runs={tmp_path / 'runs'}"]
     prove(plan(words), here=True)
     without = plan([*words, "loss.labels=dataset"])
@@ -104,7 +100,7 @@ SHARED = {  # experiment, what is typed -> its runs on CT a seed, and how many o
 
 
 @pytest.mark.slow
-def test_experiments_share_their_runs(tmp_path: Path) -> None:
+def test_experiments_share_their_runs(tmp_path):
     """A value that is the default anyway leads to the same folder, so that no run is trained for two artefacts."""
     fixed = ["scale=mini", "seed=11", "dataset=ct", f"runs={tmp_path}"]
     table2 = {run.folder.path for run in plan(["experiment=table2", *fixed, "dataset=photos,ct"])}
@@ -113,7 +109,7 @@ def test_experiments_share_their_runs(tmp_path: Path) -> None:
         assert (len(runs), len(runs & table2)) == expected, experiment
 
 
-def test_runs_that_sweeps_share_are_counted_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_runs_that_sweeps_share_are_counted_once(tmp_path, capsys):
     """By hand: Table 2 on CT with one seed is 10 runs; O1 in train mode 6, of which 5 are Table 2's."""
     where = ["dataset=ct", "seed=11", f"runs={tmp_path / 'runs'}"]
     sweeps = {"table2": ["experiment=table2", *where], "o1": ["experiment=o1", "strategy.model_mode=train", *where]}
@@ -132,9 +128,7 @@ def test_runs_that_sweeps_share_are_counted_once(tmp_path: Path, capsys: pytest.
         (["experiment=o1", "seed=11,42", "dataset=ct", "strategy=gcond_pure", "optimizer.lr=1e-3,2e-3"], 8),
     ],
 )
-def test_the_plan_is_what_hydras_multirun_starts(
-    overrides: list[str], count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_plan_is_what_hydras_multirun_starts(overrides, count, tmp_path, monkeypatch):
     overrides = [*overrides, f"runs={tmp_path}"]
     started: list[DictConfig] = []
     monkeypatch.setattr(gcond.train, "train", lambda cfg, folder: started.append(cfg))
@@ -147,7 +141,7 @@ def test_the_plan_is_what_hydras_multirun_starts(
 
 
 @pytest.mark.parametrize("wrong", ["optimizer.learning_rate=1e-3,2e-3", "seed=(1", "dataset=cats"])
-def test_what_hydra_refuses_is_said_without_a_traceback(wrong: str, capsys: pytest.CaptureFixture) -> None:
+def test_what_hydra_refuses_is_said_without_a_traceback(wrong, capsys):
     assert sweep_command(["--plan-only", "experiment=table2", wrong]) == 2
     assert capsys.readouterr().err.startswith("error: ")
     sweeps = {"one": ["scale=smoke", "dataset=photos"], "table2": ["experiment=table2", wrong]}
@@ -156,7 +150,7 @@ def test_what_hydra_refuses_is_said_without_a_traceback(wrong: str, capsys: pyte
 
 
 @pytest.mark.parametrize("path", ["/data/a=b", "/data/(copy)/x", "/data/ü", "/data/a,b", "/my data", '/a"b', "/it's"])
-def test_a_path_is_one_value_for_a_sweep_whatever_is_in_it(path: str) -> None:
+def test_a_path_is_one_value_for_a_sweep_whatever_is_in_it(path):
     fixed = ("scale=smoke", "dataset=imagenet256", "seed=11", "strategy=baseline")
     typed = [*fixed, f"paths.imagenet={path}", f"runs={path}/runs"]
     (run,) = plan(with_paths_quoted(typed))
@@ -166,13 +160,13 @@ def test_a_path_is_one_value_for_a_sweep_whatever_is_in_it(path: str) -> None:
     assert plain.folder.hash == run.folder.hash
 
 
-def test_paths_to_sweep_over_and_other_values_are_left_to_hydra() -> None:
+def test_paths_to_sweep_over_and_other_values_are_left_to_hydra():
     typed = ["dataset.root=choice(a,b)", "seed=1,2", "runs=/plain/path-1.x", "recorded=null", 'paths.ct="/a,b"']
     assert with_paths_quoted(typed) == typed
 
 
 @pytest.mark.slow
-def test_a_study_goes_on_where_another_machine_left_it(tmp_path: Path) -> None:
+def test_a_study_goes_on_where_another_machine_left_it(tmp_path):
     carry_out(tiny_config(tmp_path / "there", "seed=1"))
     collect(tmp_path / "there" / "smoke", tmp_path / "results" / "smoke")
     sweep = Sweep(tmp_path, "--jobs", "1", "--missing")
@@ -202,7 +196,7 @@ def a_run(place: Path, strategy: str, *overrides: str) -> Planned:
 
 
 @pytest.fixture
-def runs(tmp_path: Path) -> list[Planned]:
+def runs(tmp_path):
     """Two strategies with two seeds each; nothing has been run."""
     return [a_run(tmp_path, strategy, f"seed={seed}") for strategy in ("baseline", "pcgrad") for seed in (1, 2)]
 
@@ -218,7 +212,7 @@ def record(results: Path, rows: list[str]) -> None:
 MODEL = "photos,mobilenetv3_small"
 
 
-def test_damaged_records_spoil_no_estimate(runs: list[Planned], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_damaged_records_spoil_no_estimate(runs, tmp_path, capsys):
     results, path = tmp_path / "results", tmp_path / "results" / "smoke" / "runs.csv"
     for damaged in (f"{MODEL},baseline,1,,done,long,,,0", f"{MODEL},baseline,1", "\xff,,,,,,,,,"):
         record(results, [f"{MODEL},pcgrad,1,,done,9", damaged])
@@ -230,7 +224,7 @@ def test_damaged_records_spoil_no_estimate(runs: list[Planned], tmp_path: Path, 
     assert estimate(runs, results)[0] == 2 * 7 + 2 * 8
 
 
-def test_the_estimate_is_the_sum_of_medians_of_runs_of_the_same_kind(runs: list[Planned], tmp_path: Path) -> None:
+def test_the_estimate_is_the_sum_of_medians_of_runs_of_the_same_kind(runs, tmp_path):
     rows = [f"{MODEL},baseline,{seed},,done,{seconds}" for seed, seconds in ((1, 10), (2, 12), (3, 50))]
     record(tmp_path / "results", rows)
     assert estimate(runs, tmp_path / "results")[0] == 4 * 12  # PCGrad, never recorded, lasts as long as the others
@@ -243,16 +237,14 @@ def test_the_estimate_is_the_sum_of_medians_of_runs_of_the_same_kind(runs: list[
     assert estimate([finish(run, 8.0) for run in runs[1:]], tmp_path / "results")[0] == 0
 
 
-def test_the_seconds_that_a_loaded_machine_let_a_run_wait_do_not_count(runs: list[Planned], tmp_path: Path) -> None:
+def test_the_seconds_that_a_loaded_machine_let_a_run_wait_do_not_count(runs, tmp_path):
     """Of 100 seconds the processor worked 40; four threads work 400 in them; a GPU works beside the processor."""
     for device, cpu_seconds, expected in (("CPU", 40, 40), ("CPU", 400, 100), ("H100", 40, 100), ("CPU", "", 100)):
         record(tmp_path / "results", [f"{MODEL},baseline,1,,done,100,,{device},{cpu_seconds}"])
         assert estimate(runs[:1], tmp_path / "results")[0] == expected
 
 
-def test_the_plan_tells_finished_begun_and_failed_apart(
-    runs: list[Planned], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_the_plan_tells_finished_begun_and_failed_apart(runs, tmp_path, capsys):
     """The memory is the most that a run of the same kind took."""
     rows = [
         f"{MODEL},baseline,1,,done,160,900,A",
@@ -275,9 +267,7 @@ def test_the_plan_tells_finished_begun_and_failed_apart(
     assert f"more in {tmp_path}" in disk_line
 
 
-def test_the_plan_says_how_much_disk_is_free_and_when_that_is_too_little(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_the_plan_says_how_much_disk_is_free_and_when_that_is_too_little(tmp_path, monkeypatch, capsys):
     asked: list[Path] = []
     disk = type("Usage", (), {"free": 5_000_000_000})
     monkeypatch.setattr("shutil.disk_usage", lambda place: asked.append(place) or disk)
@@ -295,7 +285,7 @@ def test_the_plan_says_how_much_disk_is_free_and_when_that_is_too_little(
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("baseline", "gcond_lion", "sam_gs")),
     ],
 )
-def test_the_disk_needed_is_what_a_run_then_takes(strategy: str, tmp_path: Path) -> None:
+def test_the_disk_needed_is_what_a_run_then_takes(strategy, tmp_path):
     """From next to nothing kept for a parameter but AdamW's two moments, to five vectors of the strategy's own."""
     leaves, holds = {}, {}
     for keeps in ("weights", "checkpoints"):
@@ -309,7 +299,7 @@ def test_the_disk_needed_is_what_a_run_then_takes(strategy: str, tmp_path: Path)
     assert holds["weights"] == holds["checkpoints"] == leaves["checkpoints"]
 
 
-def test_the_runs_side_by_side_hold_their_checkpoints_whole_the_largest_counted(tmp_path: Path) -> None:
+def test_the_runs_side_by_side_hold_their_checkpoints_whole_the_largest_counted(tmp_path):
     strategies = ("baseline", "gcond_stochastic", "gcond_stochastic")
     runs = [a_run(tmp_path, strategy, f"seed={seed}") for seed, strategy in enumerate(strategies)]
     small, large = (disk_needed(runs[at : at + 1], jobs=1)[1] for at in (0, 1))
@@ -319,7 +309,7 @@ def test_the_runs_side_by_side_hold_their_checkpoints_whole_the_largest_counted(
     ]  # fmt: skip
 
 
-def test_the_summary_names_what_is_missing_and_why(runs: list[Planned], capsys: pytest.CaptureFixture) -> None:
+def test_the_summary_names_what_is_missing_and_why(runs, capsys):
     runs[:2] = [finish(run, 8.0) for run in runs[:2]]
     assert print_summary(runs[:2]) == 0
     assert capsys.readouterr().out == "Sweep: 2 of 2 runs finished\n"
@@ -375,7 +365,7 @@ def logged_steps(run: Path) -> list[int]:
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_stops_no_other_and_only_what_is_missing_is_repeated(tmp_path: Path) -> None:
+def test_a_run_that_fails_stops_no_other_and_only_what_is_missing_is_repeated(tmp_path):
     sweep = Sweep(tmp_path, "--jobs", "2")
     choices = ["seed=1,2", "dataset._target_=engine.tiny.never,engine.tiny.load"]
 
@@ -398,7 +388,7 @@ def test_a_run_that_fails_stops_no_other_and_only_what_is_missing_is_repeated(tm
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_stopped_leaves_no_process_and_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_sweep_that_is_stopped_leaves_no_process_and_goes_on_where_it_was(tmp_path):
     sweep = Sweep(tmp_path, "--jobs", "2")
     process = sweep.start("seed=1,2,3", "scale.epochs=60")
     sweep.wait_for_steps(process, 5, runs=2)
@@ -421,7 +411,7 @@ def test_a_sweep_that_is_stopped_leaves_no_process_and_goes_on_where_it_was(tmp_
 
 
 @pytest.mark.slow
-def test_a_sweep_whose_reader_goes_away_finishes_every_run(tmp_path: Path) -> None:
+def test_a_sweep_whose_reader_goes_away_finishes_every_run(tmp_path):
     """As `make reproduce-table2 | head -1` does."""
     process = (sweep := Sweep(tmp_path, "--jobs", "2")).start("seed=1,2,3")
     assert process.stdout.readline().startswith("Plan: 3 runs")
@@ -432,7 +422,7 @@ def test_a_sweep_whose_reader_goes_away_finishes_every_run(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_job_that_is_preempted_is_queued_again_and_goes_on(tmp_path: Path) -> None:
+def test_a_job_that_is_preempted_is_queued_again_and_goes_on(tmp_path):
     """As submitit does it on SLURM: SIGUSR2 to the job's process. Here with its executor for one machine."""
     sweep = Sweep(tmp_path, "--multirun", program="gcond.command")
     process = sweep.start("hydra/launcher=local", "seed=1,2", "scale.epochs=60")

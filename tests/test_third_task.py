@@ -1,11 +1,8 @@
 """Whole runs with a task beside L1 and SSIM, on a tiny data set."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -27,7 +24,7 @@ CLASSES = ("loss=l1_ssim_class", "scale.accumulation_steps=3")
 FLIPPED = ("loss=l1_ssim_flipped", "scale.accumulation_steps=3")
 
 
-def test_the_flipped_target_is_trained_and_measured_everywhere(tmp_path: Path) -> None:
+def test_the_flipped_target_is_trained_and_measured_everywhere(tmp_path):
     folder = run(tiny_config(tmp_path, *FLIPPED, "strategy=gcond_stochastic"))
     report = json.loads(folder.report.read_text())
     assert report["tasks"] == {"l1": 0.35, "ssim": 0.15, "flipped": 0.5}
@@ -45,12 +42,10 @@ def test_the_flipped_target_is_trained_and_measured_everywhere(tmp_path: Path) -
 # Classification
 
 
-def test_a_classifier_is_trained_measured_and_no_part_of_the_conflict(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_classifier_is_trained_measured_and_no_part_of_the_conflict(tmp_path, monkeypatch):
     take_step, shared = Trainer.step, {}
 
-    def step(trainer: Trainer, number: int) -> dict:
+    def step(trainer, number):
         record = take_step(trainer, number)
         for segment in trainer.conductor.gradients.segments:
             shared.setdefault(segment.group, set()).update(segment.shared)
@@ -77,17 +72,17 @@ def test_a_classifier_is_trained_measured_and_no_part_of_the_conflict(
 
 @pytest.mark.parametrize("strategy", ["gcond_stochastic", pytest.param("pcgrad", marks=pytest.mark.slow),
                                       pytest.param("baseline", marks=pytest.mark.slow)])  # fmt: skip
-def test_an_interrupted_run_with_classes_ends_bit_identical(strategy: str, tmp_path: Path) -> None:
+def test_an_interrupted_run_with_classes_ends_bit_identical(strategy, tmp_path):
     chosen = (*CLASSES, f"strategy={strategy}")
     interrupted(cfg := tiny_config(tmp_path / "parts", *chosen))
     assert_ended_alike(run(cfg), run(tiny_config(tmp_path / "whole", *chosen)))
 
 
-def test_turned_images_are_the_same_for_all_strategies_and_after_a_resume() -> None:
+def test_turned_images_are_the_same_for_all_strategies_and_after_a_resume():
     """A batch depends on seed and position alone; turned back it is the one that is shown without classes."""
     data = tiny.load(64)
 
-    def batches(position: int, labelling: Turns | None, seed: int = 42) -> list:
+    def batches(position, labelling, seed=42):
         stream = MicroBatches(
             TrainingImages(data.train, data.intensity, 4, 16, 0.75, seed, CPU, labelling=labelling), position
         )
@@ -105,7 +100,7 @@ def test_turned_images_are_the_same_for_all_strategies_and_after_a_resume() -> N
     assert not all(torch.equal(a.labels, b.labels) for a, b in zip(shown, batches(0, Turns(), seed=1), strict=True))
 
 
-def test_an_evaluation_image_has_one_turn_whatever_is_left_out() -> None:
+def test_an_evaluation_image_has_one_turn_whatever_is_left_out():
     data = tiny.load(64, val=12)
     whole, thin = (EvaluationSet.of(data, "val", count, 16, 0.75, Turns()) for count in (None, 2))
     assert thin.labels.tolist() == whole.labels[[0, 11]].tolist()
@@ -123,7 +118,7 @@ class Guesses(nn.Module):
         return torch.zeros(*hidden.shape, 3, 16, 16), logits
 
 
-def test_cross_entropy_and_accuracy_by_hand() -> None:
+def test_cross_entropy_and_accuracy_by_hand():
     data = tiny.load(64)
     split = replace(EvaluationSet.of(data, "val", None, 16, 0.75, Turns()), labels=torch.tensor([1, 1, 0, 3, 2, 1]))
     loss = ClassifyingLoss(16, data.intensity)
@@ -149,7 +144,7 @@ class Says(nn.Module):
         return torch.zeros(*hidden.shape, 3, 16, 16), self._logits[: len(images)]
 
 
-def test_binary_cross_entropy_and_macro_auc_by_hand() -> None:
+def test_binary_cross_entropy_and_macro_auc_by_hand():
     """Third finding: no image has it, so that it has no area; second: 3 of 4 pairs are in order, one is a tie."""
     data = tiny.load(64, val=4)
     truth = torch.tensor([[1, 1, 0], [0, 1, 0], [1, 0, 0], [0, 0, 0]]).float()
@@ -170,7 +165,7 @@ def test_binary_cross_entropy_and_macro_auc_by_hand() -> None:
     assert rates["class"] == pytest.approx((2 * math.log(2) - math.log(5 / 6)) / 3, rel=1e-6)
 
 
-def test_the_area_is_the_share_of_pairs_in_order() -> None:
+def test_the_area_is_the_share_of_pairs_in_order():
     draw = torch.Generator().manual_seed(3)
     for classes in (4, 1000):  # with many ties and with few
         scores = torch.randint(classes, (60,), generator=draw).double()
@@ -179,7 +174,7 @@ def test_the_area_is_the_share_of_pairs_in_order() -> None:
         assert area_under_roc(scores, positive) == pytest.approx(sum(pairs) / len(pairs), abs=1e-12)
 
 
-def test_top5_by_hand() -> None:
+def test_top5_by_hand():
     data = tiny.load(64, val=6)
     names = [str(number) for number in range(7)]
     labelling = Given({"train": names, "val": ["0", "4", "5", "6", "0", "3"]})
@@ -191,7 +186,7 @@ def test_top5_by_hand() -> None:
     assert labelling.by_chance(split.labels) == {"class": math.log(7), "top1": 1 / 7, "top5": 5 / 7}
 
 
-def test_the_rest_of_a_classifying_model_starts_like_one_without_classes() -> None:
+def test_the_rest_of_a_classifying_model_starts_like_one_without_classes():
     cfg = config("scale=smoke", "dataset=photos", "model=mobilenetv3_small_050").model
     weights = []
     for classes in (None, 4):
@@ -202,7 +197,7 @@ def test_the_rest_of_a_classifying_model_starts_like_one_without_classes() -> No
     assert all(torch.equal(with_classes[name], value) for name, value in without.items())
 
 
-def test_labels_that_do_not_exist_or_are_not_needed_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_that_do_not_exist_or_are_not_needed_are_refused(monkeypatch):
     chosen = ("loss=l1_ssim_class", "loss.labels=dataset")
     with pytest.raises(ValueError, match=r"`loss\.labels`: expected rotation, since photos has no labels"):
         labelling_of(config(*chosen, "dataset=photos"))
@@ -239,5 +234,5 @@ def test_labels_that_do_not_exist_or_are_not_needed_are_refused(monkeypatch: pyt
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["graddrop", "mgda", "upgrad", "gcond_sequential", "gcond_lion", "uw", "nash_mtl"])
-def test_other_strategies_train_a_classifier(strategy: str, tmp_path: Path) -> None:
+def test_other_strategies_train_a_classifier(strategy, tmp_path):
     assert run(tiny_config(tmp_path, *CLASSES, f"strategy={strategy}")).done

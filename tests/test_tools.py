@@ -1,12 +1,9 @@
 """The scripts of tools/: a run tortured, the paper rehearsed, wandb's dashboard, and mutants of the strategies."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
@@ -26,7 +23,7 @@ from gcond.files import sha256
 torture = load("tools/torture")
 
 
-def test_a_run_equals_its_repetition_but_for_one_digit_one_bit_and_one_field(tmp_path: Path) -> None:
+def test_a_run_equals_its_repetition_but_for_one_digit_one_bit_and_one_field(tmp_path):
     one, two = (run(tiny_config(tmp_path / name, "seed=3")) for name in ("one", "two"))
     assert json.loads(one.report.read_text())["started"]  # a field that does differ
     assert torture.differences(one, two) == []
@@ -49,7 +46,7 @@ def test_a_run_equals_its_repetition_but_for_one_digit_one_bit_and_one_field(tmp
 
 
 @pytest.mark.slow
-def test_killed_runs_end_as_if_nothing_had_happened(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_killed_runs_end_as_if_nothing_had_happened(tmp_path, capsys):
     tiny = [option for override in TINY if "tiny" in override for option in ("--override", override)]
     chosen = ["-n", "3", "--jobs", "1", "--datasets", "photos", "--strategies", "gcond_stochastic,famo", *tiny]
     assert torture.main([*chosen, "--out", str(tmp_path)]) == 0
@@ -68,7 +65,7 @@ REHEARSED += ("scale.accumulation_steps=2", "scale.micro_batch=4", "dataset=ct")
 
 
 @pytest.mark.slow
-def test_runs_that_differ_in_numbers_alone_are_one_case() -> None:
+def test_runs_that_differ_in_numbers_alone_are_one_case():
     """Of O8 eight pairs of weights, at one seed, rate and data set; the mode of the model is another matter."""
     cases = rehearsal.distinct(["o8_weights"])
     ((cfg, runs),) = cases.values()
@@ -83,7 +80,7 @@ def test_runs_that_differ_in_numbers_alone_are_one_case() -> None:
 
 
 @pytest.mark.slow
-def test_what_does_not_start_is_named_and_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_start_is_named_and_stops_no_other(tmp_path, monkeypatch):
     good, bad = (config(*REHEARSED, f"strategy={name}") for name in ("gcond_sequential", "baseline"))
     bad.model.depth = "two"
     cases = {"good": (good, ["table2"] * 3), "bad": (bad, ["o1"])}
@@ -98,7 +95,7 @@ def test_what_does_not_start_is_named_and_stops_no_other(tmp_path: Path, monkeyp
     assert len(rehearsal.rehearse({"good": cases["good"]}, 2, True, out)) == 1
 
 
-def test_settings_that_are_refused_are_named_with_their_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_that_are_refused_are_named_with_their_experiment(monkeypatch):
     broken = config(*REHEARSED, "strategy=baseline", "scale.micro_batch=0")
     monkeypatch.setattr(rehearsal, "runs_of", lambda experiment: iter([broken]))
     with pytest.raises(
@@ -117,7 +114,7 @@ dashboard = load("tools/wandb_dashboard")
 
 
 @pytest.fixture
-def printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+def printed(monkeypatch, capsys):
     """What --print writes: the definition of the figures, for scale mini."""
     monkeypatch.setattr(sys, "argv", ["wandb_dashboard.py", "--scale", "mini", "--print"])
     dashboard.main()
@@ -125,9 +122,7 @@ def printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("strategy", [pytest.param(s, marks=() if s in FAST else pytest.mark.slow) for s in LISTED])
-def test_each_strategy_logs_what_its_figures_show(
-    strategy: str, printed: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_strategy_logs_what_its_figures_show(strategy, printed, tmp_path, monkeypatch):
     """Keys as the mirror sends them, tables and pictures included, by a stand-in for wandb's run."""
     folder = run(tiny_config(tmp_path, f"strategy={strategy}"))
     stand_in = MagicMock(summary={}, settings=SimpleNamespace(sync_dir=""))
@@ -152,7 +147,7 @@ def test_each_strategy_logs_what_its_figures_show(
     assert shown <= logged
 
 
-def test_every_run_that_a_figure_asks_for_can_exist(printed: list[dict[str, Any]]) -> None:
+def test_every_run_that_a_figure_asks_for_can_exist(printed):
     for figure in printed:
         for grid in figure["grids"]:
             conditions = [condition.split(" in ") for condition in grid["filter"].split(" and ")]
@@ -163,15 +158,13 @@ def test_every_run_that_a_figure_asks_for_can_exist(printed: list[dict[str, Any]
                     assert (CONFIG / group / f"{option}.yaml").exists(), tag
 
 
-def test_every_figure_of_the_paper_is_there(printed: list[dict[str, Any]]) -> None:
+def test_every_figure_of_the_paper_is_there(printed):
     """The preprint has twelve figures."""
     titles = " ".join(figure["title"] for figure in printed)
     assert [number for number in range(1, 13) if f"Figure {number}:" not in titles] == []
 
 
-def test_what_is_saved_holds_every_panel_of_the_definition(
-    printed: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_saved_holds_every_panel_of_the_definition(printed, monkeypatch):
     """The library is not in the environment; a stand-in keeps what it is asked to make."""
     kinds = ("P", "H2", "TableOfContents", "Layout", "LinePlot", "MediaBrowser", "WeavePanelSummaryTable", "Runset")
     library: Any = ModuleType("wandb_workspaces.reports.v2")
@@ -201,7 +194,7 @@ def test_what_is_saved_holds_every_panel_of_the_definition(
         assert all(panel.x == "step" for panel in grid.panels if panel.kind == "LinePlot")
 
 
-def test_without_the_library_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_the_command_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
     monkeypatch.setattr(wandb, "Api", lambda: pytest.fail("asked the server"))
     with pytest.raises(SystemExit, match=r"pip install wandb-workspaces"):

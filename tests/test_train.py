@@ -1,14 +1,11 @@
 """Whole runs on a tiny data set: common random numbers, resume, refusals, and what a run leaves behind."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -20,7 +17,7 @@ from torch import Tensor
 
 from gcond.config import CONFIG
 from gcond.engine import evaluate as final
-from gcond.engine.checkpoint import Checkpoint, State
+from gcond.engine.checkpoint import Checkpoint
 from gcond.engine.run_folder import RunFolder
 from gcond.engine.settings import Settings
 from gcond.model import MaskedAutoencoder
@@ -59,11 +56,11 @@ Complete = Callable[..., tuple[RunFolder, Received]]
 
 
 @pytest.fixture(scope="module")
-def complete(tmp_path_factory: pytest.TempPathFactory) -> Complete:
+def complete(tmp_path_factory):
     """strategy, overrides -> the folder of a run that nothing interrupted, and what its model received."""
 
     @functools.cache
-    def of(strategy: str, *overrides: str) -> tuple[RunFolder, Received]:
+    def of(strategy, *overrides):
         received = Received()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(MaskedAutoencoder, "forward", lambda *arguments: received.by(*arguments))
@@ -82,7 +79,7 @@ def step_records(folder: RunFolder) -> list[dict]:
 
 
 @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "baseline"])
-def test_strategies_of_one_seed_see_the_same_images_masks_and_first_weights(strategy: str, complete: Complete) -> None:
+def test_strategies_of_one_seed_see_the_same_images_masks_and_first_weights(strategy, complete):
     (_, expected), (_, received) = complete("baseline"), complete(strategy)
     assert len(received.batches) == 2 * (4 + 2)  # a pass per micro-batch, of four steps and two probes
     assert same(received.batches, expected.batches)
@@ -93,9 +90,7 @@ def test_strategies_of_one_seed_see_the_same_images_masks_and_first_weights(stra
 
 
 @pytest.mark.parametrize("strategy", EACH_STRATEGY)
-def test_an_interrupted_run_ends_bit_identical(
-    strategy: str, complete: Complete, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_ends_bit_identical(strategy, complete, tmp_path, monkeypatch):
     cfg = tiny_config(tmp_path, *conflicting(strategy))
     folder = interrupted(cfg)
     assert len(step_records(folder)) == 3
@@ -103,7 +98,7 @@ def test_an_interrupted_run_ends_bit_identical(
     saved, loaded = parts(folder), {}
     load = Checkpoint.load
 
-    def load_and_look(checkpoint: Checkpoint, last: int) -> State:
+    def load_and_look(checkpoint, last):
         state = load(checkpoint, last)
         loaded.update({name: copy.deepcopy(part.state_dict()) for name, part in checkpoint._parts.items()})
         return state
@@ -125,7 +120,7 @@ def test_an_interrupted_run_ends_bit_identical(
     assert reports[0] == reports[1]
 
 
-def test_the_weights_of_the_best_epoch_survive_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_weights_of_the_best_epoch_survive_an_interruption(tmp_path, monkeypatch):
     """The first epoch is made the best one, and the run is interrupted in the second."""
     monkeypatch.setattr(final, "weighted_loss", lambda scores, weights: scores["epoch"])
     interrupted(cfg := tiny_config(tmp_path / "parts"))
@@ -139,7 +134,7 @@ def test_the_weights_of_the_best_epoch_survive_an_interruption(tmp_path: Path, m
     assert {key: last[key] for key in second} == second
 
 
-def test_the_curve_is_of_a_part_of_the_images_and_the_final_scores_of_all(tmp_path: Path) -> None:
+def test_the_curve_is_of_a_part_of_the_images_and_the_final_scores_of_all(tmp_path):
     whole, thin = (run(tiny_config(tmp_path, *overrides)) for overrides in ((), ("+scale.curve_images=2",)))
     reports = [json.loads(folder.report.read_text()) for folder in (whole, thin)]
     assert reports[0]["final"]["last"] == reports[1]["final"]["last"]
@@ -149,7 +144,7 @@ def test_the_curve_is_of_a_part_of_the_images_and_the_final_scores_of_all(tmp_pa
     assert reports[0]["tf32"] is False
 
 
-def test_the_resumed_runs_above_had_something_to_remember(complete: Complete) -> None:
+def test_the_resumed_runs_above_had_something_to_remember(complete):
     """Where nothing is arbitrated, a resume that forgets the resolver is bit-identical too."""
     for strategy in ARBITRATING:
         steps = step_records(complete(strategy)[0])
@@ -157,7 +152,7 @@ def test_the_resumed_runs_above_had_something_to_remember(complete: Complete) ->
         assert {step["wins/l1"] > step["wins/ssim"] for step in steps} == {True, False}
 
 
-def test_changed_data_are_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_data_are_not_trained_on(tmp_path, monkeypatch):
     cfg = tiny_config(tmp_path)
     monkeypatch.setattr(RunFolder, "finish", interrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -192,12 +187,12 @@ def interrupt(*_: object) -> NoReturn:
         ("model.width", "model.width=33"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(key: str, overrides: str, tmp_path: Path) -> None:
+def test_settings_that_contradict_each_other_are_refused(key, overrides, tmp_path):
     with pytest.raises(ValueError, match=rf"`{re.escape(key)}`"):
         Settings(tiny_config(tmp_path, "strategy=gcond_stochastic", *overrides.split()))
 
 
-def test_what_is_refused_is_refused_before_any_data_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_refused_is_refused_before_any_data_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for key, override in (("device", "device=cuda"), ("scale.warmup_epochs", "scale.warmup_epochs=2")):
         cfg = tiny_config(tmp_path / key, "dataset._target_=engine.tiny.never", override)
@@ -211,9 +206,7 @@ def test_what_is_refused_is_refused_before_any_data_is_read(tmp_path: Path, monk
     assert not (tmp_path / "none").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_before_the_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_before_the_step(tmp_path, monkeypatch):
     models = set()
     monkeypatch.setattr(MaskedAutoencoder, "forward", lambda *given: models.add(given[0]) or FORWARD(*given))
     cfg = tiny_config(tmp_path, "strategy=baseline", "loss.reconstruction._target_=engine.tiny.BreakingLoss")
@@ -250,11 +243,11 @@ def documented() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def logged(complete: Complete) -> dict[str, list[dict]]:
+def logged(complete):
     return {strategy: step_records(complete(strategy)[0]) for strategy in STRATEGIES}
 
 
-def test_the_documented_keys_are_the_logged_ones(logged: dict[str, list[dict]]) -> None:
+def test_the_documented_keys_are_the_logged_ones(logged):
     page = (ROOT / "docs" / "strategies.md").read_text()
     names = {name for records in logged.values() for record in records for name in record} - {"kind", "step", "lr"}
     assert [key for key in {*documented()} - AT_TIMES if not any(re.fullmatch(key, name) for name in names)] == []
@@ -262,7 +255,7 @@ def test_the_documented_keys_are_the_logged_ones(logged: dict[str, list[dict]]) 
     assert sorted(name for name in unknown if f"`{name}`" not in page) == []
 
 
-def test_costly_diagnoses_run_every_few_steps_only(logged: dict[str, list[dict]]) -> None:
+def test_costly_diagnoses_run_every_few_steps_only(logged):
     for records in logged.values():  # scale=smoke: diagnose_every 2
         assert [step["step"] for step in records] == [0, 1, 2, 3]
         assert ["step_rms_over_lr" in step for step in records] == [True, False, True, False]
@@ -270,7 +263,7 @@ def test_costly_diagnoses_run_every_few_steps_only(logged: dict[str, list[dict]]
 
 
 @pytest.mark.parametrize("strategy", ["baseline", "gcond_stochastic"])
-def test_batch_statistics_move_in_train_mode_only(strategy: str, complete: Complete) -> None:
+def test_batch_statistics_move_in_train_mode_only(strategy, complete):
     trained = parts(complete(strategy)[0])["model"]
     frozen = parts(complete(strategy, "strategy.model_mode=eval")[0])["model"]
     means = [name for name in trained if name.endswith("running_mean")]

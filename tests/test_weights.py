@@ -1,7 +1,5 @@
 """Export, reconstruct and evaluate, on a tiny finished run."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -32,13 +30,13 @@ TRUST = ("--trust", "engine")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory):
     """A run whose best epoch, the first, is not its last: its learning rate is far too large."""
     return run(tiny_config(tmp_path_factory.mktemp("runs"), "strategy=baseline", "optimizer.lr=1")).path
 
 
 @pytest.fixture
-def copy(finished: Path, tmp_path: Path) -> Path:
+def copy(finished, tmp_path):
     """To be changed."""
     return Path(shutil.copytree(finished, tmp_path / "copy"))
 
@@ -48,9 +46,7 @@ def report(folder: Path) -> dict:
 
 
 @pytest.mark.parametrize("weights", ["last", "best"])
-def test_timm_loads_the_encoder_strictly_as_the_docs_say(
-    weights: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_timm_loads_the_encoder_strictly_as_the_docs_say(weights, finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["export", str(finished), "--timm", "encoder.safetensors", "--weights", weights, *TRUST]) == 0
     page = (Path(__file__).parents[1] / "docs" / "running.md").read_text(encoding="utf-8")
@@ -74,7 +70,7 @@ def test_timm_loads_the_encoder_strictly_as_the_docs_say(
 
 
 @pytest.mark.parametrize("name", ["convnextv2_atto", "efficientnet_b0", "resnet18", "swin_tiny_patch4_window7_224"])
-def test_each_kind_of_network_is_what_timm_makes_again(name: str) -> None:
+def test_each_kind_of_network_is_what_timm_makes_again(name):
     """`of_timm` itself loads strictly and compares the maps."""
     encoder = encoders.build(name, channels=1, stride=16, image_size=SIZE)
     arguments, state = of_timm(encoder, SIZE)
@@ -82,7 +78,7 @@ def test_each_kind_of_network_is_what_timm_makes_again(name: str) -> None:
     assert arguments["model_name"] == name
 
 
-def test_no_data_are_needed_unless_the_report_is_of_an_older_version(copy: Path, tmp_path: Path) -> None:
+def test_no_data_are_needed_unless_the_report_is_of_an_older_version(copy, tmp_path):
     words = ["export", str(copy), "--timm", str(tmp_path / "e"), *TRUST]
     config = copy / "config.yaml"
     config.write_text(config.read_text().replace("engine.tiny.load", "engine.tiny.never"))
@@ -92,7 +88,7 @@ def test_no_data_are_needed_unless_the_report_is_of_an_older_version(copy: Path,
         cli.main(words)
 
 
-def test_weights_that_are_gone_are_refused_with_what_a_run_keeps(copy: Path, tmp_path: Path, capsys) -> None:
+def test_weights_that_are_gone_are_refused_with_what_a_run_keeps(copy, tmp_path, capsys):
     words = ["export", str(copy), "--timm", str(tmp_path / "e"), *TRUST]
     keep_only("model", copy / "checkpoints")
     assert cli.main(words) == 0
@@ -105,7 +101,7 @@ def test_weights_that_are_gone_are_refused_with_what_a_run_keeps(copy: Path, tmp
 
 @pytest.mark.parametrize("split", ["val", "test"])
 @pytest.mark.parametrize("weights", ["last", "best"])
-def test_the_losses_are_the_recorded_ones(split: str, weights: str, finished: Path, capsys) -> None:
+def test_the_losses_are_the_recorded_ones(split, weights, finished, capsys):
     assert cli.main(["evaluate", str(finished), "--split", split, "--weights", weights, *TRUST]) == 0
     printed = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines()[1:])
     recorded = report(finished)["final"][weights]
@@ -113,7 +109,7 @@ def test_the_losses_are_the_recorded_ones(split: str, weights: str, finished: Pa
         assert float(printed[name]) == pytest.approx(recorded[f"{split}_{name}"], abs=1e-6)
 
 
-def test_another_loss_than_the_recorded_one_is_told(copy: Path, capsys) -> None:
+def test_another_loss_than_the_recorded_one_is_told(copy, capsys):
     changed = report(copy)
     changed["final"]["last"]["test_l1"] += 0.01
     (copy / "report.json").write_text(json.dumps(changed))
@@ -121,7 +117,7 @@ def test_another_loss_than_the_recorded_one_is_told(copy: Path, capsys) -> None:
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if "differs" in line] == ["l1"]
 
 
-def test_a_photograph_and_an_image_of_the_data_are_drawn(finished: Path, tmp_path: Path) -> None:
+def test_a_photograph_and_an_image_of_the_data_are_drawn(finished, tmp_path):
     """Originals to the pixel, masked as asked for; the other columns are those of engine/test_evaluate."""
     photo = gratings(1, 96)[0].permute(1, 2, 0).numpy()
     Image.fromarray(photo).save(tmp_path / "photo.png")
@@ -142,9 +138,7 @@ def test_a_photograph_and_an_image_of_the_data_are_drawn(finished: Path, tmp_pat
     ("image", "said"),
     [("none.png", "none.png"), ("test:99", "test:0 to test:5"), ("small.png", "small.png"), ("text.png", "text.png")],
 )
-def test_an_image_that_is_none_is_refused_by_name(
-    image: str, said: str, finished: Path, tmp_path: Path, capsys
-) -> None:
+def test_an_image_that_is_none_is_refused_by_name(image, said, finished, tmp_path, capsys):
     Image.new("RGB", (32, 32)).save(tmp_path / "small.png")
     (tmp_path / "text.png").write_text("no picture")
     name = image if ":" in image else str(tmp_path / image)
@@ -153,7 +147,7 @@ def test_an_image_that_is_none_is_refused_by_name(
     assert not (tmp_path / "out.png").exists()
 
 
-def test_a_dicom_file_becomes_the_slice_that_a_store_would_hold() -> None:
+def test_a_dicom_file_becomes_the_slice_that_a_store_would_hold():
     """pydicom's own: 128 x 128 pixels, stored - 1024 = HU. Enlarged to 256 and reduced it is itself, smoothed."""
     path = Path(pydicom.data.get_testdata_file("CT_small.dcm"))
     stored = pydicom.dcmread(path).pixel_array.astype(float)  # slope 1, intercept -1024: HU + 1024

@@ -1,7 +1,5 @@
 """Attempts at a run in processes of their own, which can be signalled, killed and limited."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

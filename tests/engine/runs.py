@@ -1,7 +1,5 @@
 """Runs of the whole program on `engine.tiny`, about half a second each."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,11 +1,8 @@
 """Images are their own number, so that a batch tells its order."""
 
-from __future__ import annotations
-
 import multiprocessing
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any
 from unittest.mock import MagicMock, call
 
 import pytest
@@ -28,7 +25,6 @@ from gcond.engine.batches import (
     transfer_to,
 )
 from gcond.strategy import Joint, Sequential, Stochastic
-from gcond.strategy.estimate import Estimator
 
 CPU = torch.device("cpu")
 COUNT = 10
@@ -64,20 +60,20 @@ def same(one: list[Batch], other: list[Batch]) -> bool:
     return all(torch.equal(a.images, b.images) and torch.equal(a.hidden, b.hidden) for a, b in pairs)
 
 
-def test_every_pass_visits_every_image_once_in_an_order_of_its_own() -> None:
+def test_every_pass_visits_every_image_once_in_an_order_of_its_own():
     seen = order(first(10, stream()))
     passes = [seen[start : start + COUNT] for start in range(0, 40, COUNT)]  # micro-batch 2 spans the first two
     assert all(sorted(one) == list(range(COUNT)) for one in passes)
     assert len(set(map(tuple, [*passes, range(COUNT)]))) == 5
 
 
-def test_every_image_of_every_micro_batch_has_its_own_mask() -> None:
+def test_every_image_of_every_micro_batch_has_its_own_mask():
     hidden = torch.cat([batch.hidden for batch in first(20, stream())])
     assert hidden.unique(dim=0).shape == (80, 48)  # 48 of 64 patches
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_the_stream_depends_on_seed_and_position_alone(workers: int) -> None:
+def test_the_stream_depends_on_seed_and_position_alone(workers):
     torch.manual_seed(0)
     whole = first(9, stream())
     torch.manual_seed(1)
@@ -89,7 +85,7 @@ def test_the_stream_depends_on_seed_and_position_alone(workers: int) -> None:
     assert not any(torch.equal(a.hidden, b.hidden) for a, b in zip(other, whole, strict=True))
 
 
-def test_a_micro_batch_larger_than_the_set_is_refused() -> None:
+def test_a_micro_batch_larger_than_the_set_is_refused():
     assert sorted(order(first(1, stream(size=COUNT)))) == list(range(COUNT))
     with pytest.raises(ValueError, match=r"`micro_batch`.*at most the 10 training images, found 11"):
         stream(size=COUNT + 1)
@@ -111,7 +107,7 @@ IN_TURN = Sequential(4, resolve_every="micro_batch")
     ],
     ids=["joint", "sequential", "in turn", "stochastic", "one process"],
 )
-def test_processes_share_out_the_one_stream(estimator: Estimator, shares: list[list[int]]) -> None:
+def test_processes_share_out_the_one_stream(estimator, shares):
     """Two windows from position 12 on are the one process's micro-batches 12 to 19, each once."""
     assert [
         estimator.micro_batch_indices(rank, len(shares), ("l1", "ssim")) for rank in range(len(shares))
@@ -130,7 +126,7 @@ def test_processes_share_out_the_one_stream(estimator: Estimator, shares: list[l
     assert same([taken[number] for number in range(12, 20)], whole[12:])
 
 
-def test_closing_ends_the_workers() -> None:
+def test_closing_ends_the_workers():
     before = multiprocessing.active_children()
     batches = stream(workers=1)
     next(batches)
@@ -157,7 +153,7 @@ def items(numbers: range) -> list[Tensors]:
     return [(torch.tensor(number), torch.tensor([number, -number])) for number in numbers]
 
 
-def test_the_next_copy_is_under_way_before_an_item_is_used() -> None:
+def test_the_next_copy_is_under_way_before_an_item_is_used():
     transfer = Recorded()
     for number, _ in enumerate(ahead(items(range(3)), transfer)):
         transfer.log.append(f"use {number}")
@@ -168,7 +164,7 @@ def test_the_next_copy_is_under_way_before_an_item_is_used() -> None:
     ]
 
 
-def test_without_a_transfer_nothing_is_taken_before_its_turn() -> None:
+def test_without_a_transfer_nothing_is_taken_before_its_turn():
     source = iter(items(range(3)))
     assert transfer_to(torch.device("cpu")) is None
     next(ahead(source, None))
@@ -176,9 +172,7 @@ def test_without_a_transfer_nothing_is_taken_before_its_turn() -> None:
 
 
 @pytest.mark.parametrize("share", [(0,), (1, 3)], ids=["alone", "one of two"])
-def test_the_position_counts_what_was_given_not_what_is_ahead(
-    share: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_position_counts_what_was_given_not_what_is_ahead(share, monkeypatch):
     window = 2 * len(share)
     whole = first(8, stream(0, share, window))
     transfer = Recorded()
@@ -191,9 +185,7 @@ def test_the_position_counts_what_was_given_not_what_is_ahead(
 
 
 @pytest.mark.parametrize("device", [FarDevice, pytest.param(CudaDevice, marks=pytest.mark.cuda)])
-def test_a_device_gets_the_very_micro_batches_of_the_cpu_and_never_waits_for_them(
-    device: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_device_gets_the_very_micro_batches_of_the_cpu_and_never_waits_for_them(device, monkeypatch):
     if device is CudaDevice and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     if device is FarDevice:
@@ -209,7 +201,7 @@ def test_a_device_gets_the_very_micro_batches_of_the_cpu_and_never_waits_for_the
     assert same(moved, first(4, stream()))
 
 
-def test_a_side_stream_pins_copies_beside_and_keeps_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_side_stream_pins_copies_beside_and_keeps_the_memory(monkeypatch):
     """The rules are those of PyTorch's documentation of CUDA streams and of `Tensor.record_stream`."""
     watch = MagicMock()
     watch.tensor.is_pinned.return_value = False
@@ -230,7 +222,7 @@ def test_a_side_stream_pins_copies_beside_and_keeps_the_memory(monkeypatch: pyte
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_copy_does_not_wait_for_what_computes() -> None:
+def test_a_copy_does_not_wait_for_what_computes():
     device = torch.device("cuda")
     transfer, host = SideStream(device), torch.ones(1 << 20).pin_memory()
     torch.cuda.synchronize()
@@ -244,14 +236,14 @@ def test_a_copy_does_not_wait_for_what_computes() -> None:
     assert float(copy.sum()) == 1 << 20
 
 
-def test_a_subseed_is_the_same_on_every_machine() -> None:
+def test_a_subseed_is_the_same_on_every_machine():
     # By hand: `printf 42/weights | sha256sum` starts with 21d4511b1dd02ed6, of 42/order/3 with 015437eaf294d2f6;
     # halved, to fit a signed 64-bit number.
     assert subseed(42, "weights") == 0x21D4511B1DD02ED6 // 2
     assert subseed(42, "order", 3) == 0x015437EAF294D2F6 // 2
 
 
-def test_the_global_generator_is_seeded_inside_and_restored_after() -> None:
+def test_the_global_generator_is_seeded_inside_and_restored_after():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)

@@ -1,6 +1,5 @@
 import pickle
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ def checkpoint(folder: Path, model: nn.Module, run_hash: str = "0123456789", che
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> nn.Linear:
+def saved(tmp_path):
     """A model and, in tmp_path, its checkpoint."""
     model = nn.Linear(3, 2)
     checkpoint(tmp_path, model).save(STATE)
@@ -38,9 +37,7 @@ CHANGED = {"train": "aa", "val": "changed"}
         ({"model": nn.Linear(4, 2)}, None, r"size mismatch"),
     ],
 )
-def test_what_cannot_be_gone_on_from_is_refused(
-    tmp_path: Path, saved: nn.Linear, made: dict, last: Any, said: str
-) -> None:
+def test_what_cannot_be_gone_on_from_is_refused(tmp_path, saved, made, last, said):
     fresh = nn.Linear(3, 2)
     untouched = fresh.weight.clone()
     with pytest.raises(ValueError, match=rf"(?s)00000003-.*{said}.*move the run's folder away to start again"):
@@ -49,7 +46,7 @@ def test_what_cannot_be_gone_on_from_is_refused(
     assert checkpoint(tmp_path, fresh).load(last=3) == STATE
 
 
-def test_another_version_and_what_is_no_checkpoint_are_told(tmp_path: Path, monkeypatch) -> None:
+def test_another_version_and_what_is_no_checkpoint_are_told(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("gcond.engine.checkpoint.VERSION", 99)
         checkpoint(tmp_path, nn.Linear(3, 2)).save(STATE)
@@ -66,13 +63,13 @@ def put(folder: Path, content: object) -> None:
     (folder / "file").rename(folder / f"00000009-{sha256(folder / 'file')}.pt")
 
 
-def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
+def test_a_checkpoint_runs_no_code(tmp_path):
     put(tmp_path, {"identity": Path("anything that is no tensor and no number")})
     with pytest.raises(pickle.UnpicklingError, match=r"[Ww]eights"):
         checkpoint(tmp_path, nn.Linear(3, 2)).load()
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, saved: nn.Linear, capsys) -> None:
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, saved, capsys):
     later = nn.Linear(3, 2)
     checkpoint(tmp_path, later).save(State(step=4))
     newest, oldest = checkpoints(tmp_path)
@@ -86,7 +83,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, saved:
         checkpoint(tmp_path, fresh).load()
 
 
-def test_the_last_two_are_kept_and_a_file_of_ones_own_is_left_alone(tmp_path: Path) -> None:
+def test_the_last_two_are_kept_and_a_file_of_ones_own_is_left_alone(tmp_path):
     (tmp_path / "best.pt").write_bytes(b"mine")
     for step in (8, 9, 10, 100):
         checkpoint(tmp_path, nn.Linear(3, 2)).save(State(step=step))
@@ -95,7 +92,7 @@ def test_the_last_two_are_kept_and_a_file_of_ones_own_is_left_alone(tmp_path: Pa
     assert checkpoint(tmp_path, nn.Linear(3, 2)).load().step == 100
 
 
-def test_of_several_processes_one_writes_and_all_load(tmp_path: Path, saved: nn.Linear) -> None:
+def test_of_several_processes_one_writes_and_all_load(tmp_path, saved):
     other = Checkpoint(tmp_path, "0123456789", CHECKSUM, {"model": nn.Linear(3, 2)}, writes=False)
     (tmp_path / ".unnamed.0123").write_bytes(b"being written by the first process")
     other.save(State(step=4))
@@ -120,7 +117,7 @@ def both(folder: Path, model: nn.Module) -> Checkpoint:
     return Checkpoint(folder, "0123456789", CHECKSUM, parts)
 
 
-def test_of_a_finished_run_one_part_is_left_which_nothing_goes_on_from(tmp_path: Path) -> None:
+def test_of_a_finished_run_one_part_is_left_which_nothing_goes_on_from(tmp_path):
     model, fresh = nn.Linear(3, 2), nn.Linear(3, 2)
     for step in (2, 3):
         both(tmp_path, model).save(State(step=step))
@@ -136,13 +133,13 @@ def test_of_a_finished_run_one_part_is_left_which_nothing_goes_on_from(tmp_path:
 
 
 @pytest.mark.parametrize("killed_in", ["unlink", "_write", "load"])
-def test_what_a_killed_process_left_of_the_thinning_is_finished(killed_in: str, tmp_path: Path, monkeypatch) -> None:
+def test_what_a_killed_process_left_of_the_thinning_is_finished(killed_in, tmp_path, monkeypatch):
     """At each of its steps, and with a damaged file that must not count as the newest."""
     for step in (2, 3):
         both(tmp_path, nn.Linear(3, 2)).save(State(step=step))
     (tmp_path / f"00000003-{64 * 'f'}.pt").write_bytes(b"damaged")
 
-    def killed(*_: object, **__: object) -> None:
+    def killed(*_, **__):
         raise KeyboardInterrupt
 
     target = {"unlink": (Path, "unlink"), "_write": (gcond.engine.checkpoint, "_write"), "load": (torch, "load")}

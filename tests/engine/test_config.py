@@ -1,13 +1,11 @@
 """What a config may build, and what each of its settings may be."""
 
-from __future__ import annotations
-
 import ast
 import copy
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +48,7 @@ ESCAPES = (  # what a recorded config might name to run something else
 
 
 @pytest.mark.parametrize("target", ESCAPES)
-def test_a_recorded_config_builds_nothing_else(target: str) -> None:
+def test_a_recorded_config_builds_nothing_else(target):
     """As it is, within another part, or within a list."""
     escape = {"_target_": target, "_partial_": True}
     for recorded in ({"_target_": target}, NUMBER | {"beta": escape}, NUMBER | {"beta": [escape]}):
@@ -66,7 +64,7 @@ def test_a_recorded_config_builds_nothing_else(target: str) -> None:
         ("loss.reconstruction", lambda altered: altered.objective(None, tiny.load(64))),
     ],
 )
-def test_a_run_s_parts_are_recorded_ones(part: str, read: Callable[[LoadedRun], Any], tmp_path: Path) -> None:
+def test_a_run_s_parts_are_recorded_ones(part, read, tmp_path):
     folder = run(tiny_config(tmp_path, "strategy=baseline")).path
     cfg = OmegaConf.load(folder / "config.yaml")
     OmegaConf.update(cfg, f"{part}._target_", "os.system")
@@ -76,13 +74,13 @@ def test_a_run_s_parts_are_recorded_ones(part: str, read: Callable[[LoadedRun], 
 
 
 @pytest.mark.parametrize("target", ["os.system", "antigravity.anything", "torch.hub.load", "gcond_evil.load"])
-def test_a_package_that_is_not_trusted_is_not_even_imported(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_not_trusted_is_not_even_imported(target, monkeypatch):
     monkeypatch.setattr("importlib.import_module", lambda name: pytest.fail(f"{name} was imported"))
     with pytest.raises(ValueError, match=r"`_target_`: found .* in a recorded config"):
         build({"_target_": target}, trusted=())
 
 
-def test_nested_parts_of_a_recorded_config_are_held_to_the_same() -> None:
+def test_nested_parts_of_a_recorded_config_are_held_to_the_same():
     conductor = {"_target_": "gcond.strategy.GradientConductor", "_partial_": True}
     resolver = {"_target_": "gcond.strategy.resolve.torchjd.TorchJD", "method": {"_target_": "builtins.eval"}}
     with pytest.raises(ValueError, match=r"`resolver\.method\._target_`: found 'builtins\.eval'"):
@@ -94,7 +92,7 @@ def test_nested_parts_of_a_recorded_config_are_held_to_the_same() -> None:
     assert type(adam) is torch.optim.AdamW
 
 
-def test_a_package_of_ones_own_is_built_once_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_of_ones_own_is_built_once_it_is_trusted(tmp_path, monkeypatch):
     (tmp_path / "own_method.py").write_text(
         "class Own:\n    def __init__(self, share: float = 0.5):\n        self.share = share\n"
     )
@@ -124,17 +122,17 @@ def test_a_package_of_ones_own_is_built_once_it_is_trusted(tmp_path: Path, monke
         ({"_target_": "torch.optim.SGD", "momentum": 1e30}, "`momentum`: expected numbers from -1e"),
     ],
 )
-def test_a_setting_that_its_class_does_not_take_is_refused_by_name(config: dict[str, Any], message: str) -> None:
+def test_a_setting_that_its_class_does_not_take_is_refused_by_name(config, message):
     with pytest.raises(ValueError, match=message):
         build(config)
 
 
-def test_a_setting_that_the_program_decides_is_refused() -> None:
+def test_a_setting_that_the_program_decides_is_refused():
     with pytest.raises(ValueError, match="`lr`: expected nothing"):
         build({"_target_": "torch.optim.SGD", "lr": 1.0, "_partial_": True})([], lr=0.5)
 
 
-def test_lists_interpolations_and_what_is_still_missing() -> None:
+def test_lists_interpolations_and_what_is_still_missing():
     cfg = OmegaConf.create({"b": 0.25, "part": {"_target_": "gcond.strategy.EMA", "beta": "${b}"}})
     assert build(cfg.part).beta == 0.25
     assert build(OmegaConf.create({"_target_": "gcond.strategy.EMA", "beta": "???"}), beta=0.75).beta == 0.75
@@ -149,7 +147,7 @@ NEVER |= {"yaml.unsafe_load", "yaml.full_load", "joblib.load", "torch.jit.load"}
 ANNOTATIONS = ("config.py", "eval(annotation, names)")  # which a module of ours, or one that is trusted, has written
 
 
-def test_files_are_read_by_what_runs_no_code() -> None:
+def test_files_are_read_by_what_runs_no_code():
     root = Path(__file__).parents[2]
     for path in (path for part in ("src", "bench", "tools", "data_prep") for path in (root / part).rglob("*.py")):
         for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
@@ -159,7 +157,7 @@ def test_files_are_read_by_what_runs_no_code() -> None:
             assert "allow_pickle=True" not in text, (path, text)
 
 
-def test_an_epoch_is_what_the_scale_says_or_one_pass_without_the_incomplete_window() -> None:
+def test_an_epoch_is_what_the_scale_says_or_one_pass_without_the_incomplete_window():
     one_pass = Settings(config("scale=smoke", "scale.steps_per_epoch=null"))  # windows of 2 x 2 images
     assert [one_pass.steps_per_epoch(images) for images in (4, 7, 8, 13)] == [1, 1, 2, 3]
     with pytest.raises(ValueError, match=r"`scale.steps_per_epoch`: .*3 images do not fill a window of 4"):
@@ -167,7 +165,7 @@ def test_an_epoch_is_what_the_scale_says_or_one_pass_without_the_incomplete_wind
     assert Settings(config("scale=smoke", "scale.steps_per_epoch=5")).steps_per_epoch(3) == 5
 
 
-def test_micro_batches_that_cannot_be_shared_out_are_refused() -> None:
+def test_micro_batches_that_cannot_be_shared_out_are_refused():
     two = SingleProcess()
     two.size = 2
     with pytest.raises(ValueError, match="accumulation_steps`: expected a multiple of 2, so that each of 2 processes"):
@@ -175,7 +173,7 @@ def test_micro_batches_that_cannot_be_shared_out_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("strategy", "peak"), [("baseline", 2e-4), ("gcond_lion", 1e-5)])  # the paper's Table 5
-def test_the_paper_schedule(strategy: str, peak: float) -> None:
+def test_the_paper_schedule(strategy, peak):
     rate = Settings(config("scale=paper", f"strategy={strategy}")).schedule(steps_per_epoch=100)
     assert rate(199) == pytest.approx(peak)  # the end of 2 epochs of warm-up
     assert rate(198) == pytest.approx(peak * 199 / 200)
@@ -183,7 +181,7 @@ def test_the_paper_schedule(strategy: str, peak: float) -> None:
     assert rate(1499) == pytest.approx(1e-6)  # the last step of 15
 
 
-def test_patches_follow_from_the_sizes() -> None:
+def test_patches_follow_from_the_sizes():
     assert Settings(config("scale=paper")).patches == 64
     assert Settings(config("scale=smoke", "scale.patch_size=32")).patches == 4
 
@@ -246,14 +244,14 @@ OTHERS: dict[type, tuple[str, ...]] = {
 }
 
 
-def test_each_setting_takes_what_it_can_mean_or_is_refused_by_name() -> None:
+def test_each_setting_takes_what_it_can_mean_or_is_refused_by_name():
     cfg = config("strategy=gcond_stochastic", "logger=wandb")
     plain = dict(leaves(OmegaConf.to_container(cfg, resolve=True)))
     for key, values in accepted(cfg, plain).items():
         assert all(may_be_taken(key, plain[key], value) for value in values), (key, values)
 
 
-def test_each_setting_of_a_method_takes_what_it_can_mean_or_is_refused_by_name() -> None:
+def test_each_setting_of_a_method_takes_what_it_can_mean_or_is_refused_by_name():
     cfg = config("strategy=baseline")
     OmegaConf.set_struct(cfg, False)
     known = set()

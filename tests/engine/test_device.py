@@ -1,14 +1,11 @@
 """The machine: its devices, fingerprint, time, commit and memory."""
 
-from __future__ import annotations
-
 import re
 import resource
 import subprocess
 import sys
 import weakref
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -30,7 +27,7 @@ from gcond.engine.device import (
 from gcond.engine.run_folder import RunFolder
 
 
-def test_a_run_on_the_cpu_uses_the_threads_it_was_given() -> None:
+def test_a_run_on_the_cpu_uses_the_threads_it_was_given():
     before = torch.get_num_threads()
     try:
         device = pick("cpu", threads=2)
@@ -41,7 +38,7 @@ def test_a_run_on_the_cpu_uses_the_threads_it_was_given() -> None:
         torch.set_num_threads(before)
 
 
-def test_float32_is_float32_on_cuda_too() -> None:
+def test_float32_is_float32_on_cuda_too():
     torch.backends.cudnn.allow_tf32 = True
     torch.set_float32_matmul_precision("high")
     assert tf32()
@@ -51,14 +48,14 @@ def test_float32_is_float32_on_cuda_too() -> None:
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_the_processor_s_seconds_of_children_that_have_ended_count() -> None:
+def test_the_processor_s_seconds_of_children_that_have_ended_count():
     before = cpu_seconds()
     code = "import time\nwhile time.process_time() < 0.3: pass"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert 0.28 <= cpu_seconds() - before < 5  # counted in hundredths
 
 
-def test_processors_of_one_name_are_told_apart() -> None:
+def test_processors_of_one_name_are_told_apart():
     listed = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: {}\nmodel name\t: AMD EPYC\n\nprocessor\t: 1\nmodel\t: 99\n"
     vectors = torch.backends.cpu.get_cpu_capability()
     assert processor(listed.format(1)) == f"AMD EPYC (family 25, model 1, {vectors})"
@@ -67,7 +64,7 @@ def test_processors_of_one_name_are_told_apart() -> None:
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> Path:
+def checkout(tmp_path):
     """A repository with one commit of one source file."""
     (tmp_path / "src").mkdir()
     (tmp_path / "conf").mkdir()
@@ -84,7 +81,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("changed", ["src/a.py", "src/new.py", "conf/new.yaml", "src/package/new.py"])
-def test_a_changed_or_new_source_file_makes_a_run_dirty(changed: str, checkout: Path) -> None:
+def test_a_changed_or_new_source_file_makes_a_run_dirty(changed, checkout):
     number, dirty = commit(checkout)
     assert (len(number), dirty) == (40, False)
     (checkout / "notes.txt").touch()
@@ -94,7 +91,7 @@ def test_a_changed_or_new_source_file_makes_a_run_dirty(changed: str, checkout: 
     assert commit(checkout) == (number, True)
 
 
-def test_the_repository_around_an_installed_package_is_not_its_own(checkout: Path, tmp_path: Path) -> None:
+def test_the_repository_around_an_installed_package_is_not_its_own(checkout, tmp_path):
     (checkout / "lib").mkdir()
     assert commit(checkout / "lib") == ("unknown", False)
 
@@ -128,12 +125,12 @@ def test_a_fingerprint_draws_nothing_and_is_another_where_convolutions_round_oth
         (ValueError("DefaultCPUAllocator: can't allocate memory"), False),
     ],
 )
-def test_what_counts_as_out_of_memory(error: Exception, expected: bool) -> None:
+def test_what_counts_as_out_of_memory(error, expected):
     assert is_out_of_memory(error) is expected
 
 
 @pytest.mark.parametrize(("tried", "expected"), [((12, 4), (6, 8)), ((9, 2), (3, 6)), ((1, 4), None)])
-def test_a_run_out_of_memory_is_told_a_smaller_micro_batch(tried: tuple[int, int], expected: Any) -> None:
+def test_a_run_out_of_memory_is_told_a_smaller_micro_batch(tried, expected):
     """The CPU allocator's own error; other errors pass."""
     with pytest.raises(OutOfMemory, match=f"at scale.micro_batch={tried[0]}") as caught, out_of_memory_hint(*tried):
         torch.empty(1 << 60, dtype=torch.uint8)
@@ -144,10 +141,10 @@ def test_a_run_out_of_memory_is_told_a_smaller_micro_batch(tried: tuple[int, int
         raise FloatingPointError("nan")
 
 
-def test_what_a_failed_step_held_is_let_go_of() -> None:
+def test_what_a_failed_step_held_is_let_go_of():
     held = []
 
-    def step() -> None:
+    def step():
         activations = torch.zeros(3)
         held.append(weakref.ref(activations))
         raise MemoryError(str(activations))
@@ -158,10 +155,10 @@ def test_what_a_failed_step_held_is_let_go_of() -> None:
     assert caught.value.__cause__ is not None
 
 
-def test_a_run_out_of_memory_says_so_in_its_report(tmp_path: Path) -> None:
+def test_a_run_out_of_memory_says_so_in_its_report(tmp_path):
     """Under a limit on the address space of 300 MB more than there is when everything is imported."""
 
-    def limit() -> None:
+    def limit():
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + 300_000_000, size + 300_000_000))
 

@@ -1,7 +1,5 @@
 """Several processes on one run: forked ones, and those that torchrun starts."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -103,7 +101,7 @@ def answers(team: World, folder: Path) -> dict[str, Any]:
     }
 
 
-def test_three_processes_are_a_team(tmp_path: Path) -> None:
+def test_three_processes_are_a_team(tmp_path):
     """Of seven images the third process takes two, and of two images none."""
     members = forked(3, lambda: member(tmp_path), tmp_path)
     assert [each["rank"] for each in members] == [0, 1, 2]
@@ -118,7 +116,7 @@ def test_three_processes_are_a_team(tmp_path: Path) -> None:
             assert each["score"][count] == pytest.approx(expected, rel=1e-6)  # float32 means of batches of other sizes
 
 
-def test_without_others_a_process_is_a_team_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_others_a_process_is_a_team_of_one(monkeypatch):
     for key in ("WORLD_SIZE", "RANK"):
         monkeypatch.delenv(key, raising=False)
     with gathered("once", "cpu", 1) as team:
@@ -129,9 +127,7 @@ def test_without_others_a_process_is_a_team_of_one(monkeypatch: pytest.MonkeyPat
         assert not dist.is_initialized()
 
 
-def test_a_run_of_one_process_that_would_keep_a_state_per_process_goes_on_with_one_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_of_one_process_that_would_keep_a_state_per_process_goes_on_with_one_only(tmp_path, monkeypatch):
     settings = (*CONFLICTS, "arbitration=per_rank")
     cfg = tiny_config(tmp_path / "runs", *settings)
     monkeypatch.setattr(RunFolder, "finish", lambda folder: None)
@@ -154,7 +150,7 @@ def message_of(cfg: DictConfig) -> str:
 # Processes that differ, and such as do not come
 
 
-def test_settings_that_differ_between_processes_are_named_in_all(tmp_path: Path) -> None:
+def test_settings_that_differ_between_processes_are_named_in_all(tmp_path):
     cfgs = [tiny_config(tmp_path / "runs", *CONFLICTS, "seed=11", f"optimizer.lr={rate}") for rate in (0.01, 0.02)]
     for told in forked(2, lambda: message_of(cfgs[rank()]), tmp_path):
         assert told.startswith("`processes`:")
@@ -162,10 +158,10 @@ def test_settings_that_differ_between_processes_are_named_in_all(tmp_path: Path)
     assert not RunFolder(cfgs[0]).begun
 
 
-def test_data_that_differ_between_processes_are_named_in_all(tmp_path: Path) -> None:
+def test_data_that_differ_between_processes_are_named_in_all(tmp_path):
     cfg, load = tiny_config(tmp_path / "runs", *CONFLICTS), tiny.load
 
-    def work() -> str:
+    def work():
         if rank() == 1:
             tiny.load = lambda image_size: load(image_size, test=7)
         return message_of(cfg)
@@ -174,7 +170,7 @@ def test_data_that_differ_between_processes_are_named_in_all(tmp_path: Path) -> 
         assert told.startswith("`processes`: expected the same in every process, found data.train ")
 
 
-def test_a_process_with_a_folder_of_its_own_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_with_a_folder_of_its_own_is_told(tmp_path, monkeypatch):
     """It finds no checkpoint, and would begin where the first one goes on."""
     monkeypatch.setattr(RunFolder, "finish", lambda folder: None)
     cfgs = [tiny_config(tmp_path / name, *CONFLICTS) for name in ("shared", "own")]
@@ -183,7 +179,7 @@ def test_a_process_with_a_folder_of_its_own_is_told(tmp_path: Path, monkeypatch:
         assert "found checkpoint.step 0 in process 1, 4 in process 0" in told
 
 
-def test_a_process_that_does_not_come_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_does_not_come_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "COMING", timedelta(seconds=1))
     cfg = tiny_config(tmp_path / "runs")
     (told,) = forked(3, lambda: message_of(cfg), tmp_path, started=1)
@@ -192,19 +188,19 @@ def test_a_process_that_does_not_come_is_named(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("ends", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_a_process_that_stops_in_training_is_named(ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_stops_in_training_is_named(ends, tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "WORKING", timedelta(seconds=10))
     monkeypatch.setattr(distributed, "ROLL_CALL", timedelta(seconds=1))
     cfg = tiny_config(tmp_path / "runs", *CONFLICTS)
     step = Trainer.step
 
-    def stopping(trainer: Trainer, number: int) -> dict[str, Any]:
+    def stopping(trainer, number):
         if number == 1 and rank() == 1:
             time.sleep(0 if ends else 20)
             raise KeyError("gone")
         return step(trainer, number)
 
-    def work() -> str:
+    def work():
         Trainer.step = stopping
         try:
             return message_of(cfg)
@@ -216,8 +212,8 @@ def test_a_process_that_stops_in_training_is_named(ends: bool, tmp_path: Path, m
     assert other == "gone"
 
 
-def test_the_others_do_not_wait_for_a_main_process_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def scores(*_: Any) -> None:
+def test_the_others_do_not_wait_for_a_main_process_that_fails(tmp_path, monkeypatch):
+    def scores(*_):
         raise ValueError("no scores")
 
     monkeypatch.setattr(gcond.train, "baseline_scores", scores)
@@ -273,7 +269,7 @@ def assert_the_same_statistics(folder: RunFolder, alone: RunFolder, in_their_ord
             torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-4)
 
 
-def test_two_processes_arbitrate_as_one(tmp_path: Path) -> None:
+def test_two_processes_arbitrate_as_one(tmp_path):
     alone = run(tiny_config(tmp_path / "alone", *CONFLICTS))
     cfg = tiny_config(tmp_path / "two", *CONFLICTS)
     assert forked(2, lambda: run(cfg).path.name, tmp_path) == [alone.name] * 2
@@ -286,7 +282,7 @@ def test_two_processes_arbitrate_as_one(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", STRATEGIES)
 @pytest.mark.parametrize("processes", [2, 4])
-def test_several_processes_arbitrate_as_one(kind: str, processes: int, tmp_path: Path) -> None:
+def test_several_processes_arbitrate_as_one(kind, processes, tmp_path):
     settings = (*STRATEGIES[kind], FOUR)
     alone = run(tiny_config(tmp_path / "alone", *settings))
     folder = finished(tmp_path / "several", processes, *settings)
@@ -300,7 +296,7 @@ def test_several_processes_arbitrate_as_one(kind: str, processes: int, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_run_of_two_processes_goes_on_with_one(tmp_path: Path) -> None:
+def test_a_run_of_two_processes_goes_on_with_one(tmp_path):
     """As a batch system does it: SIGTERM to every process, and torchrun passes its own on."""
     settings = (*CONFLICTS, FOUR, "scale.steps_per_epoch=40")
     cfg = tiny_config(tmp_path / "runs", *settings)
@@ -326,7 +322,7 @@ def children(pid: int) -> list[int]:
 
 
 @pytest.mark.slow
-def test_as_published_each_process_keeps_its_own_state(tmp_path: Path) -> None:
+def test_as_published_each_process_keeps_its_own_state(tmp_path):
     settings = (*CONFLICTS, FOUR, "arbitration=per_rank", "scale.steps_per_epoch=40")
     cfg = tiny_config(tmp_path / "runs", *settings)
     folder = RunFolder(cfg)

@@ -1,13 +1,10 @@
 """Losses of single images, by hand and against the loss itself; and the pictures that are drawn of them."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +23,6 @@ from gcond.engine.evaluate import (
     MASK_SEED,
     Best,
     EvaluationSet,
-    Scores,
     baseline_scores,
     by_group,
     constant_predictors,
@@ -75,19 +71,19 @@ def score_by_hand(indices: list[int]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("batch", [1, 4, 32])  # 4: batches of 4 and 3 images
-def test_the_score_is_the_mean_over_images_whatever_the_batch(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_score_is_the_mean_over_images_whatever_the_batch(batch, monkeypatch):
     monkeypatch.setattr(module, "BATCH", batch)
     assert score(Normalised()) == pytest.approx(score_by_hand(list(range(7))), rel=1e-6)
 
 
-def test_a_thinned_set_takes_evenly_spaced_images_with_the_masks_they_have_in_the_whole() -> None:
+def test_a_thinned_set_takes_evenly_spaced_images_with_the_masks_they_have_in_the_whole():
     assert score(Normalised(), count=3) == pytest.approx(score_by_hand([0, 3, 6]), rel=1e-6)
     assert score(Normalised(), count=1) == pytest.approx(score_by_hand([0]), rel=1e-6)
     assert score(Normalised(), count=100) == score(Normalised())
 
 
 @pytest.mark.parametrize("device", [FarDevice, pytest.param(CudaDevice, marks=pytest.mark.cuda)])
-def test_an_evaluation_waits_for_the_device_once_at_its_end(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_waits_for_the_device_once_at_its_end(device, monkeypatch):
     if device is CudaDevice and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     monkeypatch.setattr(module, "BATCH", 2)
@@ -103,7 +99,7 @@ def test_an_evaluation_waits_for_the_device_once_at_its_end(device: Any, monkeyp
         assert (device.counts["synchronisations"], device.counts["transfers"]) == (1, 0), device.log
 
 
-def test_looking_changes_nothing() -> None:
+def test_looking_changes_nothing():
     model = Normalised().train()
     before, random = {key: value.clone() for key, value in model.state_dict().items()}, torch.get_rng_state()
     score(model)
@@ -116,7 +112,7 @@ CT, PHOTOS = Intensity.of_hu_window(-800, 2000, mean=0.3, std=0.2), Intensity.of
 SSIM_LOSS = ReconstructionLoss(2, CT, ssim_window=1)
 
 
-def test_l1_of_the_body_by_hand() -> None:
+def test_l1_of_the_body_by_hand():
     """Patches of 2 x 2 pixels in images of 4 x 4; the patches 1 (top right) and 2 (bottom left) are hidden."""
     images = torch.zeros(3, 1, 4, 4)
     images[0, 0, 0] = torch.tensor([9.0, 9.0, 1.0, 2.0])  # the last two are hidden
@@ -140,7 +136,7 @@ def test_l1_of_the_body_by_hand() -> None:
     assert (groups["a"]["images"], groups["a"]["body_images"]) == (1, 0)
 
 
-def test_a_prediction_that_is_not_a_number_is_not_taken_for_air() -> None:
+def test_a_prediction_that_is_not_a_number_is_not_taken_for_air():
     predictions = torch.full((1, 2, 1, 2, 2), math.nan)
     body = torch.ones(1, 1, 4, 4, dtype=torch.bool)
     found = means(per_image(SSIM_LOSS, predictions, torch.zeros(1, 1, 4, 4), torch.tensor([[0, 1]]), ["l1"], body))
@@ -149,7 +145,7 @@ def test_a_prediction_that_is_not_a_number_is_not_taken_for_air() -> None:
     assert found["body_images"] == 1
 
 
-def test_the_losses_of_images_are_those_of_batches_of_one_and_groups_add_up_to_the_whole() -> None:
+def test_the_losses_of_images_are_those_of_batches_of_one_and_groups_add_up_to_the_whole():
     draw = torch.Generator().manual_seed(1)
     loss = ReconstructionLoss(16, PHOTOS, flip_strength=0.7)
     images, hidden = torch.randn(7, 3, 64, 64, generator=draw), fixed_hidden(range(7), 16, 0.75, seed=0)
@@ -207,7 +203,7 @@ def best_of(losses: list[float]) -> Best:
     ("losses", "epoch"),
     [([3, 2, 4], 2), ([2, 2, 2], 1), ([math.nan, 5, 4], 3), ([math.nan, math.nan], 1), ([1, math.nan], 1)],
 )
-def test_the_best_epoch_is_the_first_with_the_smallest_weighted_loss(losses: list[float], epoch: int) -> None:
+def test_the_best_epoch_is_the_first_with_the_smallest_weighted_loss(losses, epoch):
     best = best_of(losses)
     assert (best.epoch, best.step) == (epoch, 10 * epoch)
     model = best._model
@@ -217,14 +213,12 @@ def test_the_best_epoch_is_the_first_with_the_smallest_weighted_loss(losses: lis
 
 
 @pytest.mark.parametrize(("losses", "at"), [([1, 2], [1, 2]), ([2, 1], [2, 2])])
-def test_all_images_are_scored_at_the_best_and_at_the_last_epoch_and_each_group_by_itself(
-    losses: list[float], at: list[int]
-) -> None:
+def test_all_images_are_scored_at_the_best_and_at_the_last_epoch_and_each_group_by_itself(losses, at):
     """Nothing is measured twice where they are the same."""
     best = best_of(losses)
     measured: list[float] = []
 
-    def measure(images: EvaluationSet) -> Scores:
+    def measure(images):
         """The level, and more for each image than for the one before."""
         measured.append(best._model.level.item())
         count = len(images.images)
@@ -250,7 +244,7 @@ def test_all_images_are_scored_at_the_best_and_at_the_last_epoch_and_each_group_
 
 
 @pytest.mark.parametrize("intensity", [CT, PHOTOS], ids=["ct", "photos"])
-def test_constant_predictors_are_those_of_loops(intensity: Intensity) -> None:
+def test_constant_predictors_are_those_of_loops(intensity):
     """Of 7 training images the evenly spaced 0, 1, 3 and 5; channels differ."""
     generator = torch.Generator().manual_seed(1)
     shape = (12, intensity.channels, 32, 32)
@@ -276,7 +270,7 @@ def test_constant_predictors_are_those_of_loops(intensity: Intensity) -> None:
         torch.testing.assert_close(found[name](images, hidden), patches, atol=1e-6, rtol=1e-5)
 
 
-def test_baselines_are_scored_once_per_data_set_and_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_baselines_are_scored_once_per_data_set_and_scale(tmp_path, monkeypatch):
     cfg = tiny_config(tmp_path)
     sets = {split: EvaluationSet.of(DATA, split, None, 16, 0.75) for split in ("val", "test")}
     scores = baseline_scores(cfg, DATA, sets, LOSS)
@@ -338,7 +332,7 @@ def cells(path: Path) -> np.ndarray:
     )
 
 
-def test_the_four_columns_by_hand_and_what_is_kept_of_them(tmp_path: Path) -> None:
+def test_the_four_columns_by_hand_and_what_is_kept_of_them(tmp_path):
     """Photographs are uint8, so `original` is the raw image itself; a unit value v is the pixel round(255 v)."""
     unit = torch.tensor([0.2, 1.7, -0.3])  # the last two lie outside [0, 1]
     model = Constant((unit - torch.tensor(DATA.intensity.mean)) / torch.tensor(DATA.intensity.std))
@@ -371,7 +365,7 @@ def test_the_four_columns_by_hand_and_what_is_kept_of_them(tmp_path: Path) -> No
         assert int(kept["patch_size"]) == PATCH
 
 
-def test_ct_is_drawn_on_request_only_and_in_grey(tmp_path: Path) -> None:
+def test_ct_is_drawn_on_request_only_and_in_grey(tmp_path):
     """HU + 1024 of int16; the window -1000..1000 HU maps HU 0 to one half."""
     data = dataclasses.replace(
         DATA,
@@ -390,7 +384,7 @@ def test_ct_is_drawn_on_request_only_and_in_grey(tmp_path: Path) -> None:
     assert np.unique(pasted).tolist() == [128, 255]
 
 
-def test_no_more_images_than_there_are_and_none_for_zero(tmp_path: Path) -> None:
+def test_no_more_images_than_there_are_and_none_for_zero(tmp_path):
     model = Constant(torch.zeros(3))
     path = pictures(tmp_path / "all", images=99).draw(model, CPU, 1)
     assert path is not None

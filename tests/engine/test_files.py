@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import errno
 import json
 import os
@@ -13,11 +11,11 @@ import torch
 from gcond.files import DiskFull, disk_full_hint, write_atomically, write_json, write_text
 
 
-def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "report.json"
     write_text(path, "old")
 
-    def write_half(temporary: Path) -> None:
+    def write_half(temporary):
         assert (temporary.parent, temporary.suffix) == (path.parent, path.suffix)
         temporary.write_text("ne")
         assert path.read_text() == "old"
@@ -28,7 +26,7 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) ->
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("report.json", "old")]
 
 
-def test_json_is_made_with_its_folder_and_never_holds_nan(tmp_path: Path) -> None:
+def test_json_is_made_with_its_folder_and_never_holds_nan(tmp_path):
     path = tmp_path / "new" / "report.json"
     write_json(path, {"loss": 0.5})
     with pytest.raises(ValueError, match="JSON"):
@@ -37,7 +35,7 @@ def test_json_is_made_with_its_folder_and_never_holds_nan(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_a_full_disk_is_told_with_its_cause_the_folder_and_what_to_do(number: int, tmp_path: Path) -> None:
+def test_a_full_disk_is_told_with_its_cause_the_folder_and_what_to_do(number, tmp_path):
     advice = r"\d+ MB are free.*same command goes on from the last checkpoint"
     with pytest.raises(DiskFull, match=advice) as told, disk_full_hint(tmp_path):
         raise OSError(number, os.strerror(number))
@@ -47,7 +45,7 @@ def test_a_full_disk_is_told_with_its_cause_the_folder_and_what_to_do(number: in
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_pytorch_that_cannot_write_is_understood(tmp_path: Path) -> None:
+def test_pytorch_that_cannot_write_is_understood(tmp_path):
     """Whatever PyTorch raises: /dev/full fails every write with ENOSPC."""
     content = {"weights": torch.zeros(100_000)}
     full = partial(open, "/dev/full", "wb")
@@ -55,7 +53,7 @@ def test_pytorch_that_cannot_write_is_understood(tmp_path: Path) -> None:
         torch.save(content, file)
 
 
-def test_other_errors_pass_as_they_are(tmp_path: Path) -> None:
+def test_other_errors_pass_as_they_are(tmp_path):
     """Also after a full disk that was dealt with, and one that is its own context."""
     with suppress(OSError):
         raise OSError(errno.ENOSPC, "No space left on device")

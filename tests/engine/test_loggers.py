@@ -1,11 +1,8 @@
 """Loggers hold what metrics.jsonl does, and cannot break a run."""
 
-from __future__ import annotations
-
 import csv
 import json
 import signal
-from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -25,17 +22,17 @@ def given(recorder: MagicMock, method: str) -> list[Any]:
 
 
 @pytest.fixture
-def logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def logged(tmp_path, monkeypatch):
     """Run the tiny run with this logger in place of none."""
 
-    def with_logger(recorder: MagicMock, *overrides: str) -> Any:
+    def with_logger(recorder, *overrides):
         monkeypatch.setattr(loggers, "Logger", lambda folder, experiment: recorder)
         return run(tiny_config(tmp_path, *overrides))
 
     return with_logger
 
 
-def test_a_logger_sees_every_record_in_order_the_pictures_and_the_report(logged: Any) -> None:
+def test_a_logger_sees_every_record_in_order_the_pictures_and_the_report(logged):
     recorder = MagicMock()
     folder = logged(recorder)
     kinds = [content["kind"] for content in given(recorder, "log")]
@@ -54,9 +51,7 @@ def test_a_logger_sees_every_record_in_order_the_pictures_and_the_report(logged:
     assert given(recorder, "close") == [True]
 
 
-def test_a_logger_that_fails_is_named_once_and_changes_nothing(
-    logged: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_logger_that_fails_is_named_once_and_changes_nothing(logged, tmp_path, capsys):
     reference = run(tiny_config(tmp_path / "reference"))
     for breaks, after in (("open", 0), ("log", 3), ("summary", 0), ("close", 0)):
         capsys.readouterr()
@@ -72,7 +67,7 @@ def test_a_logger_that_fails_is_named_once_and_changes_nothing(
         assert f"failed in `{breaks}` (RuntimeError" in complaint
 
 
-def test_a_failing_run_ends_its_logger_and_keeps_its_own_error(logged: Any) -> None:
+def test_a_failing_run_ends_its_logger_and_keeps_its_own_error(logged):
     recorder = MagicMock()
     with pytest.raises(FloatingPointError):
         logged(recorder, "strategy=baseline", "loss.reconstruction._target_=engine.tiny.BreakingLoss")
@@ -82,7 +77,7 @@ def test_a_failing_run_ends_its_logger_and_keeps_its_own_error(logged: Any) -> N
     assert given(recorder, "close") == [False]
 
 
-def test_an_interrupted_run_is_not_reported_with_an_older_attempts_report(tmp_path: Path) -> None:
+def test_an_interrupted_run_is_not_reported_with_an_older_attempts_report(tmp_path):
     """Only what the logger does wrong is caught, not the Ctrl-C that comes while it works."""
     (tmp_path / "report.json").write_text('{"status": "failed"}')
     recorder = MagicMock()
@@ -94,7 +89,7 @@ def test_an_interrupted_run_is_not_reported_with_an_older_attempts_report(tmp_pa
     assert given(recorder, "summary") == [{"status": "interrupted"}]
 
 
-def test_csv_holds_what_metrics_jsonl_does_after_an_interruption_too(tmp_path: Path) -> None:
+def test_csv_holds_what_metrics_jsonl_does_after_an_interruption_too(tmp_path):
     interrupted(cfg := tiny_config(tmp_path, "logger=csv"))
     folder = run(cfg)
     records = read(folder.metrics)
@@ -107,7 +102,7 @@ def test_csv_holds_what_metrics_jsonl_does_after_an_interruption_too(tmp_path: P
     assert [each["at"] for each in table] == ["best", "last"]
 
 
-def test_tensorboard_reads_every_number_of_metrics_jsonl_and_the_pictures(tmp_path: Path) -> None:
+def test_tensorboard_reads_every_number_of_metrics_jsonl_and_the_pictures(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = run(tiny_config(tmp_path, "logger=tensorboard", "strategy=pcgrad"))
@@ -124,7 +119,7 @@ def test_tensorboard_reads_every_number_of_metrics_jsonl_and_the_pictures(tmp_pa
     assert [image.step for image in events.Images("reconstructions")] == [2, 4]
 
 
-def test_the_example_of_a_wandb_sweep_is_a_sweep_of_settings_that_there_are() -> None:
+def test_the_example_of_a_wandb_sweep_is_a_sweep_of_settings_that_there_are():
     """As wandb's agent would call it, for the first and the last value of each parameter."""
     sweep = yaml.safe_load((CONFIG.parent / "docs" / "wandb_sweep.yaml").read_text(encoding="utf-8"))
     assert sweep["command"][:2] == ["${env}", "gcond-train"]

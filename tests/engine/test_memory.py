@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import copy
 import gc
 import re
@@ -86,7 +84,7 @@ def held(*roots: object, but: Sequence[Tensor]) -> int:
         (["strategy=gcond_stochastic", "+strategy.conductor.reference_dtype=bfloat16"], 2 + 2 / 2 + 0 + 1 + 2 + 1),
     ],
 )
-def test_what_is_held_by_hand_and_as_really_held(choices: list[str], rows: float) -> None:
+def test_what_is_held_by_hand_and_as_really_held(choices, rows):
     cfg = small(*choices)
     run = SyntheticRun(cfg, CPU, diagnose_every=1)
     weights = state_of(run.model)
@@ -102,7 +100,7 @@ def test_what_is_held_by_hand_and_as_really_held(choices: list[str], rows: float
     assert planned == pytest.approx(held(run.conductor, run.optimizer, but=weights), abs=counters)
 
 
-def test_a_gpu_holds_the_next_micro_batch_as_raw_integers() -> None:
+def test_a_gpu_holds_the_next_micro_batch_as_raw_integers():
     """By hand: uint8 photographs, int64 places of hidden patches; CT is one channel of int16."""
     for dataset, pixels in (("photos", 3 * SIZE**2), ("ct", SIZE**2 * 2)):
         for device, bytes_of_one in ((CUDA, pixels + HIDDEN * 8), (CPU, 0)):
@@ -122,7 +120,7 @@ def test_a_gpu_holds_the_next_micro_batch_as_raw_integers() -> None:
         pytest.param(["strategy=gcond_lion", "scale.micro_batch=32", "strategy.model_mode=eval"], marks=SLOW),
     ],
 )
-def test_the_planned_peak_is_the_peak_of_real_steps(choices: list[str]) -> None:
+def test_the_planned_peak_is_the_peak_of_real_steps(choices):
     cfg = small(*choices)
     with LiveBytes() as live:
         run = SyntheticRun(cfg, CPU, diagnose_every=min(2, cfg.scale.diagnose_every))
@@ -141,7 +139,7 @@ def loss_of(cfg: Any) -> Any:
     return instantiate(cfg.loss.reconstruction)(patch_size=16, intensity=Intensity.of_photographs())
 
 
-def test_validation_is_counted_as_it_runs() -> None:
+def test_validation_is_counted_as_it_runs():
     cfg = small("strategy=baseline")
     model = SyntheticRun(cfg, CPU).model
     data = EvaluationSet.of(tiny.load(SIZE, val=32), "val", None, 16, 0.75)
@@ -152,7 +150,7 @@ def test_validation_is_counted_as_it_runs() -> None:
 
 
 @pytest.mark.parametrize("graph", ["kept", pytest.param("kept until the next", marks=SLOW)])
-def test_a_graph_that_is_kept_is_counted_as_in_a_loop_that_keeps_it(graph: str) -> None:
+def test_a_graph_that_is_kept_is_counted_as_in_a_loop_that_keeps_it(graph):
     """Against the loop that people write, on real tensors: what it holds at most, its images and gradients left out."""
     cfg = small("strategy=pcgrad")
     model, loss = SyntheticRun(cfg, CPU).model.train(), loss_of(cfg)
@@ -198,7 +196,7 @@ def autocast_of_cuda() -> Iterator[None]:
     ],
 )
 @pytest.mark.parametrize("low", [False, True])
-def test_a_forward_pass_holds_what_it_would_on_cuda(encoder: str, tolerance: float, low: bool) -> None:
+def test_a_forward_pass_holds_what_it_would_on_cuda(encoder, tolerance, low):
     """Against fake tensors on CUDA, with CUDA's kernels and autocast; its backward pass needs a GPU."""
     with torch.device("meta"):
         model = MaskedAutoencoder(encoder, 256, 32, 1)
@@ -225,7 +223,7 @@ def test_a_forward_pass_holds_what_it_would_on_cuda(encoder: str, tolerance: flo
     ("strategy", "expected"),
     [("baseline", [1, 2, 3, 4, 6, 12]), ("gcond_stochastic", [1, 2, 3, 6])],  # of the latter K is even
 )
-def test_choices_keep_the_effective_batch(strategy: str, expected: list[int]) -> None:
+def test_choices_keep_the_effective_batch(strategy, expected):
     cfg = small(f"strategy={strategy}", "scale.micro_batch=6", "scale.accumulation_steps=2")
     found = Planner(cfg, CPU).choices()
     assert [size for size, _ in found] == expected
@@ -233,7 +231,7 @@ def test_choices_keep_the_effective_batch(strategy: str, expected: list[int]) ->
 
 
 @pytest.mark.slow
-def test_the_largest_that_fits_is_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_largest_that_fits_is_the_largest(monkeypatch):
     plans = Planner(small("strategy=gcond_stochastic", "scale.micro_batch=8", "scale.accumulation_steps=2"), CPU)
     peaks = {size: plans.plan(size, steps).peak for size, steps in plans.choices()}
     largest = plans.largest(1.45 * peaks[4])
@@ -253,7 +251,7 @@ def test_the_largest_that_fits_is_the_largest(monkeypatch: pytest.MonkeyPatch) -
     assert step.step_peak <= room < plans.plan(step.micro_batch + 1, 2).step_peak
 
 
-def test_few_counts_tell_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_counts_tell_the_others(monkeypatch):
     assert on_a_line({1: 9, 8: 16, 16: 32, 32: 64}, 20) == 40
     assert on_a_line({8: 16, 16: 32, 32: 64}, 64) is None  # outside
     assert on_a_line({8: 16, 16: 33, 32: 64}, 20) is None  # not straight
@@ -269,7 +267,7 @@ def test_few_counts_tell_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("strategy", ["baseline", "pcgrad", "gcond_stochastic", "gcond_sequential"])
-def test_the_planned_peak_is_that_of_a_gpu(strategy: str) -> None:
+def test_the_planned_peak_is_that_of_a_gpu(strategy):
     """Within 10 %: the margin that plans for CUDA get. Steps are not diagnosed."""
     words = ["scale=paper", "model=mobilenetv3_small", "dataset=ct", "scale.steps_per_epoch=1000"]
     words += [f"strategy={strategy}", "scale.accumulation_steps=2"]
@@ -289,7 +287,7 @@ def test_the_planned_peak_is_that_of_a_gpu(strategy: str) -> None:
     assert planned == pytest.approx(measured, rel=0.1)
 
 
-def test_live_bytes_by_hand() -> None:
+def test_live_bytes_by_hand():
     x = torch.zeros(1000, requires_grad=True)
     with LiveBytes([x]) as live:
         y = x * 2  # 4000
@@ -305,7 +303,7 @@ def test_live_bytes_by_hand() -> None:
         assert (live.now, live.peak) == (0, 12000)
 
 
-def test_the_command_says_what_fits_without_data(capsys: pytest.CaptureFixture, monkeypatch: Any) -> None:
+def test_the_command_says_what_fits_without_data(capsys, monkeypatch):
     words = ["dataset=imagenet256", "scale=smoke", "model=mobilenetv3_small_050", "strategy=gcond_stochastic"]
     assert memory.main([*words, "batch=2", "--budget", "0.2GB"]) == 0
     text = capsys.readouterr().out
@@ -325,7 +323,7 @@ def test_the_command_says_what_fits_without_data(capsys: pytest.CaptureFixture, 
     assert asked == [["scale=paper", "model=a", "scale.micro_batch=7"]]
 
 
-def test_sizes_are_told_apart() -> None:
+def test_sizes_are_told_apart():
     assert bytes_of("16GB", "--budget") == 16_000_000_000
     assert bytes_of("1.5GiB", "--budget") == 1_610_612_736
     for wrong in ("16", "16 GB", "16gb", "0GB", "-1GB", "16MB"):
@@ -333,7 +331,7 @@ def test_sizes_are_told_apart() -> None:
             bytes_of(wrong, "--budget")
 
 
-def test_the_shape_of_a_model_is_known_before_its_data() -> None:
+def test_the_shape_of_a_model_is_known_before_its_data():
     assert planned_shape(config("dataset=photos"))["channels"] == photos.load(64).intensity.channels
     assert planned_shape(config("dataset=ct"))["channels"] == Intensity.of_hu_window(0, 1, 0, 1).channels
     assert planned_shape(config("dataset=photos", "loss=l1_ssim_class")) == {"channels": 3, "classes": 4}

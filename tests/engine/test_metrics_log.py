@@ -1,6 +1,5 @@
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -10,7 +9,7 @@ STEPS = [{"kind": "step", "step": step} for step in range(3)]
 
 
 @pytest.mark.parametrize("tail", [b"\0" * 5000, b'{"kind": "step", "step": 2, "lo', b"", b"\0\n"])
-def test_a_resumed_run_drops_what_came_after_its_checkpoint(tail: bytes, tmp_path: Path) -> None:
+def test_a_resumed_run_drops_what_came_after_its_checkpoint(tail, tmp_path):
     """Whole, or as a power cut leaves it; a run that starts anew remembers nothing."""
     path = tmp_path / "metrics.jsonl"
     path.write_text("an earlier attempt")
@@ -27,7 +26,7 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint(tail: bytes, tmp_pat
     assert read(path) == STEPS
 
 
-def test_an_undefined_number_is_null_and_an_infinite_one_is_refused(tmp_path: Path) -> None:
+def test_an_undefined_number_is_null_and_an_infinite_one_is_refused(tmp_path):
     with MetricsLog(tmp_path / "metrics.jsonl") as book:
         book.write({"kind": "step", "step": 0, "cosine": math.nan, "loss": 0.5})
         with pytest.raises(ValueError, match="JSON"):
@@ -35,7 +34,7 @@ def test_an_undefined_number_is_null_and_an_infinite_one_is_refused(tmp_path: Pa
     assert read(tmp_path / "metrics.jsonl") == [{"kind": "step", "step": 0, "cosine": None, "loss": 0.5}]
 
 
-def test_a_file_shorter_than_the_checkpoint_remembers_is_refused_and_kept(tmp_path: Path) -> None:
+def test_a_file_shorter_than_the_checkpoint_remembers_is_refused_and_kept(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"kind": "step", "step": 0}\n')
     with pytest.raises(ValueError, match=r"at least the 29 bytes .* found 28"):
@@ -58,9 +57,7 @@ def test_a_file_shorter_than_the_checkpoint_remembers_is_refused_and_kept(tmp_pa
         (b'{"kind": "probe", "step": 0, "a": {"b": NaN}}\n', "line 1: `a`: expected a valid number"),
     ],
 )
-def test_damage_in_what_the_checkpoint_remembers_is_told_with_its_line(
-    content: bytes, found: str, tmp_path: Path
-) -> None:
+def test_damage_in_what_the_checkpoint_remembers_is_told_with_its_line(content, found, tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"metrics.jsonl, {found}"):
@@ -86,7 +83,7 @@ def replaced(path: Path) -> None:
     ],
     ids=["moved", "replaced", "written", "cut"],
 )
-def test_a_log_that_is_no_longer_this_process_s_alone_is_told_before_a_checkpoint(do: Any, tmp_path: Path) -> None:
+def test_a_log_that_is_no_longer_this_process_s_alone_is_told_before_a_checkpoint(do, tmp_path):
     path = tmp_path / "metrics.jsonl"
     with MetricsLog(path) as book:
         book.write({"kind": "step", "step": 0})

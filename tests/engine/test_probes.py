@@ -1,7 +1,5 @@
 """Probes: the right gradients, of the same images for every strategy, and training as if without; `gcond profile`."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,7 +98,7 @@ class Probed:
         return vectors, {name: slice(*edges[place : place + 2]) for place, name in enumerate(groups)}
 
 
-def test_a_record_is_that_of_plain_backward_passes() -> None:
+def test_a_record_is_that_of_plain_backward_passes():
     probed = Probed()
     found = probed.measure(1)
     vectors, groups = probed.vectors()
@@ -108,7 +106,7 @@ def test_a_record_is_that_of_plain_backward_passes() -> None:
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
-def test_windows_are_those_of_plain_backward_passes() -> None:
+def test_windows_are_those_of_plain_backward_passes():
     probed = Probed(6, kind=Few)
     found = probed.measure()
     assert list(found) == ["all", *probed.model.parameter_groups()]
@@ -117,14 +115,14 @@ def test_windows_are_those_of_plain_backward_passes() -> None:
         assert value == pytest.approx(expected[name.replace("l1", "a").replace("ssim", "b")], rel=1e-3, abs=1e-4), name
 
 
-def test_one_task_has_no_cosine_and_one_of_weight_zero_is_none() -> None:
+def test_one_task_has_no_cosine_and_one_of_weight_zero_is_none():
     found = Probed(tasks={"l1": 0.0, "ssim": 0.15}).measure(1)
     assert {key.split("/")[0] for key in found} - {"micro_batches", "batch_size"} == {"self_cosine", "norm", "noise"}
     assert not [key for key in found if "l1" in key]
     assert found == Probed(tasks={"ssim": 0.15}).measure(1)
 
 
-def test_the_mode_counts_and_a_scale_on_losses_does_not() -> None:
+def test_the_mode_counts_and_a_scale_on_losses_does_not():
     found, scaler = Probed().measure(1), torch.amp.GradScaler("cpu", init_scale=2.0**10)
     assert Probed(scaler=scaler).measure(1) == pytest.approx(found, rel=1e-5, abs=1e-6)
     assert Probed(training=False).measure(1) != found
@@ -134,7 +132,7 @@ def images_of(batches: list[Any]) -> Tensor:
     return torch.cat([batch.images for batch in batches])
 
 
-def test_images_and_masks_depend_on_seed_and_epoch_alone() -> None:
+def test_images_and_masks_depend_on_seed_and_epoch_alone():
     probed, other = Probed(), Probed(training=False)
     probed.measure(3)
     torch.manual_seed(5)
@@ -148,7 +146,7 @@ def test_images_and_masks_depend_on_seed_and_epoch_alone() -> None:
         assert not torch.equal(hidden, torch.cat([batch.hidden for batch in probed.batches]))
 
 
-def test_micro_batches_of_windows_are_drawn_independently_by_the_seed_alone() -> None:
+def test_micro_batches_of_windows_are_drawn_independently_by_the_seed_alone():
     """Six of three images of the twelve: some come again, none twice in a micro-batch."""
     first, second = Probed(6, kind=Few), Probed(6, kind=Few, training=False)
     first.measure()
@@ -159,7 +157,7 @@ def test_micro_batches_of_windows_are_drawn_independently_by_the_seed_alone() ->
     assert len(images_of(first.batches).unique(dim=0)) < 12
 
 
-def test_numbers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_numbers_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"`scale\.probe_micro_batches`: expected at most 4, .* 12 training.* found 6"):
         Probed(6)
     for count in (48, 80, 0):
@@ -170,7 +168,7 @@ def test_numbers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["baseline", "gcond_stochastic", "pcgrad"])
-def test_a_run_ends_bit_identical_with_and_without(strategy: str, tmp_path: Path) -> None:
+def test_a_run_ends_bit_identical_with_and_without(strategy, tmp_path):
     choices = [f"strategy={strategy}", "strategy.model_mode=train"]
     probed = run(tiny_config(tmp_path / "on", *choices))
     plain = run(tiny_config(tmp_path / "off", *choices, "scale.probe_micro_batches=0", "reconstructions.images=0"))
@@ -192,7 +190,7 @@ def test_a_run_ends_bit_identical_with_and_without(strategy: str, tmp_path: Path
         assert values[0] < record["mean"] < values[-1]
 
 
-def test_a_run_in_eval_mode_is_probed_in_eval_mode(tmp_path: Path) -> None:
+def test_a_run_in_eval_mode_is_probed_in_eval_mode(tmp_path):
     """At a learning rate of nearly zero both runs have the same weights."""
     still = ["strategy=baseline", "optimizer.lr=1e-12", "scale.final_lr=1e-13"]
     norms = [
@@ -202,7 +200,7 @@ def test_a_run_in_eval_mode_is_probed_in_eval_mode(tmp_path: Path) -> None:
     assert norms[0] != pytest.approx(norms[1], rel=0.01)
 
 
-def test_the_memory_plan_counts_it() -> None:
+def test_the_memory_plan_counts_it():
     probed = Probed()
     probed.probe.losses = probed.objective  # which keeps no batch
     with LiveBytes([*state_of(probed.model), probed.probe.source.images.images]) as live:
@@ -212,7 +210,7 @@ def test_the_memory_plan_counts_it() -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for strategy in ("baseline", "gcond_stochastic"):
         run(tiny_config(folder, f"strategy={strategy}"))
@@ -225,7 +223,7 @@ def one(runs: Path, strategy: str) -> Path:
     return path
 
 
-def test_a_run_is_read_back_as_it_began_and_ended(runs: Path, tmp_path: Path) -> None:
+def test_a_run_is_read_back_as_it_began_and_ended(runs, tmp_path):
     path = one(runs, "baseline")
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
     back = LoadedRun(path, {}, ["engine"])
@@ -243,7 +241,7 @@ def test_a_run_is_read_back_as_it_began_and_ended(runs: Path, tmp_path: Path) ->
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
 
 
-def test_a_run_that_cannot_be_read_back_is_refused(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_cannot_be_read_back_is_refused(runs, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="expected a finished run"):
         LoadedRun(tmp_path, {})
     back = LoadedRun(one(runs, "baseline"), {}, ["engine"])
@@ -259,7 +257,7 @@ def test_a_run_that_cannot_be_read_back_is_refused(runs: Path, tmp_path: Path, m
         back.data()
 
 
-def test_the_script_records_each_measurement_once(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_script_records_each_measurement_once(runs, tmp_path, monkeypatch):
     """Two runs at two states in one mode; the common beginning is measured once, a run at another rate not at all."""
     script = window_noise
     monkeypatch.setattr(WindowProbe, "sizes", (1, 2))
@@ -288,7 +286,7 @@ def test_the_script_records_each_measurement_once(runs: Path, tmp_path: Path, mo
     assert script.main([*words, "--strategies", "pcgrad"]) == 2
 
 
-def test_the_spread_of_activations_by_hand() -> None:
+def test_the_spread_of_activations_by_hand():
     found = spread(torch.tensor([0.0, 4.0, 0.0, -2.0, 8.0]))
     assert (found["mean"], found["zero_share"]) == (2.0, 0.4)
     assert found["std"] == pytest.approx(math.sqrt((4 + 4 + 4 + 16 + 36) / 5))
@@ -301,7 +299,7 @@ def test_the_spread_of_activations_by_hand() -> None:
         assert all(math.isnan(value) for value in (found["mean"], found["std"], found["quantiles"]["1"]))
 
 
-def test_of_the_encoder_s_map_of_masked_images() -> None:
+def test_of_the_encoder_s_map_of_masked_images():
     """Of 70 images the first 64, in evaluation mode; the model is not changed."""
     data = tiny.load(64, val=70)
     split = EvaluationSet.of(data, "val", None, 16, 0.75)
@@ -326,14 +324,14 @@ def test_of_the_encoder_s_map_of_masked_images() -> None:
 
 
 @pytest.fixture
-def reports(monkeypatch: pytest.MonkeyPatch) -> list[Profile]:
+def reports(monkeypatch):
     found: list[Profile] = []
     plain = profile_run.profile
     monkeypatch.setattr(profile_run, "profile", lambda *a, **k: found.append(plain(*a, **k)) or found[-1])
     return found
 
 
-def test_a_run_and_a_config(tmp_path: Path, reports: list[Profile], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_and_a_config(tmp_path, reports, capsys):
     """The run's initial weights are the config's; its last ones have the gradients of plain backward passes."""
     choices = [*TINY, "strategy=baseline", "loss.tasks.ssim=0.5"]
     folder = run(tiny_config(tmp_path, *choices[len(TINY) :]))
@@ -382,7 +380,7 @@ def test_a_run_and_a_config(tmp_path: Path, reports: list[Profile], capsys: pyte
         (["datset=photos"], "datset"),
     ],
 )
-def test_refusals(words: list[str], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_refusals(words, told, capsys, tmp_path):
     assert cli.main(["profile", *TINY, *words, "--out", str(tmp_path / "page.html")]) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "page.html").exists()

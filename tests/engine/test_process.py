@@ -1,10 +1,6 @@
-from __future__ import annotations
-
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from types import FrameType
 
 import pytest
 
@@ -14,11 +10,11 @@ EACH = pytest.mark.parametrize("which", SIGNALS)
 
 
 @pytest.fixture
-def heard() -> Iterator[list[int]]:
+def heard():
     """What reaches the handlers that were there before."""
     numbers: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def note(number, frame):
         numbers.append(number)
 
     before = {which: signal.signal(which, note) for which in SIGNALS}
@@ -28,16 +24,14 @@ def heard() -> Iterator[list[int]]:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def clock(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     return now
 
 
 @EACH
-def test_the_first_signal_is_noted_and_the_second_acts_as_it_would_have(
-    which: signal.Signals, heard: list, clock: list[float]
-) -> None:
+def test_the_first_signal_is_noted_and_the_second_acts_as_it_would_have(which, heard, clock):
     with Interrupt() as interrupt:
         assert interrupt.number == 0
         signal.raise_signal(which)
@@ -48,7 +42,7 @@ def test_the_first_signal_is_noted_and_the_second_acts_as_it_would_have(
         assert heard == [which]
 
 
-def test_nohup_is_kept() -> None:
+def test_nohup_is_kept():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with Interrupt() as interrupt:
@@ -58,9 +52,7 @@ def test_nohup_is_kept() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_sigterm_that_comes_twice_at_once_is_one_signal_and_ctrl_c_twice_is_not(
-    heard: list, clock: list[float]
-) -> None:
+def test_sigterm_that_comes_twice_at_once_is_one_signal_and_ctrl_c_twice_is_not(heard, clock):
     """A batch system sends SIGTERM to every process, and torchrun passes its own on."""
     before = signal.getsignal(signal.SIGTERM)
     with Interrupt() as interrupt:
@@ -76,9 +68,7 @@ def test_sigterm_that_comes_twice_at_once_is_one_signal_and_ctrl_c_twice_is_not(
     assert heard == [signal.SIGINT]
 
 
-def test_the_user_is_told_what_comes_next_even_without_a_terminal(
-    heard: list, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_user_is_told_what_comes_next_even_without_a_terminal(heard, capfd, monkeypatch):
     with Interrupt():
         signal.raise_signal(signal.SIGINT)
     assert "SIGINT" in capfd.readouterr().err
@@ -91,11 +81,11 @@ def test_the_user_is_told_what_comes_next_even_without_a_terminal(
     assert interrupt.number == signal.SIGINT
 
 
-def test_another_thread_leaves_signals_alone(heard: list) -> None:
+def test_another_thread_leaves_signals_alone(heard):
     before = [signal.getsignal(which) for which in SIGNALS]
     found = []
 
-    def work() -> None:
+    def work():
         with Interrupt():
             found.append([signal.getsignal(which) for which in SIGNALS])
 

@@ -1,10 +1,7 @@
 """Recorded files, edited or damaged: each is a sentence with the file and the field."""
 
-from __future__ import annotations
-
 import errno
 import json
-from pathlib import Path
 
 import pytest
 from engine.runs import config
@@ -32,7 +29,7 @@ OTHER = "seed=11 optimizer.lr=1e-4 dataset.window=c500w2000 threads=2 loss.tasks
 OTHER += " compile=true arbitration=per_rank strategy.conductor.update._target_=gcond.strategy.EMA"
 
 
-def test_the_hash_is_of_what_can_change_the_numbers() -> None:
+def test_the_hash_is_of_what_can_change_the_numbers():
     base = config_hash(config(*BASE))
     assert config_hash(config(*BASE, *SAME.split())) == base
     others = {config_hash(config(*BASE, override)) for override in OTHER.split()}
@@ -40,20 +37,20 @@ def test_the_hash_is_of_what_can_change_the_numbers() -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> RunFolder:
+def folder(tmp_path):
     return RunFolder(config(*BASE, f"runs={tmp_path}"))
 
 
 @pytest.fixture(scope="module")
-def cfg() -> object:
+def cfg():
     return config(*BASE)
 
 
-def test_a_run_is_kept_under_its_scale_and_a_name_that_people_can_read(folder: RunFolder, tmp_path: Path) -> None:
+def test_a_run_is_kept_under_its_scale_and_a_name_that_people_can_read(folder, tmp_path):
     assert folder.path == tmp_path / "smoke" / f"ct-mobilenetv3_small-baseline-seed42-{folder.hash}"
 
 
-def test_a_model_with_another_encoder_is_not_called_by_the_name_of_its_own() -> None:
+def test_a_model_with_another_encoder_is_not_called_by_the_name_of_its_own():
     with pytest.raises(ValueError, match=r"`model\.name`: .* model\.name=resnet18"):
         RunFolder(config(*BASE, "model.encoder=resnet18"))
     assert "-resnet18-" in RunFolder(config(*BASE, "model.encoder=resnet18", "model.name=resnet18")).name
@@ -62,7 +59,7 @@ def test_a_model_with_another_encoder_is_not_called_by_the_name_of_its_own() -> 
         assert f"-{path.stem}-" in RunFolder(config(*BASE, f"model={path.stem}")).name
 
 
-def test_a_copied_file_that_keeps_its_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copied_file_that_keeps_its_name_is_refused(tmp_path, monkeypatch):
     """Its runs would take the place of the other's in every table."""
     monkeypatch.setattr(run_folder, "ROOT", tmp_path)
     monkeypatch.setattr(run_folder, "_names", run_folder._names.__wrapped__)
@@ -76,13 +73,11 @@ def test_a_copied_file_that_keeps_its_name_is_refused(tmp_path: Path, monkeypatc
     assert "-baseline-" in RunFolder(config(*BASE, "strategy=baseline")).name
 
 
-def test_an_error_is_not_hidden_by_a_disk_that_cannot_take_it(
-    folder: RunFolder, cfg, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    def full(path: Path, text: str) -> None:
+def test_an_error_is_not_hidden_by_a_disk_that_cannot_take_it(folder, cfg, monkeypatch, capsys):
+    def full(path, text):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    def fail() -> None:
+    def fail():
         monkeypatch.setattr("gcond.engine.run_folder.write_text", full)
         raise ValueError("the error itself")
 
@@ -99,8 +94,8 @@ def test_an_error_is_not_hidden_by_a_disk_that_cannot_take_it(
     assert "free some space" in str(folder.error)
 
 
-def test_a_file_system_without_locks_is_told(folder: RunFolder, cfg, monkeypatch: pytest.MonkeyPatch) -> None:
-    def flock(file: object, kind: int) -> None:
+def test_a_file_system_without_locks_is_told(folder, cfg, monkeypatch):
+    def flock(file, kind):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", flock)
@@ -132,7 +127,7 @@ REPORT["validation"] = [{"epoch": 1, "step": 2, "val_l1": 0.5, "val_ssim": None}
         ({"steps": None}, "expected the fields steps, found no steps"),
     ],
 )
-def test_a_report_is_read_as_it_stands_or_refused_by_file_and_field(change: dict, field: str, tmp_path: Path) -> None:
+def test_a_report_is_read_as_it_stands_or_refused_by_file_and_field(change, field, tmp_path):
     path = tmp_path / "report.json"
     path.write_text(json.dumps(REPORT))
     assert read_report(tmp_path, "steps") == REPORT
@@ -142,7 +137,7 @@ def test_a_report_is_read_as_it_stands_or_refused_by_file_and_field(change: dict
 
 
 @pytest.mark.parametrize("text", [b"[1]", b'{"schema": 1,', b"", b"\0" * 40, b"\xff\xfe{}", b"[" * 100_000, None])
-def test_a_report_that_is_damaged_or_missing_is_named(text: bytes | None, tmp_path: Path) -> None:
+def test_a_report_that_is_damaged_or_missing_is_named(text, tmp_path):
     if text is not None:
         (tmp_path / "report.json").write_bytes(text)
     with pytest.raises(ValueError, match=r"report\.json: (expected a JSON object, found|cannot be read)"):
@@ -161,9 +156,7 @@ def test_a_report_that_is_damaged_or_missing_is_named(text: bytes | None, tmp_pa
         ("name: smoke", "name: ../..", r"`scale\.name`: expected a folder's name"),
     ],
 )
-def test_a_config_is_read_as_it_was_written_or_refused_by_file_and_field(
-    old: str, new: str, field: str, folder: RunFolder, cfg, tmp_path: Path
-) -> None:
+def test_a_config_is_read_as_it_was_written_or_refused_by_file_and_field(old, new, field, folder, cfg, tmp_path):
     text = OmegaConf.to_yaml(OmegaConf.create(resolved(cfg)))
     (tmp_path / "config.yaml").write_text(text)
     assert OmegaConf.to_yaml(read_config(tmp_path)) == text
@@ -174,7 +167,7 @@ def test_a_config_is_read_as_it_was_written_or_refused_by_file_and_field(
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"- a list\n", b"seed: [1,", b"\0" * 100])
-def test_a_run_whose_config_cannot_be_read_is_not_continued(content: bytes, folder: RunFolder, cfg) -> None:
+def test_a_run_whose_config_cannot_be_read_is_not_continued(content, folder, cfg):
     folder.path.mkdir(parents=True)
     (folder.path / "config.yaml").write_bytes(content)
     with pytest.raises(ValueError, match=r"config\.yaml: expected .*move the run's folder away"):

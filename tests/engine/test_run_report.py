@@ -1,6 +1,5 @@
 import json
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -38,9 +37,7 @@ from gcond.strategy.processes import SingleProcess
         (["+loss.tasks.depth=1", "loss.tasks.depth=2"], "+loss.tasks.depth=1,loss.tasks.depth=2"),  # needs the first
     ],
 )
-def test_a_variant_is_what_was_overridden_beside_the_named_choices(
-    overrides: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_variant_is_what_was_overridden_beside_the_named_choices(overrides, expected, monkeypatch):
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG)):
         composed = compose("train", overrides, return_hydra_config=True)
@@ -51,7 +48,7 @@ def test_a_variant_is_what_was_overridden_beside_the_named_choices(
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> RunFolder:
+def folder(tmp_path):
     """A run that has logged 20 steps, of losses 0 … 19 and 0 … -19, and two epochs."""
     cfg = config("dataset=photos", "scale=smoke", "seed=7", f"runs={tmp_path}")
     folder = RunFolder(cfg)
@@ -73,7 +70,7 @@ def record(folder: RunFolder) -> RunReport:
     )
 
 
-def test_a_finished_run_by_hand(folder: RunFolder) -> None:
+def test_a_finished_run_by_hand(folder):
     trivial = {"dataset_mean": {"val_l1": 1.0}}
     with record(folder) as open_record:
         open_record.resumed(State(seconds=100.0, cpu_seconds=50.0))  # an earlier attempt
@@ -122,7 +119,7 @@ def test_a_finished_run_by_hand(folder: RunFolder) -> None:
     assert report["started"].endswith("+00:00")
 
 
-def test_a_failed_run_says_why_and_claims_no_results_and_an_interrupted_one_says_nothing(folder: RunFolder) -> None:
+def test_a_failed_run_says_why_and_claims_no_results_and_an_interrupted_one_says_nothing(folder):
     with pytest.raises(KeyboardInterrupt), record(folder):
         raise KeyboardInterrupt
     assert not folder.report.exists()
@@ -134,7 +131,7 @@ def test_a_failed_run_says_why_and_claims_no_results_and_an_interrupted_one_says
     assert "validation" not in report
 
 
-def test_several_processes_report_what_a_window_cost_and_nothing_where_no_step_was_left(folder: RunFolder) -> None:
+def test_several_processes_report_what_a_window_cost_and_nothing_where_no_step_was_left(folder):
     for windows, expected in ((20, {"all_reduce/calls": 1.5}), (0, {})):
         with record(folder) as open_record:
             open_record.team.size = 2

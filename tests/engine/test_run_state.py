@@ -1,12 +1,9 @@
 """What `make status` says of a run's folder: done, running, failed, interrupted."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -68,18 +65,18 @@ class Folder:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Folder:
+def folder(tmp_path):
     return Folder(tmp_path / "mini" / "run")
 
 
 @pytest.fixture
-def at_work(folder: Folder) -> Iterator[Folder]:
+def at_work(folder):
     """A run that a process has held for 100 s."""
     with folder.hold(NOW - 100):
         yield folder
 
 
-def test_a_run_is_running_while_its_lock_is_held_and_looking_disturbs_neither(folder: Folder, tmp_path: Path) -> None:
+def test_a_run_is_running_while_its_lock_is_held_and_looking_disturbs_neither(folder, tmp_path):
     assert not running(folder.path)
     assert not (folder.path / ".lock").exists()
     with folder.hold(NOW):
@@ -107,7 +104,7 @@ def test_a_run_is_running_while_its_lock_is_held_and_looking_disturbs_neither(fo
         ("x" * TAIL + "\n" + STEP % 7, 8),
     ],
 )
-def test_steps_are_counted_by_the_last_complete_line(text: str, steps: int, folder: Folder) -> None:
+def test_steps_are_counted_by_the_last_complete_line(text, steps, folder):
     assert steps_logged(folder.path / "metrics.jsonl") == 0
     folder.metrics(text)
     assert steps_logged(folder.path / "metrics.jsonl") == steps
@@ -122,9 +119,7 @@ def test_steps_are_counted_by_the_last_complete_line(text: str, steps: int, fold
         ([(16, NOW - 5000)], STEP % 15 + VALIDATION % 16, None),  # continued, and nothing new yet
     ],
 )
-def test_the_time_left_is_at_the_rate_of_this_attempt(
-    at_work: Folder, checkpoints: list[tuple[int, float]], logged: str, eta: float | None
-) -> None:
+def test_the_time_left_is_at_the_rate_of_this_attempt(at_work, checkpoints, logged, eta):
     assert (at_work.status.eta, at_work.status.detail) == (None, "time left not known yet, last step 2 min ago")
     for step, at in checkpoints:
         at_work.checkpoint(step, at)
@@ -132,7 +127,7 @@ def test_the_time_left_is_at_the_rate_of_this_attempt(
     assert (at_work.status.total, at_work.status.eta) == (96, eta)
 
 
-def test_steps_of_an_epoch_that_is_a_pass_over_the_data_are_known_after_the_first(at_work: Folder) -> None:
+def test_steps_of_an_epoch_that_is_a_pass_over_the_data_are_known_after_the_first(at_work):
     at_work.config(epochs=3, steps_per_epoch=None)
     at_work.metrics(STEP % 9)
     assert (at_work.status.total, at_work.status.eta) == (None, None)
@@ -140,14 +135,14 @@ def test_steps_of_an_epoch_that_is_a_pass_over_the_data_are_known_after_the_firs
     assert (at_work.status.total, at_work.status.eta) == (30, 50)  # 20 steps in 100 s
 
 
-def test_a_failed_run_shows_the_last_line_of_its_error(folder: Folder) -> None:
+def test_a_failed_run_shows_the_last_line_of_its_error(folder):
     folder.metrics(STEP % 3)
     (folder.path / "FAILED").write_text("InstantiationException: Error in call to 'load'\nno such file: x\n")
     found = folder.status
     assert (found.state, found.steps, found.detail) == ("failed", 4, "no such file: x")
 
 
-def test_an_interrupted_run_says_where_it_goes_on(folder: Folder) -> None:
+def test_an_interrupted_run_says_where_it_goes_on(folder):
     (folder.path / ".lock").touch()
     folder.metrics(STEP % 40)
     assert folder.status.detail == "starts again"
@@ -160,7 +155,7 @@ def test_an_interrupted_run_says_where_it_goes_on(folder: Folder) -> None:
     )
 
 
-def test_a_real_run_is_done(tmp_path: Path) -> None:
+def test_a_real_run_is_done(tmp_path):
     folder = run(tiny_config(tmp_path))
     report = json.loads(folder.report.read_text())
     found = state_of(folder.path, time.time())
@@ -169,7 +164,7 @@ def test_a_real_run_is_done(tmp_path: Path) -> None:
     assert steps_logged(folder.metrics) == 4
 
 
-def test_the_command_lists_what_needs_a_look_first(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_lists_what_needs_a_look_first(folder, capsys):
     runs = folder.path.parents[1]
     (folder.path / "FAILED").write_text("OSError: disk full\n")
     (folder.path.parent / "trivial-ct.json").touch()  # what the engine keeps beside runs
@@ -185,7 +180,7 @@ def test_the_command_lists_what_needs_a_look_first(folder: Folder, capsys: pytes
     assert capsys.readouterr().out.startswith("no runs in")
 
 
-def test_damage_is_told_and_hides_no_other(folder: Folder) -> None:
+def test_damage_is_told_and_hides_no_other(folder):
     """DONE beside no report, a folder in the lock's place, a log of NULs as after a power cut."""
     Folder(folder.path.with_name("whole"))
     (folder.path / "DONE").touch()
@@ -210,7 +205,7 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def two_roots(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def two_roots(tmp_path_factory):
     """Folders of other photographs under the same names."""
     place = tmp_path_factory.mktemp("photos")
     return write_photos(place / "a", 1), write_photos(place / "b", 2)
@@ -221,15 +216,15 @@ def described(runs: Path, root: Path, *more: str) -> DictConfig:
 
 
 @pytest.fixture(scope="module")
-def trained_on_a(tmp_path_factory: pytest.TempPathFactory, two_roots: tuple[Path, Path]) -> Path:
+def trained_on_a(tmp_path_factory, two_roots):
     runs = tmp_path_factory.mktemp("finished") / "runs"
     main(described(runs, two_roots[0]))
     return runs
 
 
 def test_other_data_under_the_same_name_are_refused_by_the_run_and_by_a_sweep(
-    trained_on_a: Path, two_roots: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+    trained_on_a, two_roots, tmp_path, capsys
+):
     a, b = (described(trained_on_a, root) for root in two_roots)
     folder = RunFolder(a)
     assert RunFolder(b).path == folder.path
@@ -254,9 +249,7 @@ def test_other_data_under_the_same_name_are_refused_by_the_run_and_by_a_sweep(
     assert [run.refused for run in looked_at_again(meanwhile)] == [True, False]
 
 
-def test_without_its_data_a_finished_run_is_finished_and_said_to_be_unchecked(
-    trained_on_a: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_without_its_data_a_finished_run_is_finished_and_said_to_be_unchecked(trained_on_a, tmp_path, capsys):
     runs = plan([*SMALL, f"runs={trained_on_a}", "seed=42,43", f"dataset.root={tmp_path / 'gone'}"])
     assert [run.done for run in runs] == [True, False]
     print_plan({"": runs}, 1, tmp_path)
@@ -268,9 +261,7 @@ def test_without_its_data_a_finished_run_is_finished_and_said_to_be_unchecked(
     assert "not compared with its data" in capsys.readouterr().out
 
 
-def test_what_is_recorded_counts_for_its_data_only(
-    trained_on_a: Path, two_roots: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_what_is_recorded_counts_for_its_data_only(trained_on_a, two_roots, tmp_path):
     results, here = tmp_path / "results", tmp_path / "here"
     collect(trained_on_a / "smoke", results / "smoke")
     a, b = (described(here, root, f"recorded={results}") for root in two_roots)
@@ -291,7 +282,7 @@ def test_what_is_recorded_counts_for_its_data_only(
     assert standing(folder, a).state == "recorded"
 
 
-def test_done_without_a_sound_report_is_not_finished_and_another_versions_is_refused(tmp_path: Path) -> None:
+def test_done_without_a_sound_report_is_not_finished_and_another_versions_is_refused(tmp_path):
     cfg = config("dataset=photos", "scale=smoke", f"runs={tmp_path}")
     folder = RunFolder(cfg)
     folder.path.mkdir(parents=True)
@@ -307,7 +298,7 @@ def test_done_without_a_sound_report_is_not_finished_and_another_versions_is_ref
         main(cfg)
 
 
-def test_a_name_is_for_one_run(tmp_path: Path) -> None:
+def test_a_name_is_for_one_run(tmp_path):
     words = ["scale=smoke", "dataset=photos", f"runs={tmp_path}", "name=mine"]
     with pytest.raises(ValueError, match="`name`: expected it for one run, found mine for several"):
         plan([*words, "seed=1,2"])
@@ -321,9 +312,7 @@ def test_a_name_is_for_one_run(tmp_path: Path) -> None:
     assert "seed 1 there, 2 here" in found.said
 
 
-def test_two_roots_in_one_sweep_are_refused_where_they_would_share_a_folder(
-    two_roots: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_two_roots_in_one_sweep_are_refused_where_they_would_share_a_folder(two_roots, tmp_path):
     a, b = two_roots
     with pytest.raises(ValueError, match=r"`dataset.root`: two runs of this sweep"):
         plan([*SMALL, f"runs={tmp_path}", f"dataset.root={a},{b}"])
@@ -331,10 +320,10 @@ def test_two_roots_in_one_sweep_are_refused_where_they_would_share_a_folder(
     assert len(plan([*SMALL, f"runs={tmp_path}", f"dataset.root={a},{tmp_path / 'link'}"])) == 2
 
 
-def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
     cfg = config("dataset=photos", "scale=smoke", f"runs={tmp_path}")
 
-    def forbidden(path: Path) -> bool:
+    def forbidden(path):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "exists", forbidden)

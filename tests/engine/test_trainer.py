@@ -1,16 +1,13 @@
 """Learning rates, the fused optimizer, what a step did, and that a step waits for a GPU once."""
 
-from __future__ import annotations
-
 import math
 from contextlib import nullcontext
-from typing import Any
 
 import pytest
 import torch
 from engine.runs import config
 from strategy.far_device import CudaDevice, FarDevice
-from torch import Tensor, nn
+from torch import nn
 
 from gcond import synthetic_run
 from gcond.config import build, compose
@@ -19,7 +16,7 @@ from gcond.model import MaskedAutoencoder
 from gcond.strategy import GradientConductor, Joint, Linear, Raw
 
 
-def test_warm_up_and_cosine_by_hand() -> None:
+def test_warm_up_and_cosine_by_hand():
     rate = WarmupCosine(peak=1.0, final=0.1, warmup_steps=4, total_steps=12)
     assert [rate(step) for step in range(4)] == pytest.approx([0.25, 0.5, 0.75, 1.0])
     assert rate(5) == pytest.approx(0.1 + 0.9 * (1 + 0.5**0.5) / 2)  # a quarter of the way: cos(pi / 4)
@@ -43,7 +40,7 @@ def stepped(*overrides: str) -> tuple[torch.optim.Optimizer, list[torch.Tensor]]
     return optimizer, [parameter.detach() for parameter in model.parameters()]
 
 
-def test_the_fused_step_is_that_of_the_loop_but_for_rounding() -> None:
+def test_the_fused_step_is_that_of_the_loop_but_for_rounding():
     (fused, quick), (loop, slow) = (
         stepped("strategy=baseline"),
         stepped("strategy=baseline", "+optimizer.build.fused=false"),
@@ -54,7 +51,7 @@ def test_the_fused_step_is_that_of_the_loop_but_for_rounding() -> None:
     assert 0 < gap < 5e-7  # weights are of the order of 1
 
 
-def test_where_there_is_no_fused_kernel_and_for_other_optimizers_nothing_is_asked_for() -> None:
+def test_where_there_is_no_fused_kernel_and_for_other_optimizers_nothing_is_asked_for():
     weight = torch.nn.Parameter(torch.zeros(2, device="meta"))
     assert not optimizer_of(config().optimizer.build, [weight], 1e-3).defaults["fused"]
     plain = optimizer_of(config("strategy=gcond_lion").optimizer.build, [torch.nn.Parameter(torch.zeros(2))], 1e-3)
@@ -66,15 +63,15 @@ RATE = 0.5
 
 
 @pytest.fixture
-def weight() -> nn.Parameter:
+def weight():
     return nn.Parameter(torch.tensor([1.0, 2.0, 0.0, 0.0]))
 
 
 @pytest.fixture
-def conductor(weight: nn.Parameter) -> GradientConductor:
+def conductor(weight):
     """After a step whose resolved gradient is (3, 4, 0, 0), of length 5."""
 
-    def losses(batch: object, tasks: list[str]) -> dict[str, Tensor]:
+    def losses(batch, tasks):
         values = {"a": 3 * weight[0], "b": 4 * weight[1]}
         return {task: values[task] for task in tasks}
 
@@ -94,7 +91,7 @@ def conductor(weight: nn.Parameter) -> GradientConductor:
         ((0.0, 0.0, 0.0, 0.0), 0.0, math.nan),
     ],
 )
-def test_any_step_by_hand(weight: nn.Parameter, conductor: GradientConductor, descent, rms, cosine) -> None:
+def test_any_step_by_hand(weight, conductor, descent, rms, cosine):
     probe = StepProbe(conductor)
     with torch.no_grad():
         weight -= RATE * torch.tensor(descent)
@@ -104,7 +101,7 @@ def test_any_step_by_hand(weight: nn.Parameter, conductor: GradientConductor, de
 
 
 @pytest.mark.parametrize("device", [FarDevice, pytest.param(CudaDevice, marks=pytest.mark.cuda)])
-def test_an_optimizer_step_waits_once(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_optimizer_step_waits_once(device, monkeypatch):
     if device is CudaDevice and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     device = device()

@@ -1,7 +1,5 @@
 """wandb's logger in its offline mode: what it wrote, read back and set beside metrics.jsonl."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -32,7 +30,7 @@ MACHINE = "a-machine-of-which-wandb-learns-nothing"
 
 
 @pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def no_network(monkeypatch, tmp_path):
     """No account, and no server to reach; what wandb keeps in the home goes below `tmp_path`."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -76,9 +74,7 @@ def only_run(runs: Path) -> Path:
     return folder
 
 
-def test_what_wandb_wrote_is_what_metrics_jsonl_holds(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_wandb_wrote_is_what_metrics_jsonl_holds(tmp_path, capfd, monkeypatch):
     for module, name in ((socket, "gethostname"), (platform, "node")):
         monkeypatch.setattr(module, name, lambda: MACHINE)
     before = sys.exit, sys.excepthook, [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
@@ -129,13 +125,13 @@ def test_what_wandb_wrote_is_what_metrics_jsonl_holds(
     assert wandb_file.exit_code(copy) == 0
 
 
-def test_an_unknown_mode_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_mode_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"`logger\.mode`: expected 'offline' or 'online', found 'onlin'"):
         logger_of(tiny_config(tmp_path, "logger=wandb", "logger.mode=onlin").logger, tmp_path, main=True)
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_goes_on_in_the_same_wandb_run_and_nothing_is_there_twice(tmp_path: Path) -> None:
+def test_an_interrupted_run_goes_on_in_the_same_wandb_run_and_nothing_is_there_twice(tmp_path):
     folder = interrupted(cfg := tiny_config(tmp_path, "logger=wandb"))
     first = wandb_file.only_copy(folder.path)
     run_id = wandb_file.header(first).run_id
@@ -179,7 +175,7 @@ main()
 
 
 @pytest.mark.slow
-def test_a_run_outlives_wandb_s_own_process(tmp_path: Path) -> None:
+def test_a_run_outlives_wandb_s_own_process(tmp_path):
     """wandb-core, which does all of wandb's work, is killed in the first epoch."""
     done = train(tmp_path / "runs", "logger=wandb", program=["-c", KILL])
     assert "KILLED" in done.stdout, done.stderr
@@ -193,7 +189,7 @@ def test_a_run_outlives_wandb_s_own_process(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("account", [{}, {"WANDB_API_KEY": "0123456789" * 4, "WANDB_INIT_TIMEOUT": "5"}])
-def test_online_without_an_account_or_a_server_the_run_ends_well(tmp_path: Path, account: dict[str, str]) -> None:
+def test_online_without_an_account_or_a_server_the_run_ends_well(tmp_path, account):
     done = train(tmp_path / "runs", "logger=wandb", "logger.mode=online", WANDB_MODE="online", **account)
     assert done.returncode == 0, done.stderr
     folder = only_run(tmp_path / "runs")
@@ -203,9 +199,7 @@ def test_online_without_an_account_or_a_server_the_run_ends_well(tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_a_recorded_run_can_be_copied_later_and_wandb_finds_the_copy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_recorded_run_can_be_copied_later_and_wandb_finds_the_copy(tmp_path, monkeypatch, capsys):
     folder = run(tiny_config(tmp_path / "runs"))
     folder.finish()
     unended = tmp_path / "runs" / "smoke" / "photos-begun"

@@ -1,7 +1,5 @@
 """A data set that is read in no time: `gcond-train dataset=photos dataset._target_=engine.tiny.load scale=smoke`."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What wandb's offline mode wrote, read without wandb's own reader: a LevelDB log of protocol buffers."""
 
-from __future__ import annotations
-
 import json
 import struct
 from collections.abc import Iterable, Iterator
