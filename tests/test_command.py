@@ -6,7 +6,6 @@ import math
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from gcond.command import main
 from gcond.data.checksums import of_photographs
 from gcond.engine.run_folder import RunFolder
 from gcond.engine.run_state import objective
-from gcond.output import Progress, output_may_be_lost
+from gcond.output import Progress
 from gcond.study.tables import collect
 
 
@@ -146,16 +145,6 @@ with output_may_be_lost():
     assert int((tmp_path / "file").read_text()) > 2
 
 
-def test_what_can_be_written_is_and_the_streams_are_given_back(capsys):
-    before = sys.stdout, sys.stderr
-    with output_may_be_lost():
-        print("heard")
-        print("too", file=sys.stderr)
-        assert sys.stdout.isatty() is False
-    assert (sys.stdout, sys.stderr) == before
-    assert capsys.readouterr() == ("heard\n", "too\n")
-
-
 def test_a_program_whose_reader_has_gone_ends_well():
     """Also with what is still in a buffer when Python ends."""
     program = """
@@ -191,11 +180,3 @@ def test_lines_say_what_a_person_wants_to_know_once_a_minute_at_most(kind, epoch
     say(kind)
     ends = [f"a-run: epoch {e}, step {e}: validation L1 0.5000, 1-SSIM 0.2500" for e in epochs]
     assert capsys.readouterr().err.splitlines() == ["a-run: 4 steps, from the start", *ends]
-
-
-def test_a_bar_in_a_file_is_not_drawn_at_every_step(capsys):
-    with Progress("a-run", "bar", 0, total=1000) as progress:
-        for _ in range(1000):
-            progress.log({"kind": "step", "loss/l1": 1.0})
-            time.sleep(0.0003)  # three times the tenth of a second after which a terminal's bar is drawn again
-    assert capsys.readouterr().err.count("%|") == 3  # at its start, below the first line, and at its end

@@ -8,7 +8,6 @@ import re
 import resource
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,21 +91,6 @@ def test_a_signal_ends_in_a_checkpoint_and_the_same_command_goes_on(which, statu
 
     assert Attempt(cfg, tmp_path / "log").status() == 0
     assert_ended_alike(folder, whole(STRATEGY))
-
-
-@pytest.mark.parametrize(("which", "status"), [(TERM, -15), (INT, 1)])  # INT: a KeyboardInterrupt, here uncaught
-def test_a_second_signal_does_not_wait_for_the_step(which, status, tmp_path):
-    cfg = tiny_config(tmp_path, STRATEGY)
-    folder, attempt = RunFolder(cfg), Attempt(cfg, tmp_path / "log", held=3)
-    attempt.wait_until_held()
-    attempt.send(which)
-    while "checkpoint after this step" not in attempt.said:
-        time.sleep(0.01)
-    time.sleep(1.1 if which == TERM else 0)  # see gcond.engine.process.ECHO
-    attempt.send(which)
-    assert attempt.status() == status
-    assert saved_steps(folder) == [2]
-    assert folder.error is None
 
 
 @pytest.mark.parametrize("step", [1, 3])  # an epoch's last, the run's last

@@ -1,7 +1,5 @@
 """The checksum of a data set, had quickly, is the one that its loader states."""
 
-from __future__ import annotations
-
 import hashlib
 from importlib.resources import files
 from pathlib import Path
@@ -35,7 +33,7 @@ def stated(cfg: DictConfig) -> object:
     return build(cfg).facts["checksum"]
 
 
-def test_of_photographs() -> None:
+def test_of_photographs():
     quick = checksum_of(dataset("photos"))
     assert quick == stated(dataset("photos"))
     lines = [
@@ -46,7 +44,7 @@ def test_of_photographs() -> None:
     assert quick == hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def test_of_a_folder_of_photographs(tmp_path: Path) -> None:
+def test_of_a_folder_of_photographs(tmp_path):
     a, b = (
         dataset("imagenet256", root=str(write_photos(tmp_path / name, seed))) for name, seed in (("a", 1), ("b", 2))
     )

@@ -226,7 +226,6 @@ def test_the_others_do_not_wait_for_a_main_process_that_fails(tmp_path, monkeypa
 # torchrun
 
 
-FOUR = "scale.accumulation_steps=4"
 STRATEGIES = {"window": CONFLICTS, "micro_batch": ("strategy=cagrad",), "joint": ("strategy=baseline",)}
 CHOICES = ("zone/", "wins/", "clipped")
 # Processes add float32 gradients up in another order: 2^-24 relative. AdamW turns that into whole steps where a
@@ -269,23 +268,20 @@ def assert_the_same_statistics(folder: RunFolder, alone: RunFolder, in_their_ord
             torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-4)
 
 
-def test_two_processes_arbitrate_as_one(tmp_path):
-    alone = run(tiny_config(tmp_path / "alone", *CONFLICTS))
-    cfg = tiny_config(tmp_path / "two", *CONFLICTS)
-    assert forked(2, lambda: run(cfg).path.name, tmp_path) == [alone.name] * 2
-    folder = RunFolder(cfg)
-    assert folder.done
-    assert_the_same_arbitration(folder, alone)
-    assert json.loads(folder.report.read_text())["processes"] == 2
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", STRATEGIES)
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize(
+    ("kind", "processes"),
+    [("window", 2), slow("window", 4), *(slow(kind, n) for kind in ("micro_batch", "joint") for n in (2, 4))],
+)
 def test_several_processes_arbitrate_as_one(kind, processes, tmp_path):
-    settings = (*STRATEGIES[kind], FOUR)
+    settings = (*STRATEGIES[kind], "scale.accumulation_steps=4")
     alone = run(tiny_config(tmp_path / "alone", *settings))
-    folder = finished(tmp_path / "several", processes, *settings)
+    cfg = tiny_config(tmp_path / "several", *settings)
+    assert forked(processes, lambda: run(cfg).path.name, tmp_path) == [alone.name] * processes
+    folder = RunFolder(cfg)
     assert_the_same_arbitration(folder, alone)
     assert_the_same_statistics(folder, alone, in_their_order=kind != "micro_batch" or processes == 4)
     report = json.loads(folder.report.read_text())
@@ -298,7 +294,7 @@ def test_several_processes_arbitrate_as_one(kind, processes, tmp_path):
 @pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_with_one(tmp_path):
     """As a batch system does it: SIGTERM to every process, and torchrun passes its own on."""
-    settings = (*CONFLICTS, FOUR, "scale.steps_per_epoch=40")
+    settings = (*CONFLICTS, "scale.accumulation_steps=4", "scale.steps_per_epoch=40")
     cfg = tiny_config(tmp_path / "runs", *settings)
     folder = RunFolder(cfg)
     attempt = typed(tmp_path / "runs", tmp_path / "log", *settings, processes=2)
@@ -323,7 +319,7 @@ def children(pid: int) -> list[int]:
 
 @pytest.mark.slow
 def test_as_published_each_process_keeps_its_own_state(tmp_path):
-    settings = (*CONFLICTS, FOUR, "arbitration=per_rank", "scale.steps_per_epoch=40")
+    settings = (*CONFLICTS, "scale.accumulation_steps=4", "arbitration=per_rank", "scale.steps_per_epoch=40")
     cfg = tiny_config(tmp_path / "runs", *settings)
     folder = RunFolder(cfg)
     attempt = typed(tmp_path / "runs", tmp_path / "log", *settings, processes=2)
