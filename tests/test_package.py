@@ -47,19 +47,14 @@ class Mine(Resolver):
     def resolve(self, conflict: Conflict) -> Resolution:
         return Resolution(torch.eye(len(conflict.tasks), dtype=torch.float64))
 
-resolvers: list[Resolver] = [Mine(), CAGrad(), DWA(), FAMO(), GCond(), GCondAsPCGrad(), GradDrop(), GradNorm()]
-resolvers += [GradOPS(), Linear(), PCGrad(), SAMGS(), TorchJD("UPGrad"), UW()]
-estimators: list[Estimator] = [Joint(2), Sequential(2), Stochastic(2)]
-updates: list[Update] = [Raw(), EMA(), LionLARS()]
-processes = [SingleProcess(), Replicated(), ReplicatedPerRank(), Sharded()]
 model = torch.nn.Linear(2, 1)
-conductor = GradientConductor(model, {"a": 1.0}, estimators[0], resolvers[0], updates[0], processes=processes[0])
+conductor = GradientConductor(model, {"a": 1.0}, Joint(2), Mine(), Raw(), processes=SingleProcess())
 assert_type(conductor, GradientConductor)
 try:
     assert_type(conductor.step([0], lambda batch, tasks: {"a": model(batch)}), dict[str, float])
 except NotFinite as error:
     assert_type(error.losses, dict[str, float])
-with merged_batchnorm(model, processes[0]):
+with merged_batchnorm(model, SingleProcess()):
     assert_type(__version__, str)
 GradientConductor(model, {"a": 1.0}, clip_norm="large")  # type: ignore[arg-type]
 from gcond import GradientConduct  # type: ignore[attr-defined]

@@ -110,29 +110,6 @@ def test_an_evaluation_image_has_one_turn_whatever_is_left_out():
     assert len(Turned(data.val)) == 12
 
 
-class Guesses(nn.Module):
-    """Always class 1, by a margin of 2; predicts zeros."""
-
-    def forward(self, images: torch.Tensor, hidden: torch.Tensor, classify: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = torch.tensor([0.0, 2.0, 0.0, 0.0]).expand(len(images), 4)
-        return torch.zeros(*hidden.shape, 3, 16, 16), logits
-
-
-def test_cross_entropy_and_accuracy_by_hand():
-    data = tiny.load(64)
-    split = replace(EvaluationSet.of(data, "val", None, 16, 0.75, Turns()), labels=torch.tensor([1, 1, 0, 3, 2, 1]))
-    loss = ClassifyingLoss(16, data.intensity)
-    found = means(evaluate(Guesses(), loss, split, loss.tasks, CPU))
-    total = math.exp(2) + 3
-    assert found["top1"] == 0.5
-    assert found["class"] == pytest.approx(0.5 * -math.log(math.exp(2) / total) + 0.5 * math.log(total), rel=1e-6)
-    with pytest.raises(ValueError, match="expected logits and labels for class"):
-        loss(torch.zeros(1, 1, 3, 16, 16), torch.zeros(1, 3, 64, 64), torch.tensor([[0]]), ["class"])
-
-
-# Findings, any number an image
-
-
 class Says(nn.Module):
     """Predicts zeros, and the logits [n, k] image after image."""
 
@@ -142,6 +119,21 @@ class Says(nn.Module):
 
     def forward(self, images: torch.Tensor, hidden: torch.Tensor, classify: bool) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.zeros(*hidden.shape, 3, 16, 16), self._logits[: len(images)]
+
+
+def test_cross_entropy_and_accuracy_by_hand():
+    data = tiny.load(64)
+    split = replace(EvaluationSet.of(data, "val", None, 16, 0.75, Turns()), labels=torch.tensor([1, 1, 0, 3, 2, 1]))
+    loss = ClassifyingLoss(16, data.intensity)
+    found = means(evaluate(Says(torch.tensor([0.0, 2, 0, 0]).expand(6, 4)), loss, split, loss.tasks, CPU))
+    total = math.exp(2) + 3
+    assert found["top1"] == 0.5
+    assert found["class"] == pytest.approx(0.5 * -math.log(math.exp(2) / total) + 0.5 * math.log(total), rel=1e-6)
+    with pytest.raises(ValueError, match="expected logits and labels for class"):
+        loss(torch.zeros(1, 1, 3, 16, 16), torch.zeros(1, 3, 64, 64), torch.tensor([[0]]), ["class"])
+
+
+# Findings, any number an image
 
 
 def test_binary_cross_entropy_and_macro_auc_by_hand():

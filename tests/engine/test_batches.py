@@ -22,7 +22,6 @@ from gcond.engine.batches import (
     generator,
     seeded,
     subseed,
-    transfer_to,
 )
 from gcond.strategy import Joint, Sequential, Stochastic
 
@@ -162,13 +161,6 @@ def test_the_next_copy_is_under_way_before_an_item_is_used():
         *("finish 1", "start 2", "use 1"),
         *("finish 2", "use 2"),
     ]
-
-
-def test_without_a_transfer_nothing_is_taken_before_its_turn():
-    source = iter(items(range(3)))
-    assert transfer_to(torch.device("cpu")) is None
-    next(ahead(source, None))
-    assert int(next(source)[0]) == 1
 
 
 @pytest.mark.parametrize("share", [(0,), (1, 3)], ids=["alone", "one of two"])

@@ -181,11 +181,6 @@ def test_the_paper_schedule(strategy, peak):
     assert rate(1499) == pytest.approx(1e-6)  # the last step of 15
 
 
-def test_patches_follow_from_the_sizes():
-    assert Settings(config("scale=paper")).patches == 64
-    assert Settings(config("scale=smoke", "scale.patch_size=32")).patches == 4
-
-
 UGLY = [None, True, "x", -1, 0, 1.5, math.nan, math.inf, 1e30, [], {}]
 
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from gcond.data.images import TensorImages
 from gcond.data.intensity import Intensity
-from gcond.data.splits import Splits
 from gcond.engine import evaluate as module
 from gcond.engine.evaluate import (
     MASK_SEED,
@@ -97,15 +96,6 @@ def test_an_evaluation_waits_for_the_device_once_at_its_end(device, monkeypatch)
             device.clear()
             evaluate(model, LOSS, data, TASKS, device.device)
         assert (device.counts["synchronisations"], device.counts["transfers"]) == (1, 0), device.log
-
-
-def test_looking_changes_nothing():
-    model = Normalised().train()
-    before, random = {key: value.clone() for key, value in model.state_dict().items()}, torch.get_rng_state()
-    score(model)
-    assert torch.equal(torch.get_rng_state(), random)
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 CT, PHOTOS = Intensity.of_hu_window(-800, 2000, mean=0.3, std=0.2), Intensity.of_photographs()
@@ -313,12 +303,6 @@ class Constant(nn.Module):
         return self.values.view(1, 1, -1, 1, 1).expand(len(images), hidden.shape[1], -1, PATCH, PATCH)
 
 
-def pictures(
-    folder: Path, data: Splits = DATA, split: EvaluationSet = SPLIT, images: int = 3, patients: bool = False
-) -> Reconstructions:
-    return Reconstructions(folder, data, split, images, patients)
-
-
 def cells(path: Path) -> np.ndarray:
     """The picture taken apart: [n, 4, S, S, 3], uint8."""
     sheet = np.asarray(Image.open(path))
@@ -336,7 +320,7 @@ def test_the_four_columns_by_hand_and_what_is_kept_of_them(tmp_path):
     """Photographs are uint8, so `original` is the raw image itself; a unit value v is the pixel round(255 v)."""
     unit = torch.tensor([0.2, 1.7, -0.3])  # the last two lie outside [0, 1]
     model = Constant((unit - torch.tensor(DATA.intensity.mean)) / torch.tensor(DATA.intensity.std))
-    drawn = pictures(tmp_path / "r")
+    drawn = Reconstructions(tmp_path / "r", DATA, SPLIT, 3, False)
     path = drawn.draw(model, CPU, step=7)
     assert path == tmp_path / "r" / "00000007.png"
     found = cells(path)
@@ -375,9 +359,9 @@ def test_ct_is_drawn_on_request_only_and_in_grey(tmp_path):
     )
     split = EvaluationSet.of(data, "val", 4, (SIZE // PATCH) ** 2, 0.75)
     model = Constant(torch.tensor([(1.0 - 0.1) / 0.2]))
-    assert pictures(tmp_path / "no", data, split).draw(model, CPU, 1) is None
+    assert Reconstructions(tmp_path / "no", data, split, 3, False).draw(model, CPU, 1) is None
     assert not (tmp_path / "no").exists()
-    path = pictures(tmp_path / "yes", data, split, patients=True).draw(model, CPU, 1)
+    path = Reconstructions(tmp_path / "yes", data, split, 3, True).draw(model, CPU, 1)
     assert path is not None
     original, _, _, pasted = cells(path)[0]
     assert np.unique(original).tolist() == [128]
@@ -386,7 +370,7 @@ def test_ct_is_drawn_on_request_only_and_in_grey(tmp_path):
 
 def test_no_more_images_than_there_are_and_none_for_zero(tmp_path):
     model = Constant(torch.zeros(3))
-    path = pictures(tmp_path / "all", images=99).draw(model, CPU, 1)
+    path = Reconstructions(tmp_path / "all", DATA, SPLIT, 99, False).draw(model, CPU, 1)
     assert path is not None
     assert len(cells(path)) == 4
-    assert pictures(tmp_path / "none", images=0).draw(model, CPU, 1) is None
+    assert Reconstructions(tmp_path / "none", DATA, SPLIT, 0, False).draw(model, CPU, 1) is None
