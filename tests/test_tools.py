@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -204,6 +205,9 @@ def test_every_mutant_applies_and_its_tests_exist():
 
 
 UNNOTICED = {"file": "update.py", "old": '"""The resolved gradient as it', "new": '"""The gradient as it'}
+NOTICED = {"file": "update.py", "old": "lerp_(own, 1 - self.beta)", "new": "lerp_(own, 1.0)"}
+UNUSABLE = {"file": "update.py", "old": "class Raw(Update):", "new": "class Crude(Update):"}
+ABOUT = {"imitates": "see above", "tests": ["tests/strategy/test_update.py::test_ema_is_the_twin"]}
 
 
 @pytest.mark.parametrize(
@@ -218,3 +222,23 @@ UNNOTICED = {"file": "update.py", "old": '"""The resolved gradient as it', "new"
 def test_mutant_that_no_longer_applies_is_named(changes, reason):
     with pytest.raises(ValueError, match=reason):
         mutants.Mutant(**{"name": "m", "tests": (), **UNNOTICED, **changes}).mutated(PACKAGE)
+
+
+@pytest.mark.slow
+def test_survivors_and_mutants_that_do_not_run_fail_the_check(tmp_path):
+    def check(**made):
+        tables = [
+            f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in {**ABOUT, **mutant}.items())
+            for name, mutant in made.items()
+        ]
+        (tmp_path / "declared.toml").write_text("\n".join(tables))
+        command = [sys.executable, ROOT / "tools" / "mutants.py", "--declarations", tmp_path]
+        done = subprocess.run(command, capture_output=True, text=True)
+        return done.returncode, dict(
+            re.findall(r"^(\w+)\t(\S*test_ema_is_the_twin|NOT \w+)", done.stdout, re.MULTILINE)
+        )
+
+    before = (PACKAGE / "update.py").read_text()
+    assert check(noticed=NOTICED) == (0, {"noticed": "strategy/test_update.py::test_ema_is_the_twin"})
+    assert check(unnoticed=UNNOTICED, unusable=UNUSABLE) == (1, {"unnoticed": "NOT CAUGHT", "unusable": "NOT RUN"})
+    assert (PACKAGE / "update.py").read_text() == before
