@@ -16,7 +16,6 @@ from gcond.command import main
 from gcond.data.checksums import of_photographs
 from gcond.engine.run_folder import RunFolder
 from gcond.engine.run_state import objective
-from gcond.output import Progress
 from gcond.study.tables import collect
 
 
@@ -55,6 +54,8 @@ def test_data_that_are_not_there_end_in_one_line(tmp_path, monkeypatch, capsys):
     assert str(tmp_path) in said
     assert "Traceback" not in said
 
+
+# What a process has imported when it has answered, or taken its first step; each in one of its own
 
 PROGRAM = r"""
 import os, sys
@@ -103,6 +104,9 @@ def test_the_first_step_is_taken_without_what_it_does_not_need(tmp_path, strateg
     modules, said = imported(*SMOKE, f"runs={tmp_path}", f"strategy={strategy}")
     assert {"torch", "timm", "gcond.engine.trainer"} <= modules, said
     assert not modules & {*NEVER, "datasets", "pandas"}
+
+
+# What is said may be lost: a reader that goes away, and a disk that is full, end nothing
 
 
 @pytest.fixture
@@ -161,22 +165,3 @@ with output_may_be_lost():
     if full.exists():
         with full.open("w") as disk:
             assert subprocess.run([sys.executable, "-c", program], stdout=disk, check=False).returncode == 0
-
-
-SCORES = {"val_l1": 0.5, "val_ssim": 0.25}
-
-
-def say(kind: str, start: int = 0) -> None:
-    with Progress("a-run", kind, start, total=4) as progress:
-        for epoch in range(start + 1, 5):
-            progress.log({"kind": "step", "loss/l1": 1.0, "lr": 0.1})
-            progress.log({"kind": "validation", "epoch": epoch, "step": epoch, **SCORES})
-
-
-@pytest.mark.parametrize(("kind", "epochs"), [("auto", [1, 3, 4]), ("lines", [1, 3, 4]), ("quiet", [4])])
-def test_lines_say_what_a_person_wants_to_know_once_a_minute_at_most(kind, epochs, capsys, monkeypatch):
-    clock = iter([1000.0, 1059.0, 1060.0, 1061.0])  # the ends of the epochs; the last is always told
-    monkeypatch.setattr("gcond.output.time.monotonic", lambda: next(clock))
-    say(kind)
-    ends = [f"a-run: epoch {e}, step {e}: validation L1 0.5000, 1-SSIM 0.2500" for e in epochs]
-    assert capsys.readouterr().err.splitlines() == ["a-run: 4 steps, from the start", *ends]

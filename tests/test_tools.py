@@ -20,6 +20,8 @@ from gcond.engine.checkpoint import checkpoints
 from gcond.engine.metrics_log import read
 from gcond.files import sha256
 
+# Runs that are tortured
+
 torture = load("tools/torture")
 
 
@@ -59,6 +61,8 @@ def test_killed_runs_end_as_if_nothing_had_happened(tmp_path, capsys):
     assert len((tmp_path / "trials.jsonl").read_text().splitlines()) == 3  # nothing was repeated
 
 
+# The paper's scale, rehearsed
+
 rehearsal = load("tools/rehearse_paper")
 REHEARSED = ("scale=paper", "model=mobilenetv3_small_050", "scale.image_size=64", "scale.patch_size=16")
 REHEARSED += ("scale.accumulation_steps=2", "scale.micro_batch=4", "dataset=ct")
@@ -88,6 +92,8 @@ def test_settings_that_are_refused_are_named_with_their_experiment(monkeypatch):
     ):
         rehearsal.distinct(["o1"])
 
+
+# wandb's dashboard
 
 SCRIPT = CONFIG.parent / "tools" / "wandb_dashboard.py"
 DEFINITION = yaml.safe_load(SCRIPT.with_suffix(".yaml").read_text(encoding="utf-8"))
@@ -185,6 +191,8 @@ def test_without_the_library_the_command_says_what_to_install(monkeypatch):
     with pytest.raises(SystemExit, match=r"pip install wandb-workspaces"):
         dashboard.save(DEFINITION, "mini", "gcond", None)
 
+
+# Mutants
 
 mutants = load("tools/mutants")
 MUTANTS = mutants.declared(mutants.DECLARATIONS)

@@ -51,6 +51,9 @@ def test_bad_statistics_are_refused(settings, named):
         Intensity(*settings)
 
 
+# HU windows
+
+
 def test_presets_are_what_their_names_say():
     for name, (hu_min, hu_max) in windows.PRESETS.items():
         if name.startswith("c"):

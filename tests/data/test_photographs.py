@@ -432,6 +432,9 @@ def test_few_photographs_and_a_cache_that_cannot_be_written_leave_nothing_behind
     assert str(cache.parent) in capsys.readouterr().err
 
 
+# dataset=photos
+
+
 @pytest.fixture(scope="module")
 def splits():
     return photos.load(64)

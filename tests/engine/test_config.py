@@ -157,6 +157,9 @@ def test_files_are_read_by_what_runs_no_code():
             assert "allow_pickle=True" not in text, (path, text)
 
 
+# Settings
+
+
 def test_an_epoch_is_what_the_scale_says_or_one_pass_without_the_incomplete_window():
     one_pass = Settings(config("scale=smoke", "scale.steps_per_epoch=null"))  # windows of 2 x 2 images
     assert [one_pass.steps_per_epoch(images) for images in (4, 7, 8, 13)] == [1, 1, 2, 3]

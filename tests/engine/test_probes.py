@@ -323,6 +323,9 @@ def test_of_the_encoder_s_map_of_masked_images():
     assert found["std"] > 0
 
 
+# gcond profile: of a finished run and of a config, with its own weights, data, lambdas and losses
+
+
 @pytest.fixture
 def reports(monkeypatch):
     found: list[Profile] = []

@@ -130,6 +130,9 @@ def test_nothing_to_list(tmp_path):
         write_listing(tmp_path / "listing.parquet", {"ich": tmp_path})
 
 
+# Processes that die: the file that kills is found, the others are worked on, nothing is lost
+
+
 @pytest.fixture
 def jobs(tmp_path):
     """Four shards of about 5 files each; two files kill."""
