@@ -4,6 +4,7 @@ import io
 import zipfile
 from pathlib import Path
 
+import ct
 import numpy as np
 import pydicom
 import pytest
@@ -17,10 +18,10 @@ from prepare.synthetic import slice_bytes
 PATIENTS = {"ich": "ID_0123abcd", "cspine": "10001", "radcure": "RADCURE-0005"}
 
 
-def run_here(stage, jobs, workers, done):
-    """Stands for archive.run.run_stage: no processes to wait for."""
-    for job in jobs:
-        done(stage.work(job))
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """No processes to wait for."""
+    monkeypatch.setattr(ct, "run_stage", lambda stage, jobs, workers, done: [done(stage.work(job)) for job in jobs])
 
 
 class Failing(io.BytesIO):

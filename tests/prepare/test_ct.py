@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 from archive import identity, listing, merge, pixels, reasons, run
 from archive.header import pseudonym
-from prepare.conftest import run_here
 from prepare.synthetic import SOURCES, write_archives, write_defects
 
 from gcond.data import ct as loader
@@ -32,11 +31,6 @@ def archives(tmp_path_factory):
         for name, fate in write_defects(root / source / "odd", source).items():
             fates[source, f"odd/{name}"] = fate
     return root, fates
-
-
-@pytest.fixture
-def in_this_process(monkeypatch):
-    monkeypatch.setattr(ct, "run_stage", run_here)
 
 
 def roots(root: Path) -> list[str]:

@@ -10,18 +10,13 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from archive import identity
-from prepare.conftest import run_here
 from prepare.synthetic import coded, head, slice_bytes
 
 from gcond.data import store
 
 PATIENTS, SLICES = 12, 3
 SHARES = ("--shares", ".4,.3,.3", "--shard-files", "25")
-
-
-@pytest.fixture(autouse=True)
-def in_this_process(monkeypatch):
-    monkeypatch.setattr(ct, "run_stage", run_here)
+pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
 def write(root, p, name, hu, source="radcure", **tags):
