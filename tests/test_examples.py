@@ -35,9 +35,7 @@ def example(name: str, *frameworks: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-def plainly(
-    model: nn.Module, optimizers: list[torch.optim.Optimizer], steps: int, clip: float | None = None
-) -> nn.Module:
+def plainly(model, optimizers, steps, clip=None):
     """The weighted sum of the losses, by PyTorch alone: windows of `steps` micro-batches, two epochs."""
     heads = example("two_heads")
     batches = [*DataLoader(heads.dataset(), batch_size=8)]

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import skimage.metrics
 import torch
-from torch import Tensor
 
 from gcond.data.intensity import Intensity
 from gcond.loss import TASKS, ReconstructionLoss, outside_unit_share
@@ -21,9 +20,7 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-def example(
-    intensity: Intensity, patch_size: int = 16, dtype: torch.dtype = torch.float64, seed: int = 0
-) -> tuple[Tensor, Tensor, Tensor]:
+def example(intensity, patch_size=16, dtype=torch.float64, seed=0):
     """Images in z-space with structure at several scales, hidden indices, and noisy predictions of them."""
     generator = torch.Generator().manual_seed(seed)
     size, channels = 4 * patch_size, intensity.channels

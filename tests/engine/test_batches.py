@@ -1,7 +1,6 @@
 """Images are their own number, so that a batch tells its order."""
 
 import multiprocessing
-from collections.abc import Sequence
 from itertools import islice
 from unittest.mock import MagicMock, call
 
@@ -31,15 +30,7 @@ IMAGES = TensorImages(torch.arange(COUNT, dtype=torch.int16)[:, None, None, None
 INTENSITY = Intensity(0, 16, (0.5,), (0.25,))  # exact: CUDA multiplies by a rounded 1 / 11
 
 
-def stream(
-    position: int = 0,
-    share: Sequence[int] = (0,),
-    window: int = 1,
-    size: int = 4,
-    seed: int = 42,
-    workers: int = 0,
-    device: torch.device = CPU,
-) -> MicroBatches:
+def stream(position=0, share=(0,), window=1, size=4, seed=42, workers=0, device=CPU) -> MicroBatches:
     source = TrainingImages(IMAGES, INTENSITY, size, 64, 0.75, seed, device, workers)
     return MicroBatches(source, position, window, share)
 

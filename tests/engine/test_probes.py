@@ -45,15 +45,7 @@ class Few(WindowProbe):
 class Probed:
     """A probe of a small model, and all that its losses were asked for."""
 
-    def __init__(
-        self,
-        count: int = 4,
-        tasks: dict[str, float] = LAMBDAS,
-        kind: Any = GradientProbe,
-        seed: int = 42,
-        training: bool = True,
-        scaler: Any = None,
-    ) -> None:
+    def __init__(self, count=4, tasks=LAMBDAS, kind=GradientProbe, seed=42, training=True, scaler=None):
         data = tiny.load(64)
         torch.manual_seed(0)
         self.model = MaskedAutoencoder("mobilenetv3_small_050", 64, 16, 3, width=32, depth=1)

@@ -9,7 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +122,7 @@ def logged(folder: RunFolder) -> list[dict[str, Any]]:
     return [each for each in found if "reconstructions" not in each and "tables/summary" not in each]
 
 
-def train(
-    runs: Path, *overrides: str, program: Sequence[str] = ("-m", "gcond.train"), **environment: str
-) -> subprocess.CompletedProcess[str]:
+def train(runs, *overrides, program=("-m", "gcond.train"), **environment):
     """gcond-train in a process of its own, which also starts a wandb-core of its own."""
     inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     paths = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
