@@ -9,7 +9,6 @@ import pytest
 import torch
 from engine import tiny
 from engine.runs import config
-from hydra.utils import instantiate
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gcond.config import compose
@@ -19,7 +18,7 @@ from gcond.engine import memory
 from gcond.engine.batches import planned_shape
 from gcond.engine.evaluate import EvaluationSet, evaluate
 from gcond.engine.memory import GRAPHS, CudaCasts, LiveBytes, Passes, Planner, bytes_of, on_a_line, state_of
-from gcond.loss import TASKS
+from gcond.loss import TASKS, ReconstructionLoss
 from gcond.model import MaskedAutoencoder
 from gcond.model.masking import draw_hidden
 from gcond.strategy import Sequential
@@ -37,6 +36,7 @@ SMALL = (
     "scale.probe_micro_batches=0",
 )
 SLOW = pytest.mark.slow
+LOSS = ReconstructionLoss(16, Intensity.of_photographs())
 BFLOAT16 = "+strategy.conductor.buffer_dtype=bfloat16"
 
 
@@ -103,16 +103,12 @@ def test_the_planned_peak_is_the_peak_of_real_steps(choices):
     assert 0.99 * (live.peak - images) <= sum(plan.held.values()) + steps <= 1.01 * live.peak
 
 
-def loss_of(cfg: Any) -> Any:
-    return instantiate(cfg.loss.reconstruction)(patch_size=16, intensity=Intensity.of_photographs())
-
-
 def test_validation_is_counted_as_it_runs():
     cfg = small("strategy=baseline")
     model = SyntheticRun(cfg, CPU).model
     data = EvaluationSet.of(tiny.load(SIZE, val=32), "val", None, 16, 0.75)
     with LiveBytes() as live:
-        evaluate(model, loss_of(cfg), data, TASKS, CPU)
+        evaluate(model, LOSS, data, TASKS, CPU)
     planned = Planner(cfg, CPU).plan(2, 2).phases["validation, 32 images"]
     assert planned == pytest.approx(live.peak, rel=0.05)
 
@@ -121,7 +117,7 @@ def test_validation_is_counted_as_it_runs():
 def test_a_graph_that_is_kept_is_counted_as_in_a_loop_that_keeps_it(graph):
     """Against the loop that people write, on real tensors: what it holds at most, its images and gradients left out."""
     cfg = small("strategy=pcgrad")
-    model, loss = SyntheticRun(cfg, CPU).model.train(), loss_of(cfg)
+    model, loss = SyntheticRun(cfg, CPU).model.train(), LOSS
     images = torch.randn(8, 3, SIZE, SIZE)
     hidden = draw_hidden(8, 16, 0.75, torch.Generator().manual_seed(0))
     for parameter in model.parameters():

@@ -12,7 +12,6 @@ import torch
 from engine import tiny
 from engine.attempts import same
 from engine.runs import TINY, config, parts, run, tiny_config
-from hydra.utils import instantiate
 from strategy.test_gradient_noise import described, stated
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from gcond.engine.metrics_log import read
 from gcond.engine.probes import IMAGES, QUANTILES, GradientProbe, ProbeGradients, WindowProbe, activations, spread
 from gcond.engine.trainer import Objective
 from gcond.load_run import LoadedRun
+from gcond.loss import ReconstructionLoss
 from gcond.model import MaskedAutoencoder
 from gcond.model.patches import blank, hidden_mask
 from gcond.strategy import Profile
@@ -49,8 +49,7 @@ class Probed:
         data = tiny.load(64)
         torch.manual_seed(0)
         self.model = MaskedAutoencoder("mobilenetv3_small_050", 64, 16, 3, width=32, depth=1)
-        loss = instantiate(config(*TINY).loss.reconstruction)(patch_size=16, intensity=data.intensity)
-        self.objective = Objective(self.model, loss)
+        self.objective = Objective(self.model, ReconstructionLoss(16, data.intensity))
         self.batches: list[Any] = []
 
         def losses(batch: Any, names: Sequence[str]) -> dict[str, Tensor]:
