@@ -4,7 +4,6 @@ import copy
 import functools
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -52,7 +51,6 @@ class Received:
 
 
 FORWARD = MaskedAutoencoder.forward
-Complete = Callable[..., tuple[RunFolder, Received]]
 
 
 @pytest.fixture(scope="module")

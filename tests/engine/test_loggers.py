@@ -56,7 +56,8 @@ def test_a_logger_that_fails_is_named_once_and_changes_nothing(logged, tmp_path,
     for breaks, after in (("open", 0), ("log", 3), ("summary", 0), ("close", 0)):
         capsys.readouterr()
         recorder = MagicMock()
-        getattr(recorder, breaks).side_effect = [*[None] * after, RuntimeError("the network is gone")]
+        broken = getattr(recorder, breaks)
+        broken.__name__, broken.side_effect = breaks, [*[None] * after, RuntimeError("the network is gone")]
         folder = logged(recorder, f"name={breaks}")
         assert folder.metrics.read_bytes() == reference.metrics.read_bytes()
         assert json.loads(folder.report.read_text())["status"] == "done"
