@@ -8,7 +8,6 @@ import re
 import resource
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,7 +31,6 @@ STRATEGY = "strategy=gcond_stochastic"
 BREAKING = "loss.reconstruction._target_=engine.tiny.BreakingLoss"  # the third and the fourth step of four
 SKIP = "nonfinite=skip"
 TAKE_STEP = Trainer.step
-Whole = Callable[..., RunFolder]
 
 
 @pytest.fixture(scope="module")
@@ -49,23 +47,18 @@ def losses(record: dict) -> dict[str, float | None]:
     return {key: value for key, value in record.items() if key.startswith("loss/")}
 
 
-def raise_signal_in_step(monkeypatch: pytest.MonkeyPatch, number: int, which: signal.Signals = TERM) -> None:
-    """Once: the attempt after it is left alone."""
+def told_to_stop(cfg: DictConfig, number: int) -> RunFolder:
+    """Of a run that gets SIGTERM in optimizer step `number`."""
 
-    def step(trainer: Trainer, step: int) -> dict:
+    def step(trainer, step):
         if step == number:
-            monkeypatch.setattr(Trainer, "step", TAKE_STEP)
-            signal.raise_signal(which)
+            signal.raise_signal(TERM)
         return TAKE_STEP(trainer, step)
 
-    monkeypatch.setattr(Trainer, "step", step)
-
-
-def told_to_stop(monkeypatch: pytest.MonkeyPatch, cfg: DictConfig, number: int) -> RunFolder:
-    """Of a run that gets SIGTERM in optimizer step `number`."""
-    raise_signal_in_step(monkeypatch, number)
-    with pytest.raises(Interrupted) as left:
-        run(cfg)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", step)
+        with pytest.raises(Interrupted) as left:
+            run(cfg)
     assert left.value.code == 143
     return RunFolder(cfg)
 
@@ -94,10 +87,10 @@ def test_a_signal_ends_in_a_checkpoint_and_the_same_command_goes_on(which, statu
 
 
 @pytest.mark.parametrize("step", [1, 3])  # an epoch's last, the run's last
-def test_wherever_the_signal_comes_nothing_is_lost(step, whole, tmp_path, monkeypatch):
+def test_wherever_the_signal_comes_nothing_is_lost(step, whole, tmp_path):
     cfg = tiny_config(tmp_path, STRATEGY)
     before = signal.getsignal(TERM), signal.getsignal(INT)
-    folder = told_to_stop(monkeypatch, cfg, step)
+    folder = told_to_stop(cfg, step)
     assert (signal.getsignal(TERM), signal.getsignal(INT)) == before
     assert saved_steps(folder)[0] == step + 1
     assert not folder.done
@@ -272,10 +265,10 @@ def test_a_file_that_may_not_grow_is_told_alike(what, whole, tmp_path):
 # A name
 
 
-def test_a_named_run_goes_on_under_its_config_and_refuses_another(whole, tmp_path, monkeypatch, capsys):
+def test_a_named_run_goes_on_under_its_config_and_refuses_another(whole, tmp_path, capsys):
     cfg = tiny_config(tmp_path, STRATEGY, "name=mine")
     other = tiny_config(tmp_path, STRATEGY, "name=mine", "strategy.conductor.update.beta=0.5")
-    folder = told_to_stop(monkeypatch, cfg, 2)
+    folder = told_to_stop(cfg, 2)
     assert folder.path == tmp_path / "smoke" / "mine"
     for _ in ("begun", "ended"):
         before = contents(folder.path)
@@ -328,7 +321,7 @@ def test_a_run_that_skips_every_step_ends_and_says_so(tmp_path, capsys):
     assert "epoch 2, step 4: validation L1" in capsys.readouterr().err
 
 
-def test_a_run_that_has_skipped_goes_on_bit_identical(tmp_path, monkeypatch):
+def test_a_run_that_has_skipped_goes_on_bit_identical(tmp_path):
     sometimes = "loss.reconstruction._target_=engine.tiny.BreaksSometimes"
     settings = (*CONFLICTS, sometimes, SKIP, "seed=3", "checkpoint_minutes=1e-9")
     undisturbed = run(tiny_config(tmp_path / "whole", *settings))
@@ -337,16 +330,16 @@ def test_a_run_that_has_skipped_goes_on_bit_identical(tmp_path, monkeypatch):
     assert not all(skipped)
     after_a_skip = skipped.index(True) + 1
     cfg = tiny_config(tmp_path / "runs", *settings)
-    assert saved_steps(told_to_stop(monkeypatch, cfg, after_a_skip - 1))[0] == after_a_skip
+    assert saved_steps(told_to_stop(cfg, after_a_skip - 1))[0] == after_a_skip
     assert_ended_alike(run(cfg), undisturbed)
 
 
 # Precision
 
 
-def interrupted_as_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *settings: str) -> RunFolder:
+def interrupted_as_whole(tmp_path: Path, *settings: str) -> RunFolder:
     cfg = tiny_config(tmp_path / "runs", *settings)
-    told_to_stop(monkeypatch, cfg, 2)
+    told_to_stop(cfg, 2)
     assert_ended_alike(folder := run(cfg), run(tiny_config(tmp_path / "whole", *settings)))
     return folder
 
@@ -354,7 +347,7 @@ def interrupted_as_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *setti
 def test_bfloat16_is_another_run_with_float32_losses_and_goes_on_bit_identical(whole, tmp_path, monkeypatch):
     seen: set[tuple[str, torch.dtype]] = set()
     watch_types(monkeypatch, seen)
-    folder = interrupted_as_whole(tmp_path, monkeypatch, STRATEGY, "precision=bf16")
+    folder = interrupted_as_whole(tmp_path, STRATEGY, "precision=bf16")
     assert ("linear", torch.bfloat16) in seen
     assert {kind for what, kind in seen if what in ("loss", "weight")} == {torch.float32}
     exact = whole(STRATEGY)
@@ -387,7 +380,7 @@ def test_float16_lowers_its_scale_and_remembers_it(tmp_path, monkeypatch):
     """A scale so large that gradients overflow at first: times it, a loss is beyond float32."""
     scaler = functools.partial(torch.amp.GradScaler, init_scale=2.0**125, backoff_factor=2.0**-55)
     monkeypatch.setattr(torch.amp, "GradScaler", scaler)
-    folder = interrupted_as_whole(tmp_path, monkeypatch, STRATEGY, "precision=fp16")
+    folder = interrupted_as_whole(tmp_path, STRATEGY, "precision=fp16")
     records = steps(folder)
     skipped = ["skipped" in record for record in records]
     assert skipped[0]
