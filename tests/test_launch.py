@@ -85,7 +85,7 @@ def test_a_second_ctrl_c_kills(tmp_path, run_this):
     assert running.process.returncode == -signal.SIGKILL
 
 
-def test_nohup_is_kept(tmp_path):
+def test_nohup_is_kept():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with Workers(1) as pool:

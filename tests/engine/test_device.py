@@ -69,13 +69,8 @@ def checkout(tmp_path):
     (tmp_path / "src").mkdir()
     (tmp_path / "conf").mkdir()
     (tmp_path / "src" / "a.py").write_text("1\n")
-    who = ["-c", "user.name=n", "-c", "user.email=e"]
-    for words in (
-        ["init"],
-        ["add", "."],
-        [*who, "commit", "-m", "first"],
-        ["config", "status.showUntrackedFiles", "no"],
-    ):
+    commit = ["-c", "user.name=n", "-c", "user.email=e", "commit", "-m", "first"]
+    for words in (["init"], ["add", "."], commit, ["config", "status.showUntrackedFiles", "no"]):
         subprocess.run(["git", "-C", tmp_path, *words], check=True, capture_output=True)
     return tmp_path
 
@@ -91,7 +86,7 @@ def test_a_changed_or_new_source_file_makes_a_run_dirty(changed, checkout):
     assert commit(checkout) == (number, True)
 
 
-def test_the_repository_around_an_installed_package_is_not_its_own(checkout, tmp_path):
+def test_the_repository_around_an_installed_package_is_not_its_own(checkout):
     (checkout / "lib").mkdir()
     assert commit(checkout / "lib") == ("unknown", False)
 

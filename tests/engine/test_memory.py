@@ -195,7 +195,7 @@ def test_choices_keep_the_effective_batch(strategy, expected):
 
 
 @pytest.mark.slow
-def test_the_largest_that_fits_is_the_largest(monkeypatch):
+def test_the_largest_that_fits_is_the_largest():
     plans = Planner(small("strategy=gcond_stochastic", "scale.micro_batch=8", "scale.accumulation_steps=2"), CPU)
     peaks = {size: plans.plan(size, steps).peak for size, steps in plans.choices()}
     largest = plans.largest(1.45 * peaks[4])

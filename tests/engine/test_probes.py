@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from engine import tiny
-from engine.attempts import same
+from engine.attempts import contents, same
 from engine.runs import TINY, config, parts, run, tiny_config
 from strategy.test_gradient_noise import described, stated
 from torch import Tensor
@@ -216,7 +216,7 @@ def one(runs: Path, strategy: str) -> Path:
 
 def test_a_run_is_read_back_as_it_began_and_ended(runs, tmp_path):
     path = one(runs, "baseline")
-    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    before = contents(path)
     back = LoadedRun(path, {}, ["engine"])
     last, step = back.model("last", 3)
     folder = run(tiny_config(tmp_path, "strategy=baseline"))  # again: the same to the bit
@@ -229,10 +229,10 @@ def test_a_run_is_read_back_as_it_began_and_ended(runs, tmp_path):
         torch.testing.assert_close(parameter.detach(), weights[name], rtol=0, atol=1e-28)
     assert step == 0
     assert (back.tasks, back.patches) == ({"l1": 0.85, "ssim": 0.15}, 16)
-    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+    assert contents(path) == before
 
 
-def test_a_run_that_cannot_be_read_back_is_refused(runs, tmp_path, monkeypatch):
+def test_a_run_that_cannot_be_read_back_is_refused(runs, tmp_path):
     with pytest.raises(ValueError, match="expected a finished run"):
         LoadedRun(tmp_path, {})
     back = LoadedRun(one(runs, "baseline"), {}, ["engine"])
@@ -329,7 +329,7 @@ def test_a_run_and_a_config(tmp_path, reports, capsys):
     """The run's initial weights are the config's; its last ones have the gradients of plain backward passes."""
     choices = [*TINY, "strategy=baseline", "loss.tasks.ssim=0.5"]
     folder = run(tiny_config(tmp_path, *choices[len(TINY) :]))
-    before = {file: file.read_bytes() for file in folder.path.rglob("*") if file.is_file()}
+    before = contents(folder.path)
     words = ["--micro-batches", "32", "--out", str(tmp_path / "page.html"), "--device", "cpu"]
     trust = ["--trust", "engine"]
     assert cli.main(["profile", *choices, *words]) == 0
@@ -343,7 +343,7 @@ def test_a_run_and_a_config(tmp_path, reports, capsys):
     assert "step 0, micro-batches of 2" in printed
     assert "step 4, micro-batches of 2" in printed
     assert "<svg" in (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert before == {file: file.read_bytes() for file in folder.path.rglob("*") if file.is_file()}
+    assert before == contents(folder.path)
 
     back = LoadedRun(folder.path, {}, ["engine"])
     data, cpu = back.data(), torch.device("cpu")

@@ -266,7 +266,7 @@ def test_online_without_an_account_or_a_server_the_run_ends_well(tmp_path, accou
 
 
 @pytest.mark.slow
-def test_a_recorded_run_can_be_copied_later_and_wandb_finds_the_copy(tmp_path, monkeypatch, capsys):
+def test_a_recorded_run_can_be_copied_later_and_wandb_finds_the_copy(tmp_path, capsys):
     folder = run(tiny_config(tmp_path / "runs"))
     folder.finish()
     unended = tmp_path / "runs" / "smoke" / "photos-begun"
