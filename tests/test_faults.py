@@ -60,6 +60,7 @@ def told_to_stop(cfg: DictConfig, number: int) -> RunFolder:
         with pytest.raises(Interrupted) as left:
             run(cfg)
     assert left.value.code == 143
+    assert RunFolder(cfg).error is None
     return RunFolder(cfg)
 
 
