@@ -324,10 +324,10 @@ def _readme(results: Path, **_: Any) -> list[Path]:
         cell = table["where"] | known["rows"][row] | known["columns"][column] if column else {}
         return finding(cell or known["sentences_of"] | known["sentences"][name], found)
 
-    n, rows = first_table(found)
+    seeds, rows = first_table(found)
     runs = {folder.parent.name: len(tables.read(folder.parent)) for folder in sorted(results.glob("*/runs.csv"))}
     stand = [row | {"what": _decided_by(row)} for row in judge.verdicts(claims, found).to_dict("records")]
-    content = {"table": table, "rows": rows, "n": n, "runs": runs, "claims": claims, "verdicts": stand,
+    content = {"table": table, "rows": rows, "seeds": seeds, "runs": runs, "claims": claims, "verdicts": stand,
                "trivial": _against_predictors(results, **table["where"]),
                "scales": [scale for scale in judge.SCALES if (results / scale / "claims.md").exists()],
                "paper": {measure: _paper_gap("ct", measure) for measure in ("l1", "ssim")},
@@ -347,9 +347,9 @@ def _decided_by(row: dict[str, Any]) -> str:
     return f"{row['dataset']} {measured(row)}: {compared(short)}".strip() if row["n"] else ""
 
 
-def first_table(found: pd.DataFrame) -> tuple[int, list[list[str]]]:
-    """The fewest seeds of a cell, and the printed cells of the table of study/headlines.yaml below a heading and the
-    paper's numbers."""
+def first_table(found: pd.DataFrame) -> tuple[dict[str, int], list[list[str]]]:
+    """The fewest seeds of a cell by kind of data, and the printed cells of the table of study/headlines.yaml below a
+    heading and the paper's numbers."""
     known = facts("headlines")
     table, columns = known["table"], known["columns"]
 
@@ -358,12 +358,13 @@ def first_table(found: pd.DataFrame) -> tuple[int, list[list[str]]]:
         return [finding(table["where"] | row | columns[name], found) if name in shown else {} for name in columns]
 
     lines = {known["rows"][name]["title"]: cells(known["rows"][name]) for name in table["rows"]}
-    n = min(each["n"] for cells in lines.values() for each in cells if each.get("n") and each["group"] != "patients")
+    counted = [(kind(each["dataset"]), each["n"]) for cells in lines.values() for each in cells if each.get("n")]
+    seeds = {name: min(n for other, n in counted if other == name) for name, _ in counted}
     heading = ["change in % of the weighted sum", *(column["title"] for column in columns.values())]
     paper = [f"*{_paper_gap((table['where'] | column)['dataset'], column['paper'])}*" if "paper" in column else ""
              for column in columns.values()]  # fmt: skip
     rows = [[title, *((effect(each) or "not run") if each else "" for each in cells)] for title, cells in lines.items()]
-    return n, [heading, ["*the paper: GCond sequential, 256 pixels*", *paper], *rows]
+    return seeds, [heading, ["*the paper: GCond sequential, 256 pixels*", *paper], *rows]
 
 
 def _paper_gap(dataset: str, measure: str) -> str:
