@@ -11,26 +11,8 @@ import torch
 from strategy.problems import flat_grad, seeded
 from torch import Tensor, nn
 
-from gcond.strategy import (
-    DWA,
-    EMA,
-    FAMO,
-    SAMGS,
-    UW,
-    CAGrad,
-    GCond,
-    GradDrop,
-    GradientConductor,
-    GradNorm,
-    Joint,
-    Linear,
-    LionLARS,
-    PCGrad,
-    Raw,
-    Sequential,
-    Stochastic,
-    TorchJD,
-)
+from gcond import EMA, GradientConductor, Joint, LionLARS, Raw, Sequential, Stochastic
+from gcond.strategy import DWA, FAMO, SAMGS, UW, CAGrad, GCond, GradDrop, GradNorm, Linear, PCGrad, TorchJD
 
 TASKS = {"a": 0.5, "b": 0.3, "c": 0.2}
 K = 3
@@ -85,7 +67,7 @@ class Network(nn.Module):
         self.own = nn.ModuleDict({task: nn.Linear(5, 1) for task in TASKS})
 
     def losses(self, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
-        features = self.head(torch.tanh(self.trunk(batch.x)))
+        features = self.head(torch.tanh(self.trunk(batch.x.to(self.trunk.weight.dtype))))
         wanted = {"a": 1.0, "b": -3.0, "c": 0.3}
         values = {}
         for name in names:

@@ -170,7 +170,10 @@ def test_losses_of_another_model_are_refused_in_the_first_window():
     reaches_nothing = "`losses`: expected a loss that reaches a parameter"
     assert_refused(reaches_nothing, linear(model).step, [batch_of(0)], losses_of(lambda batch: other(batch + point)))
     left_to_autograd = r"does not hold, Parameter of shape \(2, 4\)"
-    assert_refused(left_to_autograd, linear(model.enc).step, [batch_of(0)], losses_of(model))
+    conductor = linear(model.enc.named_parameters())
+    assert_refused(left_to_autograd, conductor.step, [batch_of(0)], losses_of(model))
+    model.head.requires_grad_(False)
+    conductor.step([batch_of(0)], losses_of(model))
 
 
 def test_a_leaf_that_only_some_micro_batches_reach_is_found():

@@ -9,26 +9,8 @@ import torch
 from strategy.faulty import Network, plain, window
 from strategy.problems import assert_refused, flat_grad, saved
 
-from gcond.strategy import (
-    DWA,
-    EMA,
-    FAMO,
-    SAMGS,
-    UW,
-    CAGrad,
-    Conflict,
-    GCond,
-    GradientConductor,
-    GradNorm,
-    Joint,
-    Linear,
-    Raw,
-    Resolution,
-    Resolver,
-    Sequential,
-    Stochastic,
-    TorchJD,
-)
+from gcond import EMA, Conflict, GradientConductor, Joint, Raw, Resolution, Resolver, Sequential, Stochastic
+from gcond.strategy import DWA, FAMO, SAMGS, UW, CAGrad, GCond, GradNorm, Linear, TorchJD
 
 TWO, THREE = {"a": 0.5, "b": 0.3}, {"a": 0.5, "b": 0.3, "c": 0.2}
 METHODS = {
@@ -50,7 +32,6 @@ class Run:
 
     def __init__(self, tasks: Any, name: str = "linear", **settings: Any) -> None:
         self.network = Network().double()
-        self.network.trunk.register_forward_pre_hook(lambda module, inputs: inputs[0].double())
         parts = (*METHODS[name](), EMA(0.5))
         self.conductor = GradientConductor(self.network.groups(), tasks, *parts, **settings)
 

@@ -27,29 +27,20 @@ def by_least_squares(rows):
     return modified
 
 
-@pytest.fixture(scope="module")
-def random_problems():
-    random = np.random.default_rng(0)
-    problems = []
-    for _ in range(500):
-        shape = (random.integers(2, 7), random.integers(1, 12))
-        problems.append(random.standard_normal(shape) * 10 ** random.uniform(-3, 3, (shape[0], 1)))
-    return problems
-
-
 @pytest.mark.oracle("gradops", "least squares on 500 matrices")
 @pytest.mark.filterwarnings("ignore:GradOPS")
-def test_modified_gradients_are_projections_and_no_combination_conflicts(random_problems):
+def test_modified_gradients_are_projections_and_no_combination_conflicts():
     """500 random matrices, a third of them with more tasks than parameters, norms from 1e-3 to 1e3."""
-    random = np.random.default_rng(1)
-    more_tasks = 0
-    for rows in random_problems:
+    random, more_tasks = np.random.default_rng(0), 0
+    for _ in range(500):
+        m, size = random.integers(2, 7), random.integers(1, 12)
+        rows = random.standard_normal((m, size)) * 10 ** random.uniform(-3, 3, (m, 1))
         norms = np.linalg.norm(rows, axis=1)
         modified = GradOPS().resolve(conflict(rows)).coefficients.numpy() @ rows
         assert (np.abs(modified - by_least_squares(rows)).max(axis=1) / norms).max() < 1e-6
         share = random.exponential(1 / norms)  # any weights >= 0; these give every task a say
         assert (rows @ (share @ modified) / norms).min() > -1e-7
-        more_tasks += len(rows) > rows.shape[1]
+        more_tasks += m > size
     assert more_tasks > 75
 
 

@@ -9,18 +9,8 @@ import torch
 from strategy.faulty import TASKS, Network, window
 from strategy.problems import flat_grad
 
-from gcond.strategy import (
-    EMA,
-    GCond,
-    GradientConductor,
-    Joint,
-    Linear,
-    LionLARS,
-    Raw,
-    Sequential,
-    Stochastic,
-    TorchJD,
-)
+from gcond import EMA, GradientConductor, Joint, LionLARS, Raw, Sequential, Stochastic
+from gcond.strategy import GCond, Linear, TorchJD
 from gcond.strategy.named import ESTIMATORS, RESOLVERS, UPDATES
 
 

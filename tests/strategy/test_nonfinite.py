@@ -10,20 +10,8 @@ import torch
 from strategy.faulty import STRATEGIES, TASKS, Network, Run, each_strategy, plain, window
 from torch import nn
 
-from gcond import (
-    GradientConductor,
-    Joint,
-    Linear,
-    NotFinite,
-    PCGrad,
-    Raw,
-    Resolution,
-    Resolver,
-    Sequential,
-    Stochastic,
-    TorchJD,
-    Unsolved,
-)
+from gcond import GradientConductor, Joint, NotFinite, Raw, Resolution, Resolver, Sequential, Stochastic, Unsolved
+from gcond.strategy import Linear, PCGrad, TorchJD
 
 WRONG = [{"loss": inf}, {"gradient": nan}, {"own_gradient": nan}]
 OVERFLOW = [{"gradient": 1e36 * 4**n} for n in range(3)]  # finite in float32, and not finite times 65536

@@ -12,23 +12,8 @@ from strategy.faulty import TASKS, Network, window
 from strategy.problems import assert_refused, flat_grad
 from torch import Tensor
 
-from gcond.strategy import (
-    EMA,
-    FAMO,
-    SAMGS,
-    CAGrad,
-    GCond,
-    GradDrop,
-    GradientConductor,
-    GradNorm,
-    Joint,
-    Linear,
-    PCGrad,
-    Raw,
-    Sequential,
-    Stochastic,
-    TorchJD,
-)
+from gcond import EMA, GradientConductor, Joint, Raw, Sequential, Stochastic
+from gcond.strategy import FAMO, SAMGS, CAGrad, GCond, GradDrop, GradNorm, Linear, PCGrad, TorchJD
 
 BATCHES = [window(seed)[0] for seed in range(6)]
 Labelled = tuple[Any, str]  # a batch and the names of the tasks that it has
@@ -36,12 +21,6 @@ Labelled = tuple[Any, str]  # a batch and the names of the tasks that it has
 
 def labelled(*tasks: str) -> list[Labelled]:
     return list(zip(BATCHES, tasks, strict=False))
-
-
-def double() -> Network:
-    network = Network().double()
-    network.trunk.register_forward_pre_hook(lambda module, inputs: inputs[0].double())
-    return network
 
 
 def asked(network: Network) -> Any:
@@ -88,7 +67,7 @@ UNEVEN = labelled("abc", "a", "", "ac")
 @pytest.mark.parametrize("scaled", [False, True])
 def test_means_are_over_the_micro_batches_that_have_the_task(estimator, batches, scaled):
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0) if scaled else None
-    network = double()
+    network = Network().double()
     metrics = conductor_of(network, estimator).step(batches, asked(network), scaler=scaler)
     if scaler:
         torch._foreach_div_([p.grad for p in network.parameters()], 8.0)
@@ -97,7 +76,7 @@ def test_means_are_over_the_micro_batches_that_have_the_task(estimator, batches,
 
 def test_micro_batches_are_resolved_between_the_tasks_that_they_have():
     """The mean of three windows of one micro-batch each; the empty ones are left out."""
-    network, every, expected = double(), labelled("", "abc", "", "ab", "c"), []
+    network, every, expected = Network().double(), labelled("", "abc", "", "ab", "c"), []
     metrics = conductor_of(network, Sequential(5, resolve_every="micro_batch"), CAGrad()).step(every, asked(network))
     found = flat_grad(list(network.parameters())).clone()
     for batch in (every[1], every[3], every[4]):
@@ -115,7 +94,7 @@ def test_micro_batches_are_resolved_between_the_tasks_that_they_have():
 def test_a_window_that_ends_early_is_a_shorter_window(make):
     runs = []
     for own in (make(4), make(3)):
-        network = double()
+        network = Network().double()
         resolver = Linear() if isinstance(own, Joint) else PCGrad()
         conductor = conductor_of(network, own, resolver, update=EMA(0.5))
         for batch in BATCHES[:3]:
@@ -128,7 +107,7 @@ def test_a_window_that_ends_early_is_a_shorter_window(make):
 
 
 def test_a_stochastic_window_that_ends_early_has_the_tasks_of_its_blocks():
-    network = double()
+    network = Network().double()
     conductor = conductor_of(network, Stochastic(6))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -149,7 +128,7 @@ def test_a_stochastic_window_that_ends_early_has_the_tasks_of_its_blocks():
 )
 def test_an_absent_task_takes_no_part(make):
     """The same as a conductor without it, which GCond's history shows in the second window; then it is back."""
-    network = double()
+    network = Network().double()
     with_it, without = (conductor_of(network, Sequential(2), make(), tasks) for tasks in (TASKS, {"a": 0.5, "b": 0.3}))
     for step in range(2):
         batches = labelled("ab", "ab", "ab", "ab")[2 * step : 2 * step + 2]
@@ -168,7 +147,7 @@ def test_an_absent_task_takes_no_part(make):
 
 
 def test_norms_of_an_absent_task_do_not_fade():
-    network, resolver = double(), GCond()
+    network, resolver = Network().double(), GCond()
     conductor = conductor_of(network, Sequential(2), resolver)
     conductor.step(labelled("abc", "abc"), asked(network))
     before = resolver.state_dict()["norm_ema"].clone()
@@ -179,7 +158,7 @@ def test_norms_of_an_absent_task_do_not_fade():
 
 @pytest.mark.parametrize("make", [lambda: GradNorm(lr=0.1), SAMGS, lambda: GCond(norm_ema_bias_correction=True)])
 def test_who_keeps_numbers_of_every_task_refuses_a_window_without_one(make):
-    network = double()
+    network = Network().double()
     conductor = conductor_of(network, Sequential(2), make())
     conductor.step(labelled("a", "abc"), asked(network))
     before = repr(conductor.resolver.state_dict())
@@ -189,7 +168,7 @@ def test_who_keeps_numbers_of_every_task_refuses_a_window_without_one(make):
 
 
 def test_one_row_for_all_tasks_needs_as_many_losses_of_each():
-    network = double()
+    network = Network().double()
     refused = r"`losses`: Joint .* found \[2, 1, 1\]"
     assert_refused(refused, conductor_of(network, Joint(2)).step, labelled("a", "abc"), asked(network))
     weighted = conductor_of(network, Joint(2), FAMO())
@@ -197,7 +176,7 @@ def test_one_row_for_all_tasks_needs_as_many_losses_of_each():
 
 
 def test_a_window_without_any_loss():
-    network = double()
+    network = Network().double()
     conductor = conductor_of(network, Sequential(2))
     assert_refused("`losses`: .*at least one task", conductor.step, labelled("", ""), asked(network))
     with conductor.micro_batch():
@@ -211,7 +190,7 @@ def test_history_outlives_micro_batches_without_any_loss():
     for resolve_every in ("window", "micro_batch"):
         runs = []
         for batches in (labelled("abc", "abc"), [labelled("abc")[0], (BATCHES[2], ""), labelled("", "abc")[1]]):
-            network = double()
+            network = Network().double()
             conductor = conductor_of(network, Sequential(1, resolve_every=resolve_every), GCond())
             for batch in batches:
                 with conductor.micro_batch():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import inf, nan
 from typing import Any
 
@@ -11,15 +12,27 @@ from strategy.problems import TASKS, ConvNet, assert_refused, flat_grad, image_b
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from gcond.strategy import EMA, CAGrad, GCond, GradNorm, Joint, Linear, LionLARS, PCGrad, Raw, Sequential, Stochastic
+from gcond.strategy import (
+    DWA,
+    EMA,
+    FAMO,
+    SAMGS,
+    UW,
+    CAGrad,
+    GCond,
+    GradDrop,
+    GradNorm,
+    GradOPS,
+    Joint,
+    Linear,
+    LionLARS,
+    PCGrad,
+    Raw,
+    Replicated,
+    Sequential,
+    Stochastic,
+)
 from gcond.strategy import GradientConductor as Conductor
-from gcond.strategy.processes import Replicated
-from gcond.strategy.resolve.dwa import DWA
-from gcond.strategy.resolve.famo import FAMO
-from gcond.strategy.resolve.graddrop import GradDrop
-from gcond.strategy.resolve.gradops import GradOPS
-from gcond.strategy.resolve.sam_gs import SAMGS
-from gcond.strategy.resolve.uw import UW
 
 MODEL = ConvNet()
 
@@ -28,53 +41,42 @@ def conductor_of(parameters: Any, k: int = 2) -> Conductor:
     return Conductor(parameters, TASKS, Sequential(k), PCGrad(), Raw())
 
 
-# Class, setting, values out of its range
-RANGES: list[tuple[Any, str, list[Any]]] = [
-    (GCond, "thresholds", [(-0.5, -0.8, 0.0), (-0.8, -0.5, -0.5), (-1.1, -0.5, 0.0), (nan, -0.5, 0.0), (-0.5, 0.0)]),
-    (GCond, "projection_max_iters", [0]),
-    (GCond, "remap_power", [0.0, nan]),
-    (GCond, "tie_breaking_weights", [(0.0, 0.0), (nan, 0.2), (0.8, nan), (0.8, inf), (-0.1, 1.0)]),
-    (GCond, "norm_ema_beta", [1.0, -0.1]),
-    (GCond, "dominance_window", [-1]),
-    (GCond, "norm_cap", [0.0, nan]),
-    (GCond, "stability_reference", ["previous"]),
-    (GCond, "conflict_margin", [-1.0, nan]),
-    (GCond, "vanishing", ["never"]),
-    (CAGrad, "c", [1.0, -0.1, nan]),
-    (CAGrad, "rescale", [3]),
-    (CAGrad, "average", ["median"]),
-    (GradNorm, "alpha", [-1.0, nan]),
-    (GradNorm, "lr", [0.0, inf]),
-    (GradDrop, "leak", [-0.1, 1.1, {"t0": 2.0}, nan]),
-    (GradOPS, "weights", ["r_alpha"]),
-    (GradOPS, "alpha", [-3.0]),
-    (lambda alpha: GradOPS("unverified_r_alpha", alpha), "alpha", [None, nan]),
-    (SAMGS, "psi", ["mean"]),
-    (SAMGS, "beta1", [1.0]),
-    (SAMGS, "beta2", [-0.1]),
-    (SAMGS, "gamma", [1.5]),
-    (UW, "lr", [0.0, nan]),
-    (FAMO, "lr", [0.0]),
-    (FAMO, "weight_decay", [-1.0, nan]),
-    (DWA, "temperature", [0.0, inf]),
-    (DWA, "period", [0]),
-    (EMA, "beta", [1.0, -0.1]),
-    (LionLARS, "beta", [1.5]),
-    (LionLARS, "clip", [0.0, nan]),
-    (LionLARS, "coefficient", [-1.0, inf]),
-    (Joint, "accumulation_steps", [0]),
-    (Sequential, "accumulation_steps", [-2]),
-    (Stochastic, "accumulation_steps", [2.5]),
-    (Sequential, "forward", ["twice"]),
-    (Sequential, "resolve_every", ["epoch"]),
-    (Stochastic, "resolve_every", ["micro_batch"]),
-]
+# Values out of their range, by class and setting
+RANGES: dict[Any, dict[str, list[Any]]] = {
+    GCond: {
+        "thresholds": [(-0.5, -0.8, 0.0), (-0.8, -0.5, -0.5), (-1.1, -0.5, 0.0), (nan, -0.5, 0.0), (-0.5, 0.0)],
+        "tie_breaking_weights": [(0.0, 0.0), (nan, 0.2), (0.8, nan), (0.8, inf), (-0.1, 1.0)],
+        "projection_max_iters": [0],
+        "remap_power": [0.0, nan],
+        "norm_ema_beta": [1.0, -0.1],
+        "dominance_window": [-1],
+        "norm_cap": [0.0, nan],
+        "stability_reference": ["previous"],
+        "conflict_margin": [-1.0, nan],
+        "vanishing": ["never"],
+    },
+    CAGrad: {"c": [1.0, -0.1, nan], "rescale": [3], "average": ["median"]},
+    GradNorm: {"alpha": [-1.0, nan], "lr": [0.0, inf]},
+    GradDrop: {"leak": [-0.1, 1.1, {"t0": 2.0}, nan]},
+    GradOPS: {"weights": ["r_alpha"], "alpha": [-3.0]},
+    partial(GradOPS, "unverified_r_alpha"): {"alpha": [None, nan]},
+    SAMGS: {"psi": ["mean"], "beta1": [1.0], "beta2": [-0.1], "gamma": [1.5]},
+    UW: {"lr": [0.0, nan]},
+    FAMO: {"lr": [0.0], "weight_decay": [-1.0, nan]},
+    DWA: {"temperature": [0.0, inf], "period": [0]},
+    EMA: {"beta": [1.0, -0.1]},
+    LionLARS: {"beta": [1.5], "clip": [0.0, nan], "coefficient": [-1.0, inf]},
+    Joint: {"accumulation_steps": [0]},
+    Sequential: {"accumulation_steps": [-2], "forward": ["twice"], "resolve_every": ["epoch"]},
+    Stochastic: {"accumulation_steps": [2.5], "resolve_every": ["micro_batch"]},
+}
 
 
 def test_a_setting_out_of_range_is_named():
-    for build, setting, values in RANGES:
-        for value in values:
-            assert_refused(f"`{setting}`: expected .*, found ", build, **{setting: value})
+    for build, settings in RANGES.items():
+        for setting, values in settings.items():
+            for value in values:
+                assert_refused(f"`{setting}`: expected .*, found ", build, **{setting: value})
 
 
 def test_a_model_and_its_parts_serve_as_parameters():

@@ -32,28 +32,31 @@ def config_of(name: str) -> DictConfig:
     return compose([f"strategy={name}", f"scale.accumulation_steps={K}"])
 
 
-def conductor_of(name: str, model: ConvNet) -> GradientConductor:
+def by_name(name: str) -> Any:
     cfg = config_of(name)
-    return instantiate(cfg.strategy.conductor)(model.parameter_groups(), OmegaConf.to_container(cfg.loss.tasks))
+    tasks = OmegaConf.to_container(cfg.loss.tasks)
+    return lambda model: instantiate(cfg.strategy.conductor)(model.parameter_groups(), tasks)
+
+
+class Host(nullcontext):
+    """In place of a device; nothing is counted."""
+
+    counts: dict[str, int] = {}  # noqa: RUF012
+    put = put_module = held = staticmethod(lambda same: same)
+    clear = staticmethod(lambda: None)
 
 
 def run(build: Any, device: Any, diagnose: bool = False) -> tuple[GradientConductor, list[Any], list[Any]]:
-    """A conductor's windows on a device, None for the host: their metrics and gradients, and the reads of each."""
-    model, metrics, reads = ConvNet(), [], []
-    if device is not None:
-        device.put_module(model)
-    with device or nullcontext():
+    """A conductor's windows on a device: their metrics and the last gradients, and what each window counted."""
+    model, metrics, counts = device.put_module(ConvNet()), [], []
+    with device:
         conductor = build(model)
         for seed in range(WINDOWS):
-            batches = image_batches(K, seed)
-            if device is not None:
-                batches = [device.put(batch) for batch in batches]
-                device.clear()
+            batches = [device.put(batch) for batch in image_batches(K, seed)]
+            device.clear()
             metrics.append(conductor.step(batches, opposed_losses(model), diagnose))
-            if device is not None:
-                reads.append(dict(device.counts))
-    gradients = [p.grad if device is None else device.held(p.grad) for p in model.parameters()]
-    return conductor, [metrics, gradients], reads
+            counts.append(dict(device.counts))
+    return conductor, [repr(metrics), *(device.held(p.grad) for p in model.parameters())], counts
 
 
 def reads_of(conductor: GradientConductor) -> int:
@@ -71,20 +74,19 @@ def reads_of(conductor: GradientConductor) -> int:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_strategy_waits_once_a_resolution(name, device):
     device = on(device)
-    conductor, found, counts = run(lambda model: conductor_of(name, model), device)
+    conductor, found, counts = run(by_name(name), device)
     for window in counts:
         assert window.get("synchronisations") == reads_of(conductor), device.log
         assert window.get("transfers", 0) == 0, device.log
     if isinstance(device, FarDevice):
-        _, expected, _ = run(lambda model: conductor_of(name, model), None)
-        assert repr(found[0]) == repr(expected[0])
-        assert all(torch.equal(one, other) for one, other in zip(found[1], expected[1], strict=True))
+        (metrics, *gradients), (expected, *others) = found, run(by_name(name), Host())[1]
+        assert metrics == expected
+        assert all(map(torch.equal, gradients, others))
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_diagnosed_window_waits_no_longer(device):
-    device = on(device)
-    _, _, counts = run(lambda model: conductor_of("baseline", model), device, diagnose=True)
+    _, _, counts = run(by_name("baseline"), on(device), diagnose=True)
     assert [window["synchronisations"] for window in counts] == [1] * WINDOWS
 
 
@@ -103,11 +105,7 @@ def test_a_diagnosed_window_waits_no_longer(device):
     ids=["gcond", "gcond per rank", "graddrop", "pcgrad by micro-batch"],
 )
 def test_processes_wait_twice_a_resolution(parts, reads, processes):
-    tasks = {"l1": 0.5, "ssim": 0.5}
-    device = FarDevice()
-    _, _, counts = run(
-        lambda model: GradientConductor(model.parameter_groups(), tasks, *parts(), processes=processes()), device
-    )
-    for window in counts:
-        assert window["synchronisations"] == reads, device.log
-        assert window.get("transfers", 0) == 0, device.log
+    device, tasks = FarDevice(), {"l1": 0.5, "ssim": 0.5}
+    build = lambda model: GradientConductor(model.parameter_groups(), tasks, *parts(), processes=processes())  # noqa: E731
+    for window in run(build, device)[2]:
+        assert (window["synchronisations"], window.get("transfers", 0)) == (reads, 0), device.log
