@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 from hydra.utils import get_class
 from omegaconf import OmegaConf
-from strategy import problems
-from strategy.problems import matrix
+from strategy.problems import conflict, matrix
 from torch import Tensor
 
 import gcond.config  # noqa: F401  what the settings interpolate
-from gcond.strategy.conflict import Conflict, LossWeighting
+from gcond.strategy.conflict import LossWeighting
 
 CONF = Path(__file__).parents[2] / "conf" / "strategy"
 
@@ -55,12 +54,6 @@ def kind(name: str) -> str:
     if isinstance(resolver, LossWeighting):
         return "loss weighting"
     return "coordinates" if resolver.resolve(conflict([[1.0, 0.0], [0.0, 1.0]])).coefficients is None else "Gram"
-
-
-def conflict(rows: object, previous: object | None = None, seed: int = 0, step: int = 0) -> Conflict:
-    """The conflict between the rows of a matrix [m, P]; the group "head" has the first half of the parameters."""
-    rows = matrix(rows)
-    return problems.conflict(rows, previous, group=rows[:, : (rows.shape[1] + 1) // 2], seed=seed, step=step)
 
 
 def update(name: str, rows: object, before: object | None = None, seed: int = 0, **changes: Any) -> Tensor:

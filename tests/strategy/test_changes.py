@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -35,28 +35,12 @@ from gcond import EMA, SAMGS, GCond, GradientConductor, Joint, Linear, LionLARS,
 BUT_BY_MICRO_BATCH = [each for each in ESTIMATORS if not each.resolves_micro_batches]
 
 
-def losses_of(model: Callable[[Tensor], Tensor]) -> Any:
-    def losses(batch: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        outputs = model(batch)
-        values = {"l1": (outputs[:, 0] - 1).square().mean(), "ssim": (outputs[:, 1] + 2).abs().mean()}
-        return {name: values[name] for name in names}
-
-    return losses
-
-
 def stepped(model: Any = None, **settings: Any) -> tuple[Any, GradientConductor]:
     """A network and its conductor after one step."""
     model = Net() if model is None else model
     conductor = linear(model, **settings)
-    conductor.step([batch_of(0)] * conductor.estimator.accumulation_steps, losses_of(model))
+    conductor.step([batch_of(0)] * conductor.estimator.accumulation_steps, opposed_losses(model))
     return model, conductor
-
-
-def assert_plain(model: nn.Module, reference: nn.Module) -> None:
-    for (name, found), expected in zip(model.named_parameters(), reference.parameters(), strict=True):
-        assert (found.grad is None) == (expected.grad is None), name
-        if found.grad is not None:
-            torch.testing.assert_close(found.grad, expected.grad, rtol=1e-5, atol=1e-6)
 
 
 # Layout, dtype, device
@@ -101,7 +85,7 @@ def test_a_wider_dtype_is_followed():
             model.double()
         for seed in (1, 2):
             batch = batch_of(seed).to(model.enc.weight.dtype)
-            conductor.step([batch], losses_of(model))
+            conductor.step([batch], opposed_losses(model))
             assert {p.grad.dtype for p in model.parameters()} == {batch.dtype}
         return flat_grad(list(model.parameters())).float()
 
@@ -120,7 +104,7 @@ def test_what_cannot_be_followed_is_refused_again_and_again():
         model, conductor = stepped(update=EMA())
         change(model)
         for _ in range(2):
-            assert_refused(f"`parameters`: .*{message}", conductor.step, [batch_of(1)], losses_of(model))
+            assert_refused(f"`parameters`: .*{message}", conductor.step, [batch_of(1)], opposed_losses(model))
 
 
 @pytest.mark.cuda
@@ -132,7 +116,7 @@ def test_a_model_moved_to_the_gpu_is_followed():
         model = Net()
         conductor = GradientConductor(model, TASKS, Sequential(1), GCond(), EMA())
         for seed in (0, 1):
-            conductor.step([batch_of(seed).to(model.enc.weight.device)], losses_of(model))
+            conductor.step([batch_of(seed).to(model.enc.weight.device)], opposed_losses(model))
             move(model)
         found.append(flat_grad(list(model.parameters())).cpu())
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
@@ -160,7 +144,7 @@ def test_parameters_that_the_conductor_does_not_hold_are_refused(estimator):
         model, conductor = stepped(Scaled(), estimator=estimator)
         change(model)
         message = f"`parameters`: the loss of .* does not hold, .*{message}"
-        assert_refused(message, conductor.step, [batch_of(1)] * 2, losses_of(model))
+        assert_refused(message, conductor.step, [batch_of(1)] * 2, opposed_losses(model))
         assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -168,12 +152,13 @@ def test_losses_of_another_model_are_refused_in_the_first_window():
     model, other = Net(), Net().requires_grad_(False)
     point = torch.zeros(4, requires_grad=True)
     reaches_nothing = "`losses`: expected a loss that reaches a parameter"
-    assert_refused(reaches_nothing, linear(model).step, [batch_of(0)], losses_of(lambda batch: other(batch + point)))
+    losses = opposed_losses(lambda batch: other(batch + point))
+    assert_refused(reaches_nothing, linear(model).step, [batch_of(0)], losses)
     left_to_autograd = r"does not hold, Parameter of shape \(2, 4\)"
     conductor = linear(model.enc.named_parameters())
-    assert_refused(left_to_autograd, conductor.step, [batch_of(0)], losses_of(model))
+    assert_refused(left_to_autograd, conductor.step, [batch_of(0)], opposed_losses(model))
     model.head.requires_grad_(False)
-    conductor.step([batch_of(0)], losses_of(model))
+    conductor.step([batch_of(0)], opposed_losses(model))
 
 
 def test_a_leaf_that_only_some_micro_batches_reach_is_found():
@@ -183,7 +168,7 @@ def test_a_leaf_that_only_some_micro_batches_reach_is_found():
     def losses(batch: tuple[int, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
         place, images = batch
         added = extra(images).sum() if place == 2 else 0
-        return {name: value + added for name, value in losses_of(model)(images, names).items()}
+        return {name: value + added for name, value in opposed_losses(model)(images, names).items()}
 
     window = [(place, batch_of(place)) for place in range(4)]
     assert_refused("does not hold", linear(model, Joint(4)).step, window, losses)
@@ -224,23 +209,24 @@ def test_what_keeps_the_parameters_is_followed():
         for each in (model, reference):
             torch.manual_seed(0)
             change(each)
-        conductor.step([batch_of(1)], losses_of(model))
+        conductor.step([batch_of(1)], opposed_losses(model))
         torch.manual_seed(0)
-        plain_gradients(reference, losses_of(reference), batch_of(1))
-        assert_plain(model, reference)
+        plain_gradients(reference, opposed_losses(reference), batch_of(1))
+        found, expected = ([p.grad for p in each.parameters()] for each in (model, reference))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_copy_of_model_and_conductor_goes_on_alike():
     for duplicate in (copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))):
         model = Net()
         conductor = GradientConductor(model, TASKS, Sequential(1), GCond(), EMA())
-        conductor.step([batch_of(0)], losses_of(model))
+        conductor.step([batch_of(0)], opposed_losses(model))
         other, copied = duplicate((model, conductor))
         for each, own in ((model, conductor), (other, copied)):
-            own.step([batch_of(1)], losses_of(each))
+            own.step([batch_of(1)], opposed_losses(each))
         assert torch.equal(flat_grad(list(model.parameters())), flat_grad(list(other.parameters())))
     alone = copy.deepcopy(linear(model))  # which holds other parameters
-    assert_refused("does not hold", alone.step, [batch_of(0)], losses_of(model))
+    assert_refused("does not hold", alone.step, [batch_of(0)], opposed_losses(model))
 
 
 # Frozen, unfrozen, reached or not
@@ -258,7 +244,7 @@ def test_layers_that_freeze_and_thaw_train_as_without_a_conductor(beta):
         averages, counts = [torch.zeros_like(p) for p in model.parameters()], [0] * 4
         for step in range(8):
             model.enc.requires_grad_(step % 3 != 0)
-            batch, losses = batch_of(step).double(), losses_of(model)
+            batch, losses = batch_of(step).double(), opposed_losses(model)
             if conductor:
                 conductor.step([batch], losses)
             else:
@@ -301,9 +287,9 @@ def test_an_expert_that_a_window_does_not_use_is_not_moved(estimator):
         for step in range(10):
             window = [batch_of(seed).double().abs() * (-1 if step % 3 else 1) for seed in (2 * step, 2 * step + 1)]
             if gather:
-                gather(window, losses_of(model))
+                gather(window, opposed_losses(model))
             else:
-                plain_gradients(model, losses_of(model), *window)
+                plain_gradients(model, opposed_losses(model), *window)
             assert [e.weight.grad is None for e in model.experts] == [step % 3 == 0, step % 3 != 0]
             optimizer.step()
         return [p.detach() for p in model.parameters()]
@@ -373,14 +359,14 @@ def test_losses_that_touch_gradients_are_refused(estimator):
             conductor = linear(model, estimator, buffer_dtype=buffer_dtype)
 
             def losses(batch: Tensor, names: Sequence[str], model: Any = model, meddle: Any = meddle) -> Any:
-                values = losses_of(model)(batch, names)
+                values = opposed_losses(model)(batch, names)
                 meddle(model, next(iter(values.values())))
                 return values
 
             if buffer_dtype and name != "adds":  # no gradient is kept in `p.grad`
                 conductor.step([batch_of(0)] * 2, losses)
             else:
-                conductor.step([batch_of(0)] * 2, losses_of(model))
+                conductor.step([batch_of(0)] * 2, opposed_losses(model))
                 refusal = "`losses`: expected it to compute losses only"
                 assert_refused(refusal, conductor.step, [batch_of(0)] * 2, losses)
 
@@ -391,4 +377,4 @@ def test_a_step_without_gradients_is_refused():
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
             refusal = "`step`: expected to be called with gradients on"
-            assert_refused(refusal, conductor.step, [batch_of(0)], losses_of(model))
+            assert_refused(refusal, conductor.step, [batch_of(0)], opposed_losses(model))

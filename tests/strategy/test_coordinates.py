@@ -5,15 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from strategy.problems import by_blocks, conflict, flat_grad, prescribed, saved
+from strategy.problems import conflict
 from torchjd import aggregation
 
-from gcond import SAMGS, GradDrop, GradientConductor, Raw, Sequential
-from gcond.strategy import gradients
+from gcond import SAMGS, GradDrop
 
 
-def dropped(rows, seed=0, resolver=None, sizes=None):
-    return by_blocks(resolver or GradDrop(), rows, sizes, seed)
+def dropped(rows, seed=0, resolver=None):
+    return (resolver or GradDrop()).resolve(conflict(rows, seed=seed)).blockwise(rows, 0)
 
 
 def random_rows(m, size):
@@ -50,32 +49,6 @@ def test_probability_of_a_sign_is_its_share():
     assert float((found == 3).float().mean()) == pytest.approx(0.75, abs=0.009)
     assert set(found.unique().tolist()) == {3.0, -1.0}
     assert found.shape == (40_000,)  # one draw for all tasks of a coordinate
-
-
-def test_gradient_does_not_depend_on_the_blocks(monkeypatch):
-    """Through the conductor, with a parameter in the middle that one task alone reaches."""
-
-    def run(size):
-        monkeypatch.setitem(gradients.CHUNK_ELEMENTS, "cpu", size)
-        parameters = [torch.nn.Parameter(torch.ones(n)) for n in (20, 5, 30)]
-        shared = prescribed([parameters[0], parameters[2]], random_rows(2, 50))
-
-        def losses(batch, names):
-            values = shared(batch, names)
-            return {name: value + parameters[1].sum() * 2 if name == "t0" else value for name, value in values.items()}
-
-        by_micro_batch = Sequential(3, resolve_every="micro_batch")
-        conductor = GradientConductor(parameters, {"t0": 1.0, "t1": 1.0}, by_micro_batch, GradDrop(), Raw(), None)
-        conductor.step([None] * 3, losses)
-        return flat_grad(parameters)
-
-    rows = random_rows(3, 100)
-    for sizes in ([1] * 100, [7, 93], [50, 50], [16, 16, 68]):
-        assert torch.equal(dropped(rows, sizes=sizes), dropped(rows))
-    expected = run(1 << 16)
-    for chunk in (1, 3, 16, 1000):
-        assert torch.equal(run(chunk), expected)
-    assert torch.equal(expected[20:25], torch.full((5,), 2.0))
 
 
 def test_draws_belong_to_the_resolver_s_generator():
@@ -122,10 +95,6 @@ class BySteps:
         return sum(np.abs(moment) / spread * rows)
 
 
-def modulated(resolver, rows, sizes=None):
-    return by_blocks(resolver, torch.as_tensor(rows), sizes)
-
-
 @pytest.mark.oracle("sam_gs", "NumPy twin over 30 steps")
 @pytest.mark.parametrize("psi", ["paper", "code"])
 @pytest.mark.parametrize("settings", [{}, {"beta1": 0.5, "beta2": 0.9, "gamma": 0.9}], ids=str)
@@ -138,7 +107,8 @@ def test_sam_gs_is_its_formulas(psi, settings, m):
         spread = 2.5 if step % 3 else 0.1
         rows = random.standard_normal((m, 7)) * 10 ** random.uniform(-spread, spread, (m, 1))
         equalised.append(slow.similarity(rows) < slow.gamma)
-        np.testing.assert_allclose(modulated(fast, rows), slow.step(rows), rtol=1e-9)
+        found = fast.resolve(conflict(rows)).blockwise(torch.from_numpy(rows), 0)
+        np.testing.assert_allclose(found, slow.step(rows), rtol=1e-9)
     assert any(equalised) == (psi == "code" or settings != {})
     assert not all(equalised)
 
@@ -150,18 +120,3 @@ def test_sam_gs_similarity_by_hand():
     metrics = {psi: SAMGS(psi).resolve(conflict(rows)).metrics for psi in ("paper", "code")}
     assert metrics["code"]["sam_gs/similarity"] == pytest.approx(24 / 25)
     assert metrics["paper"]["sam_gs/similarity"] == pytest.approx((24 / 25 + 1) / 2)
-
-
-@pytest.mark.parametrize("gamma", [0.1, 1.0])
-def test_neither_blocks_nor_a_restart_change_sam_gs(gamma):
-    random = np.random.default_rng(0)
-    for sizes in ([1] * 40, [7, 33], [39, 1]):
-        whole, parts = SAMGS(gamma=gamma), SAMGS(gamma=gamma)
-        for step in range(6):
-            rows = random.standard_normal((3, 40)).astype(np.float32)
-            assert torch.equal(modulated(parts, rows, sizes), modulated(whole, rows))
-            if step == 3:
-                state, parts = parts.state_dict(), SAMGS(gamma=gamma)
-                kept = repr(state)
-                parts.load_state_dict(saved(state))
-        assert repr(state) == kept  # what was handed out before stays

@@ -33,10 +33,12 @@ def test_resume_is_bit_identical(options):
     whole, continued = Run(options()), Run(options())
     trained(whole, range(3))
     parts = [[run.conductor, run.optimizer, run.network] for run in (whole, continued)]
-    states = saved([part.state_dict() for part in parts[0]])
+    given = [part.state_dict() for part in parts[0]]
+    states, kept = saved(given), plain(given[0]["resolver"])
     expected = trained(whole, range(3, 7))
     for part, state in zip(parts[1], states, strict=True):
         part.load_state_dict(state)
+    assert plain(given[0]["resolver"]) == kept  # what was handed out before stays
     assert repr(trained(continued, range(3, 7))) == repr(expected)
 
 
