@@ -61,18 +61,6 @@ def test_metrics_by_hand():
     assert {name: metrics[name] for name in expected} == pytest.approx(expected)
 
 
-def test_gcond_by_hand():
-    """Cosine -.6, a third of the way from main to critical: at p = 1 an angle of 120 degrees, whose sine is sqrt(.75).
-
-    The longer first task wins and keeps (0, 4) + sqrt(.75) 1.2 (-1.6, -1.2); the loser becomes (-1.6, 0).
-    """
-    grad, metrics = one_step([[0, 4], [-1.6, -1.2]], GCond(remap_power=1.0, tie_breaking_weights=(0.0, 1.0)))
-    share = sqrt(0.75) * 1.2
-    torch.testing.assert_close(grad, torch.tensor([-1.6 * share - 1.6, 4 - 1.2 * share], dtype=torch.float64))
-    assert (metrics["wins/t0"], metrics["wins/t1"], metrics["zone/main"]) == (1, 0, 1)
-    assert metrics["gcond/min_cosine_as_published"] == pytest.approx(-0.6)
-
-
 @pytest.mark.parametrize("resolver", [PCGrad, GCond])
 def test_cosine_of_what_a_resolution_cancelled_is_not_rounding_noise(resolver):
     """Anti-parallel gradients cancel: PCGrad leaves neither, GCond only the winner, so that no cosine is defined."""

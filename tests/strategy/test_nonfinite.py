@@ -91,20 +91,6 @@ def test_skipped_steps_leave_no_trace(options, mode):
     assert (resumed.conductor.steps, resumed.conductor.skipped) == ((3, 0) if mode == "raised" else (7, 4))
 
 
-@pytest.mark.parametrize(
-    ("kind", "settings"),
-    [(torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}), (torch.optim.AdamW, {"weight_decay": 0.5})],
-)
-def test_the_optimizer_moves_nothing_and_counts_nothing(kind, settings):
-    run = Run(STRATEGIES["joint"]() | {"nonfinite": "skip"}, optimizer_kind=kind, settings=settings)
-    run.step(window(0))
-    before = plain([run.optimizer.state_dict(), run.network.state_dict()])
-    run.step(window(1, gradient=nan))
-    assert plain([run.optimizer.state_dict(), run.network.state_dict()]) == before
-    run.step(window(2))
-    assert plain([run.optimizer.state_dict(), run.network.state_dict()]) != before
-
-
 def test_famo_still_checks_its_bounds_after_a_loss_that_was_nan():
     run = Run(STRATEGIES["famo"]())
     with pytest.raises(NotFinite):

@@ -202,17 +202,3 @@ def test_what_are_no_batches():
     ]:
         expected = f"`batches`: expected 2 micro-batches.*{message}"
         assert_refused(expected, conductor_of(MODEL).step, batches, opposed_losses(MODEL))
-
-
-def test_an_iterator_of_a_data_loader_serves_window_after_window():
-    seen, ask, conductor = [], opposed_losses(MODEL), conductor_of(MODEL)
-
-    def losses(batch: Tensor, names: Any) -> Any:
-        seen.append(batch)
-        return ask(batch, names)
-
-    loader = iter(DataLoader(torch.cat(image_batches(5)), batch_size=4))
-    for taken in (2, 4):
-        conductor.step(loader, losses)
-        assert len(seen) == taken
-    assert_refused("`batches`: expected 2 .*only 1", conductor.step, loader, losses)

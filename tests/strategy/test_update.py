@@ -46,13 +46,6 @@ def test_ema_is_the_twin(update, beta):
     np.testing.assert_allclose(found, averages(directions.numpy(), beta), rtol=1e-12 if beta else 0)
 
 
-def test_lion_lars_by_hand():
-    """|p| = 5 over |m_hat| = 2; a ratio of 1000, clipped to 50; and |p| = 0, whose ratio is 1."""
-    parameters = [nn.Parameter(matrix(values)) for values in ([3, 4], [1000], [0])]
-    (update,) = steps_of(LionLARS(coefficient=0.1), parameters, matrix([[-2, 0, 1, 7]]))
-    torch.testing.assert_close(update, matrix([-0.25, 0, 5, 0.1]))
-
-
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
 def test_lion_lars_is_the_twin(memory_format):
     """Per parameter tensor: a usual one, one whose ratio is clipped, one that is zero, one without gradient."""
