@@ -77,15 +77,6 @@ def test_stochastic_gives_each_task_the_mean_over_its_own_block():
         assert metrics[f"loss/{task}"] == pytest.approx(loss)
 
 
-@pytest.mark.parametrize("estimator", [Joint, Sequential, Stochastic])
-def test_scale_does_not_depend_on_the_number_of_micro_batches(estimator):
-    """The same micro-batch again and again gives the same gradient for every K: a mean, not a sum."""
-    problem, batch = Problem(), windows(1)[0]
-    expected = sum(weight * problem.gradient(task, batch)[0] for task, weight in TASKS.items())
-    for k in (2, 4, 12):
-        torch.testing.assert_close(problem.step(estimator(k), [batch] * k)[0], expected)
-
-
 def test_micro_batch_resolution_averages_the_resolved_gradients():
     """PCGrad of two tasks by hand on every micro-batch; resolving their means would give something else."""
     problem, batches = Problem(), windows(4)
