@@ -135,24 +135,17 @@ def test_steps_of_an_epoch_that_is_a_pass_over_the_data_are_known_after_the_firs
     assert (at_work.status.total, at_work.status.eta) == (30, 50)  # 20 steps in 100 s
 
 
-def test_a_failed_run_shows_the_last_line_of_its_error(folder):
-    folder.metrics(STEP % 3)
-    (folder.path / "FAILED").write_text("InstantiationException: Error in call to 'load'\nno such file: x\n")
-    found = folder.status
-    assert (found.state, found.steps, found.detail) == ("failed", 4, "no such file: x")
-
-
-def test_an_interrupted_run_says_where_it_goes_on(folder):
+def test_an_interrupted_run_says_where_it_goes_on_and_a_failed_one_the_last_line_of_its_error(folder):
     (folder.path / ".lock").touch()
     folder.metrics(STEP % 40)
     assert folder.status.detail == "starts again"
-    folder.checkpoint(16, NOW - 20)
-    folder.checkpoint(32, NOW - 10)
-    assert (folder.status.state, folder.status.steps, folder.status.detail) == (
-        "interrupted",
-        32,
-        "goes on from step 32",
-    )
+    for step in (16, 32):
+        folder.checkpoint(step, NOW - 20)
+    found = folder.status
+    assert (found.state, found.steps, found.detail) == ("interrupted", 32, "goes on from step 32")
+    (folder.path / "FAILED").write_text("InstantiationException: Error in call to 'load'\nno such file: x\n")
+    found = folder.status
+    assert (found.state, found.steps, found.detail) == ("failed", 41, "no such file: x")
 
 
 def test_a_real_run_is_done(tmp_path):
