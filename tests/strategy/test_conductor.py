@@ -59,6 +59,7 @@ def test_metrics_by_hand():
         "resolved": 1.0,
     }
     assert {name: metrics[name] for name in expected} == pytest.approx(expected)
+    assert not any(key.startswith(("pair_cosine", "count")) for key in metrics)  # of two tasks that all batches have
 
 
 @pytest.mark.parametrize("resolver", [PCGrad, GCond])
