@@ -44,10 +44,7 @@ def test_a_transformer_gives_the_last_map_of_its_stride_channels_first(name: str
     assert torch.equal(state, torch.get_rng_state())
 
 
-@pytest.mark.parametrize(
-    ("name", "why"),
-    [("inception_v3", r"\[1, 768, 2, 2\]"), ("pit_ti_224", "54 of its weights")],
-)
+@pytest.mark.parametrize(("name", "why"), [("inception_v3", r"\[1, 768, 2, 2\]"), ("pit_ti_224", "54 of its weights")])
 def test_a_network_without_a_map_of_the_patches_or_with_idle_weights_is_refused(name: str, why: str) -> None:
     with pytest.raises(ValueError, match=f"`encoder`: .*ConvNeXt.*ViT.*{name}.*{why}"):
         encoders.build(name, channels=1, stride=16, image_size=64)

@@ -45,12 +45,7 @@ class FarTensor(Tensor):
     @staticmethod
     def __new__(cls, held: Tensor) -> FarTensor:
         far = Tensor._make_wrapper_subclass(
-            cls,
-            held.shape,
-            strides=held.stride(),
-            storage_offset=held.storage_offset(),
-            dtype=held.dtype,
-            device=FAR,
+            cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype, device=FAR
         )
         far.held = held
         return far

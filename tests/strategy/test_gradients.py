@@ -4,15 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from strategy.problems import (
-    TASKS,
-    ConvNet,
-    image_batches,
-    linear,
-    opposed_losses,
-    plain_gradients,
-    prescribed,
-)
+from strategy.problems import TASKS, ConvNet, image_batches, linear, opposed_losses, plain_gradients, prescribed
 from torch import nn
 
 from gcond import CAGrad, GCond, GradientConductor, Joint, Linear, PCGrad, Raw, Sequential, Stochastic
