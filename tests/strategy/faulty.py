@@ -107,7 +107,7 @@ class Run:
         self.optimizer.register_step_pre_hook(lambda *_: self.gradients.append(self._gradient()))
 
     def _gradient(self) -> Tensor:
-        return flat_grad(list(self.network.parameters())).clone()
+        return flat_grad(self.network).clone()
 
     def step(self, batches: list[Batch]) -> dict[str, float]:
         metrics = self.conductor.step(batches, self.network.losses, scaler=self.scaler)

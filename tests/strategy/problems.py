@@ -106,8 +106,9 @@ def prescribed(parameters: Sequence[Tensor], rows: object) -> Losses:
     return losses
 
 
-def flat_grad(parameters: Sequence[Tensor]) -> Tensor:
+def flat_grad(of: nn.Module | Sequence[Tensor]) -> Tensor:
     """The gradients of all parameters, flat in logical (row-major) order; zero where there is none."""
+    parameters = list(of.parameters()) if isinstance(of, nn.Module) else of
     return torch.cat([torch.zeros_like(p).reshape(-1) if p.grad is None else p.grad.reshape(-1) for p in parameters])
 
 

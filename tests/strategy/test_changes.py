@@ -69,7 +69,7 @@ def test_strides_that_change_in_training_change_nothing_else(name):
                 model.to(memory_format=changes[step])
             conductor.step([batch.double() for batch in image_batches(2, step)], opposed_losses(model))
             assert all(p.grad.stride() == p.stride() for p in model.parameters())
-            gradients.append(flat_grad(list(model.parameters())))
+            gradients.append(flat_grad(model))
             optimizer.step()
         return torch.stack(gradients)
 
@@ -87,7 +87,7 @@ def test_a_wider_dtype_is_followed():
             batch = batch_of(seed).to(model.enc.weight.dtype)
             conductor.step([batch], opposed_losses(model))
             assert {p.grad.dtype for p in model.parameters()} == {batch.dtype}
-        return flat_grad(list(model.parameters())).float()
+        return flat_grad(model).float()
 
     for update in (Raw, EMA, LionLARS):
         for buffer_dtype in (None, "float32"):
@@ -118,7 +118,7 @@ def test_a_model_moved_to_the_gpu_is_followed():
         for seed in (0, 1):
             conductor.step([batch_of(seed).to(model.enc.weight.device)], opposed_losses(model))
             move(model)
-        found.append(flat_grad(list(model.parameters())).cpu())
+        found.append(flat_grad(model).cpu())
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
@@ -224,7 +224,7 @@ def test_a_copy_of_model_and_conductor_goes_on_alike():
         other, copied = duplicate((model, conductor))
         for each, own in ((model, conductor), (other, copied)):
             own.step([batch_of(1)], opposed_losses(each))
-        assert torch.equal(flat_grad(list(model.parameters())), flat_grad(list(other.parameters())))
+        assert torch.equal(flat_grad(model), flat_grad(other))
     alone = copy.deepcopy(linear(model))  # which holds other parameters
     assert_refused("does not hold", alone.step, [batch_of(0)], opposed_losses(model))
 
@@ -326,7 +326,7 @@ def test_zeros_that_a_reentrant_checkpoint_gives_to_the_other_head_are_nothing(e
             return checkpoint(model, batch.clone().requires_grad_(), **kept) if kept else model(batch)
 
         pcgrad(model, estimator).step([batch_of(seed) for seed in range(2)], two_head_losses(called))
-        found.append(flat_grad(list(model.parameters())))
+        found.append(flat_grad(model))
     torch.testing.assert_close(found[1:], [found[0]] * 2)
 
 

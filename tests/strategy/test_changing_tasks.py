@@ -44,7 +44,7 @@ class Run:
         return metrics
 
     def gradient(self) -> torch.Tensor:
-        return flat_grad(list(self.network.parameters())).clone()
+        return flat_grad(self.network).clone()
 
 
 @pytest.mark.parametrize("name", ["linear", "cagrad", "gcond"])

@@ -54,7 +54,7 @@ def train(model, called, estimator, sizes=(4, 4, 4), push=False):
             with conductor.micro_batch():
                 conductor.backward(opposed_losses(called)(batch, conductor.serves))
         conductor.resolve() if push else conductor.step(window, opposed_losses(called))
-        gradients.append(flat_grad(list(model.parameters())).clone())
+        gradients.append(flat_grad(model).clone())
         optimizer.step()
     return torch.stack(gradients)
 
@@ -123,7 +123,7 @@ def two_heads(estimator, backend=None, steps=2, **settings):
     conductor = conductor_of(model, estimator, **settings)
     metrics = [conductor.step([batch_of(seed), batch_of(9 + seed)], two_head_losses(called)) for seed in range(steps)]
     assert model.heads["unread"].weight.grad is None
-    return flat_grad(list(model.parameters())), metrics
+    return flat_grad(model), metrics
 
 
 @pytest.mark.slow

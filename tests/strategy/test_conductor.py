@@ -156,7 +156,7 @@ def test_diagnosing_a_joint_strategy_changes_nothing_but_rounding(update):
             batches = [b.double() for b in image_batches(2, seed=step)]
             logged.append(conductor.step(batches, opposed_losses(model), diagnosed and step % 2 == 1))
             optimizer.step()
-        return flat_grad(list(model.parameters())), logged
+        return flat_grad(model), logged
 
     (grad, plain), (expected, diagnosed) = train(False), train(True)
     torch.testing.assert_close(grad, expected, rtol=1e-7, atol=1e-10)

@@ -78,13 +78,13 @@ def test_micro_batches_are_resolved_between_the_tasks_that_they_have():
     """The mean of three windows of one micro-batch each; the empty ones are left out."""
     network, every, expected = Network().double(), labelled("", "abc", "", "ab", "c"), []
     metrics = conductor_of(network, Sequential(5, resolve_every="micro_batch"), CAGrad()).step(every, asked(network))
-    found = flat_grad(list(network.parameters())).clone()
+    found = flat_grad(network).clone()
     for batch in (every[1], every[3], every[4]):
         tasks = {task: TASKS[task] for task in batch[1]}
         alone = Joint(1) if len(tasks) == 1 else Sequential(1)
         conductor = conductor_of(network, alone, Linear() if len(tasks) == 1 else CAGrad(), tasks)
         conductor.step([batch], asked(network))
-        expected.append(flat_grad(list(network.parameters())).clone())
+        expected.append(flat_grad(network).clone())
     torch.testing.assert_close(found, torch.stack(expected).mean(0))
     assert [metrics[f"count/{task}"] for task in TASKS] == [2, 2, 2]
     assert metrics["resolved_norm"] == pytest.approx(float(found.norm()))
@@ -102,7 +102,7 @@ def test_a_window_that_ends_early_is_a_shorter_window(make):
                 conductor.backward(network.losses(batch, list(TASKS)))
         assert conductor.flush()
         assert not conductor.flush()
-        runs.append(flat_grad(list(network.parameters())))
+        runs.append(flat_grad(network))
     torch.testing.assert_close(*runs)
 
 
@@ -134,9 +134,9 @@ def test_an_absent_task_takes_no_part(make):
         batches = labelled("ab", "ab", "ab", "ab")[2 * step : 2 * step + 2]
         with pytest.warns(UserWarning, match="task 'c' had no loss") if step == 0 else warnings.catch_warnings():
             metrics = with_it.step(batches, asked(network))
-        found = flat_grad(list(network.parameters())).clone()
+        found = flat_grad(network).clone()
         expected = without.step(batches, asked(network))
-        torch.testing.assert_close(found, flat_grad(list(network.parameters())))
+        torch.testing.assert_close(found, flat_grad(network))
         assert network.own["c"].weight.grad is None
         assert {key for key in metrics if key.endswith("/c")} <= {"count/c", "wins/c"}
         for key, value in expected.items():
@@ -196,5 +196,5 @@ def test_history_outlives_micro_batches_without_any_loss():
                 with conductor.micro_batch():
                     conductor.backward(asked(network)(batch, list(TASKS)))
                 conductor.flush()
-            runs.append([flat_grad(list(network.parameters())), conductor.state_dict()["reference"]])
+            runs.append([flat_grad(network), conductor.state_dict()["reference"]])
         assert all(map(torch.equal, *runs))

@@ -115,9 +115,9 @@ def test_an_exception_ends_the_window():
     for seed in (0, 1):
         push(conductor, network, seed)
     conductor.resolve()
-    found = flat_grad(list(network.parameters()))
+    found = flat_grad(network)
     conductor_of(network).step([window(0)[0], window(1)[0]], network.losses)
-    assert torch.equal(found, flat_grad(list(network.parameters())))
+    assert torch.equal(found, flat_grad(network))
 
 
 def test_parameters_that_change_within_a_window_are_refused():

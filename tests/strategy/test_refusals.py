@@ -83,7 +83,7 @@ def test_a_model_and_its_parts_serve_as_parameters():
     def gradient(given: Callable[[ConvNet], Any]) -> Tensor:
         model = ConvNet()
         conductor_of(given(model)).step(image_batches(2), opposed_losses(model))
-        return flat_grad(list(model.parameters()))
+        return flat_grad(model)
 
     expected = gradient(lambda model: model.named_parameters())
     for given in (

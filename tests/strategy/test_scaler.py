@@ -109,7 +109,7 @@ def gradients(estimator, dtype=None, scaler=None, factor=1.0):
         if scaler is not None:
             scaler.step(optimizer)
             scaler.update()
-    return flat_grad(list(model.parameters())).clone(), metrics
+    return flat_grad(model).clone(), metrics
 
 
 def distance(found, expected):
