@@ -95,6 +95,19 @@ def test_a_wider_dtype_is_followed():
             torch.testing.assert_close(wide, narrow, rtol=1e-5, atol=1e-6)
 
 
+def test_a_narrower_dtype_and_another_shape_are_followed_where_nothing_is_kept():
+    model, conductor = stepped()
+    model.bfloat16()
+    conductor.step([batch_of(1).bfloat16()], opposed_losses(model))
+    assert {p.grad.dtype for p in model.parameters()} == {torch.bfloat16}
+    model.float()
+    model.head.weight.data, model.head.bias.data = torch.ones(3, 4), torch.ones(3)
+    conductor.step([batch_of(1)], opposed_losses(model))
+    found = flat_grad(model)
+    plain_gradients(model, opposed_losses(model), batch_of(1))
+    torch.testing.assert_close(found, flat_grad(model))
+
+
 def test_what_cannot_be_followed_is_refused_again_and_again():
     for change, message in (
         (lambda model: model.bfloat16(), "momentum .* kept as torch.float32, which torch.bfloat16 would round"),

@@ -323,6 +323,17 @@ def test_gradients_too_small_to_take_part():
         assert metrics["zone/critical"] == iterations, (vanishing, length)
 
 
+def test_a_dominant_task_loses_its_next_conflict_also_after_a_restart():
+    """By hand: task 1 is always the stronger one; the cosine is critical, so each step is one win."""
+    wins, state = [], GCond().state_dict()
+    for _ in range(7):
+        gcond = GCond(dominance_window=2, tie_breaking_weights=(0.0, 1.0))
+        gcond.load_state_dict(state)
+        wins.append(gcond.resolve(conflict([[-4, 1, 1], [6, 1, 1]])).metrics["wins/t1"])
+        state = gcond.state_dict()
+    assert wins == [1, 1, 0, 1, 1, 0, 1]
+
+
 # GCond-as-PCGrad
 
 
