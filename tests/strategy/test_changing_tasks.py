@@ -171,6 +171,13 @@ def test_a_task_that_is_given_up_was_never_there(name):
         torch.testing.assert_close(kept, two.conductor.resolver.state_dict()["norm_ema"])
 
 
+def test_winners_follow_their_names():
+    resolver = GCond(dominance_window=3)
+    resolver.load_state_dict(resolver.state_dict() | {"wins": [0, 2, 2]})
+    resolver.follow_tasks(["a", "b", "c"], ["c", "d", "b"])
+    assert resolver.state_dict()["wins"] == [0, 0]
+
+
 class Counting(Resolver):
     """Remembers something of which nobody knows whose it is."""
 
