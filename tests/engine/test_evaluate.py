@@ -98,6 +98,14 @@ def test_an_evaluation_waits_for_the_device_once_at_its_end(device, monkeypatch)
         assert (device.counts["synchronisations"], device.counts["transfers"]) == (1, 0), device.log
 
 
+def test_an_evaluation_leaves_model_and_random_numbers_as_they_were():
+    model = Normalised().train()
+    before, random = {key: value.clone() for key, value in model.state_dict().items()}, torch.get_rng_state()
+    score(model)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
 CT, PHOTOS = Intensity.of_hu_window(-800, 2000, mean=0.3, std=0.2), Intensity.of_photographs()
 SSIM_LOSS = ReconstructionLoss(2, CT, ssim_window=1)
 
