@@ -426,13 +426,17 @@ class Group:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         joined = context.Value("i", 0)
-        self.size = size
+        self.size, self.broken = size, False
         self.pool = ProcessPoolExecutor(size, context, _join, (joined, size, f"file://{folder}/rendezvous"))
 
     def __call__(self, work: Callable[..., Any], *arguments: Any) -> list[Any]:
         """What each process returns, by rank."""
+        assert not self.broken, "an earlier call failed, after which the processes may wait for each other"
+        self.broken = True
         tasks = [self.pool.submit(_work, work, *arguments) for _ in range(self.size)]
-        return [found for _, found in sorted((pickle.loads(task.result()) for task in tasks), key=lambda each: each[0])]
+        found = dict(pickle.loads(task.result()) for task in tasks)
+        self.broken = False
+        return [found[rank] for rank in range(self.size)]
 
 
 def _join(joined: Any, size: int, rendezvous: str) -> None:
