@@ -110,8 +110,9 @@ def test_a_state_that_does_not_fit_is_refused_with_what_differs():
         (model, TASKS, {"buffer_dtype": "bfloat16"}, state, "kept as torch.float32, which torch.bfloat16 would round"),
     ):
         resumed = GradientConductor(parameters, tasks, *PARTS["gcond"](), **settings)
+        before = plain(resumed.state_dict())
         assert_refused(refusal, resumed.load_state_dict, given)
-        assert settings or (resumed.steps, resumed.update.state_dict()["momentum"]) == (0, None)
+        assert plain(resumed.state_dict()) == before
     wide = GradientConductor(model, TASKS, *PARTS["gcond"](), buffer_dtype="float64")
     wide.load_state_dict(state)
     wide.step(image_batches(2), opposed_losses(model))

@@ -761,11 +761,24 @@ class GradientConductor:
         All are known by their names. Lambdas stay the conductor's.
 
         Raises:
-            ValueError: the state is of other tasks or of other parameters.
+            ValueError: the state is of other tasks, parameters or methods, or of a wider dtype. After any error the
+                conductor is as it was.
         """
         self._expect_no_window("load_state_dict")
         layout = lay_out(state.get("layout", ()))
         self._check_state(state, layout)
+        before = [(part, dict(vars(part))) for part in (self, self.resolver, self.update)]
+        random = self._generator.get_state()
+        try:
+            self._load(state, layout)
+        except Exception:
+            for part, own in before:
+                vars(part).clear()
+                vars(part).update(own)
+            self._generator.set_state(random)
+            raise
+
+    def _load(self, state: dict[str, Any], layout: Layout) -> None:
         self.steps, self.skipped = state["steps"], state["skipped"]
         self._resolutions = state["resolutions"]
         self._generator.set_state(state["generator"])
