@@ -95,6 +95,7 @@ SHARED = {  # experiment, what is typed -> its runs on CT a seed, and how many o
     ("o2_part",): (33, 9),
     ("o3",): (8, 4),
     ("o8_weights", "optimizer.lr=2e-3"): (8, 1),
+    ("o12",): (6, 2),
     ("conflict",): (11, 0),
 }
 

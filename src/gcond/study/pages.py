@@ -331,7 +331,7 @@ def _readme(results: Path, **_: Any) -> list[Path]:
                "trivial": _against_predictors(results, **table["where"]),
                "scales": [scale for scale in judge.SCALES if (results / scale / "claims.md").exists()],
                "paper": {measure: _paper_gap("ct", measure) for measure in ("l1", "ssim")},
-               "say": lambda name: effect(named(name)),
+               "say": lambda name: effect(named(name)).replace("*", ""),
                "level": lambda name, digits=1: f"{named(name)['effect']:.{digits}f}"}  # fmt: skip
     content["says"] = _environment().from_string(table["says"]).render(**content)
     root = results.resolve().parent / "README.md"
@@ -343,8 +343,12 @@ def _readme(results: Path, **_: Any) -> list[Path]:
 
 
 def _decided_by(row: dict[str, Any]) -> str:
+    if not row["n"]:
+        return ""
     short = row | {"label": row["label"].partition(",")[0]}
-    return f"{row['dataset']} {measured(row)}: {compared(short)}".strip() if row["n"] else ""
+    known = {"": "", "own": "", "paper": ", at 2e-4", "best": ", at best rates"}
+    rate = known.get(row["lr"], f", at {row['lr']}")
+    return f"{row['dataset']} {measured(row)}{rate}: {compared(short)}".strip()
 
 
 def first_table(found: pd.DataFrame) -> tuple[dict[str, int], list[list[str]]]:
