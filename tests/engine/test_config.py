@@ -5,7 +5,7 @@ import copy
 import math
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from engine.runs import CONFIG, config, run, tiny_config
 from omegaconf import DictConfig, OmegaConf
 
 from gcond.config import build
+from gcond.engine.distributed import _flat
 from gcond.engine.settings import Settings
 from gcond.load_run import LoadedRun
 from gcond.strategy import EMA, PCGrad, SingleProcess
@@ -187,14 +188,6 @@ def test_the_paper_schedule(strategy, peak):
 UGLY = [None, True, "x", -1, 0, 1.5, math.nan, math.inf, 1e30, [], {}]
 
 
-def leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in node.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
 def refusal(cfg: DictConfig) -> str | None:
     try:
         Settings(cfg)
@@ -244,7 +237,7 @@ OTHERS: dict[type, tuple[str, ...]] = {
 
 def test_each_setting_takes_what_it_can_mean_or_is_refused_by_name():
     cfg = config("strategy=gcond_stochastic", "logger=wandb")
-    plain = dict(leaves(OmegaConf.to_container(cfg, resolve=True)))
+    plain = dict(_flat(OmegaConf.to_container(cfg, resolve=True)))
     for key, values in accepted(cfg, plain).items():
         assert all(may_be_taken(key, plain[key], value) for value in values), (key, values)
 
