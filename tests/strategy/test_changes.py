@@ -163,10 +163,11 @@ def test_parameters_that_the_conductor_does_not_hold_are_refused(estimator):
 
 def test_losses_of_another_model_are_refused_in_the_first_window():
     model, other = Net(), Net().requires_grad_(False)
-    point = torch.zeros(4, requires_grad=True)
     reaches_nothing = "`losses`: expected a loss that reaches a parameter"
-    losses = opposed_losses(lambda batch: other(batch + point))
-    assert_refused(reaches_nothing, linear(model).step, [batch_of(0)], losses)
+    conductor = linear(model)
+    for _ in range(2):  # each with a point of its own, which has no gradient of the window before
+        losses = opposed_losses(lambda batch: other(batch + torch.zeros(4, requires_grad=True)))
+        assert_refused(reaches_nothing, conductor.step, [batch_of(0)], losses)
     left_to_autograd = r"does not hold, Parameter of shape \(2, 4\)"
     conductor = linear(model.enc.named_parameters())
     assert_refused(left_to_autograd, conductor.step, [batch_of(0)], opposed_losses(model))

@@ -471,7 +471,7 @@ class GradientConductor:
             by = f"{type(self.resolver).__name__} made a gradient of norm {metrics['resolved_norm']} from finite ones"
             losses = {task: metrics[f"loss/{task}"] for task in self.tasks if f"loss/{task}" in metrics}
             raise NotFinite(f"step {self.steps}: {by}", losses)
-        self._watch.check_reach(window.gradients)
+        self._watch.complete(window.gradients)
         return metrics
 
     def _record(self, window: Window, metrics: dict[str, float]) -> WindowRecord:

@@ -1,7 +1,7 @@
 """What a step takes for granted, looked at again in every one: the losses' graphs, and who else reduces gradients.
 
-A graph of some hundred nodes takes half a millisecond to walk. All are walked in the first window and after a change;
-later one of each kind in every window, at a place that moves on from window to window.
+A graph of some hundred nodes takes half a millisecond to walk. All are walked until a first window is complete, and
+after a change; later one of each kind in every window, at a place that moves on from window to window.
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ class Watch:
         self._modules = modules
         self.materialises = False
         self._compiled = False  # a part of a graph seen so far
-        self.fresh = True  # the next window is the first one, or something has changed before it
-        self._first = True  # this window is
+        self.fresh = True  # no window has been completed yet, or none since something has changed
         self._told_sparse = False
         self._asked: Counter[tuple[str, ...]] = Counter()
         self._before = self._asked
@@ -61,15 +60,13 @@ class Watch:
         that the conductor does not hold, or another leaf whose `.grad` is there already: it would add up from step to
         step.
         """
-        self._first = self.fresh
         self._before = Counter() if self.fresh else self._asked
         self._asked = Counter()
         self._windows += 1
-        self.fresh = False
         return partial(self._look, held)
 
     def _look(self, held: TaskGradients, names: Sequence[str], several_passes: bool) -> LookAt:
-        wrappers_are_due = self._first and not self._asked  # one may make itself in the first forward pass
+        wrappers_are_due = self.fresh and not self._asked  # one may make itself in the first forward pass
         kind = tuple(names)
         place, count = self._asked[kind], self._before[kind]
         self._asked[kind] += 1
@@ -87,10 +84,11 @@ class Watch:
 
         return look_at
 
-    def check_reach(self, held: TaskGradients) -> None:
-        """At the end of a first window: raise ValueError where it has reached nothing, in no process."""
-        reached = not self._first or any(held.reached_in_window)
+    def complete(self, held: TaskGradients) -> None:
+        """A window is over; raises ValueError where it is the first and has reached nothing, in no process."""
+        reached = not self.fresh or any(held.reached_in_window)
         expect(reached, "losses", "a loss that reaches a parameter of the conductor", "none; is it of another model?")
+        self.fresh = False
 
     def _look_for_others(self, losses: Mapping[str, Tensor], held: TaskGradients) -> None:
         leaves = list(self._leaves(losses.values()))
