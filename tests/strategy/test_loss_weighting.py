@@ -10,7 +10,7 @@ import torch
 from strategy.problems import assert_refused
 from torchjd import scalarization
 
-from gcond import DWA, FAMO, UW, GradientConductor, Joint, Raw
+from gcond import DWA, FAMO, UW, GradientConductor, GradNorm, Joint, Raw
 
 METHODS = {"uw": UW, "famo": FAMO, "dwa": lambda: DWA(period=2)}
 TASKS = {"near": 0.85, "far": 0.15}
@@ -215,13 +215,17 @@ def test_weights_replace_the_lambdas(make):
     assert torch.equal(*points)
 
 
-@pytest.mark.parametrize("make", METHODS.values(), ids=METHODS)
-def test_loss_that_is_not_positive_is_refused_by_name(make):
+@pytest.mark.parametrize("make", [*METHODS.values(), lambda: GradNorm(group="all")], ids=[*METHODS, "gradnorm"])
+def test_loss_that_is_not_positive_is_refused_by_name_and_leaves_nothing(make):
     parameter = torch.nn.Parameter(torch.ones(1))
-    for value in (0.0, -0.5):
-        losses = lambda batch, names, value=value: {"good": parameter.sum(), "bad": parameter.sum() * value}  # noqa: E731
-        step = GradientConductor([parameter], {"good": 1.0, "bad": 1.0}, Joint(1), make(), Raw()).step
-        refusal = r"losses above 0.*found .* for task 'bad'"
-        if isinstance(make(), DWA):  # which looks once its period of two is over
-            step([None], losses)
-        assert_refused(refusal, step, [None], losses)
+    losses = lambda factor, names: {"good": parameter.sum(), "bad": parameter.sum() * factor}  # noqa: E731
+    conductor = GradientConductor([parameter], {"good": 1.0, "bad": 1.0}, resolver=make())
+    if isinstance(make(), DWA):  # which looks once its period of two is over
+        conductor.step([-1.0], losses)
+    before = repr(conductor.resolver.state_dict())
+    for factor in (0.0, -0.5):
+        assert_refused("losses (above|>=) 0.*found .*'bad'", conductor.step, [factor], losses)
+        assert repr(conductor.resolver.state_dict()) == before
+    if isinstance(make(), GradNorm):  # a first loss above 0 is not enough
+        conductor.step([1.0], losses)
+        assert_refused("losses >= 0", conductor.step, [-0.5], losses)

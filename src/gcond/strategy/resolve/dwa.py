@@ -55,15 +55,14 @@ class DWA(LossWeighting):
 
     def after_window(self, losses: Tensor) -> dict[str, float]:
         weights = self.known().tolist()
-        self.forget_window()
-        self._sums += losses
-        self._windows += 1
-        if self._windows == self.period:
-            means = self._sums / self.period
+        sums, windows = self._sums + losses, self._windows + 1
+        if windows == self.period:
+            means = sums / self.period
             for task, mean in zip(self._tasks, means.tolist(), strict=True):
                 if mean <= 0:
                     raise ValueError(f"DWA: expected losses above 0, found a mean of {mean} for task {task!r}")
             self._means = [*self._means, means][-2:]
-            self._sums = torch.zeros_like(self._sums)
-            self._windows = 0
+            sums, windows = torch.zeros_like(sums), 0
+        self._sums, self._windows = sums, windows
+        self.forget_window()
         return {f"dwa/weight/{task}": weight for task, weight in zip(self._tasks, weights, strict=True)}

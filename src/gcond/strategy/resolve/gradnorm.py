@@ -30,6 +30,10 @@ class GradNorm(Resolver):
         alpha: strength of the pull towards a common training rate; 1.5 in both papers.
         lr: of Adam on w; 1e-3 in the GCond paper, 0.025 in GradNorm's.
         group: the parameter group that is W, the last layer that all tasks share.
+
+    Raises:
+        ValueError: a setting out of range; no such group; a lambda of 0; a first loss that is not above 0, or a later
+            one below 0.
     """
 
     needs_every_task = True
@@ -63,15 +67,19 @@ class GradNorm(Resolver):
 
     def resolve(self, conflict: Conflict) -> Resolution:
         shared = self.group in conflict.group_grams
-        if self._weights is None or self._first_losses is None:
-            expect(shared, "group", "a layer that more than one task reaches", repr(self.group))
-            self._first_losses, self._weights = conflict.losses * nan, torch.ones_like(conflict.losses)
-        if bool(self._first_losses.isnan().any()):
-            self._first_losses = torch.where(self._first_losses.isnan(), conflict.losses, self._first_losses)
-            found = self._first_losses.tolist()
-            expect(min(found) > 0, "losses", "first losses above 0, which GradNorm divides by", found)
+        reached = shared or self._weights is not None
+        expect(reached, "group", "a layer that more than one task reaches", repr(self.group))
+        losses = conflict.losses
+        known = losses * nan if self._first_losses is None else self._first_losses
+        first = torch.where(known.isnan(), losses, known)
+        holds = bool((first > 0).all() and (losses >= 0).all())
+        found = dict(zip(conflict.tasks, losses.tolist(), strict=True))
+        expect(holds, "losses", "losses >= 0, at first above 0, as GradNorm divides each by its first", found)
+        self._first_losses = first
+        if self._weights is None:
+            self._weights = torch.ones_like(losses)
         weights = self._weights.clone()
-        remaining = conflict.losses / self._first_losses
+        remaining = losses / first
         lifted = self._learn(self._weights, remaining, conflict) if shared else 0
         effective = weights / conflict.lambdas
         metrics = {f"gradnorm/weight/{task}": float(w) for task, w in zip(conflict.tasks, weights, strict=True)}
