@@ -43,7 +43,8 @@ class TorchJD(Resolver):
     Where all gradients vanish, so does the update, and the weights are 1.
 
     Nash-MTL and FairGrad have no solution where a gradient is zero, or where some weights >= 0, not all 0, make the
-    gradients' sum zero, as two opposite ones do. The default raises: it is Nash-MTL, or it is not.
+    gradients' sum zero, as two opposite ones do. The default raises: it is Nash-MTL, or it is not. Both refuse a
+    lambda of 0, and so does MGDA, whose updates would all be zero.
 
     Args:
         method: a name in `torchjd.aggregation` such as "UPGrad", or an instance.
@@ -84,7 +85,7 @@ class TorchJD(Resolver):
 
     def check(self, tasks: dict[str, float], groups: tuple[str, ...]) -> None:
         zero = [name for name, value in tasks.items() if value == 0]
-        if zero and self.name in NEED_NONZERO:
+        if zero and self.name in (*NEED_NONZERO, "MGDA"):  # whose shortest combination would be that zero gradient
             raise ValueError(f"`tasks`: {self.name} needs every lambda above 0, found 0 for {zero}")
         self._prepare(len(tasks))
 
