@@ -34,11 +34,11 @@ def test_resume_is_bit_identical(options):
     trained(whole, range(3))
     parts = [[run.conductor, run.optimizer, run.network] for run in (whole, continued)]
     given = [part.state_dict() for part in parts[0]]
-    states, kept = saved(given), plain(given[0]["resolver"])
+    states, kept = saved(given), repr(plain(given[0]))
     expected = trained(whole, range(3, 7))
     for part, state in zip(parts[1], states, strict=True):
         part.load_state_dict(state)
-    assert plain(given[0]["resolver"]) == kept  # what was handed out before stays
+    assert repr(plain(given[0])) == kept  # what was handed out before stays
     assert repr(trained(continued, range(3, 7))) == repr(expected)
 
 
@@ -113,6 +113,11 @@ def test_a_state_that_does_not_fit_is_refused_with_what_differs():
         before = plain(resumed.state_dict())
         assert_refused(refusal, resumed.load_state_dict, given)
         assert plain(resumed.state_dict()) == before
+    for update, refusal in ((Raw(), "Raw keeps .*, found the state of .'steps', 'momentum'"), (EMA(), "EMA keeps")):
+        resumed = GradientConductor(model, TASKS, Sequential(2), GCond(), update)
+        given = state if isinstance(update, Raw) else state | {"update": {}}
+        assert_refused(refusal, resumed.load_state_dict, given)
+        assert resumed.steps == 0
     wide = GradientConductor(model, TASKS, *PARTS["gcond"](), buffer_dtype="float64")
     wide.load_state_dict(state)
     wide.step(image_batches(2), opposed_losses(model))

@@ -736,7 +736,7 @@ class GradientConductor:
         return gradients
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on; tensors and plain numbers, loadable with `weights_only=True`.
+        """A copy of all that the next step depends on: tensors and plain numbers, loadable with `weights_only=True`.
 
         A collective call: every process makes it. Under `Replicated` all get the same state, whatever their number.
         """

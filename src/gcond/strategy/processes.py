@@ -85,8 +85,8 @@ class SingleProcess:
         """Make `out` [P], combined by every process for itself, the same everywhere; in place."""
 
     def gather_full(self, reference: Tensor, gradients: TaskGradients) -> Tensor:
-        """The reference rows [m, P] with every process's part, for a checkpoint."""
-        return reference
+        """A copy of the reference rows [m, P], with every process's part."""
+        return reference.clone()
 
     def merge_metrics(self, metrics: dict[str, float], problem: Unsolved | None) -> list[dict[str, float]]:
         """The metrics of every process whose resolutions differ; raises the `problem` of any of them in all."""
@@ -268,10 +268,8 @@ class Replicated(_Group):
             _all_gather(whole, own.clone(), group=self._group)
 
     def gather_full(self, reference: Tensor, gradients: TaskGradients) -> Tensor:
-        if self._on_coordinates:
-            return reference
         complete = reference.clone()
-        for row in complete:
+        for row in [] if self._on_coordinates else complete:
             self._assemble(row)
         return complete
 

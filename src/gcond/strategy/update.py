@@ -33,7 +33,9 @@ class Update(Protocol):
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        return
+        """Raises ValueError for the state of another kind of update."""
+        if state.keys() != self.state_dict().keys():
+            raise ValueError(f"{type(self).__name__} keeps {list(self.state_dict())}, found the state of {list(state)}")
 
 
 class Raw(Update):
@@ -83,9 +85,10 @@ class EMA(Update):
             self._steps = move.each(self._steps, new=0)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": list(self._steps), "momentum": self._momentum}
+        return {"steps": list(self._steps), "momentum": None if self._momentum is None else self._momentum.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
         self._steps = list(state["steps"])
         self._momentum = None if state["momentum"] is None else state["momentum"].clone()
 
