@@ -319,11 +319,11 @@ def sharded_says(wrong: str) -> str:
 def unlike() -> list[tuple[str, str]]:
     """The last process differs from the others: what is said, and the pattern that it has to match."""
 
-    def said(change: Any = None, kind: Any = Replicated, resolver: Any = PCGrad, **other: Any) -> str:
+    def said(change: Any = None, kind: Any = Replicated, **other: Any) -> str:
         """`change(model, conductor, step)` is made everywhere; `other` settings are the last process's alone."""
-        settings = {"k": K, "tasks": TASKS, "resolver": resolver} | (other if is_last() else {})
-        model, parts = Model(), (Sequential(settings["k"]), settings["resolver"](), Raw())
-        conductor = GradientConductor(model, settings["tasks"], *parts, processes=kind())
+        settings = {"tasks": TASKS, "estimator": Sequential(K), "resolver": "gcond"} | (other if is_last() else {})
+        model = Model()
+        conductor = GradientConductor(model, processes=kind(), **settings)
         step = lambda: conductor.step(images(0, len(conductor.micro_batch_indices)), losses_of(model))  # noqa: E731
         if change:
             change(model, conductor, step)
@@ -352,16 +352,19 @@ def unlike() -> list[tuple[str, str]]:
         (said(scaled), r"value .* of body.weight \w+ in process 1, \w+ in process 0"),
         (said(scaled, ReplicatedPerRank), r"value .* of body.weight \w+ in process 1, \w+ in process 0"),
         (said(permuted), "layout .* of encoder.0.weight .* in process 1, "),
-        (said(k=2 * K), "accumulation_steps 24 in process 1, 12 in process 0"),
+        (said(estimator=Sequential(2 * K)), "accumulation_steps 24 in process 1, 12 in process 0"),
         (said(tasks=TASKS | {"l1": 0.6}), "lambdas .*'l1', 0.6.* in process 1, .*'l1', 0.5"),
         (said(tasks=swapped), r"lambdas \[\('classify', 0.2\), .* in process 1, \[\('l1', 0.5\), "),
-        (said(**{"resolver": GCond} if is_last() else {}), r"strategy .*GCond.* in process 1, .*PCGrad.* in process 0"),
+        (said(resolver="pcgrad"), r"strategy .*PCGrad.* in process 1, .*GCond.* in process 0"),
         (said(ahead), "number of steps taken 1 in process 1, 0 in process 0"),
         (said(reweighted), r"lambdas .*'ssim', 0.25.* in process 1, .*'ssim', 0.5"),
-        (said(frozen_later, resolver=GCond), r"value .* of head.bias \w+ in process 1, "),
+        (said(seed=1), "seed 1 in process 1, 0 in process 0"),
+        (said(clip_norm=1.0), "clip_norm 1.0 in process 1, None in process 0"),
+        (said(frozen_later), r"value .* of head.bias \w+ in process 1, "),
     ]
     same = "`processes`: expected the same in every process, found "
-    return [*((said, same + pattern) for said, pattern in found), (said(), "$")]
+    alike = [said(), said(kind=ReplicatedPerRank, seed=1)]
+    return [*((said, same + pattern) for said, pattern in found), *((said, "$") for said in alike)]
 
 
 # BatchNorm

@@ -23,7 +23,7 @@ from gcond.strategy.estimate import Estimator, Joint, Losses, Sequential, Window
 from gcond.strategy.flat import FlatParameters, Layout, Move, Parameters, described, grouped, lay_out
 from gcond.strategy.gradients import Statistics, TaskGradients
 from gcond.strategy.named import ESTIMATORS, RESOLVERS, UPDATES
-from gcond.strategy.processes import ImplicitSingleProcess, Processes, Sharded
+from gcond.strategy.processes import ImplicitSingleProcess, Processes, ReplicatedPerRank, Sharded
 from gcond.strategy.resolve.gcond import GCond
 from gcond.strategy.safety import GradientNotFinite, NotFinite, Unsolved, scale_of
 from gcond.strategy.update import EMA, Raw, Update
@@ -546,7 +546,11 @@ class GradientConductor:
             return facts
         values = gradients.flatten().cpu().view(torch.uint8)
         width = gradients.parameter_dtype.itemsize
+            "clip_norm": self.clip_norm,
+            "nonfinite": self.nonfinite,
         for slot, stop in zip(gradients.layout, gradients.bounds[1:], strict=True):
+        if not isinstance(self.processes, ReplicatedPerRank):  # each may draw its own numbers there
+            facts["seed"] = self._generator.initial_seed()
             facts[f"layout (shape, strides) of {slot.name}"] = (slot.shape, slot.stride)
             content = values[slot.start * width : stop * width].numpy().tobytes()
             facts[f"value (a checksum) of {slot.name}"] = sha256(content).hexdigest()[:12]
