@@ -293,6 +293,7 @@ def test_the_defaults_leave_the_optimizer_what_is_the_optimizer_s():
         ("lion_lars", lambda p: torch.optim.SGD(p, momentum=0.8), "LionLARS averages .*momentum 0.8"),
         ("ema", lambda p: torch.optim.AdamW(p, betas=(0.0, 0.95)), None),
         ("ema", lambda p: torch.optim.SGD(p), None),
+        (EMA(0.0), lambda p: torch.optim.AdamW(p), None),
         ("raw", lambda p: torch.optim.AdamW(p), None),
         ("raw", lambda p: torch.optim.AdamW(p[2:]), "lacks 2 .*trunk.weight.*has 0"),
         ("raw", lambda p: torch.optim.AdamW([*p, nn.Parameter(torch.ones(1))]), "lacks 0 .*has 1"),

@@ -215,7 +215,7 @@ class GradientConductor:
         """Warn, once, where `optimizer` does not fit: it smooths what `EMA` has smoothed, or moves other parameters."""
         groups = optimizer.param_groups
         beta = max(max((group.get("betas") or [0.0])[0], group.get("momentum") or 0.0) for group in groups)
-        if isinstance(self.update, EMA) and beta > 0:
+        if isinstance(self.update, EMA) and self.update.beta > 0 and beta > 0:
             warnings.warn(
                 f"{type(self.update).__name__} averages gradients over steps, and so does the optimizer (beta1 or "
                 f'momentum {beta}): set that to 0, as in betas=(0.0, 0.95), or take update="raw"',
