@@ -10,7 +10,7 @@ from strategy.faulty import Network, plain, window
 from strategy.problems import assert_refused, flat_grad, saved
 
 from gcond import EMA, Conflict, GradientConductor, Joint, Raw, Resolution, Resolver, Sequential, Stochastic
-from gcond.strategy import DWA, FAMO, SAMGS, UW, CAGrad, GCond, GradNorm, Linear, TorchJD
+from gcond.strategy import DWA, FAMO, SAMGS, UW, CAGrad, GCond, GradNorm, Linear, PCGrad, TorchJD
 
 TWO, THREE = {"a": 0.5, "b": 0.3}, {"a": 0.5, "b": 0.3, "c": 0.2}
 METHODS = {
@@ -176,6 +176,15 @@ def test_winners_follow_their_names():
     resolver.load_state_dict(resolver.state_dict() | {"wins": [0, 2, 2]})
     resolver.follow_tasks(["a", "b", "c"], ["c", "d", "b"])
     assert resolver.state_dict()["wins"] == [0, 0]
+
+
+def test_a_second_task_needs_what_two_tasks_need():
+    """One row is enough for one task, and is refused with the second: it would be the plain sum."""
+    network = Network()
+    conductor = GradientConductor(network, {"a": 1.0}, Joint(1), PCGrad())
+    conductor.step(window(0)[:1], network.losses)
+    assert_refused("`estimator`: PCGrad needs a gradient per task", conductor.add_task, "b", 1.0)
+    assert dict(conductor.tasks) == {"a": 1.0}
 
 
 class Counting(Resolver):

@@ -152,6 +152,7 @@ def test_what_is_no_strategy():
         ({"estimator": Joint(2), "resolver": PCGrad()}, f"`estimator`: PCGrad {needs_rows}"),
         ({"estimator": Joint(2), "resolver": GCond()}, f"`estimator`: GCond {needs_rows}"),
         *(({"estimator": Sequential(1), "resolver": each}, joint_only) for each in (UW(), FAMO(), DWA())),
+        ({"tasks": {"l1": 1.0}, "estimator": Sequential(1), "resolver": UW()}, joint_only),
         ({"estimator": Stochastic(5)}, "`accumulation_steps`: expected a multiple of 2.*found 5"),
         ({"estimator": Sequential(2), "resolver": GradNorm()}, r"`group`: .*'head'.* found \['all'\]"),
         (

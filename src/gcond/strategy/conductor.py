@@ -105,19 +105,8 @@ class GradientConductor:
         self.clip_norm = clip_norm
         expect_one_of("nonfinite", nonfinite, "raise", "skip")
         self.nonfinite = nonfinite
-        rows = self.estimator.rows(list(self.tasks))
-        if rows < len(self.tasks) and self.resolver.needs_task_gradients:
-            raise ValueError(
-                f"`estimator`: {type(self.resolver).__name__} needs a gradient per task, "
-                f"{type(self.estimator).__name__} gives only their sum; expected Sequential or Stochastic"
-            )
         self._parameters = grouped(parameters)
-        if self.resolver.weighs_losses and rows == len(self.tasks) > 1:
-            raise ValueError(
-                f"`estimator`: {type(self.resolver).__name__} weights losses before one joint backward pass, so task "
-                f"gradients would be wasted; expected Joint, found {type(self.estimator).__name__}"
-            )
-        self.resolver.check(dict(self.tasks), tuple(self._parameters))
+        rows = self._check_tasks(self._tasks)
         self._dtype = floating_dtype("buffer_dtype", buffer_dtype)
         self._products = products.compiled if compiled else products.by_chunks
         self.gradients = TaskGradients(self._parameters, rows, self._dtype, self._products)
@@ -191,18 +180,34 @@ class GradientConductor:
         found = "one of `micro_batch`; call `resolve` or `flush` first"
         expect(self._window is None, call, "no window to be open", found)
 
+    def _check_tasks(self, tasks: dict[str, float]) -> int:
+        """The rows that the estimator fills; ValueError where it or the resolver cannot serve these tasks."""
+        method, estimator = type(self.resolver).__name__, type(self.estimator).__name__
+        rows = self.estimator.rows(list(tasks))
+        if rows < len(tasks) and self.resolver.needs_task_gradients:
+            raise ValueError(
+                f"`estimator`: {method} needs a gradient per task, {estimator} gives only their sum; expected "
+                "Sequential or Stochastic"
+            )
+        if self.resolver.weighs_losses and rows == len(tasks) and not isinstance(self.estimator, Joint):
+            raise ValueError(
+                f"`estimator`: {method} weights losses before one joint backward pass, so task gradients would be "
+                f"wasted; expected Joint, found {estimator}"
+            )
+        self.resolver.check(dict(tasks), tuple(self._parameters))
+        return rows
+
     def _change_tasks(self, tasks: dict[str, float]) -> None:
         self._expect_no_window("tasks")
         tasks, before = checked_lambdas(tasks), self._tasks
-        rows = self.estimator.rows(list(tasks))
         indices = self.estimator.micro_batch_indices(self.processes.rank, self.processes.size, list(tasks))
-        state, groups = self.resolver.state_dict(), tuple(self._parameters)
+        state = self.resolver.state_dict()
         try:
-            self.resolver.check(dict(tasks), groups)
+            rows = self._check_tasks(tasks)
             self.resolver.load_state_dict(state)
             self.resolver.follow_tasks(list(before), list(tasks))
         except ValueError:
-            self.resolver.check(dict(before), groups)
+            self._check_tasks(before)
             self.resolver.load_state_dict(state)
             raise
         self._tasks, self.micro_batch_indices = tasks, indices
@@ -541,16 +546,16 @@ class GradientConductor:
             "strategy": [type(part).__name__ for part in (self.estimator, self.resolver, self.update)],
             "number of steps taken": self.steps,
             "list of parameters": gradients.names,
+            "clip_norm": self.clip_norm,
+            "nonfinite": self.nonfinite,
         }
+        if not isinstance(self.processes, ReplicatedPerRank):  # each may draw its own numbers there
+            facts["seed"] = self._generator.initial_seed()
         if gradients.sharded:
             return facts
         values = gradients.flatten().cpu().view(torch.uint8)
         width = gradients.parameter_dtype.itemsize
-            "clip_norm": self.clip_norm,
-            "nonfinite": self.nonfinite,
         for slot, stop in zip(gradients.layout, gradients.bounds[1:], strict=True):
-        if not isinstance(self.processes, ReplicatedPerRank):  # each may draw its own numbers there
-            facts["seed"] = self._generator.initial_seed()
             facts[f"layout (shape, strides) of {slot.name}"] = (slot.shape, slot.stride)
             content = values[slot.start * width : stop * width].numpy().tobytes()
             facts[f"value (a checksum) of {slot.name}"] = sha256(content).hexdigest()[:12]
