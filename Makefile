@@ -50,7 +50,7 @@ status: $(READY) ## the runs in runs/
 report: $(READY) ## every page, table and figure from what is recorded, and what holds of the paper's claims
 	@OMP_NUM_THREADS=1 $(GCOND) study report $(call options,OUT JOBS)
 study-queue: $(READY) ## the study's own runs at idle priority, in order of value (PLAN=1: what is left)
-	@$(GCOND) study $(if $(PLAN),plan,run) queue $(call options,OUT JOBS HEADNECK) $(if $(MORE),--set $(MORE))
+	@$(GCOND) study $(if $(PLAN),plan,run) queue $(call options,OUT JOBS DEVICE HEADNECK) $(if $(MORE),--set $(MORE))
 dashboard: $(READY) ## one HTML page of all runs: runs/dashboard.html
 	@$(GCOND) dashboard
 

@@ -53,7 +53,7 @@ from gcond.engine.run_folder import RunFolder
 from gcond.engine.settings import Settings
 from gcond.engine.trainer import Objective, Trainer
 from gcond.files import OWN
-from gcond.output import status_of
+from gcond.output import at_least_one, status_of
 from gcond.strategy import GradientConductor
 from gcond.strategy.estimate import Window
 from gcond.study import bench, pages
@@ -386,11 +386,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("words", nargs="*", help="reading, trace, and overrides such as scale=paper")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 … (default: auto)")
-    parser.add_argument("--rounds", type=int, help="default: 30 of reading, 12 of trace")
+    parser.add_argument("--rounds", type=at_least_one, help="default: 30 of reading, 12 of trace")
     parser.add_argument("--results", type=Path, default=OWN, help=f"folder of bench.csv (default: {OWN})")
     parser.add_argument("--store", type=Path, default=Path("data/ct"), help="default: data/ct")
-    parser.add_argument("--slices", type=int, default=1000, help="of its training split, evenly spaced; at most all")
-    parser.add_argument("--steps", type=int, default=60, help="default: 60")
+    parser.add_argument("--slices", type=at_least_one, default=1000, help="of its training split, evenly spaced")
+    parser.add_argument("--steps", type=at_least_one, default=60, help="default: 60")
     parser.add_argument("--cases", help="dataset:memory|store:workers, by commas")
     parser.add_argument("--chrome", type=Path, help="write the first case's timeline there")
     options = parser.parse_intermixed_args(arguments)

@@ -45,7 +45,7 @@ from gcond.config import CONFIG, compose
 from gcond.engine.device import describe, is_out_of_memory, pick
 from gcond.engine.memory import bytes_of
 from gcond.files import OWN
-from gcond.output import status_of
+from gcond.output import at_least_one, status_of
 from gcond.strategy import (
     EMA,
     CAGrad,
@@ -581,7 +581,7 @@ def main(arguments: list[str] | None = None) -> int:
     names = (*CASES, "resolve", "processes")
     parser.add_argument("words", nargs="+", help=f"cases of {', '.join(names)}, and overrides")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 … (default: auto)")
-    parser.add_argument("--rounds", type=int, help="default: 15 on CUDA, 6 to 15 on the CPU, 7 for resolve")
+    parser.add_argument("--rounds", type=at_least_one, help="default: 15 on CUDA, 6 to 15 on the CPU, 7 for resolve")
     parser.add_argument("--cap", default="16GB", help="memory that a method may use on CUDA (default: 16GB)")
     sizes = {"nargs": "+", "type": lambda text: int(float(text)), "default": list(PARAMETERS)}
     parser.add_argument("--parameters", **sizes, metavar="P", help="of resolve (default: 3e6 3e7 9e7)")
@@ -592,8 +592,6 @@ def main(arguments: list[str] | None = None) -> int:
     options.overrides = [word for word in options.words if "=" in word]
     if unknown := sorted(set(options.cases) - set(names)):
         parser.error(f"expected cases of {', '.join(names)}, found {', '.join(unknown)}")
-    if options.rounds is not None and options.rounds < 1:
-        parser.error(f"--rounds: expected a number >= 1, found {options.rounds}")
     warnings.filterwarnings("ignore", module="torch")
     return status_of(lambda: run(options))
 

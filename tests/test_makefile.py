@@ -9,6 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from gcond import cli
 from gcond.files import OWN
+from gcond.study.artefacts import Catalogue
+from gcond.study.methods import facts
 from gcond.sweep.plan import with_paths_quoted
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,6 +66,15 @@ def test_the_public_patients_are_fetched_only_where_they_are_trained_on():
     assert not fetches("reproduce-table2", "CT=/d")
     assert not fetches("reproduce-table2", "SCALE=study")
     assert not fetches("reproduce-table5")
+
+
+def test_every_command_that_a_claim_names_exists():
+    commands = [shlex.split(each)[1:] for claim in facts("claims").values() for each in claim["run"].split(";")]
+    targets = {word for words in commands for word in words if "=" not in word}
+    known = {f"reproduce-{name}" for name in Catalogue().artefacts} | {"bench", "methods"}
+    assert targets <= known
+    lines("bench")
+    lines("methods")
 
 
 def test_the_papers_scale_asks_for_its_data(capsys):

@@ -16,11 +16,13 @@ from engine.runs import run as carry_out
 from omegaconf import DictConfig
 
 import gcond.train
+from gcond import cli
 from gcond.command import main as train_command
 from gcond.config import CONFIG
 from gcond.data.checksums import of_photographs
 from gcond.engine.metrics_log import steps_logged
 from gcond.engine.run_folder import RunFolder, locked
+from gcond.study import special
 from gcond.study.tables import collect
 from gcond.sweep.__main__ import main as sweep_command
 from gcond.sweep.__main__ import plan_all, print_summary
@@ -139,6 +141,22 @@ def test_the_plan_is_what_hydras_multirun_starts(overrides, count, tmp_path, mon
     assert len(started) == count
     assert [run.cfg for run in planned] == started
     assert [run.folder.path for run in planned] == [RunFolder(cfg).path for cfg in started]
+
+
+@pytest.mark.parametrize("command", ["sweep seed=1", "study plan table2", "study run queue", "study report"])
+def test_a_number_of_jobs_below_one_is_refused(command, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*command.split(), "--jobs", "0"])
+    assert "--jobs: expected an integer >= 1, found 0" in capsys.readouterr().err
+
+
+def test_a_signal_ends_the_runs_of_frozen_weights_too(tmp_path, monkeypatch):
+    statuses = [0, 143]  # of Table 2's sweep, and of the first of two; a third would find none
+    monkeypatch.setattr(special, "static_weights", lambda *_: [["dataset=ct"], ["dataset=photos"]])
+    monkeypatch.setattr(cli, "_call", lambda *_: statuses.pop(0))
+    with pytest.raises(SystemExit, match="143"):
+        cli.main(["study", "run", "o9", "--out", str(tmp_path), "--runs", str(tmp_path)])
+    assert not statuses
 
 
 @pytest.mark.parametrize("wrong", ["optimizer.learning_rate=1e-3,2e-3", "seed=(1", "dataset=cats"])

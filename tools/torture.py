@@ -34,6 +34,7 @@ import gcond.data.photos  # noqa: F401
 from gcond.config import CONFIG, compose
 from gcond.engine.checkpoint import checkpoints
 from gcond.engine.run_folder import RunFolder
+from gcond.output import at_least_one
 from gcond.train import train
 
 STRATEGIES = tuple(sorted(path.stem for path in (CONFIG / "strategy").glob("*.yaml")))
@@ -198,9 +199,9 @@ def report(trials: list[Trial]) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("-n", type=int, default=100, help="trials")
+    parser.add_argument("-n", type=at_least_one, default=100, help="trials")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trials side by side")
+    parser.add_argument("--jobs", type=at_least_one, default=os.cpu_count(), help="trials side by side")
     parser.add_argument("--datasets", default="photos,ct", help="in turn")
     parser.add_argument("--strategies", default=",".join(STRATEGIES), help="drawn from these")
     parser.add_argument("--override", action="append", default=[], help="a Hydra override for every run")

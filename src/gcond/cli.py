@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from gcond.files import OWN, RECORDED, ROOT
-from gcond.output import output_may_be_lost, status_of
+from gcond.output import at_least_one, output_may_be_lost, status_of
 from gcond.study.artefacts import MORE_SEEDS, PAPER_SEEDS, Artefact, Catalogue, Choices
 
 Command = Callable[[list[str]], int | None]
@@ -47,6 +47,7 @@ MODULES = {  # command -> whose `main` it is, imported when it is asked for
     **dict.fromkeys(("export", "reconstruct", "evaluate"), WEIGHTS),
 }
 BENCH, BENCHED = "bench/steps.py", ("table3", "table4")
+NOT_OF_THE_QUEUE = ("scale", "datasets", "seeds", "strategies", "lr", "launcher", "missing", "cap")  # options
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 DATA = {
     "ct": "data_prep/ct.py",
@@ -135,12 +136,7 @@ def _run(options: argparse.Namespace) -> int:
     sweeps = _sweeps(catalogue, artefacts, options, choices)
     if len(sweeps) > 1:
         _print_plan(sweeps, options)
-    failed = 0
-    for overrides in sweeps:
-        print(f"== {overrides[0].removeprefix('experiment=')}", flush=True)
-        if (status := _call("sweep", [*_sweep_options(options), *overrides])) >= 128:  # stopped by a signal
-            return status
-        failed |= status
+    failed = _train_sweeps(sweeps, options)
     if sweeps:
         _record(options)
     for then in dict.fromkeys(artefact.then for artefact in artefacts if artefact.then):
@@ -201,6 +197,9 @@ def _queue(options: argparse.Namespace, more: list[str]) -> int:
     from gcond.study.__main__ import main as queue
     from gcond.sweep.plan import with_paths_quoted
 
+    usual = _parser().parse_args(["run", "queue"])
+    if given := [name for name in NOT_OF_THE_QUEUE if getattr(options, name) != getattr(usual, name)]:
+        raise ValueError(f"queue: expected its runs as study/queue.yaml describes them, found --{', --'.join(given)}")
     results = [] if options.out == OWN else ["--results", str(options.out / "study")]
     return queue([*more, *results, "--jobs", str(options.jobs), *with_paths_quoted(_choices(options).overrides)])
 
@@ -228,6 +227,20 @@ def _print_plan(sweeps: Sequence[Sequence[str]], options: argparse.Namespace) ->
     return 0
 
 
+def _train_sweeps(sweeps: Sequence[Sequence[str]], options: argparse.Namespace) -> int:
+    """1 where a run failed. A signal ends the command, so that nothing else begins."""
+    launcher = ["--launcher", options.launcher] if options.launcher else []
+    recorded = ["--results", str(options.out), "--missing"] if options.missing else []
+    failed = 0
+    for overrides in sweeps:
+        print(f"== {overrides[0].removeprefix('experiment=')}", flush=True)
+        status = _call("sweep", ["--jobs", str(options.jobs), *launcher, *recorded, *overrides])
+        if status >= 128:
+            sys.exit(status)
+        failed |= status
+    return failed
+
+
 def _record(options: argparse.Namespace) -> None:
     from gcond.study import tables
 
@@ -240,11 +253,9 @@ def _measure(then: str, options: argparse.Namespace, choices: Choices) -> int:
     if then == "static_weights":
         from gcond.study import special, tables
 
-        status = 0
-        for overrides in special.static_weights(tables.runs(options.out / options.scale), choices.datasets):
-            settings = [f"scale={choices.scale}", f"seed={','.join(map(str, choices.seeds))}", *choices.overrides]
-            status |= _call("sweep", [*_sweep_options(options), *settings, *overrides])
-        return status
+        weights = special.static_weights(tables.runs(options.out / options.scale), choices.datasets)
+        settings = [f"scale={choices.scale}", f"seed={','.join(map(str, choices.seeds))}", *choices.overrides]
+        return _train_sweeps([[*overrides, *settings] for overrides in weights], options)
     module = {"linear_probe": "gcond.linear_probe.__main__", "window_noise": "gcond.study.window_noise"}[then]
     words = ["--scale", options.scale, "--runs", str(options.runs), "--results", str(options.out)]
     words += ["--device", options.device]
@@ -293,15 +304,6 @@ def _make(artefact: Artefact, options: argparse.Namespace) -> int:
     return 0 if complete or options.strategies else 1
 
 
-def _sweep_options(options: argparse.Namespace) -> list[str]:
-    launcher = ["--launcher", options.launcher] if options.launcher else []
-    return ["--jobs", str(options.jobs), *launcher, *_recorded(options)]
-
-
-def _recorded(options: argparse.Namespace) -> list[str]:
-    return ["--results", str(options.out), "--missing"] if options.missing else []
-
-
 def _paths(options: argparse.Namespace) -> dict[str, str]:
     """Of the data sets whose place is given."""
     paths = {"ct": options.ct, "headneck": options.headneck, "imagenet": options.imagenet}
@@ -335,7 +337,7 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--strategies", type=_names, default=(), help="train these instead of the experiment's arms")
     which.add_argument("--lr", type=_rate, help="tables and figures of the runs at this learning rate")
     runs = argparse.ArgumentParser(add_help=False)
-    runs.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side (default: cores)")
+    runs.add_argument("--jobs", type=at_least_one, default=os.cpu_count(), help="runs side by side (default: cores)")
     runs.add_argument("--launcher", choices=["slurm"], help="docs/running.md")
     runs.add_argument("--missing", action="store_true", help="leave out runs that --out records as done")
     runs.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
@@ -352,7 +354,7 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("name", nargs="+", metavar="NAME")
     table.set_defaults(act=_table)
     report = acts.add_parser("report", parents=[where], help="make all from what is recorded, and judge every claim")
-    report.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: cores)")
+    report.add_argument("--jobs", type=at_least_one, default=os.cpu_count(), help="processes (default: cores)")
     report.set_defaults(act=_report)
     status = acts.add_parser("status", parents=[where], help="how the runs stand")
     status.add_argument("--scale", help="only this one (default: all)")

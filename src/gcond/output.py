@@ -6,6 +6,7 @@ happened to say something.
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import sys
@@ -25,6 +26,13 @@ def status_of(act: Callable[[], int | None]) -> int:
     except (ValueError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def at_least_one(text: str) -> int:
+    """The type of an option such as --jobs."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer >= 1, found {text}")
+    return int(text)
 
 
 class Lossy:

@@ -39,6 +39,8 @@ def _profile(options: argparse.Namespace) -> None:
     path, n = Path(options.what[0]), options.micro_batches
     run: Configured
     if path.is_dir():
+        if more := options.what[1:]:
+            raise ValueError(f"{path}: expected no choices beside a run, which has its own, found {' '.join(more)}")
         run, state = LoadedRun(path, all_at(options.data), options.trust), options.state or "last"
     else:
         cfg = compose(options.what)

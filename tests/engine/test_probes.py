@@ -343,6 +343,8 @@ def test_a_run_and_a_config(tmp_path, reports, capsys):
     assert "step 0, micro-batches of 2" in printed
     assert "step 4, micro-batches of 2" in printed
     assert "<svg" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert cli.main(["profile", str(folder.path), "strategy=pcgrad", *trust, *words]) == 2
+    assert "found strategy=pcgrad" in capsys.readouterr().err
     assert before == contents(folder.path)
 
     back = LoadedRun(folder.path, {}, ["engine"])

@@ -29,7 +29,7 @@ ALLOWED = {
     "engine": "config schema data model loss classification strategy files output",
     "sweep": "config schema data engine files output",
     "study": "config output sweep engine data files strategy model load_run synthetic_run toy",
-    "study.window_noise": "data engine load_run study.tables",
+    "study.window_noise": "data engine load_run output study.tables",
     "study.bench_page": "study",
     "cli": "command engine files output study sweep profile_run weights",
     "command": "config schema engine train output",

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from gcond import cli
 from gcond.config import compose
 from gcond.engine.settings import Settings
 from gcond.study import tables
@@ -108,6 +109,20 @@ def test_a_malformed_queue_is_refused_by_name(tmp_path, change, named):
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(ValueError, match=named):
         read(path)
+
+
+@pytest.mark.parametrize("content", [None, "blocks: [", "- 1", "blocks: []"])
+def test_a_file_that_is_no_queue_is_named(tmp_path, capsys, content):
+    path = tmp_path / "queue.yaml"
+    if content is not None:
+        path.write_text(content)
+    assert main(["--plan", "--queue", str(path)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {path}: expected ")
+
+
+def test_what_the_queue_would_not_heed_is_refused(capsys):
+    assert cli.main(["study", "run", "queue", "--datasets", "ct", "--seeds", "10"]) == 2
+    assert "found --datasets, --seeds" in capsys.readouterr().err
 
 
 def test_the_plan_counts_what_is_left_and_what_waits(tmp_path, capsys):

@@ -179,8 +179,11 @@ def test_what_was_measured_later_stays_when_a_run_is_recorded_again(folder, tmp_
 def test_collect_counts_what_failed_and_what_is_not_finished(folder, tmp_path):
     below = tmp_path / "runs"
     below.mkdir()
-    for name in ("finished", "broken", "failed", "begun", "diverged"):
+    for name in ("finished", "broken", "failed", "begun", "diverged", "torn", "lost"):
         shutil.copytree(folder, below / name)
+    (below / "torn" / "config.yaml").write_text("seed: [")
+    (below / "torn" / "DONE").unlink()
+    (below / "lost" / "metrics.jsonl").unlink()
     diverged = REPORT | {"name": "diverged", "final": {"best": {"epoch": 1, "val_l1": None}}}
     (below / "diverged" / "report.json").write_text(json.dumps(diverged))
     (below / "broken" / "report.json").write_text("{")
@@ -191,7 +194,7 @@ def test_collect_counts_what_failed_and_what_is_not_finished(folder, tmp_path):
     for _ in range(2):
         remarks = tables.collect(below, results)
     assert remarks[-1].endswith("1 runs recorded, 2 failed, 1 unfinished")
-    assert sum("broken" in remark for remark in remarks) == 1
+    assert [remark.partition(":")[0] for remark in remarks if "unreadable" in remark] == ["broken", "lost", "torn"]
     table = tables.read(results).set_index("name")
     assert table.status.to_dict() == {"ct-a-seed11-0123e45678": "done", "failed": "failed",
                                        "begun": "unfinished", "diverged": "failed"}  # fmt: skip

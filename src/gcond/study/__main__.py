@@ -19,7 +19,7 @@ import pandas as pd
 from gcond.data.checksums import checksum_of
 from gcond.engine.run_folder import running
 from gcond.files import ROOT
-from gcond.output import duration, output_may_be_lost, status_of
+from gcond.output import at_least_one, duration, output_may_be_lost, status_of
 from gcond.study import tables
 from gcond.study.queue import ARM, NAME, Queue, read
 from gcond.sweep.launch import Workers
@@ -154,12 +154,10 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gcond.study", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--queue", type=Path, default=QUEUE, help="the list of blocks")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where runs are recorded")
-    parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
+    parser.add_argument("--jobs", type=at_least_one, default=2, help="runs side by side")
     parser.add_argument("--plan", action="store_true", help="say what is left and how long it takes; start nothing")
     parser.add_argument("more", nargs="*", help="Hydra's overrides for every run, such as paths.headneck=DIR")
     arguments = parser.parse_args(words)
-    if arguments.jobs < 1:
-        parser.error(f"--jobs: expected an integer >= 1, found {arguments.jobs}")
     return status_of(lambda: _main(arguments))
 
 

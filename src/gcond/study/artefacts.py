@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gcond.files import ROOT
-from gcond.study.methods import STUDY, kind
+from gcond.study.methods import STUDY, kind, read_yaml
 
 EXPERIMENTS = ROOT / "conf" / "experiment"
 PAPER_SEEDS = (11, 42, 2025)
@@ -52,7 +51,7 @@ class Catalogue:
     """study/artefacts.yaml and the figures of study/figures.yaml."""
 
     def __init__(self, study: Path = STUDY) -> None:
-        content, drawn = _read(study / "artefacts.yaml"), _read(study / "figures.yaml")["figures"]
+        content, drawn = read_yaml(study / "artefacts.yaml"), read_yaml(study / "figures.yaml")["figures"]
         figures = {name: figure for name, figure in drawn.items() if name.startswith("figure")}
         beside = {name: figure for name, figure in drawn.items() if figure.get("artefact") in content["artefacts"]}
         entries = (
@@ -124,15 +123,6 @@ class Catalogue:
 
 def experiment_lists(experiment: str) -> dict[str, list[str]]:
     """What an experiment sweeps over: key -> values, `dataset` and `strategy` among them."""
-    params = _read(EXPERIMENTS / f"{experiment}.yaml")["hydra"]["sweeper"]["params"]
+    params = read_yaml(EXPERIMENTS / f"{experiment}.yaml")["hydra"]["sweeper"]["params"]
     lists = {key: str(value).split(",") for key, value in params.items() if key in ("dataset", "strategy", "seed")}
     return {"dataset": ["ct"], "strategy": ["baseline"], **lists}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    import yaml  # here, so that a core install can show `gcond --help`
-
-    try:
-        return dict(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: expected YAML, found {error}") from None

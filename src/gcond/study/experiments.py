@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from gcond.study import judge, tables
 from gcond.study.artefacts import EXPERIMENTS, Artefact, Catalogue, Choices
 from gcond.study.figure_runs import choose
-from gcond.study.methods import facts, kind
+from gcond.study.methods import facts, kind, read_yaml
 from gcond.study.queue import AS_RECORDED, Queue, described
 
 SCALES = ("study", "sample", "sample_gpu", "mini", "paper")
@@ -109,8 +108,7 @@ def _recorded(artefact: Artefact, folder: Path, found: pd.DataFrame) -> str:
 def sweep_size(overrides: Sequence[str]) -> int:
     """Runs of a sweep: its `overrides` and the lists of its experiment that they leave as they are."""
     chosen = dict(each.split("=", 1) for each in overrides)
-    text = (EXPERIMENTS / f"{chosen['experiment']}.yaml").read_text(encoding="utf-8")
-    lists = yaml.safe_load(text)["hydra"]["sweeper"]["params"] | chosen
+    lists = read_yaml(EXPERIMENTS / f"{chosen['experiment']}.yaml")["hydra"]["sweeper"]["params"] | chosen
     return math.prod(len(tables.split(str(value))) for value in lists.values())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from gcond.files import ROOT
@@ -23,10 +24,20 @@ PREDICTOR = "trivial:"  # prefix of a predictor without training where it stands
 @cache
 def facts(name: str) -> dict[str, Any]:
     """The content of study/NAME.yaml."""
-    import yaml  # here, as in artefacts.py
+    return {key: value for key, value in read_yaml(STUDY / f"{name}.yaml").items() if not key.startswith("x-")}
 
-    content = yaml.safe_load((STUDY / f"{name}.yaml").read_text(encoding="utf-8"))
-    return {key: value for key, value in content.items() if not key.startswith("x-")}
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A mapping. Raises ValueError, naming the file, where there is none."""
+    import yaml  # here, so that a core install can show `gcond --help`
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: expected YAML, found {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected settings by name, found {type(content).__name__}")
+    return content
 
 
 def label(strategy: str) -> str:

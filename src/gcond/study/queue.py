@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from gcond.engine.run_state import PAPER_WEIGHTS
 from gcond.files import ROOT
 from gcond.study import tables
-from gcond.study.methods import PAPER_MODEL
+from gcond.study.methods import PAPER_MODEL, read_yaml
 
 SHORT = {"lr": "optimizer.lr"}  # keys of queue.yaml that are shorter than Hydra's
 ABOUT = ("name", "question", "group", "arms")  # keys of a block that are no settings
@@ -28,10 +27,9 @@ NAME, ARM = ["hash", "data_checksum"], ["dataset", "strategy"]  # what names a r
 
 def read(path: Path) -> dict[str, Any]:
     """The content of queue.yaml. Raises ValueError, naming file and block, where it is malformed."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as broken:
-        raise ValueError(f"{path}: expected YAML, found {broken}") from None
+    content = read_yaml(path)
+    if lacking := {"scale", "rates", "borrowed_rates", "blocks"} - content.keys():
+        raise ValueError(f"{path}: expected the keys of study/queue.yaml, found no {', '.join(sorted(lacking))}")
     names = [str(block.get("name")) for block in content["blocks"]]
     wrong = [f"two blocks {name}" for name in names if names.count(name) > 1]
     wrong += [f"block {name} without {key}" for name, block in zip(names, content["blocks"], strict=True)
@@ -61,7 +59,7 @@ def described(overrides: Sequence[str]) -> dict[str, Any]:
 
 @cache
 def _choice(group: str, name: str) -> dict[str, Any]:
-    return dict(yaml.safe_load((ROOT / "conf" / group / f"{name}.yaml").read_text(encoding="utf-8")))
+    return read_yaml(ROOT / "conf" / group / f"{name}.yaml")
 
 
 class Queue:

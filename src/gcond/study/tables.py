@@ -27,10 +27,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
+from omegaconf import OmegaConf
 
 from gcond.engine import metrics_log
-from gcond.engine.run_folder import read_report
+from gcond.engine.run_folder import read_report, read_yaml
 from gcond.engine.run_state import selection_weights, weighted_loss
 from gcond.files import write_atomically, write_text
 from gcond.study.methods import facts, kind
@@ -409,19 +409,17 @@ def collect(runs: Path, results: Path) -> list[str]:
     A failed or unfinished run is a row without numbers, so that a table can say how many were asked for; it does not
     replace the same run recorded as finished.
     """
-    remarks, finished, others = [], [], []
-    for folder in sorted(path for path in runs.glob("*") if (path / "config.yaml").exists()):
-        if not (folder / "DONE").exists():
-            others.append(_unfinished(folder))
-            continue
-        try:
-            finished.append(_record_log(folder, results))
-        except (ValueError, KeyError) as error:
-            remarks.append(f"{folder.name}: unreadable, left out: {error}")
     before = read(results)
     before = before[before.status == DONE]
-    there = {*before.name, *(row["name"] for row in finished)}
-    rows = [*finished, *(row for row in others if row["name"] not in there)]
+    remarks, rows = [], []
+    for folder in sorted(path for path in runs.glob("*") if (path / "config.yaml").exists()):
+        try:
+            if (folder / "DONE").exists():
+                rows.append(_record_log(folder, results))
+            elif folder.name not in set(before.name):
+                rows.append(_unfinished(folder))
+        except (OSError, ValueError, KeyError) as error:
+            remarks.append(f"{folder.name}: unreadable, left out: {' '.join(str(error).split())}")
     if rows or (results / "runs.csv").exists():
         _write_rows(results, rows, before)
     remarks += [": ".join(filter(None, (row["name"], row["status"], row["error"]))) for row in rows if "error" in row]
@@ -467,8 +465,7 @@ def _unfinished(folder: Path) -> dict[str, Any]:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    flat = pd.json_normalize(config).iloc[0]
+    flat = pd.json_normalize(OmegaConf.to_container(read_yaml(folder / "config.yaml"))).iloc[0]
     return {name: flat.get(where) for name, where in SETTINGS.items()}
 
 

@@ -23,6 +23,7 @@ from gcond.data.splits import Splits
 from gcond.engine import device as devices
 from gcond.engine.probes import FEWEST, SIZES, WindowProbe
 from gcond.load_run import STATES, LoadedRun, add_options, roots
+from gcond.output import output_may_be_lost, status_of
 from gcond.study import tables
 
 KIND = "window"  # of the records in a run's log
@@ -61,6 +62,7 @@ def measure(run: LoadedRun, data: Splits, state: str, mode: str, n: int, device:
     )
 
 
+@output_may_be_lost()
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     add_options(parser)
@@ -71,15 +73,17 @@ def main(words: Sequence[str] | None = None) -> int:
     for name, choices in (("states", STATES), ("modes", MODES)):
         parser.add_argument(f"--{name}", nargs="+", choices=choices, default=choices)
     options = parser.parse_args(words)
+    return status_of(lambda: _measure(options))
+
+
+def _measure(options: argparse.Namespace) -> None:
     device = devices.pick(options.device, threads=1)
     results, runs = options.results / options.scale, recorded(options)
     if runs.empty:
-        print(
+        raise ValueError(
             f"expected finished runs in {options.runs / options.scale} that were asked for and that "
-            f"{results / 'runs.csv'} records; `gcond study run windows --scale {options.scale}` trains some",
-            file=sys.stderr,
+            f"{results / 'runs.csv'} records; `gcond study run windows --scale {options.scale}` trains some"
         )
-        return 2
     measured: dict[tuple[str, str], pd.DataFrame] = {}
     n = options.micro_batches
     asked = [(state, mode) for state in options.states for mode in options.modes]
@@ -101,7 +105,6 @@ def main(words: Sequence[str] | None = None) -> int:
                 tables.add(results, row.log, KIND, pd.concat([before, measured[which, mode]]))
                 bar.update()
     print(f"written: {results / 'logs'}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from gcond.engine.run_state import state_of
-from gcond.output import output_may_be_lost, status_of
+from gcond.output import at_least_one, output_may_be_lost, status_of
 from gcond.sweep.launch import launch, submit
 from gcond.sweep.plan import Planned, looked_at_again, plan, print_plan, prove, with_paths_quoted
 
@@ -64,15 +64,13 @@ OVERRIDES = """as for gcond-train --multirun, e.g. experiment=table2 scale=mini;
 @output_may_be_lost()
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gcond.sweep", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side (default: cores)")
+    parser.add_argument("--jobs", type=at_least_one, default=os.cpu_count(), help="runs side by side (default: cores)")
     parser.add_argument("--launcher", choices=["slurm"], help="submit one SLURM array (default: run on this machine)")
     parser.add_argument("--plan-only", action="store_true", help="print the plan and start nothing")
     parser.add_argument("--results", type=Path, default=Path("results"), help="where recorded runs are looked up")
     parser.add_argument("--missing", action="store_true", help="do not repeat runs that are recorded below --results")
     parser.add_argument("overrides", nargs="+", help=OVERRIDES)
     options = parser.parse_args(words)
-    if options.jobs < 1:
-        parser.error(f"--jobs: expected an integer >= 1, found {options.jobs}")
     return status_of(lambda: _sweep(options))
 
 

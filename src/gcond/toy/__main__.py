@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from gcond.files import OWN
-from gcond.output import output_may_be_lost
+from gcond.output import at_least_one, output_may_be_lost
 from gcond.toy import noise, tradeoff
 from gcond.toy.descents import SLOW, descend, lineup, record, write_csv
 
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gcond.toy", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=OWN / "toy", help=f"what is recorded (default: {OWN}/toy)")
     parser.add_argument("--cache", type=Path, default=Path("runs/toy"), help="finished descents (default: runs/toy)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    parser.add_argument("--jobs", type=at_least_one, default=os.cpu_count(), help="processes (default: one per core)")
     parser.add_argument("--all", action="store_true", help=f"also those that take long: {', '.join(SLOW)}")
     options = parser.parse_args(arguments)
     methods = lineup()
