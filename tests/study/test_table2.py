@@ -91,7 +91,16 @@ def test_its_own_settings_do_not_keep_it_out(tmp_path):
     changed += [("baseline", 11, "variant", "loss.tasks={l1:1}")]
     table = table2.build(record(tmp_path, *changed, **LOSSES))
     assert cell(table, "mine").n == 3
-    assert cell(table, "baseline").n == 2
+    assert cell(table, "baseline").n == cell(table, "mine").gap_n == 2
+    changed += [("mine", 42, "variant", "strategy.my_key=4")]
+    with pytest.raises(ValueError, match=r"strategy\.my_key=3; strategy\.my_key=4"):
+        table2.build(record(tmp_path, *changed, **LOSSES))
+
+
+def test_a_data_set_of_the_users_own_is_a_table_too(tmp_path):
+    changed = [(name, seed, "dataset", "own") for name in LOSSES for seed in (11, 42, 2025)]
+    table = table2.build(record(tmp_path, *changed, **LOSSES))
+    assert cell(table, "mine", dataset="own").gap_n == 3
 
 
 def test_a_failed_run_is_counted(tmp_path):

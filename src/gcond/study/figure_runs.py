@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from gcond.study import tables
-from gcond.study.methods import NOT_EVIDENCE, PAPER_MODEL, RATES, dataset_label, facts, kind, label
+from gcond.study.methods import NOT_EVIDENCE, PAPER_MODEL, RATES, dataset_label, kind, label, ordered_datasets
 
 FAMILIES = ("photographs", "ct")
 
@@ -97,12 +97,6 @@ def _at_rate(runs: pd.DataFrame, lr: float | str) -> pd.DataFrame:
 def rate_in_words(lr: float | str) -> str:
     lr = "paper" if lr == tables.PAPER_LR else lr
     return RATES.get(str(lr)) or f"learning rate {tables.written(float(lr))}"
-
-
-def ordered_datasets(there: Iterable[str]) -> list[str]:
-    """Data sets in the order of methods.yaml; those that it does not know come last."""
-    known = list(facts("methods")["datasets"])
-    return sorted(set(there), key=lambda one: (known.index(one) if one in known else len(known), one))
 
 
 def fits(setting: str, wanted: dict[str, Any] | None) -> bool:

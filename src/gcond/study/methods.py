@@ -51,6 +51,12 @@ def dataset_label(dataset: str) -> str:
     return str(facts("methods")["datasets"].get(dataset, {}).get("label", dataset))
 
 
+def ordered_datasets(datasets: Iterable[str]) -> list[str]:
+    """As in methods.yaml; those that it does not know come last."""
+    known = list(facts("methods")["datasets"])
+    return sorted(set(datasets), key=lambda one: (known.index(one) if one in known else len(known), one))
+
+
 def kind(dataset: str) -> str:
     """ct or photographs; of a user's own data set its name."""
     paper = facts("methods")["datasets"].get(dataset, {}).get("paper", dataset)

@@ -181,7 +181,7 @@ def _table2(results: Path, scale: str = "mini", lr: str | float = "own", **choic
     rate = lr if isinstance(lr, str) else tables.written(lr)
     base = results / scale / ("table2" if lr == "own" else f"table2_lr{rate}")
     command = f"gcond study table table2 --scale {scale}" + ("" if lr == "own" else f" --lr {rate}")
-    command += f" --seeds {','.join(map(str, choices['seeds']))}" if choices.get("seeds") else ""
+    command += "".join(f" --{name} {','.join(map(str, values))}" for name, values in choices.items())
     markdown, csv, tex = (base.with_suffix(suffix) for suffix in (".md", ".csv", ".tex"))
     write_text(csv, table.cells.to_csv(index=False, float_format="%.8g", lineterminator="\n"))
     write_text(tex, latex(table, command))

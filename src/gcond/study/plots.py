@@ -22,8 +22,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from gcond.files import write_atomically
 from gcond.study import computed_plots, judge, tables
-from gcond.study.figure_runs import Chosen, choose, family, finish, frame, ordered_datasets, seeds_in_words
-from gcond.study.methods import PAPER_MODEL, RATES, dataset_label, facts, label, look, paper_table2
+from gcond.study.figure_runs import Chosen, choose, family, finish, frame, seeds_in_words
+from gcond.study.methods import PAPER_MODEL, RATES, dataset_label, facts, label, look, ordered_datasets, paper_table2
 
 NAMES = tuple(facts("figures")["figures"])
 BINS = 50  # of a run's steps, at most

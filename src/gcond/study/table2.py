@@ -12,8 +12,18 @@ from typing import Any
 import pandas as pd
 
 from gcond.study import tables
-from gcond.study.judge import FEWEST, judge
-from gcond.study.methods import PAPER_MODEL, PREDICTOR, dataset_label, facts, group, label, ordered, paper_table2
+from gcond.study.judge import FEWEST, by_pair, compare
+from gcond.study.methods import (
+    PAPER_MODEL,
+    PREDICTOR,
+    dataset_label,
+    facts,
+    group,
+    label,
+    ordered,
+    ordered_datasets,
+    paper_table2,
+)
 
 MEASURES, EPOCHS = ("l1", "ssim"), ("best_val", "last_val", "best_test")
 CELL = ["dataset", "measure", "epoch"]  # what names a column
@@ -110,25 +120,20 @@ def effect(row: Any, name: str = "effect", n: str = "n") -> str:
     return f"**{text}**" if row[n] >= FEWEST and differs else text
 
 
-def build(
-    folder: Path,
-    lr: str = "own",
-    seeds: Sequence[int] = (),
-    datasets: Sequence[str] = (),
-    model: str | None = None,
-) -> Table2:
+def build(folder: Path, lr: str = "own", seeds: Sequence[int] = (), datasets: Sequence[str] = ()) -> Table2:
     """Of the runs recorded in `folder`. `lr`: own (the scale's), paper, best (each arm's) or a number; no `seeds` or
-    `datasets`: all that ran. Raises ValueError where none ran, and where those of a data set saw different images."""
+    `datasets`: all that ran. Raises ValueError where none ran, and where runs cannot share a table."""
     runs, recorded = tables.runs(folder), tables.read(folder)
     runs = runs[in_lineup(runs)]
-    model = model or _model(runs)
+    models = set(runs.model)
+    model = PAPER_MODEL if PAPER_MODEL in models or not models else _only(runs.model, "models")
     runs = tables.at_rate(runs[runs.model == model], lr)
-    names = list(datasets) or [name for name in facts("methods")["datasets"] if name in set(runs.dataset)]
+    names = list(datasets) or ordered_datasets(runs.dataset)
     runs = runs[runs.dataset.isin(names) & (runs.seed.isin(seeds) if seeds else True)]
     for dataset, own in runs.groupby("dataset"):
-        if len(checksums := set(own.data_checksum) - {""}) > 1:
-            raise ValueError(f"runs of `{dataset}` in {folder} saw different images (checksums {', '.join(checksums)}) "
-                             "and cannot share a table; record some elsewhere (OUT=DIR)")  # fmt: skip
+        _only(own.data_checksum[own.data_checksum != ""], f"checksums of {dataset}")
+    for strategy, own in runs.groupby("strategy"):
+        _only(own.rest, f"settings of {strategy}")
     asked = tuple(seeds) or tuple(sorted(runs.seed.unique()))
     failed = recorded[(recorded.status == tables.FAILED) & recorded.dataset.isin(names) & recorded.seed.isin(asked)]
     failed = failed[failed.model == model]
@@ -142,7 +147,7 @@ def build(
     predictors = tables.predictors(folder)
     predictors = predictors[predictors.dataset.isin(names) & predictors.data_checksum.isin(runs.data_checksum)]
     cells = _cells(runs, predictors, failed, ordered(shown), names)
-    return Table2(_marked(cells.merge(_gaps(runs, lr), "left"), len(asked)), runs, failed, asked, model)
+    return Table2(_marked(cells.merge(_gaps(runs), "left"), len(asked)), runs, failed, asked, model)
 
 
 def in_lineup(runs: pd.DataFrame) -> pd.Series:
@@ -152,11 +157,13 @@ def in_lineup(runs: pd.DataFrame) -> pd.Series:
     return (runs.loss == "l1_ssim") & (runs.weights == "") & (same | ~known)
 
 
-def _model(runs: pd.DataFrame) -> str:
-    found = sorted(set(runs.model))
-    if len(found) > 1 and PAPER_MODEL not in found:
-        raise ValueError(f"`model` must be named: the runs were made with {', '.join(found)}")
-    return PAPER_MODEL if not found or PAPER_MODEL in found else found[0]
+def _only(values: pd.Series, what: str) -> str:
+    """The one value that all have, "" of none."""
+    found = sorted(set(values))
+    if len(found) > 1:
+        raise ValueError(f"runs with different {what} cannot share a table: found {'; '.join(found)}; record some "
+                         "elsewhere (OUT=DIR)")  # fmt: skip
+    return found[0] if found else ""
 
 
 def _cells(runs: pd.DataFrame, predictors: pd.DataFrame, failed: pd.DataFrame, methods: list[str], datasets: list[str]
@@ -203,11 +210,14 @@ def _marked(cells: pd.DataFrame, asked: int) -> pd.DataFrame:
     return cells.assign(best=best, beaten=(cells.measure == "l1") & ~guess & (printed >= bar))
 
 
-def _gaps(runs: pd.DataFrame, lr: str) -> pd.DataFrame:
+def _gaps(runs: pd.DataFrame) -> pd.DataFrame:
     """Each method less Baseline, in percent of Baseline, with its 95 % interval over seeds."""
-    others = [name for name in ordered(set(runs.strategy)) if name != "baseline"]
-    contrast = {"ours": others, "theirs": ["baseline"], "measure": list(MEASURES), "epoch": list(EPOCHS), "lr": [lr]}
-    found = judge({"table2": {"contrasts": [contrast]}}, runs)
-    columns = {"ours": "strategy", "effect": "gap", "n": "gap_n"}
-    names = ["strategy", *CELL, "gap", "gap_n", "low", "high"]
-    return found.rename(columns=columns)[names] if len(found) else pd.DataFrame(columns=names)
+    rows = []
+    for dataset, own in runs.groupby("dataset"):
+        arms = {str(strategy): by_pair(arm) for strategy, arm in own.groupby("strategy")}
+        base = arms.pop("baseline", None)
+        for (strategy, arm), measure, epoch in product(arms.items() if base is not None else (), MEASURES, EPOCHS):
+            found = compare(arm, base, None, measure, epoch)
+            if found["n"]:
+                rows.append((strategy, dataset, measure, epoch, *map(found.get, ("effect", "n", "low", "high"))))
+    return pd.DataFrame(rows, columns=["strategy", *CELL, "gap", "gap_n", "low", "high"])
