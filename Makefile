@@ -31,7 +31,7 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
-data: $(READY) ## fetch ten public CT patients (130 MB) into data/ct
+data: $(READY) ## fetch ten public CT patients (111 MB) into data/ct
 	@test -e data/ct/facts.json || $(GCOND) data samples --out data/ct
 data-headneck: $(READY) ## make data/headneck from OPENKBP=DIR, a clone of github.com/ababier/open-kbp
 	@$(GCOND) data headneck --out $(call quoted,$(or $(HEADNECK),data/headneck)) $(if $(OPENKBP),--folder $(call quoted,open-kbp=$(OPENKBP)))
