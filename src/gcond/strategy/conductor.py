@@ -39,7 +39,7 @@ class GradientConductor:
     `optimizer.zero_grad()` is not needed.
 
     Every step looks again at what may have changed: parameters that were moved, cast, permuted or (un)frozen are laid
-    out anew, with momentum and history; what cannot be followed is an error. See docs/strategies.md.
+    out anew, with momentum and history; what cannot be followed is an error. See docs/conductor.md.
 
     Args:
         parameters: the model, or every parameter that is trained, or a mapping from group name to such; conflicts are
