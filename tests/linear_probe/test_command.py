@@ -125,8 +125,9 @@ def test_runs_of_another_loss_or_model_than_table_2s_are_probed_on_demand(runs, 
 
 
 def test_runs_that_cannot_be_probed_are_named_and_the_others_are_probed(runs, capsys):
-    assert probed(runs / "nowhere") == 2
-    assert "no finished run in" in capsys.readouterr().err
+    for where, words, of in ((runs / "nowhere", [], "run in"), (runs, ["--datasets", "phtos"], "run of phtos in")):
+        assert probed(where, *words) == 2
+        assert f"no finished {of}" in capsys.readouterr().err
     (last,) = (folder(runs, "pcgrad") / "checkpoints").glob("00000004-*.pt")
     last.unlink()
     assert probed(runs) == 1

@@ -102,10 +102,10 @@ def todo(results: Path, runs: Path, datasets: Sequence[str] | None, every: bool)
     """
     done = tables.runs(results)
     done = done.loc[[(runs / name / "DONE").exists() for name in done.name]]
+    done = done[done.dataset.isin(datasets)] if datasets else done
     if done.empty:
-        raise ValueError(f"nothing to probe: no finished run in {runs} that {results / 'runs.csv'} records")
-    if datasets:
-        done = done[done.dataset.isin(datasets)]
+        of = f" of {' or '.join(datasets)}" if datasets else ""
+        raise ValueError(f"nothing to probe: no finished run{of} in {runs} that {results / 'runs.csv'} records")
     model = done.model.iloc[0] if done.model.nunique() == 1 else PAPER_MODEL
     chosen = done if every else done[(done.model == model) & (done.setting == "")]
     left = chosen.loc[[not _recorded(results, run.log, run.hash) for run in chosen.itertuples()]]
