@@ -70,7 +70,7 @@ def test_what_is_held_by_hand(choices, rows):
 
 def test_a_gpu_holds_the_next_micro_batch_as_raw_integers():
     """By hand: uint8 photographs, int64 places of hidden patches; CT is one channel of int16."""
-    for dataset, pixels in (("photos", 3 * SIZE**2), ("ct", SIZE**2 * 2)):
+    for dataset, pixels in (("photos", 3 * SIZE**2), ("ct", SIZE**2 * 2), ("ich", SIZE**2 * 2)):
         for device, bytes_of_one in ((CUDA, pixels + HIDDEN * 8), (CPU, 0)):
             parts = Planner(small(f"dataset={dataset}", "strategy=baseline"), device)._held(5, 2)
             assert parts["next micro-batch on its way"] == 5 * bytes_of_one

@@ -57,8 +57,6 @@ from gcond.strategy.products import CHUNK_ELEMENTS
 MARGINS = {"cpu": 1.35, "cuda": 1.1}
 """A plan fits where its peak times this does. CPU: what glibc's allocator was found to keep besides in
 real steps at scale=mini; CUDA: a guess, not measured."""
-RAW_BYTES = {"ct": 2, "headneck": 2}
-"""Of a pixel as the data set gives it: int16 CT slices; all others are uint8."""
 NOT_IN_A_STEP = ("diagnos", "probe", "validation")
 """In the names of parts that a step which only trains does not have."""
 UNITS = {"GB": 10**9, "GiB": 2**30}
@@ -139,7 +137,7 @@ class Planner:
         self._direct = gradients.rows.dtype == gradients.parameter_dtype  # autograd writes into the rows themselves
         pixels, places = int(model.channels * cfg.scale.image_size**2), 8 * self._passes.hidden
         self._image = 4 * pixels + places
-        self._raw_image = RAW_BYTES.get(cfg.dataset.name, 1) * pixels + places
+        self._raw_image = (2 if model.channels == 1 else 1) * pixels + places  # int16 CT slices, uint8 photographs
 
     def plan(self, micro_batch: int, accumulation_steps: int) -> Plan:
         choice = (micro_batch, accumulation_steps)
