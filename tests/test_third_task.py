@@ -195,7 +195,7 @@ def test_labels_that_do_not_exist_or_are_not_needed_are_refused(monkeypatch):
         labelling_of(config(*chosen, "dataset=photos"))
     names = {"train": ["cat", "ant", "bee", "ant"], "val": ["bee"], "test": ["cat"]}
     monkeypatch.setattr("gcond.data.imagenet256.labels", {"somewhere": names}.get)
-    given = labelling_of(config(*chosen, "dataset=imagenet256", "dataset.root=somewhere"))
+    given = labelling_of(config(*chosen, "dataset=imagenet256", "dataset.name=mine", "dataset.root=somewhere"))
     assert isinstance(given, Given)
     assert given.classes == 3
     data = tiny.load(64)

@@ -301,8 +301,8 @@ def labelling_of(cfg: DictConfig) -> Labelling | None:
 
     if cfg.dataset.get("labelled"):
         return Findings(store.LABELS, ct.labels(cfg.dataset.root))
-    names = imagenet256.labels(cfg.dataset.root) if cfg.dataset.name in CLASSES else None
-    return Given(_known(names, cfg))
+    photographs = cfg.dataset._target_ == "gcond.data.imagenet256.load"
+    return Given(_known(imagenet256.labels(cfg.dataset.root) if photographs else None, cfg))
 
 
 def planned_shape(cfg: DictConfig) -> dict[str, int | None]:
