@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import time
 from contextlib import suppress
@@ -18,7 +19,7 @@ from gcond.command import main
 from gcond.data.checksums import checksum_of, of_photographs
 from gcond.engine.metrics_log import TAIL, steps_logged
 from gcond.engine.run_folder import RunFolder, running
-from gcond.engine.run_state import RunState, Standing, standing, state_of, states_of
+from gcond.engine.run_state import RunState, Standing, recorded_objective, standing, state_of, states_of
 from gcond.study.tables import collect
 from gcond.sweep.__main__ import print_summary
 from gcond.sweep.plan import looked_at_again, plan, print_plan
@@ -273,6 +274,13 @@ def test_what_is_recorded_counts_for_its_data_only(trained_on_a, two_roots, tmp_
     # The queue's table has finished runs alone, and no column that says so.
     table.write_text(f"name,hash,data_checksum,seconds\na,{folder.hash},{checksum_of(a.dataset)},1\n")
     assert standing(folder, a).state == "recorded"
+
+
+def test_the_objective_of_a_recorded_run_is_its_weighted_loss_or_not_a_number():
+    row = {"best_val_l1": "0.5", "best_val_ssim": "0.25", "best_val_flipped": ""}
+    assert recorded_objective(row, {"l1": 1.0}) == pytest.approx(0.85 * 0.5 + 0.15 * 0.25)  # the paper's weights
+    assert math.isnan(recorded_objective(row, {"l1": 0.5, "flipped": 0.5}))
+    assert math.isnan(recorded_objective(row, {"l1": 0.5, "class": 0.5}))
 
 
 def test_done_without_a_sound_report_is_not_finished_and_another_versions_is_refused(tmp_path):

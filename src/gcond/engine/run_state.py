@@ -184,4 +184,4 @@ def objective(report: Mapping[str, Any]) -> float:
 def recorded_objective(row: Mapping[str, str], tasks: Mapping[str, float]) -> float:
     """The same by a run's row of runs.csv, whose own tasks are `tasks`."""
     weights = selection_weights(tasks)
-    return weighted_loss({f"val_{task}": float(row[f"best_val_{task}"]) for task in weights}, weights)
+    return weighted_loss({f"val_{task}": float(row.get(f"best_val_{task}") or math.nan) for task in weights}, weights)
