@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from gcond.config import build
 from gcond.data.checksums import short
 from gcond.data.intensity import Intensity
 from gcond.data.splits import Splits
-from gcond.engine.batches import TrainingImages, labelling_of, seeded
+from gcond.engine.batches import Labelling, TrainingImages, labelling_of, seeded
 from gcond.engine.checkpoint import Checkpoint, checkpoints
-from gcond.engine.evaluate import Best
+from gcond.engine.evaluate import Best, EvaluationSet
 from gcond.engine.run_folder import finished_report, read_config, read_report
 from gcond.engine.trainer import Objective
 from gcond.files import OWN
@@ -73,8 +74,7 @@ class Configured:
         """The model as it begins, and its step, 0. Raises ValueError for another `state` than "initial"."""
         if state != "initial":
             raise ValueError(f"`state`: expected initial, since nothing is trained yet, found {state!r}")
-        labelling = labelling_of(self.cfg)
-        late = {"channels": channels, "classes": labelling.classes if labelling else None}
+        late = {"channels": channels, "classes": self.labelling.classes if self.labelling else None}
         with seeded(self.cfg.seed, "weights"):
             return build(self.cfg.model, self._trusted, **late), 0
 
@@ -96,10 +96,18 @@ class Configured:
         across: int = self.cfg.scale.image_size // self.cfg.scale.patch_size
         return across**2
 
-    def images(self, data: Splits, device: torch.device) -> TrainingImages:
-        scale, how = self.cfg.scale, {"device": device, "labelling": labelling_of(self.cfg)}
+    @functools.cached_property
+    def labelling(self) -> Labelling | None:
+        return labelling_of(self.cfg)
+
+    def images(self, data: Splits, device: torch.device, workers: int = 0) -> TrainingImages:
+        scale, how = self.cfg.scale, {"workers": workers, "labelling": self.labelling}
         micro_batch, ratio, seed = scale.micro_batch, scale.mask_ratio, self.cfg.seed
-        return TrainingImages(data.train, data.intensity, micro_batch, self.patches, ratio, seed, **how)
+        return TrainingImages(data.train, data.intensity, micro_batch, self.patches, ratio, seed, device, **how)
+
+    def evaluation_set(self, data: Splits, split: str) -> EvaluationSet:
+        scale = self.cfg.scale
+        return EvaluationSet.of(data, split, scale.eval_images, self.patches, scale.mask_ratio, self.labelling)
 
     def scaler(self, device: torch.device) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(device.type, enabled=self.cfg.precision == "fp16")
@@ -149,7 +157,7 @@ class LoadedRun(Configured):
 
     def expect(self, data: Splits) -> None:
         """Raise ValueError where `data` are not those that the run has seen."""
-        seen, found = self.report["data_checksum"], data.facts["checksum"]
+        seen, found = self.report["data_checksum"], data.checksum
         if found != seen:
             raise ValueError(
                 f"{self.path}: trained on data with the checksum {short(seen)}, found {short(found)}; name the run's "

@@ -9,9 +9,8 @@ from contextlib import closing
 import torch
 from omegaconf import DictConfig
 
-from gcond.config import build
 from gcond.data.images import bars
-from gcond.engine.batches import MicroBatches, TrainingImages, labelling_of, seeded, subseed
+from gcond.engine.batches import MicroBatches, subseed
 from gcond.engine.checkpoint import Checkpoint, State, keep_only
 from gcond.engine.device import out_of_memory_hint
 from gcond.engine.distributed import World, gathered
@@ -27,7 +26,7 @@ from gcond.engine.run_state import selection_weights
 from gcond.engine.settings import Settings
 from gcond.engine.trainer import Objective, Trainer, optimizer_of
 from gcond.files import disk_full_hint
-from gcond.model import MaskedAutoencoder
+from gcond.load_run import Configured
 from gcond.output import Progress
 from gcond.schema import check
 
@@ -63,48 +62,36 @@ def _train(cfg: DictConfig, folder: RunFolder, logger: SafeLogger, report: RunRe
 
     # Read the data, and score what predicts without looking.
     bars.set(cfg.progress in ("auto", "bar") and rank() == 0)
-    data = build(cfg.dataset)
-    team.compare(data=data.facts["checksum"])
-    labelling = labelling_of(cfg)
-    shown = (scale.eval_images, settings.patches, scale.mask_ratio, labelling)
-    sets = {split: EvaluationSet.of(data, split, *shown) for split in ("val", "test")}
+    run = Configured(cfg)
+    data = run.data()
+    team.compare(data=data.checksum)
+    sets = {split: run.evaluation_set(data, split) for split in ("val", "test")}
     curve = {split: images.thinned(scale.get("curve_images")) for split, images in sets.items()}
-    loss = build(cfg.loss.reconstruction)(patch_size=scale.patch_size, intensity=data.intensity)
-    report.describe(data, team.main_first(lambda: baseline_scores(cfg, data, sets, loss, labelling)))
+    loss = run.loss(data)
+    report.describe(data, team.main_first(lambda: baseline_scores(cfg, data, sets, loss, run.labelling)))
 
     # Build the model, and the strategy that trains it.
-    with seeded(cfg.seed, "weights"):
-        classes = labelling.classes if labelling else None
-        model: MaskedAutoencoder = build(cfg.model, channels=data.intensity.channels, classes=classes).to(device)
+    model = run.model("initial", data.intensity.channels)[0].to(device)
     conductor = settings.conductor(model.parameter_groups(), seed=subseed(cfg.seed, "resolver"))
     steps_per_epoch = settings.steps_per_epoch(len(data.train))
     schedule = settings.schedule(steps_per_epoch)
     optimizer = optimizer_of(cfg.optimizer.build, model.parameters(), schedule.peak)
-    scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
+    scaler = run.scaler(device)
 
     # Continue where the last attempt stopped.
     best = Best(model, selection_weights(cfg.loss.tasks))
     parts = {"model": model, "optimizer": optimizer, "scaler": scaler, "best": best}
     parts |= {"conductor": team.state_of(conductor)}
-    checkpoint = Checkpoint(folder.checkpoints, folder.hash, data.facts["checksum"], parts, team.main)
+    checkpoint = Checkpoint(folder.checkpoints, folder.hash, data.checksum, parts, team.main)
     state = checkpoint.load(schedule.total_steps)
     team.compare(checkpoint={"step": state.step, "position": state.position})
     report.resumed(state)
     logbook = MetricsLog(folder.metrics if team.main else None, state.logbook_size)
-    logger.open()
+    if team.main:  # the others might read metrics.jsonl before it is cut to what the checkpoint remembers
+        logger.open()
 
     # Bring together what takes a step and what looks at the model after an epoch.
-    source = TrainingImages(
-        data.train,
-        data.intensity,
-        scale.micro_batch,
-        settings.patches,
-        scale.mask_ratio,
-        cfg.seed,
-        device,
-        scale.workers,
-        labelling,
-    )
+    source = run.images(data, device, scale.workers)
     batches = MicroBatches(
         source, state.position, conductor.estimator.accumulation_steps, conductor.micro_batch_indices
     )

@@ -17,8 +17,7 @@ from gcond.data import ct
 from gcond.data.images import Encoded, Photographs
 from gcond.data.windows import HU_OFFSET
 from gcond.engine import device as devices
-from gcond.engine.batches import labelling_of
-from gcond.engine.evaluate import EvaluationSet, evaluate, means
+from gcond.engine.evaluate import evaluate, means
 from gcond.engine.reconstructions import COLUMNS, cells, write_sheet
 from gcond.engine.run_folder import read_report
 from gcond.files import write_atomically
@@ -120,8 +119,7 @@ def again(options: argparse.Namespace, run: LoadedRun) -> int:
     device, scale = devices.pick(options.device, run.cfg.threads), run.cfg.scale
     data = run.data()
     model, step = run.model(options.weights, data.intensity.channels)
-    loss, shown = run.loss(data), (scale.eval_images, run.patches, scale.mask_ratio, labelling_of(run.cfg))
-    images = EvaluationSet.of(data, options.split, *shown)
+    loss, images = run.loss(data), run.evaluation_set(data, options.split)
     recorded = read_report(run.path, "final")["final"][options.weights]
     print(f"{options.split}, {len(images.images)} images, {options.weights} weights, of step {step}")
     differ = 0

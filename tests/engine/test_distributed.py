@@ -179,6 +179,18 @@ def test_a_process_with_a_folder_of_its_own_is_told(tmp_path, monkeypatch):
         assert "found checkpoint.step 0 in process 1, 4 in process 0" in told
 
 
+def test_a_line_that_a_crash_cut_is_dropped_by_the_first_process_before_another_reads_it(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "finish", lambda folder: None)
+        folder = run(cfg := tiny_config(tmp_path / "runs", *CONFLICTS))
+    whole = folder.metrics.read_bytes()
+    folder.metrics.write_bytes(whole + b'{"kind": "st')
+    open_log = gcond.train.MetricsLog
+    monkeypatch.setattr(gcond.train, "MetricsLog", lambda *a: time.sleep(0.5 * (rank() == 0)) or open_log(*a))
+    assert forked(2, lambda: message_of(cfg), tmp_path) == ["", ""]
+    assert folder.metrics.read_bytes() == whole
+
+
 def test_a_process_that_does_not_come_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "COMING", timedelta(seconds=1))
     cfg = tiny_config(tmp_path / "runs")

@@ -33,7 +33,7 @@ ALLOWED = {
     "study.bench_page": "study",
     "cli": "command engine files output study sweep profile_run weights",
     "command": "config schema engine train output",
-    "train": "config schema command data model loss strategy engine files output",  # command where train itself is run
+    "train": "schema command data engine load_run files output",  # command where train itself is run
     "timing": "engine",
     "synthetic_run": "config data model engine",
     "toy": "config output strategy files",
