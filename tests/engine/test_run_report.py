@@ -111,11 +111,15 @@ def test_a_finished_run_by_hand(folder):
     assert report["started"].endswith("+00:00")
 
 
-def test_a_failed_run_says_why_and_claims_no_results_and_an_interrupted_one_says_nothing(folder):
+def test_a_failed_run_says_why_and_claims_no_results_and_an_interrupted_one_says_nothing(folder, monkeypatch):
+    """Also where the device computes no more after the error."""
     with pytest.raises(KeyboardInterrupt), record(folder):
         raise KeyboardInterrupt
     assert not folder.report.exists()
-    with pytest.raises(FloatingPointError), record(folder):
+    failing = record(folder)
+    failing.describe(tiny.load(64), {})
+    monkeypatch.setattr("gcond.engine.run_report.fingerprint", None)
+    with pytest.raises(FloatingPointError), failing:
         raise FloatingPointError("step 3: the loss of task 'l1' is nan")
     report = json.loads(folder.report.read_text())
     assert report["status"] == "failed"

@@ -22,13 +22,7 @@ def load(image_size: int, train: int = 12, val: int = 6, test: int = 6) -> Split
         **{split: TensorImages(raw) for split, raw in splits.items()},
         intensity=Intensity.of_photographs(),
         title="gratings",
-        facts={
-            "version": "1",
-            "counts": counts,
-            "checksum": {split: hashlib.sha256(raw.numpy().tobytes()).hexdigest() for split, raw in splits.items()},
-            "missing_packages": [],
-        },
-        shows_patients=False,
+        checksum={split: hashlib.sha256(raw.numpy().tobytes()).hexdigest() for split, raw in splits.items()},
     )
 
 

@@ -33,7 +33,7 @@ PHOTOGRAPHS: dict[str, tuple[str, ...]] = {
 
 
 def checksum_of(dataset: DictConfig) -> Any:
-    """What the loader of `dataset` states in `facts["checksum"]`; a loader that is not named here is called for it.
+    """The `checksum` that the loader of `dataset` states; a loader that is not named here is called for it.
 
     Raises ValueError where there are no such data.
     """
@@ -47,7 +47,7 @@ def checksum_of(dataset: DictConfig) -> Any:
             return of_listing(root, parquet_files(root) or folders.read(root).files)
         case "gcond.data.photos.load":
             return of_photographs()
-    return build(dataset).facts["checksum"]
+    return build(dataset).checksum
 
 
 def of_listing(root: Path, listing: Iterable[Path]) -> str:

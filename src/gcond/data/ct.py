@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -119,19 +118,8 @@ def load(
         **images,
         intensity=Intensity.of_hu_window(hu_min, hu_max, mean, std),
         title=facts["title"] + (", labelled slices" if labelled else ""),
-        facts={
-            "version": facts["format_version"],
-            "counts": {name: len(rows) for name, rows in own.items()},
-            "without_labels": left_out,
-            "checksum": facts["checksum"],
-            "missing_packages": facts["missing_packages"],
-            "patients": {split: own[name].patient.nunique() for name, split in SPLITS.items()},
-            "window_hu": [hu_min, hu_max],
-            "statistics": statistics,
-            "mean": [mean],
-            "std": [std],
-            "distance_from_paper": math.dist(measured, (PAPER_MEAN, PAPER_STD)),
-        },
+        checksum=facts["checksum"],
+        missing_packages=facts["missing_packages"],
         shows_patients=True,
         groups={name: rows.patient.to_list() for name, rows in own.items()},
         body_above=BODY_HU + windows.HU_OFFSET,

@@ -67,7 +67,7 @@ def load(root: str | Path | None, image_size: int) -> Splits:
 
     The published test split has no part in it (its labels are withheld, so nobody compares on it): val and test are the
     even and the odd rows (Parquet) or files in sorted order (JPEG) of the ImageNet validation split. A JPEG folder
-    may bring its own test/. What is passed over is said on stderr, and stands in `facts`.
+    may bring its own test/. What is passed over is said on stderr.
     Raises ValueError where `root` is unset, absent, or holds neither layout (gcond.data.folders), and for a photograph
     that cannot be decoded.
     """
@@ -87,23 +87,12 @@ def load(root: str | Path | None, image_size: int) -> Splits:
         listing, groups, passed_over = folder.files, folder.classes, folder.passed_over
     held = {split: held_or_kept(images, f"{_name(root)} {split}", root) for split, images in splits.items()}
     _say(root, splits, groups, passed_over)
-    counts = {split: len(images) for split, images in splits.items()}
-    total = sum(counts.values())
-    intensity = Intensity.of_photographs()
+    whole = parquet and len(splits["train"]) >= FULL_TRAIN
     return Splits(
         **held,
-        intensity=intensity,
-        title=WHOLE if parquet and counts["train"] >= FULL_TRAIN else f"{_name(root)} ({total} images)",
-        facts={
-            "version": "parquet" if parquet else "jpeg",
-            "counts": counts,
-            "checksum": of_listing(root, listing),
-            "missing_packages": [],
-            "mean": list(intensity.mean),
-            "std": list(intensity.std),
-            "passed_over": passed_over,
-        },
-        shows_patients=False,
+        intensity=Intensity.of_photographs(),
+        title=WHOLE if whole else f"{_name(root)} ({sum(map(len, splits.values()))} images)",
+        checksum=of_listing(root, listing),
         groups=groups,
     )
 

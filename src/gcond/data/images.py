@@ -3,7 +3,8 @@
 What takes long to decode is kept between runs (28,800 photographs take up to a minute, reading them back a second):
 
     ~/.cache/gcond/decoded ($GCOND_CACHE/decoded)
-        FOLDER/SPLIT-SIZE-KEY.npz    uint8 [n, 3, S, S]; FOLDER is named after that of the photographs
+        FOLDER/SPLIT-SIZE-KEY.npz    pixels uint8 [n, 3, S, S], and which of them were enlarged; FOLDER is named after
+                                     that of the photographs
 
 KEY is that of the files (path, size, times), the rows, and the decoder, so that nothing stale is ever read. Any of it
 may be deleted at any time.
@@ -162,11 +163,13 @@ def held_or_kept(photographs: Photographs, what: str, root: Path) -> ImageSet:
     stem = f"{what.split()[-1]}-{photographs.size}"
     path = folder / f"{stem}-{_key(photographs)}.npz"
     if (kept := _read(path)) is not None:
-        return TensorImages(torch.from_numpy(kept))
+        photographs.enlarged = set(kept["enlarged"].tolist())
+        return TensorImages(torch.from_numpy(kept["pixels"]))
     decoded = hold_in_memory(photographs, what)
     assert isinstance(decoded, TensorImages)
     try:
-        write_atomically(path, lambda temporary: np.savez(temporary, pixels=decoded.images.numpy()))
+        arrays = {"pixels": decoded.images.numpy(), "enlarged": np.array(sorted(photographs.enlarged), np.int64)}
+        write_atomically(path, lambda temporary: np.savez(temporary, **arrays))
         for other in folder.glob(f"{stem}-*"):  # of other files, or by another decoder
             if other != path:
                 other.unlink(missing_ok=True)
@@ -186,10 +189,10 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
-def _read(path: Path) -> np.ndarray | None:
+def _read(path: Path) -> dict[str, np.ndarray] | None:
     """None where there is no such file, or a damaged one."""
     try:
         with np.load(path) as kept:
-            return kept["pixels"]  # compared with its CRC-32
+            return {name: kept[name] for name in ("pixels", "enlarged")}  # each compared with its CRC-32
     except Exception:  # a damaged header says anything
         return None

@@ -4,7 +4,6 @@ Few scenes, so their crops are alike within a split: enough to see an optimiser 
 """
 
 import math
-from importlib.metadata import version
 from importlib.resources import files
 
 import torch
@@ -26,24 +25,15 @@ STRIDE = 1 / 6
 def load(image_size: int) -> Splits:
     """Train, val and test from different photographs, in a fixed order of crops. Raises ValueError for a bad size."""
     check_size(image_size)
-    crops = {split: torch.cat([_crops(name, image_size) for name in names]) for split, names in PHOTOGRAPHS.items()}
-    intensity = Intensity.of_photographs()
+    crops = {
+        split: TensorImages(torch.cat([_crops(name, image_size) for name in names]))
+        for split, names in PHOTOGRAPHS.items()
+    }
     return Splits(
-        train=TensorImages(crops["train"]),
-        val=TensorImages(crops["val"]),
-        test=TensorImages(crops["test"]),
-        intensity=intensity,
+        **crops,
+        intensity=Intensity.of_photographs(),
         title="photos (scikit-image)",
-        facts={
-            "version": f"scikit-image {version('scikit-image')}",
-            "counts": {split: len(images) for split, images in crops.items()},
-            "checksum": of_photographs(),
-            "missing_packages": [],
-            "photographs": {split: list(names) for split, names in PHOTOGRAPHS.items()},
-            "mean": list(intensity.mean),
-            "std": list(intensity.std),
-        },
-        shows_patients=False,
+        checksum=of_photographs(),
     )
 
 

@@ -1,5 +1,6 @@
 """What every dataset hands to the engine."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,9 +21,9 @@ class ImageSet(Protocol):
 class Splits:
     """Three disjoint sets of raw images and the one way to normalise them.
 
-    `title` is what a table calls the dataset. `facts` is JSON-able and holds at least `version`, `counts` (images per
-    split), `checksum`, `missing_packages`, `mean` and `std` (the ones that `intensity` uses). `shows_patients` says
-    that the images are of patients, who may be recognisable (heads show faces): they are drawn on request only.
+    `title` is what a table calls the dataset. `checksum` (JSON-able) is that of its images, as `data.checksums` has it;
+    `missing_packages` names sources that a store was made without. `shows_patients` says that the images are of
+    patients, who may be recognisable (heads show faces): they are drawn on request only.
 
     `groups` names, per split (train, val, test), what each image belongs to: its patient or its class; None where that
     is not known. `body_above` is the raw value above which a pixel of a CT shows the body; None for photographs.
@@ -33,7 +34,8 @@ class Splits:
     test: ImageSet
     intensity: Intensity
     title: str
-    facts: dict[str, object]
-    shows_patients: bool
+    checksum: str | dict[str, str]
+    missing_packages: Sequence[str] = ()
+    shows_patients: bool = False
     groups: dict[str, list[str]] | None = None
     body_above: int | None = None

@@ -337,7 +337,7 @@ def baseline_scores(
     Of CT also "val_body_l1" and "test_body_l1". Scored once per data set and scale: a file beside the runs keeps them.
     """
     key = [VERSION, *(OmegaConf.to_container(cfg[part], resolve=True) for part in ("dataset", "loss", "scale"))]
-    digest = hashlib.sha256(json.dumps([*key, data.facts["checksum"]], sort_keys=True).encode()).hexdigest()[:10]
+    digest = hashlib.sha256(json.dumps([*key, data.checksum], sort_keys=True).encode()).hexdigest()[:10]
     path = Path(cfg.runs) / cfg.scale.name / f"trivial-{cfg.dataset.name}-{digest}.json"
     if path.exists():
         return read_object(path)

@@ -82,9 +82,10 @@ class RunReport:
 
     def describe(self, data: Splits, trivial: dict[str, dict[str, float]]) -> None:
         self._content |= {
+            "arithmetic": fingerprint(self.team.device),  # now: after an error the device may not compute any more
             "dataset_title": data.title,
-            "missing_packages": data.facts["missing_packages"],
-            "data_checksum": data.facts["checksum"],
+            "missing_packages": list(data.missing_packages),
+            "data_checksum": data.checksum,
             "intensity": asdict(data.intensity),
             "trivial": trivial,
         }
@@ -125,7 +126,7 @@ class RunReport:
             "processes": self.team.size,
             "arbitration": self._cfg.arbitration if self.team.size > 1 else "once",
             "device": devices.describe(self.team.device),
-            "arithmetic": fingerprint(self.team.device),
+            "arithmetic": self._content.get("arithmetic") or fingerprint(self.team.device),
             "tf32": devices.tf32(),
             "seconds": round(seconds, 3),
             "cpu_seconds": round(cpu_seconds, 3),
