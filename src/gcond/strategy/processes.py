@@ -269,8 +269,9 @@ class Replicated(_Group):
 
     def gather_full(self, reference: Tensor, gradients: TaskGradients) -> Tensor:
         complete = reference.clone()
-        for row in [] if self._on_coordinates else complete:
-            self._assemble(row)
+        if not self._on_coordinates:
+            for row in complete:
+                self._assemble(row)
         return complete
 
 
