@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from gcond.strategy.conflict import Conflict, Resolution
 
+NUMBER = re.compile(r"[-+\d.,%\[\] ]*|nan|inf")  # an interval too, and a dash where there is none
 CANCELLED = 1e-12  # of the squared norms that went into a row: what float64 leaves of an exact cancellation
 
 
@@ -112,12 +114,16 @@ class WindowRecord:
             numbers = sum(self.parameters[name] for name in names)
             such = ", ".join(names[:2]) + (", …" if len(names) > 2 else "")
             rows.append((tasks, f"{len(names):,}", f"{numbers:,}", f"{numbers / max(whole, 1):.1%}", such))
-        first, *others = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
-        lines = []
-        for tasks, *numbers_of, such in rows:
-            cells = [f"{cell:>{width}}" for cell, width in zip(numbers_of, others, strict=True)]
-            lines.append("  ".join([f"{tasks:<{first}}", *cells, such]))
-        return "\n".join(lines)
+        return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first row are headings: columns of numbers end at the same place, all others begin there."""
+    columns = []
+    for column in zip(*rows, strict=True):
+        width, numbers = max(map(len, column)), all(map(NUMBER.fullmatch, column[1:]))
+        columns.append([cell.rjust(width) if numbers else cell.ljust(width) for cell in column])
+    return "\n".join("  ".join(cells).rstrip() for cells in zip(*columns, strict=True))
 
 
 def minimum_cosine(gram: Tensor, floors: Tensor | float = 0.0) -> float:

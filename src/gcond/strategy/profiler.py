@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from gcond.strategy.arguments import checked_lambdas, expect, object_or_default
 from gcond.strategy.conflict import Conflict, Resolver, resolve
-from gcond.strategy.diagnose import cosines
+from gcond.strategy.diagnose import aligned, cosines
 from gcond.strategy.estimate import Losses, checked_losses
 from gcond.strategy.flat import FlatParameters, grouped
 from gcond.strategy.gradient_noise import GradientSums, between, jackknife
@@ -339,14 +339,7 @@ class Profile:
         return "\n".join(_advice(self))
 
     def __str__(self) -> str:
-        tables = []
-        for table in self._tables():
-            columns = list(zip(*table, strict=True))
-            sizes = [(max(map(len, column)), column[-1][:1].isalpha()) for column in columns]  # words on the left
-            cells = [[cell.ljust(w) if word else cell.rjust(w) for cell, (w, word) in zip(line, sizes, strict=True)]
-                     for line in table]  # fmt: skip
-            tables.append("\n".join("  ".join(line).rstrip() for line in cells))
-        return "\n\n".join([self._title(), *tables, self.recommendation])
+        return "\n\n".join([self._title(), *map(aligned, self._tables()), self.recommendation])
 
     def save(self, path: str | Path) -> None:
         """One HTML page that needs nothing else."""
