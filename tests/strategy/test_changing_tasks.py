@@ -64,7 +64,7 @@ def test_a_weight_that_cannot_be():
     assert_refused("`tasks`: .*'b': -1", run.conductor.set_weight, "b", -1.0)
     assert_refused("`name`: .*`add_task`", run.conductor.set_weight, "c", 1.0)
     assert run.conductor.tasks == {"a": 0.0, "b": 0.3}
-    assert_refused("`tasks`: GradNorm .*'a'", Run(TWO, "gradnorm").conductor.set_weight, "a", 0.0)
+    assert_refused("`tasks`: .*GradNorm .*'a'", Run(TWO, "gradnorm").conductor.set_weight, "a", 0.0)
     assert_refused("`weight`: UW replaces", Run(TWO, "uw").conductor.set_weight, "a", 1.0)
     with run.conductor.micro_batch():
         run.conductor.backward(run.network.losses(window(0)[0], ["a", "b"]))
@@ -183,7 +183,7 @@ def test_a_second_task_needs_what_two_tasks_need():
     network = Network()
     conductor = GradientConductor(network, {"a": 1.0}, Joint(1), PCGrad())
     conductor.step(window(0)[:1], network.losses)
-    assert_refused("`estimator`: PCGrad needs a gradient per task", conductor.add_task, "b", 1.0)
+    assert_refused("`estimator`: .*PCGrad needs a gradient per task", conductor.add_task, "b", 1.0)
     assert dict(conductor.tasks) == {"a": 1.0}
 
 

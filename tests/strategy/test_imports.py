@@ -54,8 +54,8 @@ ALLOWED = {
     "strategy.diagnose": "strategy.conflict",
     "strategy.named": "strategy.estimate strategy.resolve strategy.update",
     "strategy.resolve": "strategy.conflict strategy.flat strategy.arguments strategy.safety",
-    "strategy.batchnorm": "strategy.processes",
-    "strategy.processes": "strategy.estimate strategy.conflict strategy.gradients strategy.safety",
+    "strategy.batchnorm": "strategy.processes strategy.arguments",
+    "strategy.processes": "strategy.arguments strategy.estimate strategy.conflict strategy.gradients strategy.safety",
     "strategy.conductor": "strategy",
     "strategy.aggregator": "strategy",
 }

@@ -169,9 +169,9 @@ def test_what_cannot_be_shared_is_refused(size, in_name):
         (Replicated(), Joint(odd), Linear(), f"{multiple} {size}, "),
         (ReplicatedPerRank(), Sequential(odd), GCond(), f"{multiple} {size}, "),
         (Replicated(), Stochastic(3 * size + 3), GCond(), f"{multiple} {3 * size}, "),
-        (Replicated(), in_turns, GCond(), "`resolve_every`: GCond remembers"),
-        (Replicated(), in_turns, SAMGS(), "`resolve_every`: SAMGS remembers"),
-        (Sharded(), Joint(K), Linear(), "`processes`: Sharded.* expects parameters of fully"),
+        (Replicated(), in_turns, GCond(), '`resolve_every`: expected "window", as GCond remembers'),
+        (Replicated(), in_turns, SAMGS(), '`resolve_every`: expected "window", as SAMGS remembers'),
+        (Sharded(), Joint(K), Linear(), "`processes`: expected parameters of fully_shard"),
     ]:
         assert_refused(refusal, GradientConductor, Model(), TASKS, estimator, resolver, Raw(), processes=processes)
 
@@ -185,7 +185,7 @@ def test_what_sharded_parameters_cannot_do_is_refused(in_name, two):
     fully_shard(half.body, mesh=init_device_mesh("cpu", (2,)))
     joint = (Joint(K), Linear())
     for network, parts, processes, refusal in [
-        (model, (Sequential(K), GradDrop()), None, "`processes`: GradDrop works on coordinates"),
+        (model, (Sequential(K), GradDrop()), None, "`resolver`: .* found GradDrop"),
         (model, (ranks.in_turns(), PCGrad()), None, '`resolve_every`: expected "window" with Sharded'),
         (model, joint, Replicated(), "`processes`: expected Sharded.*, found Replicated"),
         (model, joint, SingleProcess(), "`processes`: expected Sharded.*, found SingleProcess"),

@@ -117,8 +117,7 @@ def test_what_are_no_parameters():
 
 
 def test_what_is_no_strategy():
-    needs_rows = "needs a gradient per task, Joint gives"
-    joint_only = r"weights losses before one joint backward pass.*expected Joint"
+    joint_only = "`estimator`: expected Joint, as .* weights losses.*, found Sequential"
     zero = ({"l1": 1.0, "ssim": 0.0}, {"head": MODEL.head})
     for settings, message in [
         ({"tasks": ["a", "b"]}, r"`tasks`: expected a mapping .*found \['a', 'b'\]"),
@@ -149,15 +148,15 @@ def test_what_is_no_strategy():
         ({"reference_dtype": "bf16"}, "`reference_dtype`: expected None or a floating-point dtype"),
         ({"buffer_dtype": torch.int32}, "`buffer_dtype`: expected None or a floating-point dtype"),
         ({"reference_dtype": torch.bfloat16, "resolver": PCGrad()}, "PCGrad keeps no previous task gradients"),
-        ({"estimator": Joint(2), "resolver": PCGrad()}, f"`estimator`: PCGrad {needs_rows}"),
-        ({"estimator": Joint(2), "resolver": GCond()}, f"`estimator`: GCond {needs_rows}"),
+        ({"estimator": Joint(2), "resolver": PCGrad()}, "`estimator`: .*PCGrad needs a gradient per task, found Joint"),
+        ({"estimator": Joint(2), "resolver": GCond()}, "`estimator`: .*GCond needs a gradient per task, found Joint"),
         *(({"estimator": Sequential(1), "resolver": each}, joint_only) for each in (UW(), FAMO(), DWA())),
         ({"tasks": {"l1": 1.0}, "estimator": Sequential(1), "resolver": UW()}, joint_only),
         ({"estimator": Stochastic(5)}, "`accumulation_steps`: expected a multiple of 2.*found 5"),
         ({"estimator": Sequential(2), "resolver": GradNorm()}, r"`group`: .*'head'.* found \['all'\]"),
         (
             {"tasks": zero[0], "parameters": zero[1], "estimator": Sequential(2), "resolver": GradNorm()},
-            r"`tasks`: GradNorm needs every lambda above 0 .* \['ssim'\]",
+            r"`tasks`: expected every lambda above 0.* GradNorm .* \['ssim'\]",
         ),
         ({"resolver": GradDrop({"t9": 0.1})}, r"`leak`: expected tasks among .*'l1'.*, found \['t9'\]"),
         (

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from gcond.strategy.arguments import expect
 from gcond.strategy.processes import Processes
 
 
@@ -48,11 +49,9 @@ def merged_batchnorm(model: nn.Module, processes: Processes) -> Iterator[None]:
     packed = torch.cat([numbers, numbers**2, *parts])
     processes.sum(packed)
     total, squares, *merged = torch.split(packed, [len(modules), len(modules), *map(len, parts)])
-    if not torch.equal(squares * size, total**2):  # true of equal numbers alone
-        raise ValueError(
-            f"BatchNorm: expected as many updates of a module in each of the {size} processes; process "
-            f"{processes.rank} made {updates}"
-        )
+    alike = torch.equal(squares * size, total**2)  # true of equal numbers alone
+    every = f"as many updates of a module in each of the {size} processes"
+    expect(alike, "model", every, f"{updates} of its BatchNorm modules in process {processes.rank}")
     for module, statistics, count, n in zip(modules, merged, counts, updates, strict=True):
         mean, variance = statistics.chunk(2)
         module.running_mean.copy_(mean)

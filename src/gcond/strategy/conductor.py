@@ -95,11 +95,8 @@ class GradientConductor:
         self.estimator: Estimator = object_or_default(
             "estimator", estimator, "backward", partial(default, accumulate), estimators
         )
-        if accumulate not in (1, self.estimator.accumulation_steps):
-            raise ValueError(
-                f"`accumulate`: expected {self.estimator.accumulation_steps} as in `estimator`, or one of the two, "
-                f"found {accumulate}"
-            )
+        steps = self.estimator.accumulation_steps
+        expect(accumulate in (1, steps), "accumulate", f"{steps} as in `estimator`, or one of the two", accumulate)
         self.update: Update = object_or_default("update", update, "apply", Raw, UPDATES)
         expect(clip_norm is None or clip_norm > 0, "clip_norm", "None or a number > 0", clip_norm)
         self.clip_norm = clip_norm
@@ -110,11 +107,8 @@ class GradientConductor:
         self._dtype = floating_dtype("buffer_dtype", buffer_dtype)
         self._products = products.compiled if compiled else products.by_chunks
         self.gradients = TaskGradients(self._parameters, rows, self._dtype, self._products)
-        if reference_dtype is not None and not self.resolver.uses_history:
-            raise ValueError(
-                f"`reference_dtype`: expected None, since {type(self.resolver).__name__} keeps no previous task "
-                f"gradients, found {reference_dtype}"
-            )
+        none = f"None, since {type(self.resolver).__name__} keeps no previous task gradients"
+        expect(self.resolver.uses_history or reference_dtype is None, "reference_dtype", none, reference_dtype)
         self._reference_dtype = floating_dtype("reference_dtype", reference_dtype)
         sharded = self.gradients.sharded
         implicit = Sharded if sharded else ImplicitSingleProcess
@@ -184,16 +178,10 @@ class GradientConductor:
         """The rows that the estimator fills; ValueError where it or the resolver cannot serve these tasks."""
         method, estimator = type(self.resolver).__name__, type(self.estimator).__name__
         rows = self.estimator.rows(list(tasks))
-        if rows < len(tasks) and self.resolver.needs_task_gradients:
-            raise ValueError(
-                f"`estimator`: {method} needs a gradient per task, {estimator} gives only their sum; expected "
-                "Sequential or Stochastic"
-            )
-        if self.resolver.weighs_losses and rows == len(tasks) and not isinstance(self.estimator, Joint):
-            raise ValueError(
-                f"`estimator`: {method} weights losses before one joint backward pass, so task gradients would be "
-                f"wasted; expected Joint, found {estimator}"
-            )
+        summed = rows < len(tasks) and self.resolver.needs_task_gradients
+        expect(not summed, "estimator", f"Sequential or Stochastic, as {method} needs a gradient per task", estimator)
+        wasted = rows == len(tasks) and self.resolver.weighs_losses and not isinstance(self.estimator, Joint)
+        expect(not wasted, "estimator", f"Joint, as {method} weights losses before one backward pass of all", estimator)
         self.resolver.check(dict(tasks), tuple(self._parameters))
         return rows
 
@@ -313,13 +301,9 @@ class GradientConductor:
         """
         window = self._window or self._open(scaler)
         self._window = window
-        inside = "`micro_batch`: expected"
-        if window.full:
-            raise ValueError(f"{inside} `resolve` after {window.taken} micro-batches, found another one")
-        if window.awaited is not None:
-            raise ValueError(f"{inside} one at a time, found one within another")
-        if scaler is not window.scaler:
-            raise ValueError(f"`scaler`: expected the same in all micro-batches of a window, found {scaler}")
+        expect(not window.full, "micro_batch", f"`resolve` after {window.taken} micro-batches", "another one")
+        expect(window.awaited is None, "micro_batch", "one at a time", "one within another")
+        expect(scaler is window.scaler, "scaler", "the same in all micro-batches of a window", scaler)
         with self._guarded(window):
             window.open_micro_batch()
             window.expect_losses(window.serves)
@@ -367,9 +351,8 @@ class GradientConductor:
         window = self._window
         if window is None or window.awaited is not None:
             raise ValueError("`resolve`: expected to be called between micro-batches, after at least one")
-        if window.gradients.changed():
-            self._end(window)
-            raise ValueError("`parameters`: expected them to stay as they are within a window, found a change")
+        with self._guarded(window):
+            expect(not window.gradients.changed(), "parameters", "none to change within a window", "a change")
         return window
 
     @staticmethod
@@ -415,11 +398,12 @@ class GradientConductor:
             self.resolver.forget_window()
 
     def _close_micro_batch(self, window: Window) -> None:
-        if window.awaited and window.gradients.sharded:
-            raise ValueError(
-                f"`losses`: expected {window.serves} in every micro-batch, as all processes of Sharded() run each "
-                f"backward pass together, found none of {window.awaited}; group batches by their tasks"
-            )
+        expect(
+            not (window.awaited and window.gradients.sharded),
+            "losses",
+            f"{window.serves} in every micro-batch, as all processes of Sharded() run each backward pass together",
+            f"none of {window.awaited}; group batches by their tasks",
+        )
         window.close_micro_batch()
         if window.estimator.resolves_micro_batches:
             try:
@@ -504,8 +488,7 @@ class GradientConductor:
 
     def _follow_changes(self) -> None:
         """Notice what has changed since the last step, before anything is computed."""
-        if not torch.is_grad_enabled():
-            raise ValueError("`step`: expected to be called with gradients on, found no_grad() or inference_mode()")
+        expect(torch.is_grad_enabled(), "step", "to be called with gradients on", "no_grad() or inference_mode()")
         self.processes.check_unchanged()
         if self.gradients.changed():
             self._watch.fresh = True
@@ -668,11 +651,9 @@ class GradientConductor:
     def _resolve(
         self, gradients: TaskGradients, statistics: Statistics, values: Tensor, absent: tuple[str, ...]
     ) -> tuple[Resolution, dict[str, float]]:
-        if absent and self.resolver.needs_every_task:
-            raise ValueError(
-                f"`losses`: {type(self.resolver).__name__} needs a loss of every task in a window, found none of "
-                f"{list(absent)}; expected a longer window, or another resolver"
-            )
+        every = f"a loss of every task in a window, which {type(self.resolver).__name__} needs"
+        away = f"none of {list(absent)}; take a longer window, or another resolver"
+        expect(not absent or not self.resolver.needs_every_task, "losses", every, away)
         joint = len(gradients.rows) < len(self.tasks)
         conflict = Conflict(
             tasks=self._names(gradients),
@@ -801,8 +782,7 @@ class GradientConductor:
         self._watch.fresh = True
 
     def _check_state(self, state: dict[str, Any], layout: Layout) -> None:
-        if not layout:
-            raise ValueError("`state`: expected one with the names of tasks and parameters, found an older version's")
+        expect(bool(layout), "state", "one with the names of tasks and parameters", "an older version's")
         for what, found, expected, advice in (
             ("tasks", state["tasks"], self.tasks, "build the conductor with these, then use `add_task`, `remove_task`"),
             ("parameters", sorted(state["handed_over"]), sorted(self.gradients.all_names), "hand over the same"),

@@ -82,11 +82,8 @@ class Move:
     def check(self) -> None:
         """Raise ValueError where a parameter has another shape than before."""
         for was, now in self._pairs:
-            if was.shape != now.shape:
-                raise ValueError(
-                    f"`parameters`: expected {now.name} of shape {was.shape}, for which momentum or previous gradients "
-                    f"are kept, found {now.shape}; build another conductor"
-                )
+            expected = f"{now.name} of shape {was.shape}, for which momentum or previous gradients are kept"
+            expect(was.shape == now.shape, "parameters", expected, f"{now.shape}; build another conductor")
 
     def numbers(self, kept: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """`kept` [..., P before] as [..., P now], in `dtype`. What `kept` lacks at its end is 0.
@@ -227,9 +224,8 @@ def _members(parameters: Parameters) -> list[tuple[str, str, Tensor]]:
 
 
 def _check(name: Any, parameter: Any) -> None:
-    if not isinstance(parameter, Tensor):
-        found = f"{type(parameter).__name__} in the place of {name}"
-        raise ValueError(f"`parameters`: expected parameters or (name, parameter) pairs, found {found}")
+    found = f"{type(parameter).__name__} in the place of {name}"
+    expect(isinstance(parameter, Tensor), "parameters", "parameters or (name, parameter) pairs", found)
     if not parameter.requires_grad:
         return
     if is_lazy(parameter):

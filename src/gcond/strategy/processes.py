@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gcond.strategy.arguments import expect
 from gcond.strategy.conflict import Resolver
 from gcond.strategy.estimate import Estimator
 from gcond.strategy.gradients import Statistics, TaskGradients
@@ -55,10 +56,8 @@ class SingleProcess:
 
     def check(self, estimator: Estimator, resolver: Resolver, sharded: bool) -> None:
         """Raise ValueError where these processes cannot serve the strategy."""
-        if sharded:
-            raise ValueError(
-                f"`processes`: expected Sharded() for sharded parameters (DTensor), found {type(self).__name__}()"
-            )
+        expected = "Sharded() for sharded parameters (DTensor)"
+        expect(not sharded, "processes", expected, f"{type(self).__name__}()")
 
     def bind(self, gradients: TaskGradients) -> None:
         """Tell the buffer which part of it is this process's work."""
@@ -137,11 +136,9 @@ class _Group(SingleProcess):
     def check_unchanged(self) -> None:
         there = dist.is_initialized()
         rank, size = (dist.get_rank(self._group), dist.get_world_size(self._group)) if there else (0, 0)
-        if (rank, size) != (self.rank, self.size):
-            raise ValueError(
-                f"`processes`: expected process {self.rank} of {self.size}, as when the conductor was built, found "
-                f"process {rank} of {size} in torch.distributed; build another conductor"
-            )
+        expected = f"process {self.rank} of {self.size}, as when the conductor was built"
+        found = f"process {rank} of {size} in torch.distributed; build another conductor"
+        expect((rank, size) == (self.rank, self.size), "processes", expected, found)
 
     def compare(self, facts: Mapping[str, Any]) -> None:
         everyone: list[Any] = [None] * self.size
@@ -191,11 +188,9 @@ class Replicated(_Group):
         super().check(estimator, resolver, sharded)
         self._by_micro_batch = estimator.resolves_micro_batches
         self._on_coordinates = resolver.works_on_coordinates
-        if self._by_micro_batch and (resolver.uses_history or resolver.remembers_coordinates):
-            raise ValueError(
-                f"`resolve_every`: {type(resolver).__name__} remembers the gradients of the micro-batch before, which "
-                f'another of the {self.size} processes holds; expected "window", found "micro_batch"'
-            )
+        elsewhere = self._by_micro_batch and (resolver.uses_history or resolver.remembers_coordinates)
+        why = f"{type(resolver).__name__} remembers gradients of a micro-batch that another process has had"
+        expect(not elsewhere, "resolve_every", f'"window", as {why}', '"micro_batch"')
 
     def bind(self, gradients: TaskGradients) -> None:
         if self._by_micro_batch or self._on_coordinates:
@@ -300,9 +295,9 @@ class ReplicatedPerRank(_Group):
         packed = torch.cat([nonfinite, short, reached.to(losses, non_blocking=True).flatten()])
         self.sum(packed)
         packed = packed.cpu()
-        if packed[2] > 0:
-            each = "a loss of " + ("every" if self._needs_every_task else "at least one") + " task in each process"
-            raise ValueError(f"`losses`: expected {each}, which resolves it for itself, found none")
+        some = "every" if self._needs_every_task else "at least one"
+        each = f"a loss of {some} task in each process, which resolves it for itself"
+        expect(not packed[2], "losses", each, "none")
         gradients.merge_reached(packed[3:].view(1, *reached.shape) > 0)
         if gradients.segments != segments:
             products = gradients.products(reference)
@@ -340,26 +335,16 @@ class Sharded(_Group):
     """
 
     def check(self, estimator: Estimator, resolver: Resolver, sharded: bool) -> None:
-        if not sharded:
-            raise ValueError("`processes`: Sharded() expects parameters of fully_shard (DTensor), found plain ones")
-        if resolver.works_on_coordinates:
-            raise ValueError(
-                f"`processes`: {type(resolver).__name__} works on coordinates, which Sharded() does not line up; "
-                "expected a resolver that works on inner products"
-            )
-        if estimator.resolves_micro_batches:
-            raise ValueError(
-                '`resolve_every`: expected "window" with Sharded(), found "micro_batch": a backward pass already mixes '
-                "the micro-batches of all processes"
-            )
+        expect(sharded, "processes", "parameters of fully_shard (DTensor) for Sharded()", "plain ones")
+        products = "one that works on inner products, as Sharded() does not line coordinates up"
+        expect(not resolver.works_on_coordinates, "resolver", products, type(resolver).__name__)
+        window = '"window" with Sharded(), in which a backward pass mixes the micro-batches of all processes'
+        expect(not estimator.resolves_micro_batches, "resolve_every", window, '"micro_batch"')
 
     def bind(self, gradients: TaskGradients) -> None:
         assert gradients.mesh is not None
-        if gradients.mesh.size() != self.size:
-            raise ValueError(
-                f"`processes`: expected parameters that are sharded over the {self.size} processes of Sharded(), found "
-                f"a mesh of {gradients.mesh.size()}"
-            )
+        over, mesh = f"parameters that are sharded over the {self.size} processes of Sharded()", gradients.mesh.size()
+        expect(mesh == self.size, "processes", over, f"a mesh of {mesh}")
         gradients.add_up = self.sum
 
     def gather(

@@ -50,9 +50,8 @@ class FAMO(LossWeighting):
         self.lr, self.weight_decay = lr, weight_decay
 
     def check(self, tasks: dict[str, float], groups: tuple[str, ...]) -> None:
-        if not set(self.min_losses) <= set(tasks):
-            unknown = sorted(set(self.min_losses) - set(tasks))
-            raise ValueError(f"`min_losses`: expected tasks among {list(tasks)}, found {unknown}")
+        unknown = sorted(set(self.min_losses) - set(tasks))
+        expect(not unknown, "min_losses", f"tasks among {list(tasks)}", unknown)
         self._tasks = tuple(tasks)
         self._bounds = torch.tensor([self.min_losses.get(task, 0.0) for task in tasks], dtype=torch.float64)
         self._logits = torch.zeros(len(tasks), dtype=torch.float64)

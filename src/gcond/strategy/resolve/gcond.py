@@ -72,8 +72,8 @@ class GCond(Resolver):
         conflict_margin: float = 1e-9,
         vanishing: str = "relative",
     ) -> None:
-        if len(thresholds) != 3 or not -1 <= thresholds[0] < thresholds[1] < thresholds[2] <= 1:
-            raise ValueError(f"`thresholds`: expected -1 <= critical < main < weak <= 1, found {list(thresholds)}")
+        rising = len(thresholds) == 3 and -1 <= thresholds[0] < thresholds[1] < thresholds[2] <= 1
+        expect(rising, "thresholds", "-1 <= critical < main < weak <= 1", list(thresholds))
         expect(projection_max_iters >= 1, "projection_max_iters", "an integer >= 1", projection_max_iters)
         expect(remap_power > 0, "remap_power", "a number > 0", remap_power)
         expect(
@@ -143,11 +143,9 @@ class GCond(Resolver):
 
     def follow_tasks(self, before: Sequence[str], now: Sequence[str]) -> None:
         added = [task for task in now if task not in before]
-        if added and self.norm_ema_bias_correction and self._steps:
-            raise ValueError(
-                f"`norm_ema_bias_correction`: expected False where tasks such as {added} come later, since the "
-                "correction is one for all tasks; found True"
-            )
+        expected = f"False where tasks such as {added} come later, since the correction is one for all tasks"
+        late = added and self.norm_ema_bias_correction and self._steps
+        expect(not late, "norm_ema_bias_correction", expected, True)
         super().follow_tasks(before, now)
         for name in ("_previous_coefficients", "_previous_gram"):
             square = getattr(self, name)

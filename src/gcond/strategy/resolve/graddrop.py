@@ -39,8 +39,8 @@ class GradDrop(Resolver):
         expect(all(0 <= value <= 1 for value in values), "leak", "numbers in [0, 1]", leak)
 
     def check(self, tasks: dict[str, float], groups: tuple[str, ...]) -> None:
-        if isinstance(self.leak, dict) and not set(self.leak) <= set(tasks):
-            raise ValueError(f"`leak`: expected tasks among {list(tasks)}, found {sorted(set(self.leak) - set(tasks))}")
+        unknown = sorted(set(self.leak) - set(tasks)) if isinstance(self.leak, dict) else []
+        expect(not unknown, "leak", f"tasks among {list(tasks)}", unknown)
 
     def resolve(self, conflict: Conflict) -> Resolution:
         seed = int(torch.randint(2**62, (), generator=conflict.generator))

@@ -50,15 +50,10 @@ class GradNorm(Resolver):
 
     def check(self, tasks: dict[str, float], groups: tuple[str, ...]) -> None:
         zero = [name for name, value in tasks.items() if value == 0]
-        if zero:
-            raise ValueError(
-                f"`tasks`: GradNorm needs every lambda above 0 to recover the loss's own gradient, found 0 for {zero}"
-            )
-        if self.group not in groups:
-            raise ValueError(
-                f"`group`: GradNorm needs the parameter group {self.group!r} (the last shared layer), "
-                f"found {list(groups)}; pass the parameters as a mapping from group name to parameters"
-            )
+        expect(not zero, "tasks", "every lambda above 0, by which GradNorm divides gradients", f"0 for {zero}")
+        layer = f"the last shared layer {self.group!r} among the parameter groups"
+        found = f"{list(groups)}; pass the parameters as a mapping from group name to parameters"
+        expect(self.group in groups, "group", layer, found)
 
     def follow_tasks(self, before: Sequence[str], now: Sequence[str]) -> None:
         super().follow_tasks(before, now)

@@ -11,7 +11,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from gcond.strategy.arguments import expect_one_of
+from gcond.strategy.arguments import expect, expect_one_of
 from gcond.strategy.conflict import Conflict, Resolution, Resolver
 
 CUTOFF = 1e-12  # of the largest eigenvalue of the others' cosine matrix; the squared sine at which g_i' vanishes
@@ -46,10 +46,11 @@ class GradOPS(Resolver):
 
     def __init__(self, weights: str = "none", alpha: float | None = None) -> None:
         expect_one_of("weights", weights, "none", "unverified_r_alpha")
-        if weights == "none" and alpha is not None:
-            raise ValueError(f'`alpha`: expected None, as it has no effect with weights "none", found {alpha}')
-        if weights != "none" and (alpha is None or not math.isfinite(alpha)):
-            raise ValueError(f'`alpha`: expected a finite number with weights "{weights}", found {alpha}')
+        if weights == "none":
+            expect(alpha is None, "alpha", 'None, as it has no effect with weights "none"', alpha)
+        else:
+            finite = alpha is not None and math.isfinite(alpha)
+            expect(finite, "alpha", f'a finite number with weights "{weights}"', alpha)
         self.alpha = alpha
         self._warned = False
 

@@ -85,8 +85,8 @@ class TorchJD(Resolver):
 
     def check(self, tasks: dict[str, float], groups: tuple[str, ...]) -> None:
         zero = [name for name, value in tasks.items() if value == 0]
-        if zero and self.name in (*NEED_NONZERO, "MGDA"):  # whose shortest combination would be that zero gradient
-            raise ValueError(f"`tasks`: {self.name} needs every lambda above 0, found 0 for {zero}")
+        positive = self.name in (*NEED_NONZERO, "MGDA")  # whose shortest combination would be that zero gradient
+        expect(not positive or not zero, "tasks", f"every lambda above 0 for {self.name}", f"0 for {zero}")
         self._prepare(len(tasks))
 
     def resolve(self, conflict: Conflict) -> Resolution:
@@ -139,15 +139,14 @@ class TorchJD(Resolver):
         if isinstance(method, aggregation.NashMTL):
             self._max_norm = method.max_norm
             return _solve_nash(method)
-        if isinstance(method, Stateful):
-            raise ValueError(f"`method`: the memory of {self.name} is not saved; expected a method without, or NashMTL")
+        remembers = isinstance(method, Stateful)
+        expect(not remembers, "method", "NashMTL, or one without a memory, which would not be saved", self.name)
         if isinstance(method, aggregation.ConFIG):
             return lambda gram: _weights_of(torch.as_tensor(method(_root(gram))), gram)
         weighting = method
         if not isinstance(method, aggregation.Weighting):
             weighting = getattr(method, "gramian_weighting", getattr(method, "weighting", None))
-        if weighting is None:
-            raise ValueError(f"`method`: {self.name} works on coordinates; expected one that gives weights, or ConFIG")
+        expect(weighting is not None, "method", "one that gives weights, or ConFIG", f"{self.name}, of coordinates")
         if isinstance(weighting, aggregation.FairGradWeighting):
             self._alpha = float(weighting.alpha)
             expect(self._alpha >= 0, "alpha", "a number >= 0", self._alpha)
@@ -188,8 +187,7 @@ def _named(method: Any) -> Callable[..., Any]:
 
 
 def _solve_nash(method: Any) -> Solve:
-    if method.update_weights_every != 1:
-        raise ValueError(f"`update_weights_every`: expected 1, found {method.update_weights_every}")
+    expect(method.update_weights_every == 1, "update_weights_every", "1", method.update_weights_every)
     weighting, max_norm = method.weighting, method.max_norm
     weighting.max_norm = 0.0
 
