@@ -1,7 +1,7 @@
 """The loops that users write: each trains as it would without a conductor, or is refused in a sentence that helps.
 
 Joint and Linear must give plain training, to the bit. Files of their own have push style (strategy/test_push), partial
-labels (test_partial_labels), frozen, tied and other changed layers (test_gradients, test_changes), scalers
+labels (test_estimate), frozen, tied and other changed layers (test_gradients, test_changes), scalers
 (test_scaler), torch.compile (test_compile), several processes (test_processes), TorchJD (methods/test_torchjd),
 frameworks and optimizers (tests/test_examples).
 """
