@@ -68,7 +68,7 @@ RANGES: dict[Any, dict[str, list[Any]]] = {
     LionLARS: {"beta": [1.5], "clip": [0.0, nan], "coefficient": [-1.0, inf]},
     Joint: {"accumulation_steps": [0]},
     Sequential: {"accumulation_steps": [-2], "forward": ["twice"], "resolve_every": ["epoch"]},
-    Stochastic: {"accumulation_steps": [2.5], "resolve_every": ["micro_batch"]},
+    Stochastic: {"accumulation_steps": [2.5]},
 }
 
 

@@ -269,25 +269,12 @@ class Sequential(Estimator):
         return 1 if self.resolves_micro_batches else count
 
 
-@dataclass(frozen=True)
 class Stochastic(Estimator):
     """K micro-batches in m consecutive blocks; block i serves task i only: K forward and K backward passes.
 
     Args:
         accumulation_steps: K, divisible by the number of tasks.
-        resolve_every: "window" is the only choice, since a micro-batch holds one task's gradient.
     """
-
-    resolve_every: str = "window"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        expect(
-            self.resolve_every == "window",
-            "resolve_every",
-            '"window", since a stochastic micro-batch holds the gradient of one task (else use Sequential)',
-            repr(self.resolve_every),
-        )
 
     def rows(self, tasks: Sequence[str]) -> int:
         self._share(1, len(tasks))
