@@ -249,6 +249,8 @@ def test_one_row_for_all_tasks_is_told_apart_by_a_diagnosis_alone():
     assert conductor.summary().splitlines()[2].split()[:2] == ["a+b+c", "10"]
     conductor.step(window(0), network.losses, diagnose=True)
     assert "a alone" in conductor.summary()
+    conductor.step(window(0, loss=nan), network.losses, diagnose=True)
+    assert conductor.resolved_gradient is None
 
 
 # As few arguments as may be: parts by name, the defaults, and what an optimizer is told

@@ -616,6 +616,7 @@ class GradientConductor:
             gradients.clear_grads()
         else:
             gradients.write(gradients.rows[0].fill_(math.inf), gradients.reached_in_window)
+        self.resolved_gradient = None
         self.steps += 1
         self.skipped += 1
         metrics = {f"loss/{task}": value for task, value in problem.losses.items()} | {"skipped": 1.0}
