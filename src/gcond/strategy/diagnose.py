@@ -131,12 +131,9 @@ def minimum_cosine(gram: Tensor, floors: Tensor | float = 0.0) -> float:
 
     Rows whose squared norm is not above its floor do not count; nan without a pair.
     """
-    squares = gram.diagonal()
-    norms = torch.where(squares > floors, squares, 0.0).sqrt()
-    pairs = torch.triu(torch.outer(norms, norms) > 0, diagonal=1)
-    if not bool(pairs.any()):
-        return math.nan
-    return float((gram / torch.outer(norms, norms))[pairs].min())
+    counts = gram.diagonal() > floors
+    pairs = torch.triu(counts.unsqueeze(1) & counts, diagonal=1)
+    return float(cosines(gram)[pairs].min()) if bool(pairs.any()) else math.nan
 
 
 def average(resolutions: list[dict[str, float]]) -> dict[str, float]:
