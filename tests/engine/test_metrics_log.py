@@ -26,12 +26,12 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint(tail, tmp_path):
     assert read(path) == STEPS
 
 
-def test_an_undefined_number_is_null_and_an_infinite_one_is_refused(tmp_path):
+def test_a_number_that_is_not_finite_is_null(tmp_path):
+    """Also of a group; a validation loss that overflows ends no run."""
     with MetricsLog(tmp_path / "metrics.jsonl") as book:
-        book.write({"kind": "step", "step": 0, "cosine": math.nan, "loss": 0.5})
-        with pytest.raises(ValueError, match="JSON"):
-            book.write({"loss": math.inf})
-    assert read(tmp_path / "metrics.jsonl") == [{"kind": "step", "step": 0, "cosine": None, "loss": 0.5}]
+        book.write({"kind": "probe", "step": 0, "cosine": math.nan, "loss": 0.5, "of": {"a": math.inf, "b": -math.inf}})
+    record = {"kind": "probe", "step": 0, "cosine": None, "loss": 0.5, "of": {"a": None, "b": None}}
+    assert read(tmp_path / "metrics.jsonl") == [record]
 
 
 def test_a_file_shorter_than_the_checkpoint_remembers_is_refused_and_kept(tmp_path):

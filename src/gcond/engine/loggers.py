@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from gcond.config import build
-from gcond.engine.metrics_log import PICTURE, Record, read
+from gcond.engine.metrics_log import PICTURE, Record, as_logged, read
 from gcond.engine.reconstructions import COLUMNS
 from gcond.engine.run_folder import read_report
 from gcond.files import write_text
@@ -228,7 +228,8 @@ class SafeLogger:
             self.log(record)
 
     def log(self, record: dict[str, Any]) -> None:
-        self._try(self._logger.log, record)
+        """A record as metrics.jsonl has it, also where it has not been read from there."""
+        self._try(self._logger.log, as_logged(record))
 
     def __enter__(self) -> SafeLogger:
         return self

@@ -46,8 +46,7 @@ class MetricsLog:
     def write(self, record: Record) -> None:
         if record.get("kind") == PICTURE:
             return
-        clean = {key: _json_number(value) for key, value in record.items()}
-        self._file.write(json.dumps(clean, allow_nan=False) + "\n")
+        self._file.write(json.dumps(as_logged(record), allow_nan=False) + "\n")
         self._file.flush()
 
     def to_disk(self) -> None:
@@ -125,8 +124,8 @@ def _record(line: bytes) -> Record:
     return record
 
 
-def _json_number(value: Any) -> Any:
-    """JSON has no nan: an undefined number is null."""
+def as_logged(value: Any) -> Any:
+    """A record, or a value in it, with null for each number that is not finite: JSON knows neither nan nor infinity."""
     if isinstance(value, dict):
-        return {key: _json_number(member) for key, member in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return {key: as_logged(member) for key, member in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,7 +5,6 @@ n micro-batches of B images, m tasks, P parameters, K micro-batches of a window,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -169,18 +168,10 @@ def activations(
 
 
 def spread(values: Tensor) -> dict[str, Any]:
-    """Mean, standard deviation, share of exact zeros and quantiles (interpolated); nan where one is not finite."""
+    """Mean, standard deviation, share of exact zeros and quantiles (interpolated)."""
     numbers = values.double().numpy()
     with np.errstate(invalid="ignore"):
         quantiles = np.quantile(numbers, [float(share) for share in QUANTILES])
         mean, std = float(numbers.mean()), float(numbers.std())
-    return {
-        "mean": _finite(mean),
-        "std": _finite(std),
-        "zero_share": float((numbers == 0).mean()),
-        "quantiles": {share: _finite(value) for share, value in zip(QUANTILES, quantiles.tolist(), strict=True)},
-    }
-
-
-def _finite(value: float) -> float:
-    return value if math.isfinite(value) else math.nan
+    found = {"mean": mean, "std": std, "zero_share": float((numbers == 0).mean())}
+    return found | {"quantiles": dict(zip(QUANTILES, quantiles.tolist(), strict=True))}

@@ -83,7 +83,6 @@ class Trainer:
             if "skipped" in metrics:
                 for buffer, before in zip(buffers, statistics, strict=True):
                     buffer.copy_(before)
-                metrics = {key: value if math.isfinite(value) else math.nan for key, value in metrics.items()}
 
         # Move the parameters.
         learning_rate = self.schedule(step)
