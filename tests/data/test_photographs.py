@@ -40,7 +40,7 @@ SECOND = "train-00001-of-00002.parquet"
 
 @pytest.fixture
 def parquet(tmp_path):
-    """With the `huggingface` schema metadata of the original, which `datasets` puts there."""
+    """With the `huggingface` schema metadata of the original, which `datasets` puts there; a label is its grey / 10."""
     features = Features({"image": ImageFeature(), "label": Value("int64")})
     (tmp_path / "data").mkdir()
     for name, own in {
@@ -49,7 +49,10 @@ def parquet(tmp_path):
         "validation-00000-of-00001": [40, 50, 60, 70, 80],
         "test-00000-of-00001": [90],
     }.items():
-        rows = {"image": [{"bytes": jpeg(grey, (64, 64)), "path": None} for grey in own], "label": [0] * len(own)}
+        rows = {
+            "image": [{"bytes": jpeg(grey, (64, 64)), "path": None} for grey in own],
+            "label": [grey // 10 for grey in own],
+        }
         Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data" / f"{name}.parquet")
     return tmp_path
 
@@ -64,7 +67,8 @@ def on_demand(tmp_path_factory, monkeypatch):
 def test_parquet(parquet, request, monkeypatch):
     splits = imagenet256.load(parquet, 32)
     assert [greys(split) for split in (splits.train, splits.val, splits.test)] == [[10, 20, 30], [40, 60, 80], [50, 70]]
-    assert splits.groups == {"train": ["0"] * 3, "val": ["0"] * 3, "test": ["0"] * 2} == imagenet256.labels(parquet)
+    assert splits.groups == {"train": list("123"), "val": list("468"), "test": list("57")}
+    assert splits.groups == imagenet256.labels(parquet)
     assert (splits.train[0].shape, splits.train[0].dtype) == ((3, 32, 32), torch.uint8)
     assert splits.title == f"{parquet.name} (8 images)"
     request.getfixturevalue("on_demand")  # large files: from an Arrow copy, with the same result
@@ -178,7 +182,7 @@ def tree(tmp_path):
 
 def content(root):
     splits = imagenet256.load(root, 8)
-    found = {split: sorted(greys(getattr(splits, split))) for split in folders.SPLITS}
+    found = {split: greys(getattr(splits, split)) for split in folders.SPLITS}
     return found, splits.groups, splits.checksum
 
 
@@ -214,7 +218,8 @@ def test_tiny_imagenet(tmp_path):
     lines = [f"2{i}.JPEG\tn{(i // 2) % 2:08}\t0\t0\t62\t62\n" for i in range(4)]
     (tmp_path / "val" / "val_annotations.txt").write_text("".join(lines))
     found, groups, _ = content(tmp_path)
-    assert found == {"train": [10, 11, 12, 13], "val": [20, 22], "test": [21, 23]}
+    assert found == {"train": [10, 12, 11, 13], "val": [20, 22], "test": [21, 23]}
+    assert groups == imagenet256.labels(tmp_path)
     assert groups["train"] == ["n00000000", "n00000000", "n00000001", "n00000001"]
     assert groups["val"] == groups["test"] == ["n00000000", "n00000001"]
     assert folders.read(tmp_path).passed_over == {".txt": 3, "JPEG of test/ (no labels)": 4}

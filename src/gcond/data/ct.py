@@ -98,15 +98,13 @@ def load(
     large = max(facts["counts"].values()) * 2 * image_size**2 > sets.IN_MEMORY_BYTES
     pixels = store.Pixels(root, facts, remember=large)
     index = store.read_index(root, facts, store.LABELS if labelled else ())
-    train = index[index.split == "train"]
-    shown = _labelled(root, index) if labelled else index
-    if left_out := len(index) - len(shown):
+    own = _by_split(root, index, labelled)
+    if left_out := len(index) - sum(map(len, own.values())):
         print(f"{root}: {left_out:,} of {len(index):,} slices have no labels, and are left out", file=sys.stderr)
-    own = {name: shown[shown.split == split] for name, split in SPLITS.items()}
 
     stated = facts["train_statistics"].get(window) if isinstance(window, str) else None
     if stated is None or not large:
-        histogram = store.histogram(pixels, train.place)
+        histogram = store.histogram(pixels, index.place[index.split == "train"])
         store.expect_statistics(root, facts, histogram)
     measured = (stated["mean"], stated["std"]) if stated else windows.statistics(histogram, hu_min, hu_max)
     mean, std = measured if statistics == "store" else (PAPER_MEAN, PAPER_STD)
@@ -130,21 +128,8 @@ def labels(root: str | Path) -> dict[str, Tensor]:
     """RSNA ICH's labels of the slices that `load` gives with `labelled`: per split (train, val, test) float [n, 6] of 0
     and 1, in the order of store.LABELS. Raises ValueError where a split has none."""
     root = Path(root)
-    index = _labelled(root, store.read_index(root, store.read_facts(root), store.LABELS))
-    own = {name: index.loc[index.split == split, list(store.LABELS)] for name, split in SPLITS.items()}
-    return {name: torch.tensor(rows.to_numpy(np.float32)) for name, rows in own.items()}
-
-
-def _labelled(root: Path, index: pd.DataFrame) -> pd.DataFrame:
-    """The slices with all six labels."""
-    found = index[index[list(store.LABELS)].notna().all(axis="columns")]
-    if not all((counts := store.counts(found)).values()):
-        raise ValueError(
-            f"`root`: expected labelled slices in every split of the CT store at {root}, found {counts}; labels are "
-            "read from RSNA ICH's stage_2_train.csv (columns ID and Label): put it below the folder that --ich names, "
-            "and make the store again (docs/data.md)"
-        )
-    return found
+    own = _by_split(root, store.read_index(root, store.read_facts(root), store.LABELS), labelled=True)
+    return {name: torch.tensor(rows[list(store.LABELS)].to_numpy(np.float32)) for name, rows in own.items()}
 
 
 def heights(root: str | Path, labelled: bool = False) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
@@ -152,10 +137,25 @@ def heights(root: str | Path, labelled: bool = False) -> dict[str, tuple[np.ndar
     above the volume's lowest slice. None where the store does not know the spacing of a slice."""
     root = Path(root)
     index = store.read_index(root, store.read_facts(root), ["study", "series", "z", "spacing_z_mm", *store.LABELS])
-    index = _labelled(root, index) if labelled else index
-    if index.spacing_z_mm.isna().any():
+    own = _by_split(root, index, labelled)
+    if any(rows.spacing_z_mm.isna().any() for rows in own.values()):
         return None
-    index["volume"] = index.patient + "/" + index.study.fillna("") + "/" + index.series.fillna("")
-    index["mm"] = index.z * index.spacing_z_mm.astype(float)
-    own = {name: index[index.split == split] for name, split in SPLITS.items()}
-    return {split: (rows.volume.to_numpy(dtype=str), rows.mm.to_numpy()) for split, rows in own.items()}
+
+    def along(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+        volume = rows.patient + "/" + rows.study.fillna("") + "/" + rows.series.fillna("")
+        return volume.to_numpy(dtype=str), (rows.z * rows.spacing_z_mm.astype(float)).to_numpy()
+
+    return {name: along(rows) for name, rows in own.items()}
+
+
+def _by_split(root: Path, index: pd.DataFrame, labelled: bool) -> dict[str, pd.DataFrame]:
+    """The slices of train, val and test; with `labelled` those with all six labels."""
+    if labelled:
+        index = index[index[list(store.LABELS)].notna().all(axis="columns")]
+    if not all((counts := store.counts(index)).values()):
+        raise ValueError(
+            f"`root`: expected labelled slices in every split of the CT store at {root}, found {counts}; labels are "
+            "read from RSNA ICH's stage_2_train.csv (columns ID and Label): put it below the folder that --ich names, "
+            "and make the store again (docs/data.md)"
+        )
+    return {name: index[index.split == split] for name, split in SPLITS.items()}
