@@ -115,6 +115,8 @@ def test_another_loss_than_the_recorded_one_is_told(copy, capsys):
     (copy / "report.json").write_text(json.dumps(changed))
     assert cli.main(["evaluate", str(copy), *TRUST]) == 1
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if "differs" in line] == ["l1"]
+    assert cli.main(["evaluate", str(copy), "--data", "nowhere", *TRUST]) == 2  # never ignored
+    assert "`dataset.root`: there is no such setting" in capsys.readouterr().err
 
 
 def test_a_photograph_and_an_image_of_the_data_are_drawn(finished, tmp_path):

@@ -54,10 +54,9 @@ def roots(options: argparse.Namespace) -> dict[str, Path | None]:
     return {name: getattr(options, name) for name in STORES} | {"ich": options.ct, "imagenet256": options.imagenet}
 
 
-def all_at(folder: Path | None) -> dict[str, Path | None]:
-    """Data set -> its folder, for one run: `folder`, or without it the usual one below data/."""
-    usual = {name: Path("data", name) for name in STORES} | {"ich": Path("data", "ct"), "imagenet256": None}
-    return {name: folder or path for name, path in usual.items()}
+def usual_roots() -> dict[str, Path | None]:
+    """Data set -> the folder below data/ where it is looked for."""
+    return {name: Path("data", name) for name in STORES} | {"ich": Path("data", "ct"), "imagenet256": None}
 
 
 class Configured:
@@ -118,21 +117,22 @@ class LoadedRun(Configured):
 
     Args:
         path: the run's folder, which holds DONE.
-        roots: data set -> where its data are, which a run's config does not keep.
+        roots: where its data are, which a run's config does not keep: their folder, or data set -> folder.
         trusted: packages that its config may name classes and data sets of, beside this one (`gcond.config`).
 
     Raises:
         ValueError: the run is not finished, its report or config is damaged, or its config names what may not be built.
     """
 
-    def __init__(self, path: Path, roots: Mapping[str, Path | str | None], trusted: Sequence[str] = ()) -> None:
+    def __init__(self, path: Path, roots: Path | Mapping[str, Path | str | None], trusted: Sequence[str] = ()) -> None:
         if finished_report(path) is None:
             raise ValueError(f"{path}: expected a finished run, found no DONE in it, or no whole report.json")
         self.path = path
         self.report = read_report(path, "hash", "steps", "data_checksum")
         super().__init__(cfg := read_config(path), tuple(trusted))
-        root = roots.get(cfg.dataset.name)
-        self._homeless = cfg.dataset.name in roots and root is None
+        named = {cfg.dataset.name: roots} if isinstance(roots, Path) else roots
+        root = named.get(cfg.dataset.name)
+        self._homeless = cfg.dataset.name in named and root is None
         if root is not None:
             cfg.dataset.root = str(root)
 

@@ -253,6 +253,7 @@ def no_train(tree):
         (DISJOINT, lambda tree: (tree / "val/00.JPEG").symlink_to(tree / "train/n00000000/10.JPEG")),
         (DISJOINT, lambda tree: (tree / "val/00.JPEG").hardlink_to(tree / "train/n00000000/10.JPEG")),
         (r"gone\.jpg", lambda tree: (tree / "train/gone.jpg").symlink_to(tree / "nowhere.jpg")),
+        (r"/loop cannot be read", lambda tree: (tree / "train/loop").symlink_to("loop")),
         ("no image for train", no_train),
     ],
 )

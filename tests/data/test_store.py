@@ -339,6 +339,14 @@ def test_what_is_no_store_is_refused(root, damage, message):
             read()
 
 
+def test_a_store_that_is_not_named_is_asked_for():
+    """`paths.ct=null`."""
+    unnamed = OmegaConf.create({"_target_": "gcond.data.ct.load", "root": None})
+    for read in (lambda: checksum_of(unnamed), lambda: ct.labels(None), lambda: ct.heights(None)):
+        with pytest.raises(ValueError, match="`root`: expected the folder of a CT store"):
+            read()
+
+
 @pytest.mark.parametrize("setting", [{"image_size": 512}, {"window": "brain"}, {"statistics": "imagenet"}])
 def test_bad_settings_name_their_key(root, setting):
     with pytest.raises(ValueError, match=f"`{next(iter(setting))}`"):

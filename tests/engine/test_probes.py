@@ -374,6 +374,7 @@ def test_a_run_and_a_config(tmp_path, reports, capsys):
         (["--micro-batches", "40"], "`micro_batches`"),
         (["--state", "last"], "`state`"),
         (["datset=photos"], "datset"),
+        (["--data", "nowhere"], "root"),  # which photos do not have
     ],
 )
 def test_refusals(words, told, capsys, tmp_path):

@@ -41,7 +41,7 @@ def checksum_of(dataset: DictConfig) -> Any:
         case "gcond.data.ct.load":
             from gcond.data import store  # here, since pyarrow takes a while to import
 
-            return store.read_facts(Path(dataset.root))["checksum"]
+            return store.read_facts(store.folder(dataset.root))["checksum"]
         case "gcond.data.imagenet256.load":
             root = photo_folder(dataset.root)
             return of_listing(root, parquet_files(root) or folders.read(root).files)

@@ -71,7 +71,7 @@ def read_dicom(path: Path, size: int) -> Tensor:
 
 
 def load(
-    root: str | Path,
+    root: str | Path | None,
     image_size: int,
     window: windows.Window = "c600w2800",
     statistics: Literal["store", "paper"] = "store",
@@ -92,7 +92,7 @@ def load(
     hu_min, hu_max = windows.resolve(window)
     if statistics not in ("store", "paper"):
         raise ValueError(f"`statistics` must be store or paper, found {statistics!r}")
-    root = Path(root)
+    root = store.folder(root)
     facts = store.read_facts(root)
     check_size(image_size, facts["size"])
     large = max(facts["counts"].values()) * 2 * image_size**2 > sets.IN_MEMORY_BYTES
@@ -124,18 +124,18 @@ def load(
     )
 
 
-def labels(root: str | Path) -> dict[str, Tensor]:
+def labels(root: str | Path | None) -> dict[str, Tensor]:
     """RSNA ICH's labels of the slices that `load` gives with `labelled`: per split (train, val, test) float [n, 6] of 0
     and 1, in the order of store.LABELS. Raises ValueError where a split has none."""
-    root = Path(root)
+    root = store.folder(root)
     own = _by_split(root, store.read_index(root, store.read_facts(root), store.LABELS), labelled=True)
     return {name: torch.tensor(rows[list(store.LABELS)].to_numpy(np.float32)) for name, rows in own.items()}
 
 
-def heights(root: str | Path, labelled: bool = False) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
+def heights(root: str | Path | None, labelled: bool = False) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
     """Per split (train, val, test), in the order of its images (`load`): the volume of each slice, and its height in mm
     above the volume's lowest slice. None where the store does not know the spacing of a slice."""
-    root = Path(root)
+    root = store.folder(root)
     index = store.read_index(root, store.read_facts(root), ["study", "series", "z", "spacing_z_mm", *store.LABELS])
     own = _by_split(root, index, labelled)
     if any(rows.spacing_z_mm.isna().any() for rows in own.values()):

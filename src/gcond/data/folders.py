@@ -68,23 +68,22 @@ def _jpegs(folder: Path, passed_over: Counter[str], inside: tuple[tuple[int, int
     """Those below `folder`, which lies in the folders `inside`: a link back to one of these leads nowhere new."""
     try:
         state = folder.stat()
-        entries = list(os.scandir(folder))
+        if (state.st_dev, state.st_ino) in inside:
+            return
+        for entry in os.scandir(folder):
+            suffix = Path(entry.name).suffix.lower()
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                passed_over["hidden"] += 1
+            elif entry.is_dir():
+                yield from _jpegs(Path(entry.path), passed_over, (*inside, (state.st_dev, state.st_ino)))
+            elif suffix not in SUFFIXES:
+                passed_over[suffix or "no suffix"] += 1
+            elif entry.is_file():
+                yield Path(entry.path)
+            else:
+                raise ValueError(f"`root`: {entry.path} is no file, or a link to nothing; mend it or take it away")
     except OSError as error:
-        raise ValueError(f"`root`: {folder} cannot be read: {error.strerror}") from error
-    if (state.st_dev, state.st_ino) in inside:
-        return
-    for entry in entries:
-        suffix = Path(entry.name).suffix.lower()
-        if entry.name.startswith(".") or entry.name == "__MACOSX":
-            passed_over["hidden"] += 1
-        elif entry.is_dir():
-            yield from _jpegs(Path(entry.path), passed_over, (*inside, (state.st_dev, state.st_ino)))
-        elif suffix not in SUFFIXES:
-            passed_over[suffix or "no suffix"] += 1
-        elif entry.is_file():
-            yield Path(entry.path)
-        else:
-            raise ValueError(f"`root`: {entry.path} is no file, or a link to nothing; mend it or take it away")
+        raise ValueError(f"`root`: {error.filename} cannot be read: {error.strerror}") from error
 
 
 def _split(root: Path, files: list[Path]) -> dict[str, list[Path]]:

@@ -91,6 +91,13 @@ class _Facts(BaseModel, strict=True):
     checksum: str
 
 
+def folder(root: str | Path | None) -> Path:
+    """Raises ValueError where none is named."""
+    if root is None:
+        raise ValueError(f"`root`: expected the folder of a CT store, found none; {HOW_TO_MAKE}")
+    return Path(root)
+
+
 def read_facts(root: Path) -> dict:
     """Raises ValueError where there is no store, one of another format, or one whose facts contradict themselves."""
     path = root / "facts.json"
