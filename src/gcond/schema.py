@@ -53,7 +53,6 @@ class Dataset(Part):
 
 class Model(Part):
     name: Name
-    channels: Literal["???"] = "???"  # the data set decides
     width: Annotated[int, Field(ge=1, le=2**16)] = 256
     depth: Annotated[int, Field(ge=0, le=1000)] = 2
     heads: Annotated[int, Field(ge=1, le=2**16)] = 8
@@ -211,12 +210,18 @@ def validate(kind: TypeAdapter[Any], content: Any, key: str = "") -> Any:
         text = json.dumps(content, default=repr, ensure_ascii=False)  # in JSON a list may stand for a tuple
         return kind.validate_json(text.encode("utf-8", "replace"))  # half a surrogate pair is no UTF-8
     except ValidationError as error:
-        problems = dict(_problem(problem, content, key) for problem in error.errors())
-        raise ValueError("; ".join(f"`{where}`: {problem}" for where, problem in problems.items())) from None
+        alternatives: dict[tuple[str, str], list[str]] = {}  # of a union, what each of its members expects
+        for problem in error.errors():
+            where, expected, found = _problem(problem, content, key)
+            alternatives.setdefault((where, found), []).append(expected)
+        said = []
+        for (where, found), each in alternatives.items():
+            said.append(f"`{where}`: expected {' or '.join(each)}, found {found}" if found else f"`{where}`: {each[0]}")
+        raise ValueError("; ".join(said)) from None
 
 
-def _problem(problem: ErrorDetails, content: Any, key: str) -> tuple[str, str]:
-    """The full key, and what is wrong with its value."""
+def _problem(problem: ErrorDetails, content: Any, key: str) -> tuple[str, str, str]:
+    """The full key, what is expected there, and what is found; "" where there may be nothing."""
     place: list[str] = []
     for part in problem["loc"]:  # as far as there are such keys: Pydantic appends the type that it tried
         keys = content if isinstance(content, dict) else range(len(content)) if isinstance(content, list) else ()
@@ -227,12 +232,12 @@ def _problem(problem: ErrorDetails, content: Any, key: str) -> tuple[str, str]:
         content = content[part] if inside else None
     name = ".".join([key, *place] if key else place)
     if problem["type"] == "missing":
-        return name, "expected a value, found none"
+        return name, "a value", "none"
     if problem["type"] == "extra_forbidden":
         section = SECTIONS[place[-2] if len(place) > 1 else ""]
-        return name, f"there is no such setting; expected one of {', '.join(section.model_fields)}"
+        return name, f"there is no such setting; expected one of {', '.join(section.model_fields)}", ""
     expected = PATTERNS.get(problem.get("ctx", {}).get("pattern", ""), problem["msg"].removeprefix("Input should be "))
-    return name, f"expected {expected}, found {_shown(problem['input'])}"
+    return name, expected, _shown(problem["input"])
 
 
 def _shown(value: Any) -> str:

@@ -22,6 +22,7 @@ from gcond.load_run import LoadedRun
 from gcond.strategy import EMA, PCGrad, SingleProcess
 
 NUMBER = {"_target_": "gcond.strategy.EMA", "beta": 0.5}
+CT = {"_target_": "gcond.data.ct.load", "root": "nowhere", "image_size": 64}
 
 ESCAPES = (  # what a recorded config might name to run something else
     "os.system",
@@ -113,6 +114,7 @@ def test_a_package_of_ones_own_is_built_once_it_is_trusted(tmp_path, monkeypatch
         (NUMBER | {"beta": "x"}, "`beta`: expected a valid number, found 'x'"),
         (NUMBER | {"beta": True}, "`beta`: expected a valid number, found true"),
         (NUMBER | {"beta": 1}, r"`beta`: expected a number in \[0, 1\), found 1"),
+        (CT | {"window": "brain"}, "`window`: expected 'c600w2800', .* or '12bit' or a valid array, found 'brain'"),
         (NUMBER | {"bta": 0.5}, "`bta`: there is no such setting; expected one of beta"),
         (NUMBER | {"_args_": [0.5]}, "`_args_`: there is no such setting"),
         (NUMBER | {"_recursive_": False}, "`_recursive_`: there is no such setting"),
