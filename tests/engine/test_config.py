@@ -183,7 +183,8 @@ def test_the_paper_schedule(strategy, peak):
     rate = Settings(config("scale=paper", f"strategy={strategy}")).schedule(steps_per_epoch=100)
     assert rate(199) == pytest.approx(peak)  # the end of 2 epochs of warm-up
     assert rate(198) == pytest.approx(peak * 199 / 200)
-    assert rate(849) == pytest.approx((peak + 1e-6) / 2)  # half of the remaining 13
+    assert rate(524) == pytest.approx(1e-6 + (peak - 1e-6) * (1 + 0.5**0.5) / 2)  # a quarter of the other 13
+    assert rate(849) == pytest.approx((peak + 1e-6) / 2)  # half of them
     assert rate(1499) == pytest.approx(1e-6)  # the last step of 15
 
 

@@ -1,4 +1,4 @@
-"""Learning rates, the fused optimizer, what a step did, and that a step waits for a GPU once."""
+"""The fused optimizer, what a step did, and that a step waits for a GPU once."""
 
 import math
 from contextlib import nullcontext
@@ -11,17 +11,8 @@ from torch import nn
 
 from gcond import synthetic_run
 from gcond.config import build, compose
-from gcond.engine.trainer import StepProbe, WarmupCosine, optimizer_of
+from gcond.engine.trainer import StepProbe, optimizer_of
 from gcond.strategy import GradientConductor, Joint, Linear, Raw
-
-
-def test_warm_up_and_cosine_by_hand():
-    rate = WarmupCosine(peak=1.0, final=0.1, warmup_steps=4, total_steps=12)
-    assert [rate(step) for step in range(4)] == pytest.approx([0.25, 0.5, 0.75, 1.0])
-    assert rate(5) == pytest.approx(0.1 + 0.9 * (1 + 0.5**0.5) / 2)  # a quarter of the way: cos(pi / 4)
-    assert rate(7) == pytest.approx(0.55)  # half the way
-    assert rate(11) == pytest.approx(0.1)
-    assert all(rate(step) > rate(step + 1) for step in range(3, 11))
 
 
 def test_adamw_is_fused_where_there_is_a_kernel_and_nothing_is_asked_of_other_optimizers():
