@@ -47,6 +47,14 @@ class Run:
         return flat_grad(self.network).clone()
 
 
+def test_a_weight_leaves_what_the_resolver_keeps():
+    network = Network()
+    conductor = GradientConductor(network, TWO, Sequential(1), Counting())
+    conductor.step(window(0)[:1], network.losses)
+    conductor.set_weight("a", 0.4)
+    assert conductor.resolver.state_dict() == {"count": 1}
+
+
 @pytest.mark.parametrize("name", ["linear", "cagrad", "gcond"])
 def test_a_weight_counts_from_the_next_window_on(name):
     changed, fresh = Run(THREE, name), Run(THREE | {"b": 0.05, "c": 0.0}, name)
@@ -188,10 +196,12 @@ def test_a_second_task_needs_what_two_tasks_need():
 
 
 class Counting(Resolver):
-    """Remembers something of which nobody knows whose it is."""
+    """Remembers something of which nobody knows whose it is, and begins anew where it is checked."""
 
     remembers = ("count",)
-    _count = 0
+
+    def check(self, tasks: dict[str, float], groups: tuple[str, ...]) -> None:
+        self._count = 0
 
     def resolve(self, conflict: Conflict) -> Resolution:
         self._count += 1

@@ -149,7 +149,7 @@ class GradientConductor:
             raise ValueError(f"`weight`: {type(self.resolver).__name__} replaces the lambdas by weights of its own")
         self._expect_no_window("set_weight")
         tasks = checked_lambdas({**self._tasks, name: weight})
-        self.resolver.check(dict(tasks), tuple(self._parameters))
+        self._hand_over(tasks)
         self._tasks = tasks
         self._reweighted = True
 
@@ -185,19 +185,25 @@ class GradientConductor:
         self.resolver.check(dict(tasks), tuple(self._parameters))
         return rows
 
-    def _change_tasks(self, tasks: dict[str, float]) -> None:
-        self._expect_no_window("tasks")
-        tasks, before = checked_lambdas(tasks), self._tasks
-        indices = self.estimator.micro_batch_indices(self.processes.rank, self.processes.size, list(tasks))
-        state = self.resolver.state_dict()
+    def _hand_over(self, tasks: dict[str, float]) -> int:
+        """As `_check_tasks`, and the resolver keeps what it remembers; after an error it is as before."""
+        state, before = self.resolver.state_dict(), self._tasks
         try:
             rows = self._check_tasks(tasks)
             self.resolver.load_state_dict(state)
-            self.resolver.follow_tasks(list(before), list(tasks))
+            if list(tasks) != list(before):
+                self.resolver.follow_tasks(list(before), list(tasks))
         except ValueError:
             self._check_tasks(before)
             self.resolver.load_state_dict(state)
             raise
+        return rows
+
+    def _change_tasks(self, tasks: dict[str, float]) -> None:
+        self._expect_no_window("tasks")
+        tasks, before = checked_lambdas(tasks), self._tasks
+        indices = self.estimator.micro_batch_indices(self.processes.rank, self.processes.size, list(tasks))
+        rows = self._hand_over(tasks)
         self._tasks, self.micro_batch_indices = tasks, indices
         if rows != len(self.gradients.rows):
             self.gradients = self._allocate(rows, self.gradients.names)
