@@ -94,6 +94,14 @@ def test_what_is_no_push():
         with conductor.micro_batch(torch.amp.GradScaler("cpu")):
             """Nothing."""
 
+    def apart() -> None:
+        with conductor.micro_batch():
+            losses = network.losses(batch, every)
+            for name in every:
+                conductor.backward({name: losses[name]})
+
+    with pytest.raises(RuntimeError, match=r"`losses`: .*share a part in one call of `backward`"):
+        apart()
     assert_refused("`losses`: .*'b', 'c'", twice)
     assert_refused("`micro_batch`: expected one at a time", nested)
     assert_refused("`scaler`: expected the same", other_scaler)

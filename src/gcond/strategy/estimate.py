@@ -25,6 +25,10 @@ LookAt = Callable[[Mapping[str, Tensor]], None]
 Look = Callable[[Sequence[str], bool], LookAt]
 """Called before losses are computed with their names, and whether they serve several backward passes; what it returns
 is called with the losses."""
+ONE_GRAPH = (
+    "`losses`: found a graph that an earlier backward pass has freed; expected losses that share a part in one call of "
+    '`backward`, or of `losses` with forward="shared", and nothing that is kept from one micro-batch to the next'
+)
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -147,6 +151,8 @@ class Window:
         except RuntimeError as error:
             if "donated buffer" in str(error):
                 raise RuntimeError(ADVICE) from error
+            if "backward through the graph a second time" in str(error):
+                raise RuntimeError(ONE_GRAPH) from error
             raise
 
 
