@@ -1,4 +1,4 @@
-"""The scripts of tools/: a run tortured, the paper rehearsed, wandb's dashboard, and mutants of the strategies."""
+"""The scripts of tools/: a run tortured, wandb's dashboard, and mutants of the strategies."""
 
 import json
 import re
@@ -12,7 +12,7 @@ import pytest
 import torch
 import wandb
 import yaml
-from engine.runs import CONFIG, TINY, config, run, tiny_config
+from engine.runs import CONFIG, TINY, run, tiny_config
 from script_files import ROOT, load
 
 from gcond.engine import loggers
@@ -59,38 +59,6 @@ def test_killed_runs_end_as_if_nothing_had_happened(tmp_path, capsys):
     again = torture.main([*chosen, "--out", str(tmp_path)])
     assert again == 0
     assert len((tmp_path / "trials.jsonl").read_text().splitlines()) == 3  # nothing was repeated
-
-
-# The paper's scale, rehearsed
-
-rehearsal = load("tools/rehearse_paper")
-REHEARSED = ("scale=paper", "model=mobilenetv3_small_050", "scale.image_size=64", "scale.patch_size=16")
-REHEARSED += ("scale.accumulation_steps=2", "scale.micro_batch=4", "dataset=ct")
-
-
-@pytest.mark.slow
-def test_what_does_not_start_is_named_and_stops_no_other(tmp_path, monkeypatch):
-    good, bad = (config(*REHEARSED, f"strategy={name}") for name in ("gcond_sequential", "baseline"))
-    bad.model.depth = "two"
-    cases = {"good": (good, ["table2"] * 3), "bad": (bad, ["o1"])}
-    out = tmp_path / "rehearsal.csv"
-    table = rehearsal.rehearse(cases, 2, True, out).set_index("case")
-    assert table.error["good"] == ""
-    assert table.planned_gb["good"] > 0
-    assert table.seconds["good"] > 0
-    assert table.runs["good"] == 3
-    assert table.error["bad"] != ""
-    monkeypatch.setattr(rehearsal, "first_step", None)  # would be called
-    assert len(rehearsal.rehearse({"good": cases["good"]}, 2, True, out)) == 1
-
-
-def test_settings_that_are_refused_are_named_with_their_experiment(monkeypatch):
-    broken = config(*REHEARSED, "strategy=baseline", "scale.micro_batch=0")
-    monkeypatch.setattr(rehearsal, "runs_of", lambda experiment: iter([broken]))
-    with pytest.raises(
-        ValueError, match=r"o1, baseline on ct: `scale\.micro_batch`: expected greater than or equal to 1, found 0"
-    ):
-        rehearsal.distinct(["o1"])
 
 
 # wandb's dashboard

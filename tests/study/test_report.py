@@ -51,11 +51,15 @@ def test_pages_and_figures_are_made_of_what_is_recorded_and_what_is_not_is_count
 def test_numbers_of_logs_that_other_processes_read_are_those_read_here(results):
     folder = results / "sample_gpu"
     here = tables.runs(folder)
-    tables._NUMBERS.clear()
-    tables._runs.cache_clear()
+    tables._RUNS.clear()
     asked = []
-    tables.read_logs(folder, lambda read, paths: [asked.append(path) or read(path) for path in paths])
-    pd.testing.assert_frame_equal(tables.runs(folder), here)
-    assert len(asked) == 3
-    tables.read_logs(folder, lambda read, paths: [asked.append(path) or read(path) for path in paths])
+
+    def each(read, *places):
+        return [asked.append(name) or read(results, name) for results, name in zip(*places, strict=True)]
+
+    pd.testing.assert_frame_equal(tables.runs(folder, each), here)
+    pd.testing.assert_frame_equal(tables.runs(folder, each), here)
     assert len(asked) == 3  # each once
+    next((folder / "logs").iterdir()).touch()
+    tables.runs(folder, each)
+    assert len(asked) == 6

@@ -18,9 +18,7 @@ def make(results: Path, jobs: int) -> Iterator[Made]:
     """Write every page, and every figure at the largest scale that records its runs, in `jobs` processes."""
     with _processes(jobs) as processes:
         for folder in _scales(results):
-            tables.read_logs(folder, processes.map)
-    for folder in _scales(results):
-        tables.runs(folder)
+            tables.runs(folder, processes.map)
     written = ["claims", *(page for page, records in OF_RECORDS.items() if (results / records).exists())]
     with _processes(jobs) as processes:  # which inherit what was read
         first = processes.map(_written, written, [results] * len(written))

@@ -119,17 +119,27 @@ def finished(results: Path) -> pd.DataFrame:
     return tuned(table.reset_index(drop=True))
 
 
-def runs(results: Path) -> pd.DataFrame:
-    """The `finished` runs, with the `numbers` of their logs as further columns."""
-    changed = [path.stat().st_mtime_ns for path in (results / "runs.csv", *results.glob("logs/*")) if path.exists()]
-    return _runs(results.resolve(), len(changed), max(changed, default=0)).copy(deep=False)
+_RUNS: dict[Path, tuple[dict[Path, int], pd.DataFrame]] = {}  # folder -> times of its files, and `runs` of it
 
 
-@lru_cache(maxsize=16)
-def _runs(results: Path, files: int, changed: int) -> pd.DataFrame:
-    table = finished(results)
-    logged = pd.DataFrame([_numbers(results / "logs" / f"{name}.parquet") for name in table.log], index=table.index)
-    return pd.concat([table, logged], axis="columns").copy()  # in one piece: many select rows
+def runs(results: Path, each: Callable[..., Iterable[Any]] = map) -> pd.DataFrame:
+    """The `finished` runs, with the `numbers` of their logs as further columns; read once, until a file changes.
+
+    `each`: what reads the logs, such as the map of several processes.
+    """
+    results = results.resolve()
+    files = (results / "runs.csv", *results.glob("logs/*"))
+    changed = {path: path.stat().st_mtime_ns for path in files if path.exists()}
+    if results not in _RUNS or _RUNS[results][0] != changed:
+        table = finished(results)
+        logged = pd.DataFrame(list(each(_numbers, [results] * len(table), table.log)), index=table.index)
+        _RUNS[results] = changed, pd.concat([table, logged], axis="columns").copy()  # in one piece: many select rows
+    return _RUNS[results][1].copy(deep=False)
+
+
+def _numbers(results: Path, name: str) -> dict[str, float]:
+    """`numbers` of a log, none where it is missing."""
+    return numbers(log(results, name)) if (results / "logs" / f"{name}.parquet").exists() else {}
 
 
 def log(results: Path, name: str, *kinds: str) -> pd.DataFrame:
@@ -264,30 +274,6 @@ def predictors(results: Path) -> pd.DataFrame:
 
 
 # What a log says.
-
-
-_NUMBERS: dict[tuple[Path, int], dict[str, float]] = {}  # of a log and its change
-
-
-def read_logs(results: Path, each: Callable[..., Iterable[Any]]) -> None:
-    """Have the numbers of all logs at hand for `runs`; `each` is a map, such as that of several processes."""
-    paths = sorted((results / "logs").resolve().glob("*.parquet"))
-    new = [path for path in paths if (path, path.stat().st_mtime_ns) not in _NUMBERS]
-    _NUMBERS.update(zip([(path, path.stat().st_mtime_ns) for path in new], each(_read_numbers, new), strict=True))
-
-
-def _numbers(path: Path) -> dict[str, float]:
-    """`numbers` of a log, none where it is missing."""
-    if not path.exists():
-        return {}
-    known = (path, path.stat().st_mtime_ns)
-    if known not in _NUMBERS:
-        _NUMBERS[known] = _read_numbers(path)
-    return _NUMBERS[known]
-
-
-def _read_numbers(path: Path) -> dict[str, float]:
-    return numbers(log(path.parents[1], path.stem))
 
 
 def steps(log: pd.DataFrame, bins: int = BINS) -> pd.DataFrame:
