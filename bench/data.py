@@ -2,14 +2,13 @@
 
     python bench/data.py [reading] [trace] [--device auto|cpu|cuda] [--rounds N] [--results DIR] [HYDRA_OVERRIDES]
         [--store data/ct]                                       of reading: the CT store
-        [--steps 60] [--cases ct:memory:0,ct:store:2,…] [--chrome trace.json]                      of trace
+        [--steps 60] [--cases ct:memory:0,ct:store:2,…]                                            of trace
 
 reading   single random reads to a tensor, from the store as it is and from other ways to keep the same pixels, in
           turns; processor time of one process, files in the page cache
 trace     real runs of `gcond.train.train`, whose parts a stopwatch times where the training code calls them; then, in
           turns, the data alone and the step alone. A case is dataset:kept:workers: `memory` is how small data are kept,
           `store` reads every image when its turn comes. Wall time, since a stall is one whatever the processor does.
-          --chrome writes a timeline of the first case for chrome://tracing or https://ui.perfetto.dev
 
 Without a word both. Rows go to bench.csv in --results, in the place of those of the same name.
 """
@@ -36,7 +35,6 @@ import torch
 from datasets import Array2D, Dataset, Features, Value, disable_progress_bars, load_from_disk
 from PIL import Image
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.data import DataLoader
 
 from gcond.config import build, compose
@@ -191,7 +189,6 @@ CASES = {
     "cuda": "ct:memory:8,ct:store:0,ct:store:4,ct:store:8,photos:memory:8",
 }
 WARM_UP = 4  # steps left out: the first is diagnosed, and memory is allocated
-PROFILED = 8  # steps
 TURN_SECONDS = 0.5  # at least, of the data alone
 ALONE = ["reconstructions.images=0", "progress=quiet", "checkpoint_minutes=1000", "scale.diagnose_every=1000000000"]
 RUN = [*ALONE, "scale.epochs=1", "scale.warmup_epochs=0.1", "scale.eval_images=2"]
@@ -216,8 +213,7 @@ class Stopwatch:
         self._note()
         self._open.append(name)
         try:
-            with record_function(name) if torch.autograd._profiler_enabled() else nullcontext():
-                yield
+            yield
         finally:
             self._note()
             self._open.pop()
@@ -245,14 +241,13 @@ class Stopwatch:
 
 
 @contextmanager
-def watching(watch: Stopwatch, after_lap: Callable[[int], object]) -> Iterator[None]:
+def watching(watch: Stopwatch) -> Iterator[None]:
     """While this is open, `watch` times the parts of every training step; a lap ends with the step."""
     step = Trainer.step
 
     def lapped(trainer: Trainer, number: int) -> dict[str, Any]:
         record = step(trainer, number)
         watch.lap()
-        after_lap(len(watch.laps))
         return record
 
     class Loader(DataLoader):
@@ -276,24 +271,13 @@ def watching(watch: Stopwatch, after_lap: Callable[[int], object]) -> Iterator[N
         yield
 
 
-def run_watched(
-    words: Sequence[str], steps: int, after_lap: Callable[[int], object] = lambda laps: None
-) -> pd.DataFrame:
+def run_watched(words: Sequence[str], steps: int) -> pd.DataFrame:
     """Seconds of the parts of `steps` real training steps, one row a step, after those of the warm-up."""
     watch = Stopwatch()
-    with tempfile.TemporaryDirectory() as runs, watching(watch, after_lap):
+    with tempfile.TemporaryDirectory() as runs, watching(watch):
         cfg = compose([*words, *RUN, f"scale.steps_per_epoch={WARM_UP + steps}", f"runs={runs}"])
         train(cfg, RunFolder(cfg))
     return pd.DataFrame(watch.laps[WARM_UP:])
-
-
-def draw_timeline(words: Sequence[str], path: Path) -> None:
-    """Of some steps of a run of its own, so that the profiler slows nothing that is measured."""
-    cuda = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
-    profiler = profile(activities=[ProfilerActivity.CPU, *cuda])
-    turns = {WARM_UP: profiler.start, WARM_UP + PROFILED: profiler.stop}
-    run_watched(words, PROFILED, lambda laps: turns.get(laps, int)())
-    profiler.export_chrome_trace(str(path))
 
 
 def alone(words: Sequence[str], kept: str, device: torch.device, rounds: int) -> tuple[np.ndarray, np.ndarray]:
@@ -373,10 +357,6 @@ def run(options: argparse.Namespace) -> None:
             print(case, flush=True)
             rounds = options.rounds or 12
             bench.add(options.results, trace(case, options.overrides, options.steps, rounds, device))
-        if options.chrome:
-            dataset, _, workers = cases[0].split(":")
-            words = ["scale=mini", f"device={device}", *options.overrides]
-            draw_timeline([*words, f"dataset={dataset}", f"scale.workers={workers}"], options.chrome)
     print(f"written: {options.results}/bench.csv, {pages.make('bench', options.results)[0]}")
 
 
@@ -392,7 +372,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--slices", type=at_least_one, default=1000, help="of its training split, evenly spaced")
     parser.add_argument("--steps", type=at_least_one, default=60, help="default: 60")
     parser.add_argument("--cases", help="dataset:memory|store:workers, by commas")
-    parser.add_argument("--chrome", type=Path, help="write the first case's timeline there")
     options = parser.parse_intermixed_args(arguments)
     benches = [word for word in options.words if "=" not in word]
     options.overrides = [word for word in options.words if "=" in word]

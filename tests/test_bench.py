@@ -1,6 +1,5 @@
 """bench/: each bench once at its smallest size, and the arithmetic behind its numbers."""
 
-import json
 import time
 from pathlib import Path
 
@@ -229,15 +228,12 @@ def test_a_stall_is_found_where_it_is(monkeypatch):
 
 @pytest.mark.slow
 def test_a_step_is_traced(tmp_path):
-    chrome = tmp_path / "chrome.json"
-    words = ["trace", "--cases", "photos:memory:1", "--steps", "2", "--rounds", "2", "--chrome", str(chrome)]
+    words = ["trace", "--cases", "photos:memory:1", "--steps", "2", "--rounds", "2"]
     assert data.main([*words, "--results", str(tmp_path), "--device", "cpu", "scale=smoke"]) == 0
     rows = bench.read(tmp_path).set_index("quantity")
     assert set(rows.case) == {"memory, 1 workers"}
     assert 0 < rows.value["passes"] < 1
     assert rows.value["headroom"] == pytest.approx(rows.value["data_rate"] / rows.value["step_rate"], rel=0.5)
-    names = {event.get("name") for event in json.loads(chrome.read_text())["traceEvents"]}
-    assert {"data", "windowing", "passes", "arbitration", "optimizer"} <= names
 
 
 @pytest.mark.parametrize(("bench", "words"), [

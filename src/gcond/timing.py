@@ -42,15 +42,16 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
     """CPU: processor time of this process. CUDA: time until the device is idle."""
-    if device.type == "cuda":
+
+    def now() -> float:
+        if device.type == "cpu":
+            return time.process_time()
         torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        work()
-        torch.cuda.synchronize(device)
-        return time.perf_counter() - start
-    start = time.process_time()
+        return time.perf_counter()
+
+    start = now()
     work()
-    return time.process_time() - start
+    return now() - start
 
 
 def interleaved(

@@ -249,7 +249,7 @@ def test_a_run_that_cannot_be_read_back_is_refused(runs, tmp_path):
 
 
 def test_the_script_records_each_measurement_once(runs, tmp_path, monkeypatch):
-    """Two runs at two states in one mode; the common beginning is measured once, a run at another rate not at all."""
+    """Two runs at two states; the common beginning is measured once, a run at another rate not at all."""
     script = window_noise
     monkeypatch.setattr(WindowProbe, "sizes", (1, 2))
     measured = []
@@ -259,7 +259,7 @@ def test_the_script_records_each_measurement_once(runs, tmp_path, monkeypatch):
     words += ["--trust", "engine", "--lr", "1e-3"]
     results = tmp_path / "smoke"
     tables.collect(runs / "smoke", results)
-    assert script.main([*words, "--modes", "train", "--device", "cpu"]) == 0
+    assert script.main([*words, "--device", "cpu"]) == 0
     assert len(measured) == 3
     recorded = tables.runs(results)
     table = pd.concat([tables.log(results, run.log, "window").assign(strategy=run.strategy)
@@ -271,7 +271,7 @@ def test_the_script_records_each_measurement_once(runs, tmp_path, monkeypatch):
     numbers = table[table.state == "initial"].drop(columns="state").set_index("strategy").select_dtypes("number")
     np.testing.assert_array_equal(numbers.loc["baseline"], numbers.loc["gcond_stochastic"])
     before = {path: path.read_bytes() for path in (results / "logs").iterdir()}
-    assert script.main([*words, "--modes", "train", "--device", "cpu"]) == 0
+    assert script.main([*words, "--device", "cpu"]) == 0
     assert len(measured) == 3
     assert before == {path: path.read_bytes() for path in (results / "logs").iterdir()}
     assert script.main([*words, "--strategies", "pcgrad"]) == 2

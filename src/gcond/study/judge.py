@@ -269,7 +269,7 @@ def judge(claims: Mapping[str, Mapping[str, Any]], runs: pd.DataFrame, results: 
     rows: list[dict[str, Any]] = []
     for scale, own in runs.assign(pair=_pairs(runs)).groupby("scale", sort=False):
         arms = cache(partial(_arms, own))
-        patients = _patients(results, list(own.log)) if results else None
+        patients = partial(_patients, results, tuple(own.log)) if results else None
         for name, claim in claims.items():
             found: list[dict[str, Any]] = []
             for contrast in claim.get("contrasts", ()):
@@ -330,18 +330,14 @@ class Arms(dict[tuple[str, str], Callable[[], pd.DataFrame]]):
             super().__init__({arm: cache(partial(by_pair, own)) for arm, own in arms})
 
 
-def _patients(results: Path, logs: Sequence[str]) -> Callable[[str, str], pd.DataFrame]:
-    """(measure, epoch) -> the losses of each patient or class, a column a log; without columns where none has them."""
-
-    @cache
-    def losses(measure: str, epoch: str) -> pd.DataFrame:
-        rows, (at, split) = _logged_by_patient(results, tuple(logs)), epoch.split("_")
-        if measure not in rows:
-            return pd.DataFrame()
-        rows = rows[(rows["at"] == at) & (rows["split"] == split)]
-        return rows.pivot(index="group", columns="log", values=measure)
-
-    return losses
+@lru_cache(maxsize=64)
+def _patients(results: Path, logs: tuple[str, ...], measure: str, epoch: str) -> pd.DataFrame:
+    """The losses of each patient or class, a column a log; without columns where none has them."""
+    rows, (at, split) = _logged_by_patient(results, logs), epoch.split("_")
+    if measure not in rows:
+        return pd.DataFrame()
+    rows = rows[(rows["at"] == at) & (rows["split"] == split)]
+    return rows.pivot(index="group", columns="log", values=measure)
 
 
 @lru_cache(maxsize=4)
