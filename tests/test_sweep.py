@@ -211,7 +211,7 @@ def finish(run: Planned, seconds: float) -> Planned:
 
 def a_run(place: Path, strategy: str, *overrides: str) -> Planned:
     cfg = config("dataset=photos", "scale=smoke", f"strategy={strategy}", f"runs={place}", *overrides)
-    return Planned(RunFolder(cfg), ("smoke", "photos", "mobilenetv3_small", strategy), 4, cfg)
+    return Planned(RunFolder(cfg), cfg)
 
 
 @pytest.fixture
@@ -309,7 +309,7 @@ def test_the_disk_needed_is_what_a_run_then_takes(strategy, tmp_path):
     leaves, holds = {}, {}
     for keeps in ("weights", "checkpoints"):
         cfg = tiny_config(tmp_path / keeps, f"strategy={strategy}", "model.width=128", f"finished_keeps={keeps}")
-        planned = Planned(RunFolder(cfg), ("smoke", "photos", "mobilenetv3_small_050", strategy), 4, cfg)
+        planned = Planned(RunFolder(cfg), cfg)
         lasting, passing = disk_needed([planned], jobs=1)
         leaves[keeps], holds[keeps] = lasting, lasting + passing
         carry_out(cfg)

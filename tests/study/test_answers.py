@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gcond.study import judge, pages, tables
+from gcond.study import judge, pages, table2, tables
 from gcond.study.__main__ import QUEUE
 from gcond.study.artefacts import Catalogue
 from gcond.study.figure_runs import choose
@@ -171,6 +171,12 @@ def test_table2_is_of_the_seeds_that_most_methods_have(study, monkeypatch):
     monkeypatch.setattr(pages, "_table2", lambda results, scale, lr, **choices: asked.append((lr, choices)) or [])
     pages._tables2(study.parent, study.name)
     assert asked == [(lr, {"seeds": [11, 42, 2025]}) for lr in ("own", 2e-4)]  # not 1, 2 and 3, which five arms have
+
+
+def test_table2_has_a_run_a_seed(study):
+    cells = table2.build(study).cells
+    runs = cells[(cells.measure == "l1") & (cells.epoch == "best_val")].groupby("dataset").n.max()
+    assert runs.to_dict() == {"headneck": 6, "imagenet84": 6}
 
 
 def test_every_setting_of_the_queue_is_asked_for(queued):

@@ -72,7 +72,7 @@ def folder(tmp_path):
             row |= {f"{epoch}_{measure}": 2 - top1 for epoch in edition_b.EPOCHS for measure in ("l1", "ssim", "class")}
             row |= {f"{epoch}_{name}": top1 for epoch in edition_b.EPOCHS for name in ("top1", "top5")}
             rows.append(row | {"dataset_title": "100 classes"})
-    rows.append(rows[0] | {"name": "other", "seed": 7, "accumulation_steps": 3})
+    rows.append(rows[0] | {"name": "other", "seed": 7, "variant": rows[0]["variant"] + ",scale.accumulation_steps=3"})
     for lr, loss in ((0.001, 0.5), (0.002, 0.6)):
         grid = {"name": f"grid-{lr}", "seed": tables.TUNING_SEED, "lr": lr, "labels": "", "accumulation_steps": 4}
         grid |= {"variant": f"optimizer.lr={lr}", "best_val_l1": loss, "best_val_ssim": loss}

@@ -157,8 +157,8 @@ def test_runs_have_their_overrides_as_columns_and_the_numbers_of_their_logs(fold
     (folder / "report.json").write_text(json.dumps(REPORT | {"variant": text}))
     tables.record(folder, tmp_path)
     run = tables.runs(tmp_path).iloc[0]
-    assert (run.loss, run.weights, run.own_lr) == ("l1_ssim_flipped", "l1:0.5,ssim:0.5", False)
-    assert (run.rest, run.log) == ("strategy.conductor.update.beta=0.5", "ct-a-seed11-0123e45678-00e12345")
+    setting = "loss=l1_ssim_flipped,loss.tasks={l1:0.5, ssim:0.5},strategy.conductor.update.beta=0.5"
+    assert (run.setting, run.own_lr, run.log) == (setting, False, "ct-a-seed11-0123e45678-00e12345")
     assert tables.predictors(tmp_path)[["dataset", "predictor", "val_l1"]].to_numpy().tolist() == [
         ["ct", "pixel_median", 0.875]
     ]

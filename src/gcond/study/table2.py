@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from gcond.study import tables
@@ -126,14 +127,15 @@ def build(folder: Path, lr: str = "own", seeds: Sequence[int] = (), datasets: Se
     runs, recorded = tables.runs(folder), tables.read(folder)
     runs = runs[in_lineup(runs)]
     models = set(runs.model)
-    model = PAPER_MODEL if PAPER_MODEL in models or not models else _only(runs.model, "models")
+    model = PAPER_MODEL if PAPER_MODEL in models or not models else _only(runs.model, "model")
     runs = tables.at_rate(runs[runs.model == model], lr)
     names = list(datasets) or ordered_datasets(runs.dataset)
     runs = runs[runs.dataset.isin(names) & (runs.seed.isin(seeds) if seeds else True)]
     for dataset, own in runs.groupby("dataset"):
-        _only(own.data_checksum[own.data_checksum != ""], f"checksums of {dataset}")
-    for strategy, own in runs.groupby("strategy"):
-        _only(own.rest, f"settings of {strategy}")
+        _only(own.data_checksum[own.data_checksum != ""], f"data_checksum of {dataset}")
+    for (dataset, strategy), own in runs.groupby(["dataset", "strategy"]):
+        for name in ("setting", "model_mode", "steps"):
+            _only(own[name], f"{name} of {strategy} on {dataset}")
     asked = tuple(seeds) or tuple(sorted(runs.seed.unique()))
     failed = recorded[(recorded.status == tables.FAILED) & recorded.dataset.isin(names) & recorded.seed.isin(asked)]
     failed = failed[failed.model == model]
@@ -151,18 +153,18 @@ def build(folder: Path, lr: str = "own", seeds: Sequence[int] = (), datasets: Se
 
 
 def in_lineup(runs: pd.DataFrame) -> pd.Series:
-    """Mask of the runs that may stand in Table 2: of known methods those with their own settings, of a user's all."""
+    """Mask of the runs with Table 2's settings; a user's method may have other ones of its strategy."""
     known = runs.strategy.isin(list(facts("methods")["methods"]))
-    same = (runs.rest == "") & (runs.model_mode == "train")
-    return (runs.loss == "l1_ssim") & (runs.weights == "") & (same | ~known)
+    own = [all(key.startswith("strategy.") for key in tables.overrides(each)) for each in runs.setting]
+    return ((runs.setting == "") & (runs.model_mode == "train")) | (~known & np.array(own, dtype=bool))
 
 
 def _only(values: pd.Series, what: str) -> str:
     """The one value that all have, "" of none."""
     found = sorted(set(values))
     if len(found) > 1:
-        raise ValueError(f"runs with different {what} cannot share a table: found {'; '.join(found)}; record some "
-                         "elsewhere (OUT=DIR)")  # fmt: skip
+        raise ValueError(f"runs cannot share a table: expected one {what}, found {'; '.join(map(str, found))}; record "
+                         "some elsewhere (OUT=DIR)")  # fmt: skip
     return found[0] if found else ""
 
 

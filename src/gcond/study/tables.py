@@ -67,7 +67,6 @@ MEANS = ("resolved_norm", "norm_jump", "cosine_min", "cosine_resolved_min", "pub
 PERCENT = ("resolved", "correction")
 PLACES = ("step", "first_step", "last_step")
 EARLY, PLATEAU = 0.2, 0.8  # shares of the steps: the early phase ends, the plateau begins
-OF_SETTINGS = {"loss", "loss.tasks", "scale.steps_per_epoch", *SETTINGS.values()}  # overrides that columns tell
 BESIDE = ("optimizer.lr", "strategy.model_mode", "scale.steps_per_epoch")  # not of a `setting`: columns tell them
 FULL_STRENGTH = ("loss.reconstruction.flip_strength", "1.0")  # is the loss's own
 ARM = ["dataset", "model", "strategy", "model_mode", "setting"]
@@ -98,9 +97,8 @@ def read(results: Path) -> pd.DataFrame:
 def finished(results: Path) -> pd.DataFrame:
     """The finished runs, with what their overrides say:
 
-    `loss` and `weights`: conf/loss and loss.tasks ("" for the loss's own weights); `own_lr`: at the scale's learning
-    rate; `tuned_lr`: of `tuned`; `rest`: the overrides that no column tells; `setting`: all but learning rate, model
-    mode and length, as `setting` writes them; `log`: the name of the log.
+    `own_lr`: at the scale's learning rate; `tuned_lr`: of `tuned`; `setting`: all but learning rate, model mode and
+    length, as `setting` writes them; `log`: the name of the log.
     Of runs that differ in nothing but the version of the code, the one started last counts.
     """
     table = read(results)
@@ -108,13 +106,10 @@ def finished(results: Path) -> pd.DataFrame:
     text = ["arithmetic", "data_checksum", "variant", "device", "commit", "labels"]
     table[text] = table[text].fillna("")
     chosen = table.variant.map(overrides)
-    table["loss"] = [each.get("loss", "l1_ssim") for each in chosen]
-    table["weights"] = [each.get("loss.tasks", "").strip("{}").replace(" ", "") for each in chosen]
     table["own_lr"] = pd.Series(["optimizer.lr" not in each for each in chosen], table.index, dtype=bool)
-    table["rest"] = [_joined({key: each[key] for key in each if key not in OF_SETTINGS}) for each in chosen]
     table["setting"] = chosen.map(setting)
     table["log"] = [log_name(name, arithmetic) for name, arithmetic in zip(table.name, table.arithmetic, strict=True)]
-    same = [*SETTINGS, "weights", "rest", "steps", "arithmetic", "data_checksum"]
+    same = [*SETTINGS, "setting", "steps", "arithmetic", "data_checksum"]
     table = table.sort_values("started", kind="stable").drop_duplicates(same, keep="last").sort_index()
     return tuned(table.reset_index(drop=True))
 
@@ -187,11 +182,7 @@ def overrides(variant: str) -> dict[str, str]:
 def setting(overrides: Mapping[str, Any]) -> str:
     """ "loss=l1,scale.micro_batch=2": overrides other than learning rate, model mode and length; "" for Table 2's."""
     kept = {key: value for key, value in overrides.items() if key not in BESIDE and (key, str(value)) != FULL_STRENGTH}
-    return _joined(kept)
-
-
-def _joined(overrides: Mapping[str, Any]) -> str:
-    return ",".join(f"{key}={value}" for key, value in sorted(overrides.items()))
+    return ",".join(f"{key}={value}" for key, value in sorted(kept.items()))
 
 
 def written(lr: float) -> str:

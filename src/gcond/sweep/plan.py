@@ -48,11 +48,19 @@ class Planned:
     """One run of a sweep: `overrides` are what it is started with, `standing` is how it stood when it was planned."""
 
     folder: RunFolder
-    cost: Cost
-    steps: int | None
     cfg: DictConfig
     standing: Standing = TO_DO
     overrides: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def cost(self) -> Cost:
+        return self.cfg.scale.name, self.cfg.dataset.name, self.cfg.model.name, self.cfg.strategy.name
+
+    @functools.cached_property
+    def steps(self) -> int | None:
+        """Optimizer steps, where the config says how many an epoch has."""
+        scale = self.cfg.scale
+        return None if scale.steps_per_epoch is None else scale.steps_per_epoch * scale.epochs
 
     @property
     def refused(self) -> bool:
@@ -111,10 +119,8 @@ def planned(choices: Sequence[Sequence[str]]) -> list[Planned]:
 
 def _planned(cfg: DictConfig, choice: Sequence[str], checksum: Checksum) -> Planned:
     check(cfg)
-    folder, per_epoch = RunFolder(cfg), cfg.scale.steps_per_epoch
-    cost = (cfg.scale.name, cfg.dataset.name, cfg.model.name, cfg.strategy.name)
-    steps = None if per_epoch is None else per_epoch * cfg.scale.epochs
-    return Planned(folder, cost, steps, cfg, standing(folder, cfg, checksum), (*choice, "hydra.mode=RUN"))
+    folder = RunFolder(cfg)
+    return Planned(folder, cfg, standing(folder, cfg, checksum), (*choice, "hydra.mode=RUN"))
 
 
 def _check_folders(runs: Sequence[Planned], checksum: Checksum) -> None:
