@@ -16,7 +16,7 @@ from engine.runs import CONFIG, config, run, tiny_config
 from omegaconf import DictConfig, OmegaConf
 
 from gcond.config import build
-from gcond.engine.distributed import _flat
+from gcond.engine.run_folder import flat
 from gcond.engine.settings import Settings
 from gcond.load_run import LoadedRun
 from gcond.strategy import EMA, PCGrad, SingleProcess
@@ -240,7 +240,7 @@ OTHERS: dict[type, tuple[str, ...]] = {
 
 def test_each_setting_takes_what_it_can_mean_or_is_refused_by_name():
     cfg = config("strategy=gcond_stochastic", "logger=wandb")
-    plain = dict(_flat(OmegaConf.to_container(cfg, resolve=True)))
+    plain = flat(OmegaConf.to_container(cfg, resolve=True))
     for key, values in accepted(cfg, plain).items():
         assert all(may_be_taken(key, plain[key], value) for value in values), (key, values)
 

@@ -128,6 +128,8 @@ def test_runs_that_cannot_be_probed_are_named_and_the_others_are_probed(runs, ca
     for where, words, of in ((runs / "nowhere", [], "run in"), (runs, ["--datasets", "phtos"], "run of phtos in")):
         assert probed(where, *words) == 2
         assert f"no finished {of}" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        probed(runs, "--images", "0")
     (last,) = (folder(runs, "pcgrad") / "checkpoints").glob("00000004-*.pt")
     last.unlink()
     assert probed(runs) == 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from torch import Tensor
 from gcond.engine import device as devices
 from gcond.engine.process import processes as started
 from gcond.engine.process import rank
+from gcond.engine.run_folder import flat
 from gcond.strategy import GradientConductor
 from gcond.strategy.processes import Processes, Replicated, ReplicatedPerRank, SingleProcess, require_same
 
@@ -110,7 +111,7 @@ class World:
     def compare(self, **facts: Any) -> None:
         """Raise ValueError, in every process, where one has another value for a fact; facts may be nested."""
         if self._meetings is not None:
-            require_same([json.loads(told) for told in self._meetings.meet(json.dumps(dict(_flat(facts))), COMING)])
+            require_same([json.loads(told) for told in self._meetings.meet(json.dumps(flat(facts)), COMING)])
 
     def main_first(self, work: Callable[[], T]) -> T:
         """`work` in the main process, then in the others, which find what it has written."""
@@ -190,12 +191,3 @@ def gathered(arbitration: str, device: str, threads: int) -> Iterator[World]:
 def _rendezvous() -> dist.Store:
     store, _, _ = next(dist.rendezvous("env://", timeout=COMING))
     return store
-
-
-def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """{"config": {"seed": 1}} as ("config.seed", 1)."""
-    for name, value in facts.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -94,7 +94,7 @@ class RunFolder:
         if not path.exists():
             return
         try:
-            there, here = _flat(read_yaml(path)), _flat(OmegaConf.create(_yaml(cfg)))
+            there, here = (_settings(content) for content in (read_yaml(path), OmegaConf.create(_yaml(cfg))))
         except ValueError as error:
             raise ValueError(f"{error}; move the run's folder away to start again") from None
         keys = sorted(key for key in there.keys() | here.keys() if there.get(key, "-") != here.get(key, "-"))
@@ -214,13 +214,18 @@ def _yaml(cfg: DictConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(resolved(cfg)))
 
 
-def _flat(content: Any, prefix: str = "") -> dict[str, str]:
+def flat(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """{"optimizer": {"lr": 0.001}} as {"optimizer.lr": 0.001}."""
+    found: dict[str, Any] = {}
+    for name, value in content.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
+
+
+def _settings(cfg: DictConfig) -> dict[str, str]:
     """{"optimizer.lr": "0.001", ...}"""
-    if OmegaConf.is_config(content):
-        content = OmegaConf.to_container(content)
-    if not isinstance(content, dict):
-        return {prefix.removesuffix("."): json.dumps(content)}
-    return {key: value for name, part in content.items() for key, value in _flat(part, f"{prefix}{name}.").items()}
+    content: Any = OmegaConf.to_container(cfg)
+    return {key: json.dumps(value) for key, value in flat(content).items()}
 
 
 LOCK = ".lock"

@@ -131,6 +131,8 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--all", action="store_true", help="also other models and settings than Table 2's")
     parser.add_argument("--images", type=int, default=IMAGES, help=f"of a split at most (default: {IMAGES})")
     options = parser.parse_args(words)
+    if options.images < 1:
+        parser.error(f"--images: expected an integer >= 1, found {options.images}")
     results, runs = options.results / options.scale, options.runs / options.scale
     try:
         device = devices.pick(options.device, threads=1)
