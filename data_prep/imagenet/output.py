@@ -3,7 +3,6 @@
 Every image of a file is checked, then the file is linked, or its kept rows are written anew.
 """
 
-import json
 import os
 import platform
 import shutil
@@ -19,7 +18,7 @@ from imagenet import source
 from imagenet.source import Finding, SourceFile
 from tqdm import tqdm
 
-from gcond.files import folder_atomically, sha256, write_json
+from gcond.files import folder_atomically, read_object, sha256, write_json
 
 FORMAT_VERSION = 1
 ROW_GROUP = 1000  # rows: a reader need not hold more at once
@@ -159,7 +158,7 @@ def _facts(settings: dict, differing: list[str], outcomes: list[Outcome]) -> dic
 def check_existing(out: Path, settings: dict) -> dict:
     """The facts of a finished `out`, its checksums compared. Raises ValueError where it is another or damaged."""
     path = out / "facts.json"
-    facts = {"size": 256} | (json.loads(path.read_text()) if path.is_file() else {})  # older facts name no size
+    facts = {"size": 256} | (read_object(path) if path.is_file() else {})  # older facts name no size
     for key, wanted in settings.items():
         if key != "versions" and facts.get(key) != wanted:
             raise ValueError(

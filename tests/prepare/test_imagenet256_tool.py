@@ -326,6 +326,9 @@ def test_what_is_there_is_compared_and_nothing_else_looked_at(source, clone, tmp
     (tmp_path / "else").mkdir()
     with pytest.raises(ValueError, match="exists and was not made"):
         make(tmp_path / "else", subset=1)
+    (tmp_path / "else" / "facts.json").write_text('{"size": 8,')
+    with pytest.raises(ValueError, match=r"else/facts\.json: expected a JSON object"):
+        make(tmp_path / "else", subset=1)
 
 
 @pytest.mark.parametrize("damage", ["class", "photograph", "layout", "size"])
