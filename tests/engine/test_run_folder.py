@@ -4,12 +4,11 @@ import errno
 import json
 
 import pytest
-from engine.runs import config
+from engine.runs import CONFIG, config
 from omegaconf import OmegaConf
 
 from gcond.engine import run_folder
 from gcond.engine.run_folder import (
-    MODELS,
     RunFolder,
     config_hash,
     read_config,
@@ -55,14 +54,14 @@ def test_a_model_with_another_encoder_is_not_called_by_the_name_of_its_own():
         RunFolder(config(*BASE, "model.encoder=resnet18"))
     assert "-resnet18-" in RunFolder(config(*BASE, "model.encoder=resnet18", "model.name=resnet18")).name
     assert "-resnet34-" in RunFolder(config(*BASE, "model.encoder=resnet34", "model.name=${model.encoder}")).name
-    for path in MODELS.glob("*.yaml"):
+    for path in (CONFIG / "model").glob("*.yaml"):
         assert f"-{path.stem}-" in RunFolder(config(*BASE, f"model={path.stem}")).name
 
 
 def test_a_copied_file_that_keeps_its_name_is_refused(tmp_path, monkeypatch):
     """Its runs would take the place of the other's in every table."""
     monkeypatch.setattr(run_folder, "ROOT", tmp_path)
-    monkeypatch.setattr(run_folder, "_names", run_folder._names.__wrapped__)
+    monkeypatch.setattr(run_folder, "_stated", run_folder._stated.__wrapped__)
     strategies = tmp_path / "conf" / "strategy"
     strategies.mkdir(parents=True)
     for name in ("baseline", "mine"):

@@ -149,7 +149,8 @@ def heights(root: str | Path | None, labelled: bool = False) -> dict[str, tuple[
 
 
 def _by_split(root: Path, index: pd.DataFrame, labelled: bool) -> dict[str, pd.DataFrame]:
-    """The slices of train, val and test; with `labelled` those with all six labels."""
+    """The slices of train, val and test; with `labelled` those with all six labels. Raises ValueError where a split has
+    none of these."""
     if labelled:
         index = index[index[list(store.LABELS)].notna().all(axis="columns")]
     if not all((counts := store.counts(index)).values()):

@@ -28,7 +28,6 @@ from omegaconf.errors import OmegaConfBaseException
 from gcond.files import ROOT, disk_full_hint, read_object, write_text
 from gcond.schema import REPORT, check, validate
 
-MODELS = ROOT / "conf" / "model"
 SCHEMA = 1  # of report.json
 # What cannot change the numbers, or (device) stands in the report.
 NOT_IN_HASH = ("name", "runs", "recorded", "paths", "progress", "device", "checkpoint_minutes", "logger")
@@ -139,7 +138,7 @@ class RunFolder:
 
 def _check_model_name(model: DictConfig) -> None:
     """conf/model/<name>.yaml says which encoder bears the name of a model; any other name is free."""
-    encoder = _encoders().get(model.name)
+    encoder = _stated("model", "encoder").get(model.name)
     if encoder is not None and model.get("encoder", encoder) != encoder:
         raise ValueError(
             f"`model.name`: {model.name} is the name of the encoder {encoder}, found {model.encoder}; name this model "
@@ -151,7 +150,7 @@ def _check_files(cfg: DictConfig) -> None:
     """A run is named, recorded and compared by the names of its parts, so a copied file needs a name of its own."""
     for group in ("dataset", "model", "scale", "strategy"):
         name = cfg[group].name
-        if odd := [stem for stem, own in _names(group).items() if own == name and stem != name]:
+        if odd := [stem for stem, own in _stated(group, "name").items() if own == name and stem != name]:
             raise ValueError(
                 f"`{group}.name`: conf/{group}/{odd[0]}.yaml also calls itself {name}, so their runs could not be told "
                 f"apart; write `name: {odd[0]}` there, and a label of its own if it has one"
@@ -159,16 +158,11 @@ def _check_files(cfg: DictConfig) -> None:
 
 
 @functools.cache
-def _names(group: str) -> dict[str, str]:
-    """What each file of conf/`group` calls itself."""
+def _stated(group: str, key: str) -> dict[str, str]:
+    """What each file of conf/`group` says of its `key`."""
     texts = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "conf" / group).glob("*.yaml")}
-    found = {stem: re.search(r"^ *name: *(\S+)", text, re.MULTILINE) for stem, text in texts.items()}
+    found = {stem: re.search(rf"^ *{key}: *(\S+)", text, re.MULTILINE) for stem, text in texts.items()}
     return {stem: match[1] for stem, match in found.items() if match}
-
-
-@functools.cache
-def _encoders() -> dict[str, str]:
-    return {path.stem: str(OmegaConf.load(path)["encoder"]) for path in MODELS.glob("*.yaml")}
 
 
 def error_of(path: Path) -> str | None:

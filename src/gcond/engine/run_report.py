@@ -72,7 +72,7 @@ class RunReport:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not self.team.main or rank() > 0:
+        if rank() > 0:
             return
         if error is None:
             self._write(status="done", error="", **self._results())
