@@ -115,6 +115,9 @@ def test_another_loss_than_the_recorded_one_is_told(copy, capsys):
     (copy / "report.json").write_text(json.dumps(changed))
     assert cli.main(["evaluate", str(copy), *TRUST]) == 1
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if "differs" in line] == ["l1"]
+    (copy / "report.json").write_text(json.dumps(changed | {"final": {}}))
+    assert cli.main(["evaluate", str(copy), *TRUST]) == 2
+    assert "found no final" in capsys.readouterr().err
     assert cli.main(["evaluate", str(copy), "--data", "nowhere", *TRUST]) == 2  # never ignored
     assert "`dataset.root`: there is no such setting" in capsys.readouterr().err
 
@@ -147,6 +150,9 @@ def test_an_image_that_is_none_is_refused_by_name(image, said, finished, tmp_pat
     assert cli.main(["reconstruct", str(finished), name, "--out", str(tmp_path / "out.png"), *TRUST]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out.png").exists()
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["reconstruct", str(finished), "test:0", "--out", str(tmp_path), *TRUST])
+    assert f"--out: expected a file, found the folder {tmp_path}" in capsys.readouterr().err
 
 
 def test_a_dicom_file_becomes_the_slice_that_a_store_would_hold():

@@ -54,6 +54,13 @@ def roots(options: argparse.Namespace) -> dict[str, Path | None]:
     return {name: getattr(options, name) for name in STORES} | {"ich": options.ct, "imagenet256": options.imagenet}
 
 
+def file_to_write(text: str) -> Path:
+    """The type of an option."""
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"expected a file, found the folder {text}")
+    return Path(text)
+
+
 def usual_roots() -> dict[str, Path | None]:
     """Data set -> the folder below data/ where it is looked for."""
     return {name: Path("data", name) for name in STORES} | {"ich": Path("data", "ct"), "imagenet256": None}

@@ -16,7 +16,7 @@ from pathlib import Path
 from gcond.config import compose
 from gcond.engine import device as devices
 from gcond.engine.probes import ProbeGradients
-from gcond.load_run import STATES, Configured, LoadedRun, add_options_of_one, usual_roots
+from gcond.load_run import STATES, Configured, LoadedRun, add_options_of_one, file_to_write, usual_roots
 from gcond.output import status_of
 from gcond.schema import check
 from gcond.strategy import profile
@@ -29,7 +29,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("what", nargs="+", metavar="RUN|CHOICE", help="a finished run's folder, or choices")
     parser.add_argument("--state", choices=STATES, help="weights of a run (default: last)")
     parser.add_argument("--micro-batches", type=int, default=64, help="32, 64, 128 … (default: 64)")
-    parser.add_argument("--out", type=Path, default=Path("profile.html"), help="the page (default: profile.html)")
+    parser.add_argument(
+        "--out", type=file_to_write, default=Path("profile.html"), help="the page (default: profile.html)"
+    )
     add_options_of_one(parser)
     options = parser.parse_intermixed_args(words)
     return status_of(lambda: _profile(options))

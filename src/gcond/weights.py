@@ -21,7 +21,7 @@ from gcond.engine.evaluate import evaluate, means
 from gcond.engine.reconstructions import COLUMNS, cells, write_sheet
 from gcond.engine.run_folder import read_report
 from gcond.files import write_atomically
-from gcond.load_run import WEIGHTS, LoadedRun, add_options_of_one, usual_roots
+from gcond.load_run import WEIGHTS, LoadedRun, add_options_of_one, file_to_write, usual_roots
 from gcond.model.encoders import Encoder
 from gcond.model.masking import fixed_hidden
 from gcond.output import status_of
@@ -140,13 +140,13 @@ def _parser() -> argparse.ArgumentParser:
     of.add_argument("--weights", choices=WEIGHTS, default="last", help="best: of a run with finished_keeps=checkpoints")
     add_options_of_one(of)
     one = commands.add_parser("export", parents=[of], help="the encoder's weights, for timm")
-    one.add_argument("--timm", type=Path, required=True, metavar="FILE", help="a .safetensors file to write")
+    one.add_argument("--timm", type=file_to_write, required=True, metavar="FILE", help="a .safetensors file to write")
     one.set_defaults(act=export)
     one = commands.add_parser("reconstruct", parents=[of], help="what the model makes of images")
     one.add_argument("images", nargs="+", metavar="IMAGE", help="a photograph; of a CT run a DICOM file; or test:0")
     one.add_argument("--mask-ratio", type=float, help="share of hidden patches (default: the run's)")
     one.add_argument("--seed", type=int, default=0, help="of the masks (default: 0, that of the run's own pictures)")
-    one.add_argument("--out", type=Path, default=Path("reconstructed.png"), help="default: reconstructed.png")
+    one.add_argument("--out", type=file_to_write, default=Path("reconstructed.png"), help="default: reconstructed.png")
     one.set_defaults(act=reconstruct)
     one = commands.add_parser("evaluate", parents=[of], help="the losses again, beside the recorded ones")
     one.add_argument("--split", choices=("val", "test"), default="test", help="default: test")

@@ -17,6 +17,7 @@ from gcond.engine.device import (
     commit,
     cpu_seconds,
     describe,
+    find,
     fingerprint,
     is_out_of_memory,
     out_of_memory_hint,
@@ -36,6 +37,12 @@ def test_a_run_on_the_cpu_uses_the_threads_it_was_given():
         assert describe(device).endswith("2 thread(s) a run")
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", ["gpu", "meta", "cuda:x", "cuda:99"])
+def test_a_device_that_is_none_here_is_refused_by_name(name):
+    with pytest.raises(ValueError, match=rf"`device`: .*found '{name}'"):
+        find(name)
 
 
 def test_float32_is_float32_on_cuda_too():

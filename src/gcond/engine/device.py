@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
 from gcond.files import ROOT
+from gcond.schema import Device, validate
 
 
 def pick(name: str, threads: int) -> torch.device:
@@ -32,7 +34,8 @@ def pick(name: str, threads: int) -> torch.device:
 
 
 def find(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:N`. Raises ValueError for a CUDA device that this machine does not have."""
+    """`auto`, `cpu`, `cuda` or `cuda:N`. Raises ValueError for others, and for one that this machine does not have."""
+    validate(TypeAdapter(Device), name, "device")
     device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= there:

@@ -285,7 +285,7 @@ def read_report(folder: Path, *needed: str) -> dict[str, Any]:
         validate(REPORT, report)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    if missing := [name for name in needed if report.get(name) is None]:
+    if missing := [name for name in needed if report.get(name) in (None, {})]:
         raise ValueError(f"{path}: expected the fields {', '.join(needed)}, found no {', '.join(missing)}")
     return report
 

@@ -24,7 +24,7 @@ from gcond.data.splits import Splits
 from gcond.engine import device as devices
 from gcond.linear_probe.probe import Describe, Probed, encoder, features, pixels, probe, tasks
 from gcond.load_run import LoadedRun, add_options, roots
-from gcond.output import output_may_be_lost
+from gcond.output import at_least_one, output_may_be_lost, status_of
 from gcond.study import tables
 from gcond.study.methods import PAPER_MODEL
 
@@ -129,17 +129,15 @@ def main(words: list[str] | None = None) -> int:
     )
     add_options(parser)
     parser.add_argument("--all", action="store_true", help="also other models and settings than Table 2's")
-    parser.add_argument("--images", type=int, default=IMAGES, help=f"of a split at most (default: {IMAGES})")
+    parser.add_argument("--images", type=at_least_one, default=IMAGES, help=f"of a split at most (default: {IMAGES})")
     options = parser.parse_args(words)
-    if options.images < 1:
-        parser.error(f"--images: expected an integer >= 1, found {options.images}")
+    return status_of(lambda: _probe(options))
+
+
+def _probe(options: argparse.Namespace) -> int:
     results, runs = options.results / options.scale, options.runs / options.scale
-    try:
-        device = devices.pick(options.device, threads=1)
-        left = todo(results, runs, options.datasets, options.all)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    device = devices.pick(options.device, threads=1)
+    left = todo(results, runs, options.datasets, options.all)
     prober = Prober(roots(options), device, options.images, options.trust)
     errors = []
     for run in tqdm(list(left.itertuples()), desc="probe", unit="run", disable=None):
