@@ -173,6 +173,11 @@ def test_table2_is_of_the_seeds_that_most_methods_have(study, monkeypatch):
     assert asked == [(lr, {"seeds": [11, 42, 2025]}) for lr in ("own", 2e-4)]  # not 1, 2 and 3, which five arms have
 
 
+def test_no_finding_hides_another_in_its_cell_of_a_page(found):
+    place = ["claim", "dataset", "model", "lr", "mode", "n", "group", "label", "ours", "theirs", "measure", "epoch"]
+    assert found[found.duplicated(place, keep=False)][place].empty
+
+
 def test_table2_has_a_run_a_seed(study):
     cells = table2.build(study).cells
     runs = cells[(cells.measure == "l1") & (cells.epoch == "best_val")].groupby("dataset").n.max()

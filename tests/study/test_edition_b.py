@@ -13,6 +13,7 @@ from gcond.study.__main__ import QUEUE
 from gcond.study.artefacts import Catalogue, Choices
 from gcond.study.queue import read
 from gcond.sweep.plan import plan, planned
+from tests.study.test_table2 import a_run
 
 SEEDS = (11, 42, 2025)
 TOP1 = {"baseline": (0.30, 0.32, 0.34), "gcond_stochastic": (0.36, 0.35, 0.40)}
@@ -54,24 +55,16 @@ def test_table6_at_study_is_the_queues_block_of_classes():
 @pytest.fixture
 def folder(tmp_path):
     """Three seeds of two methods at a rate each, Baseline's tuned before, and one of another K."""
+    about = {"scale": "study", "dataset": "imagenet84", "dataset_title": "100 classes", "labels": "dataset",
+             "accumulation_steps": 6, "micro_batch": 16, "lambda_l1": 0.65, "lambda_ssim": 0.2, "lambda_class": 0.15
+    }  # fmt: skip
     rows = []
     for (strategy, values), lr in zip(TOP1.items(), (0.001, 0.002), strict=True):
         for seed, top1 in zip(SEEDS, values, strict=True):
-            row = dict.fromkeys([*tables.ABOUT, *tables.SETTINGS], "")
-            row |= {"name": f"{strategy}-{seed}", "status": "done", "strategy": strategy, "seed": seed, "steps": 8}
-            row |= {"scale": "study", "dataset": "imagenet84", "model": "m", "model_mode": "train", "lr": lr}
-            row |= {"arithmetic": "a", "data_checksum": "same", "started": "2026-01-01", "labels": "dataset"}
-            row |= {"variant": f"loss.labels=dataset,loss=l1_ssim_class,optimizer.lr={lr}", "error": ""}
-            row |= {
-                "accumulation_steps": 6,
-                "micro_batch": 16,
-                "lambda_l1": 0.65,
-                "lambda_ssim": 0.2,
-                "lambda_class": 0.15,
-            }
-            row |= {f"{epoch}_{measure}": 2 - top1 for epoch in edition_b.EPOCHS for measure in ("l1", "ssim", "class")}
-            row |= {f"{epoch}_{name}": top1 for epoch in edition_b.EPOCHS for name in ("top1", "top5")}
-            rows.append(row | {"dataset_title": "100 classes"})
+            scores = dict.fromkeys(("l1", "ssim", "class"), 2 - top1) | dict.fromkeys(("top1", "top5"), top1)
+            scores = {f"{epoch}_{name}": value for epoch in edition_b.EPOCHS for name, value in scores.items()}
+            variant = f"loss.labels=dataset,loss=l1_ssim_class,optimizer.lr={lr}"
+            rows.append(a_run(strategy, seed, lr=lr, variant=variant, **about, **scores))
     rows.append(rows[0] | {"name": "other", "seed": 7, "variant": rows[0]["variant"] + ",scale.accumulation_steps=3"})
     for lr, loss in ((0.001, 0.5), (0.002, 0.6)):
         grid = {"name": f"grid-{lr}", "seed": tables.TUNING_SEED, "lr": lr, "labels": "", "accumulation_steps": 4}

@@ -32,6 +32,11 @@ def table(**columns):
                          for name, value in (plain | columns).items()})  # fmt: skip
 
 
+def finding(**own):
+    about = {"claim": "X", "scale": "sample", "n": 6, "wants": "< 0", "effect": -1.0, "low": -2.0, "against": 1.0}
+    return dict.fromkeys(judge.COLUMNS, "") | about | own
+
+
 # Intervals.
 
 
@@ -181,8 +186,7 @@ def test_over_patients_each_counts_once():
 
 
 def test_patients_decide_no_verdict():
-    row = dict.fromkeys(judge.COLUMNS, "") | {"claim": "X", "scale": "study", "effect": -1.0, "low": -2.0, "high": 1.0}
-    rows = [row | {"n": 1, "ours": "seeds"}, row | {"n": 40, "group": "patients"}]
+    rows = [finding(wants="", n=1, ours="seeds"), finding(wants="", n=40, group="patients")]
     assert judge.verdicts({"X": {}}, pd.DataFrame(rows)).ours[0] == "seeds"
 
 
@@ -256,23 +260,14 @@ def test_data_alone_adds_findings():
 
 
 def test_a_claim_is_decided_by_the_largest_scale_with_six_seeds():
-    row = dict.fromkeys(judge.COLUMNS, "") | {"claim": "X", "effect": -1.0, "p": 0.03, "wants": "< 0", "against": 1.0}
-    rows = [row | {"scale": "study", "n": 3, "low": -2.0, "high": 1.0, "verdict": "undecided"},
-            row | {"scale": "sample", "n": 6, "low": -2.0, "high": -0.5, "verdict": "holds"}]  # fmt: skip
+    rows = [finding(scale="study", n=3, high=1.0, verdict="undecided"), finding(high=-0.5, verdict="holds")]
     found = judge.verdicts({"X": {}}, pd.DataFrame(rows)).iloc[0]
     assert (found.verdict, found.scale) == ("holds", "sample")
 
 
 def test_a_claim_needs_each_of_its_labels_and_arms_against_themselves_count():
     one = {"ours": "a", "theirs": "same", "measure": "l1", "dataset": "ct", "wants": "< 0"}
-    row = dict.fromkeys(judge.COLUMNS, "") | {
-        "claim": "X",
-        "scale": "sample",
-        "n": 6,
-        "verdict": "holds",
-        "wants": "< 0",
-    }
-    row |= {"ours": "a", "theirs": "a", "measure": "l1", "dataset": "ct", "against": 1.0, "low": -2.0, "high": -1.0}
+    row = finding(ours="a", theirs="a", measure="l1", dataset="ct", high=-1.0, verdict="holds")
     claims = {"X": {"contrasts": [one | {"label": "p"}, one | {"label": "q"}]}}
     found = pd.DataFrame([row | {"label": "p"}, row | {"label": "q"}])
     assert judge.verdicts(claims, found).verdict[0] == "holds"
@@ -280,13 +275,11 @@ def test_a_claim_needs_each_of_its_labels_and_arms_against_themselves_count():
 
 
 def test_the_weakest_comparison_stands_for_a_claim():
-    row = dict.fromkeys(judge.COLUMNS, "") | {"claim": "X", "scale": "sample", "n": 6, "p": 1.0, "wants": "< 0"}
-    row |= {"against": 1.0, "effect": -1.0, "low": -2.0}
     ends = {"a": (-0.5, "holds"), "b": (0.2, "undecided"), "c": (1.0, "undecided")}
-    rows = [row | {"ours": ours, "high": high, "verdict": verdict} for ours, (high, verdict) in ends.items()]
+    rows = [finding(ours=ours, high=high, verdict=verdict) for ours, (high, verdict) in ends.items()]
     found = judge.verdicts({"X": {}}, pd.DataFrame(rows)).iloc[0]
     assert (found.ours, found.verdict) == ("c", "undecided")
-    worst = row | {"ours": "d", "effect": 0.3, "low": 0.1, "high": 0.5, "verdict": "contradicted", "against": 0.001}
+    worst = finding(ours="d", effect=0.3, low=0.1, high=0.5, verdict="contradicted", against=0.001)
     assert judge.verdicts({"X": {}}, pd.DataFrame([*rows, worst])).ours[0] == "d"
 
 

@@ -56,17 +56,19 @@ def test_the_best_has_all_seeds_and_who_loses_to_a_predictor_is_marked(at_paper)
 LOSSES = {"baseline": 0.5, "mine": 0.4}
 
 
+def a_run(strategy, seed, **own):
+    """Of runs.csv: a finished run."""
+    about = {"name": f"{strategy}-{seed}", "status": "done", "strategy": strategy, "seed": seed, "steps": 8,
+             "error": "", "scale": "mini", "dataset": "ct", "model": "m", "model_mode": "train", "lr": 0.002,
+             "arithmetic": "a", "data_checksum": "same", "started": "2026-01-01", "variant": ""}  # fmt: skip
+    return dict.fromkeys([*tables.ABOUT, *tables.SETTINGS], "") | about | own
+
+
 def record(folder, *changes, **losses):
     """runs.csv of three seeds of each strategy; `changes`: (strategy, seed, column, value)."""
-    rows = []
-    for strategy, loss in losses.items():
-        for seed in (11, 42, 2025):
-            row = dict.fromkeys([*tables.ABOUT, *tables.SETTINGS], "")
-            row |= {"name": f"{strategy}-{seed}", "status": "done", "strategy": strategy, "seed": seed, "steps": 8}
-            row |= {"scale": "mini", "dataset": "ct", "model": "m", "model_mode": "train", "lr": 0.002, "lr_scale": 1}
-            row |= {"arithmetic": "a", "data_checksum": "same", "started": "2026-01-01", "variant": "", "error": ""}
-            row |= {f"{epoch}_{measure}": loss + seed / 1e5 for epoch in table2.EPOCHS for measure in table2.MEASURES}
-            rows.append(row)
+    names = [f"{epoch}_{measure}" for epoch in table2.EPOCHS for measure in table2.MEASURES]
+    rows = [a_run(strategy, seed, **dict.fromkeys(names, loss + seed / 1e5))
+            for strategy, loss in losses.items() for seed in (11, 42, 2025)]  # fmt: skip
     table = pd.DataFrame(rows).set_index(["strategy", "seed"], drop=False)
     for strategy, seed, column, value in changes:
         table.loc[(strategy, seed), column] = value

@@ -124,8 +124,8 @@ def effect(row: Any, name: str = "effect", n: str = "n") -> str:
 def build(folder: Path, lr: str = "own", seeds: Sequence[int] = (), datasets: Sequence[str] = ()) -> Table2:
     """Of the runs recorded in `folder`. `lr`: own (the scale's), paper, best (each arm's) or a number; no `seeds` or
     `datasets`: all that ran. Raises ValueError where none ran, and where runs cannot share a table."""
-    runs, recorded = tables.runs(folder), tables.read(folder)
-    runs = runs[in_lineup(runs)]
+    every, recorded = tables.runs(folder), tables.read(folder)
+    runs = every[in_lineup(every)]
     models = set(runs.model)
     model = PAPER_MODEL if PAPER_MODEL in models or not models else _only(runs.model, "model")
     runs = tables.at_rate(runs[runs.model == model], lr)
@@ -140,7 +140,8 @@ def build(folder: Path, lr: str = "own", seeds: Sequence[int] = (), datasets: Se
     failed = recorded[(recorded.status == tables.FAILED) & recorded.dataset.isin(names) & recorded.seed.isin(asked)]
     failed = failed[failed.model == model]
     if runs.empty and failed.empty:
-        raise ValueError(f"nothing to report: no run of Table 2 in {folder}; `gcond study run table2` makes it")
+        raise ValueError(f"nothing to report: no run of Table 2 in {folder} ({len(every)} of other settings, rates or "
+                         "seeds); `gcond study run table2` makes it")  # fmt: skip
     shown = {
         *runs.strategy,
         *failed.strategy,
