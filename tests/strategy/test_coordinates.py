@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -51,13 +53,16 @@ def test_probability_of_a_sign_is_its_share():
     assert found.shape == (40_000,)  # one draw for all tasks of a coordinate
 
 
-def test_draws_belong_to_the_resolver_s_generator():
-    """They depend on it alone: not on precision, nor on the global generator, which they leave as it is."""
+def test_draws_belong_to_the_resolver_s_generator(request):
+    """They depend on it alone: not on precision, nor on the default one, nor on the global generator, left as it is."""
     rows, state = random_rows(2, 200).bfloat16(), torch.random.get_rng_state()
     before, expected = rows.clone(), dropped(rows.float(), seed=3)
     assert torch.equal(dropped(rows, seed=3).float(), expected)
     assert torch.equal(dropped(rows.double(), seed=3).float(), expected)
     assert not torch.equal(dropped(rows.float(), seed=4), expected)
+    request.addfinalizer(partial(torch.set_default_dtype, torch.get_default_dtype()))
+    torch.set_default_dtype(torch.float64)
+    assert torch.equal(dropped(rows.float(), seed=3), expected)
     resolver, seen = GradDrop(), conflict(rows)
     first, second = (resolver.resolve(seen).blockwise(rows, 0) for _ in range(2))
     assert not torch.equal(first, second)

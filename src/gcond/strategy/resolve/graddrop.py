@@ -50,7 +50,7 @@ class GradDrop(Resolver):
 
         def blockwise(rows: Tensor, start: int) -> Tensor:
             rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-            chance = torch.rand(rows.shape[1], generator=generator).to(rows, non_blocking=True)
+            chance = torch.rand(rows.shape[1], generator=generator, dtype=torch.float32).to(rows, non_blocking=True)
             positive, negative = rows.clamp(min=0), rows.clamp(max=0)
             up, down = positive.sum(0), negative.sum(0)
             # P = up / (up - down); multiplied out, as that is 0 / 0 where every gradient is zero
