@@ -253,6 +253,25 @@ def test_one_row_for_all_tasks_is_told_apart_by_a_diagnosis_alone():
     assert conductor.resolved_gradient is None
 
 
+# The default device
+
+
+@faulty.each_strategy
+def test_the_default_device_changes_nothing(options):
+    """On "meta", where whatever is made without a device has no numbers."""
+    runs = [faulty.Run(options()), faulty.Run(options())]
+    with torch.device("meta"):
+        runs[1].conductor = GradientConductor(runs[1].network.groups(), faulty.TASKS, **options())
+    for seed in range(2):
+        batches = window(seed)
+        for run, device in zip(runs, ("cpu", "meta"), strict=True):
+            with torch.device(device):
+                run.conductor.step(batches, run.network.losses)
+                run.conductor.load_state_dict(run.conductor.state_dict())
+            run.optimizer.step()
+    assert runs[0].state() == runs[1].state()
+
+
 # As few arguments as may be: parts by name, the defaults, and what an optimizer is told
 
 

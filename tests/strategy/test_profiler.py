@@ -245,6 +245,13 @@ def test_nothing_moves() -> None:
     assert same(state(), before)
 
 
+def test_the_default_device_changes_nothing() -> None:
+    model, rows = Given(7, 1), torch.as_tensor(noisy(-0.5, 1, 32, 8, 0), dtype=torch.float32)
+    expected = str(profile(model, model.losses, rows, ["a", "b"], 32))
+    with torch.device("meta"):
+        assert str(profile(model, model.losses, rows, ["a", "b"], 32)) == expected
+
+
 def test_batches_of_a_short_pass_are_told_from_independent_ones() -> None:
     """As much noise as gradient in 30 batches, of a pass of 64."""
     model, rows = Given(7, 1), torch.as_tensor(noisy(0.5, 30, 64, 8, 0), dtype=torch.float32)

@@ -25,7 +25,7 @@ from gcond.strategy.gradients import Statistics, TaskGradients
 from gcond.strategy.named import ESTIMATORS, RESOLVERS, UPDATES
 from gcond.strategy.processes import ImplicitSingleProcess, Processes, ReplicatedPerRank, Sharded
 from gcond.strategy.resolve.gcond import GCond
-from gcond.strategy.safety import GradientNotFinite, NotFinite, Unsolved, scale_of
+from gcond.strategy.safety import GradientNotFinite, NotFinite, Unsolved, host, scale_of
 from gcond.strategy.update import EMA, Raw, Update
 from gcond.strategy.watch import Watch
 
@@ -72,6 +72,7 @@ class GradientConductor:
         ValueError: settings that contradict each other; the message names the setting.
     """
 
+    @host()
     def __init__(
         self,
         parameters: Parameters,
@@ -185,6 +186,7 @@ class GradientConductor:
         self.resolver.check(dict(tasks), tuple(self._parameters))
         return rows
 
+    @host()
     def _hand_over(self, tasks: dict[str, float]) -> int:
         """As `_check_tasks`, and the resolver keeps what it remembers; after an error it is as before."""
         state, before = self.resolver.state_dict(), self._tasks
@@ -199,6 +201,7 @@ class GradientConductor:
             raise
         return rows
 
+    @host()
     def _change_tasks(self, tasks: dict[str, float]) -> None:
         self._expect_no_window("tasks")
         tasks, before = checked_lambdas(tasks), self._tasks
@@ -366,6 +369,7 @@ class GradientConductor:
         expect(bool(metrics), "losses", "the loss of at least one task in the window", "none")
         return metrics
 
+    @host()
     def _open(self, scaler: torch.amp.GradScaler | None, diagnose: bool = False) -> Window:
         """Begin a window."""
         self._follow_changes()
@@ -417,6 +421,7 @@ class GradientConductor:
             except NotFinite as problem:
                 window.problem = problem
 
+    @host()
     def _finish(self, window: Window) -> dict[str, float]:
         """Fill `p.grad` from the window; no metrics where no task had a loss."""
         gradients, scale = window.gradients, window.scale
@@ -550,6 +555,7 @@ class GradientConductor:
             facts[f"value (a checksum) of {slot.name}"] = sha256(content).hexdigest()[:12]
         return facts
 
+    @host()
     def _resolve_rows(self, window: Window) -> None:
         """Resolve what the rows hold, into the window's direction."""
         gradients = window.gradients
@@ -732,6 +738,7 @@ class GradientConductor:
         self.processes.bind(gradients)
         return gradients
 
+    @host()
     def state_dict(self) -> dict[str, Any]:
         """A copy of all that the next step depends on: tensors and plain numbers, loadable with `weights_only=True`.
 
@@ -752,6 +759,7 @@ class GradientConductor:
             "update": self.update.state_dict(),
         }
 
+    @host()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`, whatever the order of the tasks and the order and layout of the parameters were.
 

@@ -33,7 +33,7 @@ from gcond.strategy.flat import FlatParameters, grouped
 from gcond.strategy.gradient_noise import GradientSums, between, jackknife
 from gcond.strategy.named import RESOLVERS
 from gcond.strategy.resolve.linear import Linear
-from gcond.strategy.safety import keeping_buffers, scale_of
+from gcond.strategy.safety import host, keeping_buffers, scale_of
 from gcond.strategy.watch import WRAPPERS, nodes
 
 CONFIDENCE = 0.95  # that all intervals of a table hold together (Bonferroni)
@@ -117,7 +117,8 @@ def profile(
     sampler: Any = getattr(loader, "sampler", None)
     replaced = not isinstance(sampler, Sized) or getattr(sampler, "replacement", False)
     one_pass = len(loader) if isinstance(loader, Sized) and not replaced else None
-    return _Measured(flat, list(lambdas), sums, torch.tensor(brought).double()).report(resolvers, one_pass)
+    with host():
+        return _Measured(flat, list(lambdas), sums, torch.tensor(brought).double()).report(resolvers, one_pass)
 
 
 def task_gradients(

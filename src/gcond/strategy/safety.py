@@ -1,5 +1,5 @@
-"""Faults caught before a window's result is used: values that are not finite, a GradScaler used in the wrong order, and
-compiled graphs that serve one backward pass only.
+"""Faults caught before a window's result is used: values that are not finite, a GradScaler used in the wrong order,
+compiled graphs that serve one backward pass only, and another default device.
 
 A graph of torch.compile lets its only backward pass write into what the forward pass has saved ("donated buffers"), and
 torch refuses a second pass.
@@ -39,6 +39,13 @@ class GradientNotFinite(NotFinite):
 
 class Unsolved(NotFinite, RuntimeError):
     """All is finite, but the method's equations have no solution for these gradients, or its solver found none."""
+
+
+@contextmanager
+def host() -> Iterator[None]:
+    """What is made without a device while this is open is on the CPU, whatever `torch.set_default_device` says."""
+    with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
+        yield
 
 
 def scale_of(scaler: torch.amp.GradScaler | None) -> float | None:

@@ -48,7 +48,7 @@ class DWA(LossWeighting):
 
     def known(self) -> Tensor:
         if len(self._means) < 2:
-            return torch.ones(len(self._tasks), dtype=torch.float64)
+            return torch.ones_like(self._sums)
         older, newer = self._means
         ratios = newer / older
         return len(self._tasks) * torch.softmax(torch.where(ratios.isnan(), 1.0, ratios) / self.temperature, 0)
