@@ -301,7 +301,7 @@ def _make(artefact: Artefact, options: argparse.Namespace) -> int:
         print(text)
     for path in made:
         print(f"written: {path}")
-    return 0 if complete or options.strategies else 1
+    return 0 if complete or getattr(options, "strategies", ()) else 1  # others were not asked for
 
 
 def _paths(options: argparse.Namespace) -> dict[str, str]:
@@ -327,17 +327,18 @@ def _choices(options: argparse.Namespace) -> Choices:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gcond study", description="Tables, figures and questions of the study.")
     acts = parser.add_subparsers(required=True, metavar="plan|run|table|report|status|list")
-    where = argparse.ArgumentParser(add_help=False)
-    where.add_argument("--out", type=Path, default=OWN, help=f"records and tables (default: {OWN}, not results)")
-    where.add_argument("--runs", type=Path, default=Path("runs"), help="folder of local runs")
+    out = argparse.ArgumentParser(add_help=False)
+    out.add_argument("--out", type=Path, default=OWN, help=f"records and tables (default: {OWN}, not results)")
+    local = argparse.ArgumentParser(add_help=False)
+    local.add_argument("--runs", type=Path, default=Path("runs"), help="folder of local runs")
     which = argparse.ArgumentParser(add_help=False)
     which.add_argument("--scale", default="mini", help="mini takes minutes, sample hours, study a day (default: mini)")
     which.add_argument("--datasets", type=_names, default=(), help="only these, comma-separated")
     which.add_argument("--seeds", type=_seeds, default=(), help="10: ten (default: 11,42,2025; of a table, all)")
-    which.add_argument("--strategies", type=_names, default=(), help="train these instead of the experiment's arms")
     which.add_argument("--lr", type=_rate, help="tables and figures of the runs at this learning rate")
     runs = argparse.ArgumentParser(add_help=False)
     runs.add_argument("--jobs", type=at_least_one, default=os.cpu_count(), help="runs side by side (default: cores)")
+    runs.add_argument("--strategies", type=_names, default=(), help="train these instead of the experiment's arms")
     runs.add_argument("--launcher", choices=["slurm"], help="docs/running.md")
     runs.add_argument("--missing", action="store_true", help="leave out runs that --out records as done")
     runs.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
@@ -346,17 +347,17 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("--headneck", help="its store (default: data/headneck)")
     runs.add_argument("--imagenet", help="a copy of ImageNet-256 or a folder of JPEG files")
     for name, act, about in (("run", _run, "train, record, make"), ("plan", _plan, "say what would be trained")):
-        of = acts.add_parser(name, parents=[where, which, runs], help=about)
+        of = acts.add_parser(name, parents=[out, local, which, runs], help=about)
         of.add_argument("name", nargs="+", metavar="NAME")
         of.add_argument("--set", dest="overrides", nargs="+", default=[], help="further Hydra overrides of every run")
         of.set_defaults(act=act)
-    table = acts.add_parser("table", parents=[where, which], help="make it from what is recorded")
+    table = acts.add_parser("table", parents=[out, which], help="make it from what is recorded")
     table.add_argument("name", nargs="+", metavar="NAME")
     table.set_defaults(act=_table)
-    report = acts.add_parser("report", parents=[where], help="make all from what is recorded, and judge every claim")
+    report = acts.add_parser("report", parents=[out], help="make all from what is recorded, and judge every claim")
     report.add_argument("--jobs", type=at_least_one, default=os.cpu_count(), help="processes (default: cores)")
     report.set_defaults(act=_report)
-    status = acts.add_parser("status", parents=[where], help="how the runs stand")
+    status = acts.add_parser("status", parents=[local], help="how the runs stand")
     status.add_argument("--scale", help="only this one (default: all)")
     status.set_defaults(act=_status)
     acts.add_parser("list", help="every artefact").set_defaults(act=_list)

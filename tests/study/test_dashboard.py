@@ -50,6 +50,7 @@ def make_run(runs: Path, strategy="pcgrad", seed=11, *, lr=1e-3, steps=8, ends="
                   "status": "done" if done else "failed", "error": "" if done else ends, "commit": "a" * 40,
                   "dirty": False, "device": "CPU", "torch": "2", "python": "3.11.9", "started": STARTED,
                   "seconds": 30.0, "steps": steps, "epochs": steps // 4, "validation": validation,
+                  "final": {"best": min(validation, key=lambda each: each["val_l1"]), "last": validation[-1]},
                   "trivial": {"a": {"val_l1": 0.7}, "b": {"val_l1": 0.6}}}  # fmt: skip
         (folder / "report.json").write_text(json.dumps(report))
         (folder / ("DONE" if done else "FAILED")).write_text("" if done else ends)

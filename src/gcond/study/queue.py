@@ -97,9 +97,9 @@ class Queue:
         """(data set, strategy) -> the rate with the lowest validation loss, where its whole grid is on one machine."""
         grid = self._table([block for block in self.blocks if block["name"] in self._content["rates"]], {})
         grid = grid.assign(lr=grid.lr.astype(float)).drop_duplicates(NAME)
-        losses = {f"best_val_{task}": weight for task, weight in PAPER_WEIGHTS.items()}
-        made = grid.merge(recorded.reindex(columns=[*NAME, "arithmetic", *losses]), on=NAME)  # none has a loss at first
-        made = made.assign(loss=made[[*losses]].mul(losses).sum(axis="columns", skipna=False))
+        scores = [f"best_val_{task}" for task in PAPER_WEIGHTS]  # none has one at first
+        made = grid.merge(recorded.reindex(columns=[*NAME, "arithmetic", *scores]), on=NAME)
+        made = made.assign(loss=tables.selection_loss(made, "best_val"))
         size, found = grid.groupby(ARM).size(), {}
         for (*arm, _), own in made.groupby([*ARM, "arithmetic"]):
             if len(own) == size[tuple(arm)]:

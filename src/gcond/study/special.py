@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from gcond.engine.run_state import selection_weights
 from gcond.study import costs, tables
 from gcond.study.costs import BASELINE, SEQUENTIAL, STOCHASTIC, Row, exactly
 from gcond.study.judge import LEVEL, by_pair, compare, interval, of_seeds
@@ -170,7 +169,7 @@ def linear_probes(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -
     probes = pd.concat(logs) if logs else pd.DataFrame()
     if "task" not in probes:
         return []
-    runs = runs.assign(loss=sum(weight * runs[f"last_test_{task}"] for task, weight in selection_weights({}).items()))
+    runs = runs.assign(loss=tables.selection_loss(runs, "last_test"))
     probes = probes.join(runs[["dataset", "model", "seed", "loss"]], on="at")
     found: list[Row] = []
     for (dataset, model, task), own in probes.groupby(["dataset", "model", "task"], sort=False):

@@ -31,7 +31,7 @@ from omegaconf import OmegaConf
 
 from gcond.engine import metrics_log
 from gcond.engine.run_folder import read_report, read_yaml
-from gcond.engine.run_state import selection_weights, weighted_loss
+from gcond.engine.run_state import PAPER_WEIGHTS
 from gcond.files import write_atomically, write_text
 from gcond.study.methods import facts, kind
 
@@ -244,7 +244,7 @@ def _lowest(runs: pd.DataFrame) -> float:
 
 def selection_loss(rows: pd.DataFrame, of: str) -> pd.Series:
     """.85 L1 + .15 (1 - SSIM), by which learning rates are chosen; `of`: best_val of runs, val of predictors."""
-    parts = [weight * rows[f"{of}_{task}"] for task, weight in selection_weights({}).items()]
+    parts = [weight * rows[f"{of}_{task}"] for task, weight in PAPER_WEIGHTS.items()]
     return sum(parts[1:], parts[0])
 
 
@@ -415,23 +415,17 @@ def row_of(folder: Path) -> dict[str, Any]:
     if not (folder / "DONE").exists() or not path.exists():
         raise ValueError(f"{folder}: expected a finished run, with DONE and report.json")
     report = read_report(folder, "name")
+    if not report.get("final"):
+        raise ValueError(f"{path}: expected the scores of its best and last epoch (`final`), found none")
     row = {name: report.get(name) for name in ABOUT} | _settings(folder) | {"variant": report["variant"]}
     row |= {name: report.get(name) for name in COST}
     row |= {name: value for name, value in report.items() if name.startswith("train_")}
-    ends = report.get("final") or _ends(report)
-    for at, values in ends.items():
+    for at, values in report["final"].items():
         row |= {f"{at}_{name}": value for name, value in values.items()}
         for name in (f"val_{task}" for task in report.get("tasks") or ("l1", "ssim")):
             if name in values and values[name] is None:
                 row |= {"status": FAILED, "error": f"`{name}` is not a finite number at epoch {values['epoch']}"}
     return row | {"dataset_title": report.get("dataset_title")}
-
-
-def _ends(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The best and the last epoch of a run that did not score them on the whole of validation and test."""
-    weights = selection_weights(report.get("tasks", {}))
-    curve = report["validation"]
-    return {"best": min(curve, key=lambda epoch: weighted_loss(epoch, weights)), "last": curve[-1]}
 
 
 def _unfinished(folder: Path) -> dict[str, Any]:
