@@ -11,7 +11,7 @@ import pytest
 import torch
 from engine import tiny
 from engine.attempts import assert_ended_alike, interrupted, same
-from engine.runs import parts, run, tiny_config
+from engine.runs import CONFLICTS, parts, run, tiny_config
 from torch import Tensor
 
 from gcond.config import CONFIG
@@ -30,9 +30,7 @@ ARBITRATING = [name for name in STRATEGIES if name.startswith("gcond") and name 
 
 def conflicting(strategy: str) -> list[str]:
     """Overrides under which GCond arbitrates in every step, so that all of its memory matters."""
-    resolver = "strategy.conductor.resolver"
-    gcond = [f"{resolver}.thresholds=[-0.8,0.5,0.999]", f"{resolver}.dominance_window=1"]
-    return [f"strategy={strategy}", *(gcond if strategy in ARBITRATING else [])]
+    return [f"strategy={strategy}", *(CONFLICTS[1:] if strategy in ARBITRATING else ())]
 
 
 @dataclass

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from engine import tiny
+from engine.attempts import contents
 from engine.runs import run, tiny_config
 
 from gcond.config import build
@@ -52,10 +53,6 @@ def table(runs: Path) -> pd.DataFrame:
 def folder(runs: Path, strategy: str) -> Path:
     (found,) = (runs / "smoke").glob(f"*-{strategy}-*")
     return found
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    return {str(file): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
 def by_hand(model, data) -> float:
