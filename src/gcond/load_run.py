@@ -26,6 +26,7 @@ from gcond.model import MaskedAutoencoder
 STATES = ("initial", "last")
 WEIGHTS = ("last", "best")  # that a finished run may keep
 STORES = ("ct", "headneck", "imagenet84")  # data sets that stand below data/
+LOADERS = ("gcond.data.ct.load", "gcond.data.imagenet256.load")  # of what lies in a folder
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +56,7 @@ def roots(options: argparse.Namespace) -> dict[str, Path | None]:
 
 
 def file_to_write(text: str) -> Path:
-    """The type of an option."""
+    """The type of an option, which a folder cannot be."""
     if Path(text).is_dir():
         raise argparse.ArgumentTypeError(f"expected a file, found the folder {text}")
     return Path(text)
@@ -139,7 +140,7 @@ class LoadedRun(Configured):
         super().__init__(cfg := read_config(path), tuple(trusted))
         named = {cfg.dataset.name: roots} if isinstance(roots, Path) else roots
         root = named.get(cfg.dataset.name)
-        self._homeless = cfg.dataset.name in named and root is None
+        self._homeless = root is None and (cfg.dataset.name in named or cfg.dataset._target_ in LOADERS)
         if root is not None:
             cfg.dataset.root = str(root)
 

@@ -132,9 +132,10 @@ def test_runs_that_cannot_be_probed_are_named_and_the_others_are_probed(runs, ca
     assert probed(runs) == 1
     assert "expected a checkpoint of step 4, found one of step 2" in capsys.readouterr().err
     path = folder(runs, "pcgrad") / "config.yaml"
-    path.write_text(path.read_text().replace("  name: photos", "  name: imagenet256"))
+    text = path.read_text().replace("  name: photos", "  name: mine")
+    path.write_text(text.replace("engine.tiny.load", "gcond.data.imagenet256.load"))
     assert probed(runs) == 1
-    assert "--imagenet DIR), found none" in capsys.readouterr().err
+    assert "expected the folder of its mine (--data or --imagenet DIR), found none" in capsys.readouterr().err
     for name in ("DONE", "report.json"):
         (folder(runs, "pcgrad") / name).unlink()
     assert probed(runs) == 0  # an unfinished one is left out
