@@ -116,17 +116,6 @@ def test_three_processes_are_a_team(tmp_path):
             assert each["score"][count] == pytest.approx(expected, rel=1e-6)  # float32 means of batches of other sizes
 
 
-def test_without_others_a_process_is_a_team_of_one(monkeypatch):
-    for key in ("WORLD_SIZE", "RANK"):
-        monkeypatch.delenv(key, raising=False)
-    with gathered("once", "cpu", 1) as team:
-        assert (team.main, team.rank, team.size) == (True, 0, 1)
-        assert team.main_first(lambda: 7) == 7
-        assert team.most([3, 1]) == [3, 1]
-        assert team.sum(torch.tensor(2.0)) == 2.0
-        assert not dist.is_initialized()
-
-
 def test_a_run_of_one_process_that_would_keep_a_state_per_process_goes_on_with_one_only(tmp_path, monkeypatch):
     settings = (*CONFLICTS, "arbitration=per_rank")
     cfg = tiny_config(tmp_path / "runs", *settings)

@@ -129,19 +129,6 @@ def test_visible_tokens_stand_at_the_patch_they_describe() -> None:
             torch.testing.assert_close(captured[0][patch], token + model.positions[patch])
 
 
-@pytest.mark.parametrize("encoder", ["mobilenetv3_small_050", pytest.param("convnext_tiny", marks=pytest.mark.slow)])
-def test_runs_under_bf16_autocast(encoder: str) -> None:
-    model = MaskedAutoencoder(encoder, 64, 16, channels=1, width=32).eval()
-    images, hidden = torch.randn(2, 1, 64, 64), draw(2)
-    exact = model(images, hidden)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        predictions = model(images, hidden)
-    assert predictions.dtype == torch.bfloat16
-    torch.testing.assert_close(predictions.float(), exact, atol=0.05, rtol=0.05)
-    predictions.float().square().mean().backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters())
-
-
 @pytest.mark.parametrize(
     ("size", "patch", "width", "message"),
     [
