@@ -107,6 +107,19 @@ def test_what_is_no_push():
     assert_refused("`scaler`: expected the same", other_scaler)
 
 
+def test_micro_batches_of_two_conductors_may_overlap():
+    """What both have set meanwhile is put back, in whatever order they end."""
+    networks = [Network(), Network()]
+    first, second = map(conductor_of, networks)
+    settings = lambda: (torch._functorch.config.donated_buffer, torch.compiler.config.cache_key_tag)  # noqa: E731
+    before = settings()
+    with first.micro_batch(), second.micro_batch():
+        assert settings() != before
+        for network, conductor in zip(networks, (first, second), strict=True):
+            conductor.backward(network.losses(window(0)[0], list(TASKS)))
+    assert settings() == before
+
+
 def test_an_exception_ends_the_window():
     network = Network()
     conductor = conductor_of(network)

@@ -7,8 +7,8 @@ torch refuses a second pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -66,6 +66,28 @@ def scale_of(scaler: torch.amp.GradScaler | None) -> float | None:
     return float(scaler.get_scale())
 
 
+class Shared:
+    """A patch of torch's settings that ends with the last of those who hold it, in whatever order they let go."""
+
+    def __init__(self, patch: Callable[[], AbstractContextManager[Any]]) -> None:
+        self._patch, self._holders, self._patched = patch, 0, ExitStack()
+
+    def __enter__(self) -> None:
+        if not self._holders:
+            self._patched.enter_context(self._patch())
+        self._holders += 1
+
+    def __exit__(self, *error: object) -> None:
+        self._holders -= 1
+        if not self._holders:
+            self._patched.close()
+
+
+SETTINGS: Any = torch.compiler.config
+TAG = Shared(lambda: SETTINGS.patch(cache_key_tag=f"{SETTINGS.cache_key_tag} keeping buffers"))
+KEPT = Shared(lambda: functorch.patch(donated_buffer=False))
+
+
 @contextmanager
 def keeping_buffers(backward: bool = False) -> Iterator[None]:
     """What is compiled while this is open leaves its saved tensors as they are; what was compiled before does not.
@@ -73,9 +95,7 @@ def keeping_buffers(backward: bool = False) -> Iterator[None]:
     A `backward` pass is compiled when it first runs, by what the forward pass was told; but torch looks for it on disk,
     where the donating one of another run lies under the same key, unless the key has a tag of its own.
     """
-    settings: Any = torch.compiler.config
-    tag = settings.patch(cache_key_tag=f"{settings.cache_key_tag} keeping buffers")
-    with tag, nullcontext() if backward else functorch.patch(donated_buffer=False):
+    with TAG, nullcontext() if backward else KEPT:
         yield
 
 
