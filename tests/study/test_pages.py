@@ -33,10 +33,9 @@ def test_pages_are_made_without_torch():
 
 
 SENTENCES = {name: KNOWN["sentences_of"] | where for name, where in KNOWN["sentences"].items()}
-for row, cells in KNOWN["table"]["lies"].items():
-    about = KNOWN["table"]["where"] | KNOWN["rows"][row]
-    SENTENCES |= {f"{row} {column}": about | KNOWN["columns"][column] | {"lies": lies}
-                  for column, lies in cells.items()}  # fmt: skip
+for table in (KNOWN["table"], KNOWN["opposed"]):
+    SENTENCES |= {f"{row} {column}": table["where"] | KNOWN["rows"][row] | KNOWN["columns"][column] | {"lies": lies}
+                  for row, cells in table["lies"].items() for column, lies in cells.items()}  # fmt: skip
 
 
 def lies(low: float, high: float, where: str) -> bool:
@@ -110,7 +109,7 @@ def test_a_claims_marks_are_its_verdicts():
 
 def test_the_first_table_holds_the_findings_and_stands_on_three_pages(found):
     seeds, rows = pages.first_table(found)
-    columns = list(KNOWN["columns"])
+    columns = KNOWN["table"]["columns"]
     one = pages.finding(KNOWN["table"]["where"] | KNOWN["rows"]["sequential"] | KNOWN["columns"]["test"], found)
     assert seeds["ct"] == one["n"] >= 3
     assert rows[1][1 + columns.index("val")] == "*-21.4*"  # the paper's

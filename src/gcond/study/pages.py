@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -327,8 +327,9 @@ def _readme(results: Path, **_: Any) -> list[Path]:
     seeds, rows = first_table(found)
     runs = {folder.parent.name: len(tables.read(folder.parent)) for folder in sorted(results.glob("*/runs.csv"))}
     stand = [row | {"what": _decided_by(row)} for row in judge.verdicts(claims, found).to_dict("records")]
-    content = {"table": table, "rows": rows, "seeds": seeds, "runs": runs, "claims": claims, "verdicts": stand,
-               "trivial": _against_predictors(results, **table["where"]),
+    content = {"table": table, "rows": rows, "seeds": seeds,
+               "opposed": _printed(known["opposed"], _lines(known["opposed"], found)), "runs": runs,
+               "claims": claims, "verdicts": stand, "trivial": _against_predictors(results, **table["where"]),
                "scales": [scale for scale in judge.SCALES if (results / scale / "claims.md").exists()],
                "paper": {measure: _paper_gap("ct", measure) for measure in ("l1", "ssim")},
                "say": lambda name: effect(named(name)).replace("*", ""),
@@ -354,21 +355,28 @@ def _decided_by(row: dict[str, Any]) -> str:
 def first_table(found: pd.DataFrame) -> tuple[dict[str, int], list[list[str]]]:
     """The fewest seeds of a cell by kind of data, and the printed cells of the table of study/headlines.yaml below a
     heading and the paper's numbers."""
-    known = facts("headlines")
-    table, columns = known["table"], known["columns"]
-
-    def cells(row: dict[str, Any]) -> list[dict[str, Any]]:
-        shown = row.get("columns", columns)
-        return [finding(table["where"] | row | columns[name], found) if name in shown else {} for name in columns]
-
-    lines = {known["rows"][name]["title"]: cells(known["rows"][name]) for name in table["rows"]}
+    table, columns = facts("headlines")["table"], facts("headlines")["columns"]
+    lines = _lines(table, found)
     counted = [(kind(each["dataset"]), each["n"]) for cells in lines.values() for each in cells if each.get("n")]
     seeds = {name: min(n for other, n in counted if other == name) for name, _ in counted}
-    heading = ["change in % of the weighted sum", *(column["title"] for column in columns.values())]
-    paper = [f"*{_paper_gap((table['where'] | column)['dataset'], column['paper'])}*" if "paper" in column else ""
-             for column in columns.values()]  # fmt: skip
-    rows = [[title, *((effect(each) or "not run") if each else "" for each in cells)] for title, cells in lines.items()]
+    where = [table["where"] | columns[name] for name in table["columns"]]
+    paper = [f"*{_paper_gap(column['dataset'], column['paper'])}*" if "paper" in column else "" for column in where]
+    heading, *rows = _printed(table, lines)
     return seeds, [heading, ["*the paper: GCond sequential, 256 pixels*", *paper], *rows]
+
+
+def _lines(table: Mapping[str, Any], found: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
+    """The findings of a table's rows by title; empty where a row has nothing to say in a column."""
+    known = facts("headlines")
+    return {row["title"]: [finding(table["where"] | row | known["columns"][name], found)
+                           if name in row.get("columns", [name]) else {} for name in table["columns"]]
+            for row in map(known["rows"].get, table["rows"])}  # fmt: skip
+
+
+def _printed(table: Mapping[str, Any], lines: Mapping[str, Sequence[dict[str, Any]]]) -> list[list[str]]:
+    titles = [facts("headlines")["columns"][name]["title"] for name in table["columns"]]
+    rows = [[title, *((effect(each) or "not run") if each else "" for each in cells)] for title, cells in lines.items()]
+    return [[table["heading"], *titles], *rows]
 
 
 def _paper_gap(dataset: str, measure: str) -> str:
