@@ -10,6 +10,7 @@ import math
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -297,25 +298,27 @@ def scatter(chosen: Chosen) -> Figure:
             axes.plot([runs.x.mean()], [runs.y.mean()], markersize=9, markeredgecolor="white", **style)
         if probed:
             _probe_levels(axes, first)
-        else:
-            _front(axes, own)
-        if chosen.spec.get("losses") == ["l1", "flipped"]:
-            _mean_image(axes, first.dataset, chosen)
-    weights = "Grey: a weighted sum at other fixed weights; beside each point that of L1." if len(chosen.static) else ""
+            continue
+        _front(axes, own, named=first.column == len(chosen.spec["losses"]) - 1)
+        if "flipped" in chain(*chosen.spec["losses"]):
+            _mean_image(axes, *chosen.spec["losses"][first.column], first.dataset, chosen)
+    weights = "Grey: a weighted sum at other fixed weights." if len(chosen.static) else ""
     return finish(figure, chosen, f"Large: mean over seeds; small: single seeds. {weights}")
 
 
-def _front(axes: Axes, points: pd.DataFrame) -> None:
-    """Join the means of static weights, in the order of the weight of the loss across; write that beside each. One loss
-    alone may lie outside."""
-    means = points[points.front].groupby("weight")[["x", "y"]].mean()
+def _front(axes: Axes, points: pd.DataFrame, named: bool) -> None:
+    """Join the means of static weights from left to right; write the weights beside each where `named`. One loss alone
+    may lie outside."""
+    means = points[points.front].groupby("weights")[["x", "y"]].mean().sort_values("x")
     if len(means) < 2:
         return
     look = {"color": "0.55", "markersize": 5, "markerfacecolor": "white", "zorder": 1}
     axes.plot(means.x, means.y, "o-", label="static weights", **look)
-    for weight, point in means.iterrows():
-        axes.annotate(f"{weight:g}", point, (-4, -10), textcoords="offset points", fontsize=8, color="0.35", ha="right")
-    inside = points[~points.front | ~points.weight.isin([0, 1])]
+    for index, (weights, point) in enumerate(means.iterrows() if named else ()):
+        left = index < len(means) / 2  # keep inside the panel, and clear of the neighbours
+        offset = {"ha": "left" if left else "right", "xytext": (7 if left else -7, 3 if index % 2 else -8)}
+        axes.annotate(weights, point, textcoords="offset points", fontsize=7, color="0.35", **offset)
+    inside = points[~points.front | ~points.alone]
     for name in "xy":
         low, high = inside[name].min(), inside[name].max()
         if high > low:
@@ -323,14 +326,19 @@ def _front(axes: Axes, points: pd.DataFrame) -> None:
 
 
 def _losses(chosen: Chosen) -> pd.DataFrame:
-    """A pair of losses on test at the best validation epoch: of the methods, and of static weights (`front`), with the
-    weight of the loss across; Baseline's own weights count among them."""
-    (x, y), measures = chosen.spec["losses"], facts("methods")["measures"]
+    """Pairs of losses on test at the best validation epoch, a column a pair: of the methods, and of static weights
+    (`front`), Baseline's own among them. `alone`: trained with one loss."""
+    measures = facts("methods")["measures"]
     points = pd.concat([chosen.runs.assign(front=False), chosen.static.assign(front=True)], ignore_index=True)
-    points = points.assign(arm=points.strategy, weight=points[f"lambda_{x}"].fillna(0.0), row="", column=0,
-                           x=points[f"best_test_{x}"], y=points[f"best_test_{y}"],
-                           x_label=f"test {measures[x]}", y_label=f"test {measures[y]}")  # fmt: skip
-    return _ordered(points, chosen)
+    lambdas = points[[f"lambda_{loss}" for loss in dict.fromkeys(chain(*chosen.spec["losses"]))]].fillna(0.0)
+    weights = lambdas.apply(
+        lambda run: " ".join(f"{weight:g}".removeprefix("0") or "0" for weight in run), axis="columns"
+    )
+    points = points.assign(arm=points.strategy, weights=weights, alone=lambdas.max(axis="columns") == 1, row="")
+    pairs = [points.assign(column=column, x=points[f"best_test_{x}"], y=points[f"best_test_{y}"],
+                           x_label=f"test {measures[x]}", y_label=f"test {measures[y]}")
+             for column, (x, y) in enumerate(chosen.spec["losses"])]  # fmt: skip
+    return _ordered(pd.concat(pairs, ignore_index=True), chosen, column=list(range(len(pairs))))
 
 
 def _probed(chosen: Chosen) -> pd.DataFrame:
@@ -356,18 +364,22 @@ def _probe_levels(axes: Axes, first: Any) -> None:
         )
 
 
-def _mean_image(axes: Axes, dataset: str, chosen: Chosen) -> None:
+def _mean_image(axes: Axes, x: str, y: str, dataset: str, chosen: Chosen) -> None:
     """Mark the mean image, which has learnt nothing, and the bound of L1 + inverted L1, on which it lies."""
     known = tables.predictors(chosen.folder)
     flat = known[(known.dataset == dataset) & (known.predictor == FLAT)]
     if flat.empty:
         return
-    loss = float(flat.test_l1.iloc[0])  # the mean is as far from the inverted image as from the image
+    loss = float(flat.test_l1.iloc[0])
+    test = flat.iloc[0].to_dict() | {
+        "test_flipped": loss
+    }  # the mean is as far from the inverted image as from the image
     cross = {"color": "black", "markersize": 13, "markerfacecolor": "none", "markeredgewidth": 1.6, "zorder": 5}
-    axes.plot([loss], [loss], "X", label="mean image, nothing learnt", linestyle="none", **cross)
-    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-    ends = np.array([max(left, 2 * loss - high, 0.0), min(right, 2 * loss - low, 2 * loss)])
-    axes.plot(ends, 2 * loss - ends, color="0.35", linewidth=0.8, zorder=0, label="least sum of both")
+    axes.plot(test[f"test_{x}"], test[f"test_{y}"], "X", label="mean image, nothing learnt", linestyle="none", **cross)
+    if {x, y} == {"l1", "flipped"}:
+        (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+        ends = np.array([max(left, 2 * loss - high, 0.0), min(right, 2 * loss - low, 2 * loss)])
+        axes.plot(ends, 2 * loss - ends, color="0.35", linewidth=0.8, zorder=0, label="least sum of both")
 
 
 # Distributions of activations.
