@@ -185,7 +185,7 @@ def drawn(monkeypatch):
 def test_a_cloud_has_a_mark_for_each_run_and_a_large_one_for_their_mean(drawn):
     runs = pd.read_csv(SAMPLE / "runs.csv", keep_default_na=False)
     own = runs[(runs.strategy == "pcgrad") & (runs.lr == 1e-3) & runs.variant.str.contains("l1_ssim_flipped")]
-    first = drawn("conflict").axes[0]
+    first = drawn("conflict").axes[1]
     small, large = (line for line in first.lines if line.get_color() == look("pcgrad")["colour"])
     np.testing.assert_allclose(small.get_xdata(), own.best_test_l1.astype(float), rtol=1e-6)
     np.testing.assert_allclose(small.get_ydata(), own.best_test_flipped.astype(float), rtol=1e-6)
@@ -292,7 +292,7 @@ def test_contradicting_tasks_at_best_rates_are_drawn_beside_their_weights_at_ful
     assert [name for name in own.runs.name if name.startswith("made")] == ["made0"]
     assert [name for name in own.static.name if name.startswith("made")] == ["made0", "made2"]
     mean = tables.predictors(own.folder).query("dataset == 'headneck' and predictor == 'dataset_mean'").iloc[0]
-    for axes, y in zip(plots.scatter(own).axes, (mean.test_l1, mean.test_ssim), strict=True):
+    for axes, y in zip(plots.scatter(own).axes, (mean.test_ssim, mean.test_l1), strict=True):
         marked = next(line for line in axes.lines if line.get_label() == "mean image, nothing learnt")
         assert marked.get_xydata().tolist() == [[pytest.approx(mean.test_l1), pytest.approx(y)]]
 

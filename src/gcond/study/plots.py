@@ -299,7 +299,7 @@ def scatter(chosen: Chosen) -> Figure:
         if probed:
             _probe_levels(axes, first)
             continue
-        _front(axes, own, named=first.column == len(chosen.spec["losses"]) - 1)
+        _front(axes, own, named=first.column == 0)
         if "flipped" in chain(*chosen.spec["losses"]):
             _mean_image(axes, *chosen.spec["losses"][first.column], first.dataset, chosen)
     weights = "Grey: a weighted sum at other fixed weights." if len(chosen.static) else ""
