@@ -208,7 +208,7 @@ def test_what_the_blocks_are_made_for_is_found(found, claim, label, comparisons)
 
 def test_methods_are_held_against_static_weights_in_both_settings(found):
     own = found[found.label.str.startswith("nearest of ") & (found.lr == "best")]
-    assert set(own[own.claim == "C1"].label.str.split(",").str[0]) == {"nearest of 4 static weights"}
+    assert set(own[own.claim == "C1"].label.str.split(",").str[0]) == {"nearest of 6 static weights"}
     methods = own.groupby(["claim", "dataset"]).ours.nunique()
     assert methods.to_dict() == {("C1", "headneck"): 6, ("O8", "headneck"): 12, ("O8", "imagenet84"): 12}
 
