@@ -370,12 +370,11 @@ def _mean_image(axes: Axes, x: str, y: str, dataset: str, chosen: Chosen) -> Non
     flat = known[(known.dataset == dataset) & (known.predictor == FLAT)]
     if flat.empty:
         return
-    loss = float(flat.test_l1.iloc[0])
-    test = flat.iloc[0].to_dict() | {
-        "test_flipped": loss
-    }  # the mean is as far from the inverted image as from the image
+    test = flat.iloc[0]
+    loss = float(test.test_l1)  # the mean is as far from the inverted image as from the image
+    place = [[loss if name == "flipped" else test[f"test_{name}"]] for name in (x, y)]
     cross = {"color": "black", "markersize": 13, "markerfacecolor": "none", "markeredgewidth": 1.6, "zorder": 5}
-    axes.plot(test[f"test_{x}"], test[f"test_{y}"], "X", label="mean image, nothing learnt", linestyle="none", **cross)
+    axes.plot(*place, "X", label="mean image, nothing learnt", linestyle="none", **cross)
     if {x, y} == {"l1", "flipped"}:
         (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
         ends = np.array([max(left, 2 * loss - high, 0.0), min(right, 2 * loss - low, 2 * loss)])

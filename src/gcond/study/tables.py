@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 
 from gcond.engine import metrics_log
-from gcond.engine.run_folder import read_report, read_yaml
+from gcond.engine.run_folder import flat, read_report, read_yaml
 from gcond.engine.run_state import PAPER_WEIGHTS
 from gcond.files import write_atomically, write_text
 from gcond.study.methods import facts, kind
@@ -436,8 +436,9 @@ def _unfinished(folder: Path) -> dict[str, Any]:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    flat = pd.json_normalize(OmegaConf.to_container(read_yaml(folder / "config.yaml"))).iloc[0]
-    return {name: flat.get(where) for name, where in SETTINGS.items()}
+    config: Any = OmegaConf.to_container(read_yaml(folder / "config.yaml"))
+    stated = flat(config)
+    return {name: stated.get(where) for name, where in SETTINGS.items()}
 
 
 def _write_rows(results: Path, rows: list[dict[str, Any]], before: pd.DataFrame) -> pd.DataFrame:
