@@ -24,6 +24,7 @@ def test_a_rate_of_several_seeds_has_mean_and_deviation_and_the_lowest_predictor
     rows = [row | {"seed": seed} | {f"best_{n}": value for n in NUMBERS} for seed, value in ((11, 0.25), (42, 0.75))]
     rows += [row | {"seed": 101} | {f"best_{n}": 0.125 for n in NUMBERS}]
     rows += [row | {"seed": 11, "strategy": "pcgrad"} | {f"best_{n}": 9.0 for n in NUMBERS}]
+    rows += [row | {"seed": 11, "model": "convnextv2_atto"} | {f"best_{n}": 9.0 for n in NUMBERS}]
     rows += [row | {"seed": 11, "scale": "study_gpu"} | {f"best_{n}": 9.0 for n in NUMBERS}]
     pd.DataFrame(rows).to_csv(tmp_path / "runs.csv", index=False)
     (tmp_path / "logs").mkdir()

@@ -248,7 +248,7 @@ def _claims(results: Path, **_: Any) -> list[Path]:
 def _tables2(results: Path, scale: str) -> list[Path]:
     """Table 2 at the scale's learning rate and at the paper's, where several methods have the paper's three seeds; of
     the seeds that most methods have."""
-    runs = tables.runs(results / scale)
+    runs = tables.of_paper_model(tables.runs(results / scale))
     runs = runs[table2.in_lineup(runs) & (runs.seed != tables.TUNING_SEED)]
     rates: dict[str | float, pd.DataFrame] = {"own": tables.at_rate(runs, "own")}
     rates[tables.PAPER_LR] = tables.at_rate(runs[~runs.own_lr], tables.PAPER_LR)
@@ -397,7 +397,7 @@ def finding(where: dict[str, Any], found: pd.DataFrame) -> dict[str, Any]:
 
 def _against_predictors(results: Path, scale: str, dataset: str) -> dict[str, int]:
     """How many runs of the paper's loss have a lower L1 than the best predictor without training."""
-    runs, guesses = tables.runs(results / scale), tables.predictors(results / scale)
+    runs, guesses = tables.of_paper_model(tables.runs(results / scale)), tables.predictors(results / scale)
     own = runs[(runs.dataset == dataset) & ~runs.setting.str.contains("loss")]
     best = guesses[guesses.dataset == dataset]
     below = {part: int((own[f"best_{part}_l1"] < best[f"{part}_l1"].min()).sum()) for part in ("val", "test")}

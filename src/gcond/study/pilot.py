@@ -14,6 +14,7 @@ import pandas as pd
 from gcond.files import RECORDED, ROOT, write_text
 from gcond.study import tables
 from gcond.study.artefacts import PAPER_SEEDS
+from gcond.study.methods import PAPER_MODEL
 
 PAGE = ROOT / "docs" / "study.md"
 BLOCK = re.compile(r"(<!-- from results/study -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -25,8 +26,8 @@ NUMBERS = {
     "val_body_l1": "validation body L1",
     "test_body_l1": "test body L1",
 }
-OF_THE_PILOT = {"scale": "study", "strategy": "baseline", "model_mode": "train", "accumulation_steps": 4,
-                "lambda_l1": 0.85, "lambda_ssim": 0.15}  # fmt: skip
+OF_THE_PILOT = {"scale": "study", "model": PAPER_MODEL, "strategy": "baseline", "model_mode": "train",
+                "accumulation_steps": 4, "lambda_l1": 0.85, "lambda_ssim": 0.15}  # fmt: skip
 
 
 def markdown(results: Path) -> str:

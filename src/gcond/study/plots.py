@@ -24,7 +24,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from gcond.files import write_atomically
 from gcond.study import computed_plots, judge, tables
 from gcond.study.figure_runs import Chosen, choose, family, finish, frame, seeds_in_words
-from gcond.study.methods import PAPER_MODEL, RATES, dataset_label, facts, label, look, ordered_datasets, paper_table2
+from gcond.study.methods import RATES, dataset_label, facts, label, look, ordered_datasets, paper_table2
 
 NAMES = tuple(facts("figures")["figures"])
 BINS = 50  # of a run's steps, at most
@@ -416,8 +416,7 @@ def forest(name: str, spec: dict[str, Any], folder: Path, lr: float | str | None
 
     `lr` as in claims.yaml (None: those of the figure, else own). Raises ValueError where nothing of it was run.
     """
-    runs = tables.runs(folder)
-    runs = runs[runs.model == PAPER_MODEL] if PAPER_MODEL in set(runs.model) else runs
+    runs = tables.of_paper_model(tables.runs(folder))
     runs = runs[runs.seed.isin(seeds)] if seeds else runs
     runs = runs[runs.dataset.isin(datasets)] if datasets else runs
     for rates in (spec["rates"], ["own"]) if lr is None else ([str(lr)],):

@@ -33,7 +33,7 @@ from gcond.engine import metrics_log
 from gcond.engine.run_folder import flat, read_report, read_yaml
 from gcond.engine.run_state import PAPER_WEIGHTS
 from gcond.files import write_atomically, write_text
-from gcond.study.methods import facts, kind
+from gcond.study.methods import PAPER_MODEL, facts, kind
 
 ABOUT = ("name", "arithmetic", "status", "hash", "data_checksum", "commit", "dirty", "device", "torch", "python",
          "started")  # fmt: skip
@@ -183,6 +183,11 @@ def setting(overrides: Mapping[str, Any]) -> str:
     """ "loss=l1,scale.micro_batch=2": overrides other than learning rate, model mode and length; "" for Table 2's."""
     kept = {key: value for key, value in overrides.items() if key not in BESIDE and (key, str(value)) != FULL_STRENGTH}
     return ",".join(f"{key}={value}" for key, value in sorted(kept.items()))
+
+
+def of_paper_model(runs: pd.DataFrame) -> pd.DataFrame:
+    """Those of the paper's encoder where that was run, else all."""
+    return runs[runs.model == PAPER_MODEL] if PAPER_MODEL in set(runs.model) else runs
 
 
 def written(lr: float) -> str:
