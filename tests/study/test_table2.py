@@ -95,9 +95,18 @@ def test_its_own_settings_do_not_keep_it_out(tmp_path):
     table = table2.build(record(tmp_path, *changed, **LOSSES))
     assert cell(table, "mine").n == 3
     assert cell(table, "baseline").n == cell(table, "mine").gap_n == 1
-    changed += [("mine", 42, "variant", "strategy.my_key=4")]
-    with pytest.raises(ValueError, match=r"one setting of mine on ct, found strategy\.my_key=3; strategy\.my_key=4"):
-        table2.build(record(tmp_path, *changed, **LOSSES))
+
+
+def test_a_users_method_at_several_settings_is_a_row_a_setting(tmp_path):
+    changed = [("mine", seed, "variant", "strategy.my_key=3") for seed in (11, 42)]
+    changed += [("mine", 42, "status", "failed"), ("baseline", 11, "status", "failed")]
+    changed += [("baseline", 11, "variant", "loss.tasks={l1:1}")]
+    table = table2.build(record(tmp_path, *changed, **LOSSES), seeds=(11, 42, 2025))
+    found = {name: cell(table, name) for name in ("baseline", "mine", "mine, my_key=3")}
+    assert {name: (each.n, each.failed) for name, each in found.items()} == {
+        "baseline": (2, 0), "mine": (1, 0), "mine, my_key=3": (1, 1)}  # fmt: skip
+    assert found["mine, my_key=3"].group == "yours"
+    assert found["mine"].gap_n == 1
 
 
 def test_a_data_set_of_the_users_own_is_a_table_too(tmp_path):

@@ -131,14 +131,18 @@ def build(folder: Path, lr: str = "own", seeds: Sequence[int] = (), datasets: Se
     runs = tables.at_rate(runs[runs.model == model], lr)
     names = list(datasets) or ordered_datasets(runs.dataset)
     runs = runs[runs.dataset.isin(names) & (runs.seed.isin(seeds) if seeds else True)]
+    settings = runs.groupby("strategy").setting.nunique()
+    several = set(settings.index[settings > 1])
+    runs = _named(runs, several)
     for dataset, own in runs.groupby("dataset"):
         _only(own.data_checksum[own.data_checksum != ""], f"data_checksum of {dataset}")
     for (dataset, strategy), own in runs.groupby(["dataset", "strategy"]):
-        for name in ("setting", "model_mode", "steps"):
+        for name in ("model_mode", "steps"):
             _only(own[name], f"{name} of {strategy} on {dataset}")
     asked = tuple(seeds) or tuple(sorted(runs.seed.unique()))
     failed = recorded[(recorded.status == tables.FAILED) & recorded.dataset.isin(names) & recorded.seed.isin(asked)]
-    failed = failed[failed.model == model]
+    failed = failed.assign(setting=[tables.setting(tables.overrides(each)) for each in failed.variant.fillna("")])
+    failed = _named(failed[in_lineup(failed) & (failed.model == model)], several)
     if runs.empty and failed.empty:
         raise ValueError(f"nothing to report: no run of Table 2 in {folder} ({len(every)} of other settings, rates or "
                          "seeds); `gcond study run table2` makes it")  # fmt: skip
@@ -158,6 +162,13 @@ def in_lineup(runs: pd.DataFrame) -> pd.Series:
     known = runs.strategy.isin(list(facts("methods")["methods"]))
     own = [all(key.startswith("strategy.") for key in tables.overrides(each)) for each in runs.setting]
     return ((runs.setting == "") & (runs.model_mode == "train")) | (~known & np.array(own, dtype=bool))
+
+
+def _named(runs: pd.DataFrame, several: set[str]) -> pd.DataFrame:
+    """A user's method that ran at several settings is several methods, each with its setting in its name."""
+    names = [f"{strategy}, {setting.replace('strategy.', '')}" if setting and strategy in several else strategy
+             for strategy, setting in zip(runs.strategy, runs.setting, strict=True)]  # fmt: skip
+    return runs.assign(strategy=names)
 
 
 def _only(values: pd.Series, what: str) -> str:
