@@ -7,6 +7,7 @@ from functools import partial
 from math import inf, nan
 from typing import Any
 
+import pytest
 import torch
 from strategy.problems import TASKS, ConvNet, assert_refused, flat_grad, image_batches, opposed_losses
 from torch import Tensor, nn
@@ -202,3 +203,20 @@ def test_what_are_no_batches():
     ]:
         expected = f"`batches`: expected 2 micro-batches.*{message}"
         assert_refused(expected, conductor_of(MODEL).step, batches, opposed_losses(MODEL))
+
+
+@pytest.mark.parametrize("setting", ["resolver", "update"])
+def test_what_remembers_serves_one_conductor(setting):
+    """Else the second's steps would go on from the first's memory. What keeps nothing may serve both."""
+    keeps: dict[str, Any] = {"resolver": GCond(), "update": EMA()}
+    keeps_not: dict[str, Any] = {"resolver": PCGrad(), "update": Raw()}
+    shared = keeps_not | {setting: keeps[setting]}
+
+    def stepper(parts: dict[str, Any]) -> Callable[[], Any]:
+        model = ConvNet()
+        return partial(Conductor(model, TASKS, Sequential(1), **parts).step, image_batches(1), opposed_losses(model))
+
+    first, second, third = stepper(shared), stepper(shared), stepper(keeps_not)
+    for step in (first, third, first):
+        step()
+    assert_refused(f"`{setting}`: expected a .* own", second)

@@ -127,6 +127,7 @@ class GradientConductor:
         self.last: WindowRecord | None = None  # of the last window that was not left out
         self._told_absent: set[str] = set()
         self._reweighted = False
+        self._claims = False  # true once a step has begun: its resolver and update are no other conductor's
         self._resolutions = 0
         self.steps = 0
         self.skipped = 0  # steps left out, by `nonfinite="skip"` or since a GradScaler's scale was too large
@@ -372,6 +373,7 @@ class GradientConductor:
     @host()
     def _open(self, scaler: torch.amp.GradScaler | None, diagnose: bool = False) -> Window:
         """Begin a window."""
+        self._claim_parts()
         self._follow_changes()
         estimator: Estimator = self.estimator
         gradients = self.gradients
@@ -496,6 +498,19 @@ class GradientConductor:
             raise ValueError("`summary`: expected a window before it, found none")
         counts = ", ".join(f"{task}: {count}" for task, count in self.last.counts.items())
         return f"losses in the last window: {counts}\n{self.last.reach()}"
+
+    def _claim_parts(self) -> None:
+        """Before the first step: a resolver or update with a memory serves this conductor alone."""
+        if self._claims:
+            return
+        remembering: dict[str, Resolver | Update] = {"resolver": self.resolver} if self.resolver.remembers else {}
+        remembering |= {"update": self.update} if self.update.state_dict() else {}
+        for kind, part in remembering.items():
+            own = f"a {type(part).__name__}() of this conductor's own, since it remembers its steps"
+            expect("_claimed" not in vars(part), kind, own, "one that another conductor has stepped with")
+        for part in remembering.values():
+            vars(part)["_claimed"] = True
+        self._claims = True
 
     def _follow_changes(self) -> None:
         """Notice what has changed since the last step, before anything is computed."""
