@@ -401,10 +401,10 @@ def bands(chosen: Chosen) -> Figure:
         axes.plot(mean.index, mean.y, "o-", color="black", linewidth=1.8, markersize=4, label="median")
         width = mean[names[1]].iloc[-1] - mean[names[0]].iloc[-1]
         _title(axes, chosen, own.dataset.iloc[0], label(own.arm.iloc[0]),
-               second=f"last epoch: 99.8 % within a band of {width:,.0f}")  # fmt: skip
+               second=f"last epoch: width {width:,.0f}")  # fmt: skip
         axes.set(xlabel="epoch", ylabel="activation", ylim=(-most, most))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return finish(figure, chosen, "All panels share their axis.")
+    return finish(figure, chosen, "Width: from the lowest to the highest quantile. All panels share their axis.")
 
 
 # Forests: findings with their intervals, and the paper's effect beside them.
