@@ -112,7 +112,7 @@ def test_a_window_falls_from_one_and_signs_are_percents():
 
 
 def test_the_forest_shows_the_judges_findings_beside_the_papers_change(study):
-    found = plots.effects(spec("overview"), tables.runs(study), "paper", study)
+    found = plots.effects(spec("overview"), tables.of_paper_model(tables.runs(study)), "paper", study)
     rows = found[(found.dataset == "headneck") & (found.says == "GCond sequential")]
     seeds, patients = (rows[rows.group == group].iloc[0] for group in ("", "patients"))
     runs = pd.read_csv(study / "runs.csv", keep_default_na=False)
@@ -129,7 +129,7 @@ def test_the_forest_shows_the_judges_findings_beside_the_papers_change(study):
     paper = facts("paper")["table2"]["rows"]
     assert seeds.paper == pytest.approx(100 * (paper["gcond_sequential"][2][0] / paper["baseline"][2][0] - 1), abs=0.01)
     assert found[found.label == "its best rate"].paper.isna().all()
-    tuned = plots.effects(spec("methods"), tables.runs(study), "best", study)
+    tuned = plots.effects(spec("methods"), tables.of_paper_model(tables.runs(study)), "best", study)
     tuned = tuned[(tuned.says == "PCGrad") & (tuned.group == "")].iloc[0]
     at_best = runs[(runs.variant == "") & (runs.seed != 101)].pivot(
         index="seed", columns="strategy", values="best_val_l1"
