@@ -10,7 +10,11 @@ CONF = Path(__file__).parents[2] / "conf" / "strategy"
 
 def test_methods_are_those_of_conf_strategy_with_its_labels():
     labels = {path.stem: yaml.safe_load(path.read_text())["strategy"]["label"] for path in CONF.glob("*.yaml")}
-    assert {name: method["label"] for name, method in facts("methods")["methods"].items()} == labels
+    methods = facts("methods")["methods"]
+    assert methods.keys() == labels.keys()
+    for name in methods:  # what a control isolates stands first in the study's pages
+        own = f"({labels[name].split(' (')[0].split(',')[0]})" if group(name) == "control" else labels[name]
+        assert label(name).endswith(own)
 
 
 def test_no_two_methods_look_alike():

@@ -112,7 +112,7 @@ def test_the_first_table_holds_the_findings_and_stands_on_three_pages(found):
     columns = KNOWN["table"]["columns"]
     one = pages.finding(KNOWN["table"]["where"] | KNOWN["rows"]["sequential"] | KNOWN["columns"]["test"], found)
     assert seeds["ct"] == one["n"] >= 3
-    assert rows[1][1 + columns.index("val")] == "*-21.4*"  # the paper's
+    assert rows[1][1 + columns.index("test")] == "*-21.4*"  # the paper's
     assert rows[2][0] == "GCond sequential"
     assert f"{one['effect']:+.1f} [{one['low']:+.1f}, {one['high']:+.1f}]" in rows[2][1 + columns.index("test")]
     for page in ("README.md", "results/README.md", "docs/findings.md"):
