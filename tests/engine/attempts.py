@@ -23,7 +23,7 @@ from gcond.engine.run_folder import RunFolder
 from gcond.engine.trainer import Trainer
 
 ROOT = CONFIG.parent
-PATIENCE = 120  # seconds
+PATIENCE = 600  # seconds, of a machine that does other things too
 PROCESSES = multiprocessing.get_context("fork")  # a forked process need not import PyTorch again
 TAKE_STEP = Trainer.step
 

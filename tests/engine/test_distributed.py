@@ -302,7 +302,7 @@ def test_a_run_of_two_processes_goes_on_with_one(tmp_path):
     wait_for_lines(folder.metrics, 4)
     for member in [*children(attempt.pid), attempt.pid]:
         os.kill(member, signal.SIGTERM)
-    assert attempt.wait(120) != 0
+    assert attempt.wait(PATIENCE) != 0
     (reached,) = saved_steps(folder)[:1]
     assert 4 <= reached < 80
     assert [record["step"] for record in read(folder.metrics) if record["kind"] == "step"] == list(range(reached))
@@ -326,7 +326,7 @@ def test_as_published_each_process_keeps_its_own_state(tmp_path):
     attempt = typed(tmp_path / "runs", tmp_path / "log", *settings, processes=2)
     wait_for_lines(folder.metrics, 4)
     os.kill(attempt.pid, signal.SIGTERM)
-    assert attempt.wait(120) != 0
+    assert attempt.wait(PATIENCE) != 0
     first, second = parts(folder)["conductor"]["processes"]
     assert first["steps"] == second["steps"] == saved_steps(folder)[0]
     assert not same(first, second)
