@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -307,6 +308,9 @@ def test_rates_are_those_of_the_tuning_seed_and_the_lowest_is_ringed(study):
     line, ring = (line for line in axes.lines if line.get_color() == look("pcgrad")["colour"])
     np.testing.assert_allclose(line.get_xydata(), np.column_stack([grid.lr, loss]), rtol=1e-6)
     assert ring.get_xydata().tolist() == [[grid.lr[loss.idxmin()], pytest.approx(loss.min())]]
+    untried = (own.runs.strategy == "pcgrad") & (own.runs.lr > 1e-3)
+    (axes,) = plots.lines(replace(own, runs=own.runs[~untried])).axes
+    (_,) = (line for line in axes.lines if line.get_color() == look("pcgrad")["colour"])  # no ring
 
 
 def test_a_smaller_network_stands_for_the_papers_and_is_named(made):

@@ -110,7 +110,8 @@ def lines(chosen: Chosen) -> Figure:
         axes.set(xlabel=X_LABELS.get(quantity["of"], "epoch"), ylabel="" if beside else quantity["label"])
         _references(axes, chosen, first, quantity, own)
         for order, (style, line) in enumerate(_lines(own, spec.get("line", "arm"), chosen)):
-            _line(axes, line, style, order, alone=apart, lowest=quantity["of"] == "run")
+            whole = quantity["of"] == "run" and line.x.nunique() == own.x.nunique()  # every rate of the panel
+            _line(axes, line, style, order, alone=apart, lowest=whole)
         _scale(axes, quantity, own, points)
     several = points.groupby(["arm", "dataset"], observed=True).seed.nunique().max() > 1
     return finish(figure, chosen, "Thick: mean over seeds; thin: single seeds." if several else "")
