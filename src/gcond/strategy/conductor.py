@@ -503,8 +503,8 @@ class GradientConductor:
         """Before the first step: a resolver or update with a memory serves this conductor alone."""
         if self._claims:
             return
-        remembering: dict[str, Resolver | Update] = {"resolver": self.resolver} if self.resolver.remembers else {}
-        remembering |= {"update": self.update} if self.update.state_dict() else {}
+        parts: dict[str, Resolver | Update] = {"resolver": self.resolver, "update": self.update}
+        remembering = {kind: part for kind, part in parts.items() if part.state_dict()}
         for kind, part in remembering.items():
             own = f"a {type(part).__name__}() of this conductor's own, since it remembers its steps"
             expect("_claimed" not in vars(part), kind, own, "one that another conductor has stepped with")

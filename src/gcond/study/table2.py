@@ -125,10 +125,9 @@ def build(folder: Path, lr: str = "own", seeds: Sequence[int] = (), datasets: Se
     """Of the runs recorded in `folder`. `lr`: own (the scale's), paper, best (each arm's) or a number; no `seeds` or
     `datasets`: all that ran. Raises ValueError where none ran, and where runs cannot share a table."""
     every, recorded = tables.runs(folder), tables.read(folder)
-    runs = every[in_lineup(every)]
-    models = set(runs.model)
-    model = PAPER_MODEL if PAPER_MODEL in models or not models else _only(runs.model, "model")
-    runs = tables.at_rate(runs[runs.model == model], lr)
+    runs = tables.of_paper_model(every[in_lineup(every)])
+    model = _only(runs.model, "model") or PAPER_MODEL
+    runs = tables.at_rate(runs, lr)
     names = list(datasets) or ordered_datasets(runs.dataset)
     runs = runs[runs.dataset.isin(names) & (runs.seed.isin(seeds) if seeds else True)]
     settings = runs.groupby("strategy").setting.nunique()
