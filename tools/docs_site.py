@@ -16,6 +16,7 @@ from gcond.strategy import Estimator, Resolver, Update
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"\]\(([^)#\s]+)")
+EXAMPLE = re.compile(r"^\[(examples/\w+\.py)\]\(\S+\)$", re.MULTILINE)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -32,6 +33,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         text = "\n\n".join([f"# {kind.capitalize()}", *(f"::: gcond.strategy.{name}" for name in names)])
         kept.append(File.generated(config, f"api/{kind}.md", content=text))
     return Files(kept)
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """A link to an example that stands alone in its paragraph has the file's text below it."""
+    return EXAMPLE.sub(
+        lambda link: f"{link[0]}\n\n```python\n{(ROOT / link[1]).read_text(encoding='utf-8')}```", markdown
+    )
 
 
 def _exported() -> dict[str, list[str]]:
