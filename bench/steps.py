@@ -6,7 +6,6 @@
 table3, table4   Tables 3 and 4 of the paper, at scale=paper; data sets and strategies of conf/experiment/CASE.yaml
 step             every strategy on MobileNetV3-Small; convnext_tiny, convnextv2_base: some on these encoders
 resolve          the arbitration alone, in copies of the task gradients J [m, P] (all of it holds COPIES times J)
-processes        a window in two processes against one, and the numbers that they send
 
 Steps are real optimizer steps on made images (`SyntheticRun`). CPU: processor time of one thread at small shapes, so
 ratios only. CUDA: the paper's shapes, fp32 and bf16; the peak memory of each method, alone in a process of its own that
@@ -21,8 +20,6 @@ import gc
 import itertools
 import math
 import sys
-import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -33,13 +30,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor.debug import CommDebugMode
 
 from gcond.config import CONFIG, compose
 from gcond.engine.device import describe, is_out_of_memory, pick
@@ -51,14 +43,10 @@ from gcond.strategy import (
     CAGrad,
     GCond,
     GradientConductor,
-    Joint,
-    Linear,
     PCGrad,
     Raw,
     Sequential,
-    Stochastic,
 )
-from gcond.strategy.processes import Replicated, ReplicatedPerRank, Sharded, SingleProcess
 from gcond.strategy.resolve.graddrop import GradDrop
 from gcond.study import bench, pages
 from gcond.synthetic_run import SyntheticRun
@@ -435,107 +423,6 @@ def free_bytes(device: torch.device) -> int:
     return int(known["MemAvailable"].split()[0]) * 1024
 
 
-# Several processes
-
-THREE = {"first": 0.5, "second": 0.3, "third": 0.2}
-M = len(THREE)
-PARTS: dict[str, Callable[[int], tuple[Any, Any, Any]]] = {
-    "Joint": lambda k: (Joint(k), Linear(), Raw()),
-    "GCond sequential": lambda k: (Sequential(k), GCond(), EMA()),
-    "GCond stochastic": lambda k: (Stochastic(k), GCond(), EMA()),
-    "PCGrad micro-batch": lambda k: (Sequential(k, resolve_every="micro_batch"), PCGrad(), Raw()),
-    "GradDrop": lambda k: (Sequential(k), GradDrop(), Raw()),
-}
-KINDS = {"once": Replicated, "per_rank": ReplicatedPerRank, "FSDP2": Sharded}
-REFUSED = {("PCGrad micro-batch", "FSDP2"), ("GradDrop", "FSDP2")}
-COST = {"reduce_scatter": 1, "all_gather": 1, "all_reduce": 2}  # an all-reduce does what both others do
-LAYERS, WIDTH = 3, 256
-
-
-class Window:
-    """A window of a strategy in this process, on a small perceptron; `sent` in numbers, by its own count and FSDP's."""
-
-    def __init__(self, strategy: str, kind: str, k: int) -> None:
-        torch.manual_seed(0)
-        layers = [nn.Linear(WIDTH, WIDTH if i < LAYERS - 1 else M) for i in range(LAYERS)]
-        model = nn.Sequential(*[each for layer in layers for each in (layer, nn.Tanh())][:-1])
-        self.size = sum(p.numel() for p in model.parameters())
-        if kind == "FSDP2":
-            mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-            for part in (*layers, model):
-                fully_shard(part, mesh=mesh)
-        processes = SingleProcess() if kind == "one process" else KINDS[kind]()
-        self._model = model
-        self.conductor = GradientConductor(
-            model.parameters(), THREE, *PARTS[strategy](k), clip_norm=50.0, processes=processes
-        )
-        generator = torch.Generator().manual_seed(1)
-        window = [torch.randn(32, WIDTH, generator=generator) for _ in range(k)]
-        self._own = [window[index] for index in self.conductor.micro_batch_indices]
-        self.step()  # which task reaches which parameter is known from now on
-
-    def step(self) -> None:
-        self.conductor.step(self._own, self._losses)
-
-    def _losses(self, batch: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        outputs = self._model(batch)
-        return {name: ((outputs - index) ** 2).mean() for index, name in enumerate(THREE) if name in names}
-
-    def sent(self) -> float:
-        """Numbers of a window in units of P: of our own collectives, and of FSDP's, each for a third of the layers."""
-        counts = self.conductor.processes.counts
-        counts.clear()
-        with CommDebugMode() as mode:
-            self.step()
-        ours = sum(cost * counts[f"{name}/numbers"] for name, cost in COST.items()) / self.size
-        if not isinstance(self.conductor.processes, Sharded):
-            return ours
-        calls = {str(name): number for name, number in mode.get_comm_counts().items()}
-        return ours + sum(n for name, n in calls.items() if "reduce_scatter" in name or "gather" in name) / LAYERS
-
-    def seconds(self, rounds: int) -> np.ndarray:
-        """Wall seconds [rounds]."""
-        marks = [time.perf_counter()]
-        for _ in range(rounds):
-            self.step()
-            marks.append(time.perf_counter())
-        return np.diff(marks)
-
-
-def processes(device: torch.device, rounds: int, size: int) -> list[Row]:
-    """Of gloo on the CPU, one thread each; where there are fewer free cores than processes their time says little."""
-    k = 4 * M * size
-    with tempfile.TemporaryDirectory(prefix="bench-processes-") as folder:
-        mp.spawn(_process, (size, folder, k, rounds), nprocs=size)
-        found = torch.load(Path(folder, "found.pt"), weights_only=True)
-    about = {"bench": "processes", "case": f"{size} processes", "device": describe(device), "tasks": M} | stamp()
-    rows: list[Row] = []
-    for strategy, kind, parameters, sent, own, alone in found:
-        common = about | {"accumulation_steps": k, "parameters": parameters, "strategy": f"{strategy}, {kind}"}
-        rows.append(common | {"quantity": "sent", "unit": "P", "value": sent})
-        times = {f"{strategy}, {kind}": own.numpy(), "one process": alone.numpy()}
-        rows.append(common | ratio(f"{strategy}, {kind}", "one process", times, "ratio"))
-    return rows
-
-
-def _process(rank: int, size: int, folder: str, k: int, rounds: int) -> None:
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", module="torch")
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
-    found = []
-    for strategy in PARTS:
-        alone = Window(strategy, "one process", k).seconds(rounds) if rank == 0 else np.ones(rounds)
-        dist.barrier()
-        for kind in [kind for kind in KINDS if (strategy, kind) not in REFUSED]:
-            window = Window(strategy, kind, k)
-            own = (strategy, kind, window.size, window.sent(), torch.tensor(window.seconds(rounds)))
-            found.append((*own, torch.tensor(alone)))
-            dist.barrier()
-    if rank == 0:
-        torch.save(found, Path(folder, "found.pt"))
-    dist.destroy_process_group()
-
-
 # Command line
 
 
@@ -546,10 +433,7 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"`--cap`: expected at most the device's {total / 1e9:.1f}GB, found {options.cap}")
     todo: list[tuple[str, Row, Sequence[str], Callable[[], Any]]] = []
     for name in options.cases:
-        if name == "processes":
-            work = lambda: processes(device, options.rounds or 15, 2)  # noqa: E731
-            todo.append((name, {"bench": name, "device": describe(device)}, (), work))
-        elif name == "resolve":
+        if name == "resolve":
             for p, m in itertools.product(options.parameters, TASKS):
                 about = {"bench": name, "device": describe(device), "parameters": p, "tasks": m}
                 work = lambda p=p, m=m: resolve(device, options.rounds or 7, p, m)  # noqa: E731
@@ -578,7 +462,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage=argparse.SUPPRESS
     )
-    names = (*CASES, "resolve", "processes")
+    names = (*CASES, "resolve")
     parser.add_argument("words", nargs="+", help=f"cases of {', '.join(names)}, and overrides")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 … (default: auto)")
     parser.add_argument("--rounds", type=at_least_one, help="default: 15 on CUDA, 6 to 15 on the CPU, 7 for resolve")

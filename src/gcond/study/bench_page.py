@@ -61,7 +61,6 @@ def tables(folder: Path) -> dict[str, Any]:
         "largest": largest(memory[(memory.model == "convnextv2_base") & (memory.quantity == BATCH)]),
         "trace": trace(b[b.bench == "trace"]),
         "reading": reading(b[b.bench == "reading"]),
-        "processes": processes(b[b.bench == "processes"]),
         "origin": [["device", "versions", "commits"], *machines],
         "paper": facts("paper"),
         "by_tasks": small.query("case == '' and accumulation_steps == 24").pivot_table("value", "strategy", "tasks"),
@@ -238,12 +237,6 @@ def reading(b: pd.DataFrame) -> Table:
     rate = _cells(rate, [f"images/s to {size} px" for size in rate.image_size], ",.0f")
     size = _cells(b[b.quantity == "size"], "KiB an image", ".0f")
     return wide(pd.concat([size, rate]), "kept as", rate.line.unique())
-
-
-def processes(b: pd.DataFrame) -> Table:
-    sent = _cells(b[b.quantity == "sent"], "sent / P", ".0f")
-    time = _cells(b[b.quantity == "time"], "time / one process", ".3f", True)
-    return wide(pd.concat([sent, time]), "strategy, arbitration", b.strategy.unique())
 
 
 def _cells(rows: pd.DataFrame, column: Any, *how: Any) -> pd.DataFrame:
