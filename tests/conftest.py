@@ -1,17 +1,14 @@
 """Options and fixtures that several test folders share."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 OUTCOMES = pytest.StashKey[dict[tuple[str, str], bool]]()
-DEFAULT_GOLDEN = Path(__file__).parent / "golden" / "arbitration.json"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--golden", type=Path, default=DEFAULT_GOLDEN, help="file of arbitration reference numbers")
     parser.addoption("--methods-table", type=Path, help="write methods.md here, methods.csv beside it")
 
 
@@ -49,16 +46,3 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.with_suffix(".csv").write_text(as_csv(measured))
         path.write_text(render(measured))
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that takes `golden_case` runs once per case of the file."""
-    if "golden_case" in metafunc.fixturenames:
-        cases = json.loads(metafunc.config.getoption("--golden").read_text())
-        metafunc.parametrize("golden_case", cases, ids=[case["name"] for case in cases])
-
-
-@pytest.fixture(scope="session")
-def golden_cases(request: pytest.FixtureRequest) -> list[dict]:
-    """All cases of the golden file, as described in tests/golden/README.md."""
-    return json.loads(request.config.getoption("--golden").read_text())

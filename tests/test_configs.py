@@ -104,29 +104,3 @@ def test_the_lambdas_of_the_flipped_target():
     assert flipped.l1 + flipped.flipped == pytest.approx(plain.l1)
     assert flipped.flipped - flipped.l1 == pytest.approx(flipped.ssim)
     assert flipped.ssim == plain.ssim
-
-
-def test_the_papers_scale():
-    """By hand from the supplementary of arXiv 2509.07252; the last three are ours."""
-    scale = OmegaConf.load(CONFIG / "scale" / "paper.yaml")
-    assert scale == {
-        "name": "paper",
-        "image_size": 256,
-        "patch_size": 32,
-        "mask_ratio": 0.75,
-        "micro_batch": 256,
-        "accumulation_steps": 24,
-        "epochs": 15,
-        "steps_per_epoch": None,
-        "warmup_epochs": 2,
-        "lr": 2e-4,
-        "final_lr": 1e-6,
-        "eval_images": None,
-        "diagnose_every": 50,
-        "probe_micro_batches": 24,
-        "workers": 8,
-    }
-    assert scale.micro_batch * scale.accumulation_steps == 6144
-    cfg = config("scale=paper")
-    assert cfg.loss.tasks == {"l1": 0.85, "ssim": 0.15}
-    assert (cfg.model.encoder, cfg.model.width, cfg.model.depth) == ("mobilenetv3_small_100", 256, 2)

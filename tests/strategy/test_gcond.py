@@ -5,8 +5,10 @@ What is compared with the published numbers: tests/golden/README.md.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from math import pi, sin
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +23,7 @@ from gcond import EMA, GCond, GCondAsPCGrad, GradientConductor, LionLARS, Raw, S
 
 # The published arbitration
 
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "arbitration.json").read_text())
 # Cases in which the published loop repeats on rounding noise, so that its later entries of `winner_loser` mean nothing.
 PHANTOM_CASES = {"two_tasks_strong_conflict", "step_logic_zones", "nearly_anti_parallel"}
 FLOAT32_PI = 1e-6  # the published angle is rounded
@@ -44,6 +47,7 @@ def update_of(config: dict) -> Update:
 @pytest.mark.oracle(
     "gcond_stochastic gcond_sequential gcond_sequential_pure gcond_pure gcond_lion", "published code, 14 golden cases"
 )
+@pytest.mark.parametrize("golden_case", GOLDEN, ids=[case["name"] for case in GOLDEN])
 def test_golden_case(golden_case: dict) -> None:
     config, m = golden_case["config"], golden_case["num_tasks"]
     parameters = [torch.nn.Parameter(matrix(values)) for values in golden_case["params"]]
