@@ -1,4 +1,4 @@
-"""A third task beside the reconstruction: what is shown, told from the encoder's features.
+"""A third task beside the reconstruction: classification from the encoder's features.
 
 B batch, H hidden patches, C channels, p patch size, S image size, k classes or findings, n images.
 """

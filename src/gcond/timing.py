@@ -1,4 +1,4 @@
-"""Works that take turns in one process, and ratios of their times with intervals."""
+"""Times several functions in turn in one process, and gives ratios of their times with intervals."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class MicroBatches:
     The images come in one shuffled pass after the other; a micro-batch may span two passes. Of every `window`
     micro-batches only the places in `share` are given out: those of this process, among several.
 
-    On a GPU the raw integers of one micro-batch more than given out are there already, or on their way.
+    On a GPU the next micro-batch is copied ahead, as raw integers.
     """
 
     def __init__(self, source: TrainingImages, position: int = 0, window: int = 1, share: Sequence[int] = (0,)) -> None:

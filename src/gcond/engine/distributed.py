@@ -1,7 +1,7 @@
 """The processes of one run, as torchrun starts them; one process without it.
 
-No process waits for another for ever: COMING for one that is yet to begin or to compare what it has, WORKING in a step,
-FIRST while the first one does what the others then find. The error names those that did not come.
+No process waits for ever. Time limits: COMING to start and to compare settings, WORKING in a step, FIRST while rank 0
+prepares files for all. The error names the ranks that did not come.
 """
 
 from __future__ import annotations

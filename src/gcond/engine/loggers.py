@@ -28,7 +28,7 @@ FINISH_SECONDS = 300.0  # to wait for the network at a run's end; what is missin
 
 
 class Logger:
-    """Does nothing; the copy of a run that is told of its records."""
+    """Receives the records of a run, and ignores them: the base class of the loggers."""
 
     def __init__(self, folder: str | Path, experiment: str) -> None:
         self._folder, self._experiment = Path(folder), experiment

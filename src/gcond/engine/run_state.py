@@ -23,8 +23,8 @@ from gcond.output import duration
 
 @dataclass(frozen=True)
 class Standing:
-    """`said`: where it is finished, why it is refused, or why what is recorded does not count. `unchecked`: why its
-    data were not compared with today's, "" where they were. `row`: of runs.csv, where it is recorded."""
+    """What is known of a run. `said`: the folder of a finished one, or the reason why it is refused or repeated.
+    `unchecked`: why its data were not compared with today's, else "". `row`: of runs.csv, where it is recorded."""
 
     state: Literal["to do", "done", "recorded", "refused"]
     said: str = ""

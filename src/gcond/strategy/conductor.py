@@ -622,7 +622,7 @@ class GradientConductor:
             self._reference = gradients.swap(self._previous(gradients))
 
     def _counts(self, window: Window) -> dict[str, float]:
-        """How many losses each task had, where that is not as planned. A task without any in a full window is told."""
+        """How many losses each task had, if not as planned; a task without any in a full one is warned about."""
         counts = dict(zip(self.tasks, window.counts.tolist(), strict=True))
         for task, count in counts.items():
             if not count and window.full and task not in self._told_absent:

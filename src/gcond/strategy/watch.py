@@ -1,4 +1,4 @@
-"""What a step takes for granted, looked at again in every one: the losses' graphs, and who else reduces gradients.
+"""Checks in every step that the losses reach known parameters only, and that nothing else reduces gradients.
 
 A graph of some hundred nodes takes half a millisecond to walk. All are walked until a first window is complete, and
 after a change; later one of each kind in every window, at a place that moves on from window to window.

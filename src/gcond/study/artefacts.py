@@ -88,8 +88,8 @@ class Catalogue:
         return [self.artefacts[name] for name in names]
 
     def sweeps(self, artefacts: Sequence[Artefact], choices: Choices) -> list[list[str]]:
-        """The overrides of each sweep that the artefacts need; what needs an experiment in part is left out where
-        another needs all of it.
+        """The overrides of each sweep that the artefacts need. An artefact that needs a part of an experiment adds no
+        sweep where another needs the whole.
 
         Raises ValueError where none of them has the data sets asked for.
         """

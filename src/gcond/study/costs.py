@@ -24,12 +24,12 @@ MB = 2**20
 
 
 def told(value: float, n: int = 1) -> Row:
-    """A number without an interval, such as a planned size; it decides nothing."""
+    """A number without interval or verdict, such as a planned size."""
     return {"n": n, "effect": float(value), "low": math.nan, "high": math.nan}
 
 
 def exactly(value: float, wants: str, also: bool = True) -> Row:
-    """One that does decide: it lies where the claim `wants`, and `also` holds."""
+    """A number with a verdict: the claim holds where it lies in `wants` and `also` is true."""
     low, high = region(wants)
     holds = low < value < high and also
     return told(value) | {"wants": wants, "verdict": HOLDS if holds else CONTRADICTED, "against": float(holds)}

@@ -20,7 +20,8 @@ FAMILIES = ("photographs", "ct")
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a figure is drawn from. `arms`: those with runs, in the order of the figure; `missing`: in words."""
+    """What a figure is drawn from. `arms`: those with runs, in the order of the figure; `missing`: sentences that name
+    the runs that are not there."""
 
     name: str
     spec: dict[str, Any]

@@ -1,4 +1,4 @@
-"""All that is made of recorded runs: findings, pages, tables and figures. `gcond study report` (make report)"""
+"""`gcond study report` (make report): findings, pages, tables and figures from the recorded runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from gcond.study import judge, pages, plots, tables
 
 OF_RECORDS = {"table1": "table1", "table5": "table5", "toy": "toy", "bench": "bench.csv"}  # page -> what it is made of
-LAST = ("readme", "experiments")  # made of findings and of what else is there
+LAST = ("readme", "experiments")  # they quote the findings and list the other pages
 Made = tuple[str, list[Path]]  # a page or figure; its files, none where nothing is recorded for it
 
 

@@ -193,10 +193,10 @@ def _ranks(probes: pd.DataFrame, fewest: int) -> list[float]:
 def against_static(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -> list[Row]:
     """Every method against the nearest of Baseline's static weights, and against runs that train one loss only.
 
-    Methods and static weights have the same learning rates to choose from. The nearest setting is the one that a method
-    is least far ahead of in its best loss, mean over seeds, at the best validation epoch: the method is ahead of the
-    front if one of the losses is lower. delta_m is the mean of the relative changes of L1 and SSIM (Maninis et al.
-    2019), mean the relative change of their plain mean. `claim`: settings that all have (with), and losses.
+    Methods and static weights have the same learning rates to choose from. The nearest setting is the one over
+    which the method's largest gain among the losses is smallest (mean over seeds, best validation epoch): the method is
+    ahead of the front if one of the losses is lower. delta_m is the mean of the relative changes of L1 and SSIM
+    (Maninis et al. 2019), mean the relative change of their plain mean. `claim`: settings that all have (with), losses.
     """
     found: list[Row] = []
     common, losses = tables.setting(claim.get("with", {})), claim.get("losses", LOSSES)
