@@ -248,9 +248,9 @@ def test_each_setting_takes_what_it_can_mean_or_is_refused_by_name():
 def test_each_setting_of_a_method_takes_what_it_can_mean_or_is_refused_by_name():
     cfg = config("strategy=baseline")
     OmegaConf.set_struct(cfg, False)
-    known = set()
+    known, shared = set(), OmegaConf.load(CONFIG / "train.yaml").strategy
     for path in sorted((CONFIG / "strategy").glob("*.yaml")):
-        cfg.strategy = OmegaConf.load(path).strategy
+        cfg.strategy = OmegaConf.merge(shared, OmegaConf.load(path).strategy)
         plain_cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))  # resolved once, for speed
         for part in ("resolver", "update"):
             plain = {f"strategy.conductor.{part}.{name}": value for name, value in cfg.strategy.conductor[part].items()}

@@ -168,6 +168,21 @@ def test_means_over_the_tasks():
     assert judge.compare(ours, theirs, measure="weighted")["effect"] == pytest.approx(100 * weighted / 0.415)
 
 
+def test_a_weighted_sum_has_the_weights_of_what_is_compared_with():
+    ours = table(best_val_l1=[0.2, 0.4], best_val_ssim=[0.6, 0.6], lambda_l1=0.5, lambda_ssim=0.5)
+    theirs = table(best_val_l1=[0.4, 0.4], best_val_ssim=[0.5, 0.5])
+    assert judge.compare(ours, theirs, measure="weighted")["effect"] == pytest.approx(100 * -0.07 / 0.415)
+
+
+def test_a_distance_has_no_sign_and_a_second_training_is_averaged_by_seed():
+    other = table(best_val_l1=[0.6, 0.4, 1.0], seed=[1, 2, 3])
+    found = judge.compare(BASE, other, how="distance")
+    assert found["effect"] == pytest.approx(100 * 0.1 / np.mean([0.6, 0.4, 1.0]))
+    ends = stats.ttest_1samp([-0.15, 0.05, -0.25], 0).confidence_interval()
+    found = judge.compare(GCOND, BASE, how="diff", again=other)
+    assert (found["low"], found["high"]) == pytest.approx((ends.low, ends.high))
+
+
 def test_a_run_without_a_finite_number_takes_no_part():
     broken = GCOND.assign(best_val_l1=[0.4, math.nan, 0.7])
     assert judge.compare(broken, BASE)["n"] == 2
@@ -270,6 +285,12 @@ def test_a_claim_needs_each_of_its_labels_and_arms_against_themselves_count():
     found = pd.DataFrame([row | {"label": "p"}, row | {"label": "q"}])
     assert judge.verdicts(claims, found).verdict[0] == "holds"
     assert judge.verdicts(claims, found[:1]).verdict[0] == "undecided"
+
+
+def test_a_claim_of_the_paper_is_judged_at_its_rate():
+    rows = [finding(lr="paper", high=-0.5, verdict="holds"), finding(lr="best", low=1.0, high=2.0, verdict="undecided")]
+    found = [dict(row, claim=name) for name in ("X", "O1") for row in rows]
+    assert list(judge.verdicts({"X": {}, "O1": {}}, pd.DataFrame(found)).verdict) == ["holds", "undecided"]
 
 
 def test_the_weakest_comparison_stands_for_a_claim():

@@ -8,8 +8,9 @@ is the unit; a 95 % t-interval over seeds decides, and the sign-flip p stands be
       ours     strategies; `all`: every one that ran
       theirs   none: the mean of ours alone (`as: single`); same: the strategy of ours
       of       percent of this strategy's mean, over the seeds that all have (default: of theirs)
-      as       percent, log (percent of a ratio, from logs), diff, single
+      as       percent, log (percent of a ratio, from logs), diff, single, distance (percent, of either sign)
       with     overrides that both arms have; ours_with, ours_lr, ours_mode: what only ours has
+      theirs_again: overrides of a second training of theirs, with which it is averaged by pair
       dataset  a data set, or its kind: ct, photographs
       over     patients: with the same over patients or classes (group "patients"), where the runs logged them; what it
                says of the contrast stands in its row, and decides no claim
@@ -99,8 +100,10 @@ def compare(
     measure: str = "l1",
     epoch: str = "best_val",
     how: str = "percent",
+    again: pd.DataFrame | None = None,
 ) -> Effect:
-    """ours - theirs over pairs of runs (rows of `tables.runs`); of ours alone without theirs.
+    """ours - theirs over pairs of runs (rows of `tables.runs`); of ours alone without theirs. Of theirs and `again`,
+    a second training of the same, the mean counts.
 
     `dropped`: seeds that both have, but not of one machine, images and length. Several pairs of a seed count as their
     mean. Raises ValueError where an arm has one run twice.
@@ -115,12 +118,16 @@ def compare(
     if measure == "mean3":
         base = base[base.index.isin(common)]
     x, y, z = (_values(rows, measure, epoch, base) for rows in (ours, theirs, base))
+    if again is not None:
+        y = (y + _values(by_pair(again), measure, epoch, base)).dropna() / 2
     x, y = x.align(y, join="inner")
     z = z[z.index.isin(x.index)]
     if how == "log":
         logs = interval(of_seeds(np.log(x) - np.log(y)))
         return logs | {end: 100 * math.expm1(logs[end]) for end in ("effect", "low", "high")} | {"dropped": dropped}
     factor = 1.0 if how == "diff" else 100 / z.mean() if len(z) else math.nan
+    if how == "distance":
+        return interval(of_seeds((x - y).abs()), factor, zero=False) | {"dropped": dropped}
     return interval(of_seeds(x - y), factor) | {"dropped": dropped}
 
 
@@ -168,7 +175,8 @@ def _seed(pair: str) -> int:
 
 
 def _values(runs: pd.DataFrame, measure: str, epoch: str, base: pd.DataFrame | None = None) -> pd.Series:
-    """A number a run; runs without a finite one are left out. `base`: of whose means `mean3` takes percentages."""
+    """A number a run; runs without a finite one are left out. `base`: `mean3` takes percentages of its means,
+    and `weighted` adds up with its weights."""
 
     def column(name: str) -> pd.Series:
         name = f"train_{name}_tail" if epoch == "train_tail" else f"{epoch}_{name}" if epoch else name
@@ -182,6 +190,8 @@ def _values(runs: pd.DataFrame, measure: str, epoch: str, base: pd.DataFrame | N
         if measure == "mean3":
             means = {task: _values(runs if base is None else base, task, epoch).mean() for task in weights}
             losses = {task: loss / means[task] for task, loss in losses.items()}
+        if measure == "weighted" and base is not None and len(base):
+            weights = {task: float(base[f"lambda_{task}"].iloc[0]) for task in weights}
         if measure != "weighted":
             weights = dict.fromkeys(weights, 1 / max(1, len(weights)))
         values = sum((weights[task] * losses[task] for task in weights), pd.Series(0.0, runs.index))
@@ -353,19 +363,21 @@ def _contrast(
 ) -> Iterator[dict[str, Any]]:
     lists = {name: _listed(contrast.get(name, DEFAULTS.get(name))) for name in (*DEFAULTS, "ours", "measure")}
     setting = tables.setting(contrast.get("with", {}))
-    changed = tables.setting(contrast.get("with", {}) | contrast.get("ours_with", {}))
+    changed, repeated = (
+        tables.setting(contrast.get("with", {}) | contrast.get(name, {})) for name in ("ours_with", "theirs_again")
+    )
     seen: set[frozenset[int]] = set()
     for lr in map(str, lists["lr"]):
         others = arms(str(contrast.get("ours_lr", lr)))
         for (dataset, model), settings in arms(lr).items():
-            theirs, ours = (settings.get(each, Arms()) for each in (setting, changed))
-            rows = theirs.rows | ours.rows
+            theirs, ours, again = (settings.get(each, Arms()) for each in (setting, changed, repeated))
+            rows = theirs.rows | ours.rows | again.rows
             if not rows or contrast.get("dataset", dataset) not in (dataset, kind(dataset)) or rows in seen:
                 continue
             seen.add(rows)  # the same runs under another name of the rate
             about = {"label": contrast.get("label", ""), "dataset": dataset, "model": model, "lr": lr}
             ours = others.get((dataset, model), {}).get(changed, Arms())
-            for row in _compared(contrast, lists, ours, theirs, patients):
+            for row in _compared(contrast, lists, ours, theirs, again, patients):
                 yield about | row
 
 
@@ -374,6 +386,7 @@ def _compared(
     lists: Mapping[str, list[Any]],
     ours: Arms,
     theirs: Arms,
+    again: Arms,
     patients: Callable[[str, str], pd.DataFrame] | None,
 ) -> Iterator[dict[str, Any]]:
     names = ordered({strategy for strategy, _ in ours}) if lists["ours"] == ["all"] else lists["ours"]
@@ -382,24 +395,30 @@ def _compared(
         them = us if them == "same" else them
         a, b = ours.get((us, contrast.get("ours_mode", mode))), theirs.get((them, mode))
         of = theirs.get((contrast.get("of", ""), "train"))
-        if a is None or (them and b is None) or ("of" in contrast and of is None):
+        c = again.get((them, mode)) if "theirs_again" in contrast else None
+        if (
+            a is None
+            or (them and b is None)
+            or ("of" in contrast and of is None)
+            or (c is None) == ("theirs_again" in contrast)
+        ):
             continue
-        a, b, of = (None if arm is None else arm() for arm in (a, b, of))
+        a, b, of, c = (None if arm is None else arm() for arm in (a, b, of, c))
         for measure, group, epoch in itertools.product(lists["measure"], lists["group"], lists["epoch"]):
-            effect = compare(a, b, of, f"{measure}/{group}" if group else measure, epoch, how)
+            effect = compare(a, b, of, f"{measure}/{group}" if group else measure, epoch, how, c)
             about = {"ours": us, "theirs": them, "of": contrast.get("of", ""), "mode": mode, "measure": measure,
                      "group": group, "epoch": epoch, "unit": unit(measure, how)}  # fmt: skip
             about["wants"] = contrast.get("wants", "")
             if effect["n"]:
                 yield about | effect | {"how": "log" if how == "log" else "t"}
             if contrast.get("over") == "patients" and patients and epoch.startswith(("best", "last")) and b is not None:
-                again = over_patients(a, b, of, patients(measure, epoch))
-                if again["n"]:
-                    yield about | again | {"group": "patients"}
+                held = over_patients(a, b, of, patients(measure, epoch))
+                if held["n"]:
+                    yield about | held | {"group": "patients", "wants": ""}  # which decides nothing
 
 
 def unit(measure: str, how: str) -> str:
-    if how in ("percent", "log"):
+    if how in ("percent", "log", "distance"):
         return "%"
     return next((unit for start, unit in UNITS.items() if measure.startswith(start)), "number")
 
@@ -432,6 +451,8 @@ def _verdict(name: str, claim: Mapping[str, Any], found: pd.DataFrame) -> dict[s
         shown = shown if len(shown) else decisive
         return dict(shown[shown.scale == _largest_scale(shown, SHOWN)].iloc[0])
     decisive = decisive[decisive.wants != ""]
+    if not name.startswith("O") and (decisive.lr == "paper").any():  # a claim of the paper is one at its rate
+        decisive = decisive[decisive.lr == "paper"]
     own = decisive[decisive.scale == _largest_scale(decisive, FEWEST)]
     complete = all(_ran(contrast, own) for contrast in claim.get("contrasts", ()) if contrast.get("wants"))
     return dict(_weakest(own)) | {"verdict": conjunction(own, complete)}

@@ -329,7 +329,8 @@ def _readme(results: Path, **_: Any) -> list[Path]:
     stand = [row | {"what": _decided_by(row)} for row in judge.verdicts(claims, found).to_dict("records")]
     content = {"table": table, "rows": rows, "seeds": seeds,
                "opposed": _printed(known["opposed"], _lines(known["opposed"], found)), "runs": runs,
-               "claims": claims, "verdicts": stand, "trivial": _against_predictors(results, **table["where"]),
+               "claims": claims, "verdicts": stand,
+               "trivial": lambda dataset: _against_predictors(results, table["where"]["scale"], dataset),
                "scales": [scale for scale in judge.SCALES if (results / scale / "claims.md").exists()],
                "paper": {measure: _paper_gap("ct", measure) for measure in ("l1", "ssim")},
                "say": lambda name: effect(named(name)).replace("*", ""),

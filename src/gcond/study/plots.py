@@ -464,7 +464,7 @@ def effects(spec: dict[str, Any], runs: pd.DataFrame, rate: str, folder: Path) -
 def _paper(one: Any) -> float:
     """The change in percent in the paper: validation loss against Baseline at 2e-4, BatchNorm frozen in GCond."""
     paper = paper_table2(one.dataset, one.measure)
-    comparable = one.lr == "paper" and one.epoch == "best_val" and one.theirs == "baseline" != one.ours
+    comparable = one.lr == "paper" and one.epoch in ("best_val", "best_test") and one.theirs == "baseline" != one.ours
     if not comparable or one.ours not in paper:
         return math.nan
     return 100 * (paper[one.ours][0] / paper["baseline"][0] - 1)
@@ -515,7 +515,7 @@ def _mark(axes: Axes, one: Any, words: str, place: int, low: float, high: float)
     axes.plot([one.effect], [y], marker, label=words, **look)
     if not math.isnan(one.paper):
         look = {"color": "#D55E00", "markersize": 17, "markeredgewidth": 3.2, "zorder": 4}
-        axes.plot([one.paper], [place], "|", label="the paper's result", **look)
+        axes.plot([one.paper], [place], "|", label="the paper's result (validation)", **look)
 
 
 # Pictures.

@@ -165,6 +165,7 @@ def _catches_up(results: Path, ours: str, theirs: str) -> float:
 def linear_probes(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -> list[Row]:
     """Rank correlation (Spearman) of .85 L1 + .15 (1 - SSIM) on test after the last epoch with the probe's score, over
     the runs of a seed, and the score of the trained encoder less that of its initial weights and of pixels."""
+    runs = runs[runs.seed != tables.TUNING_SEED]
     logs = [tables.log(results, run.log, "linear_probe").assign(at=run.Index) for run in runs.itertuples()]
     probes = pd.concat(logs) if logs else pd.DataFrame()
     if "task" not in probes:
