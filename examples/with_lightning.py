@@ -26,6 +26,7 @@ class MultiTask(lightning.LightningModule):
         self.conductor = GradientConductor(self.model, TASKS, resolver=self.resolver, accumulate=6, processes=processes)
         if self.restored:
             self.conductor.load_state_dict(self.restored)
+            self.restored = None  # a second fit goes on from here
 
     def training_step(self, batch, _):
         with self.conductor.micro_batch():

@@ -49,7 +49,7 @@ class GradientConductor:
         estimator, resolver, update: what the strategy is made of, as objects or by name (`gcond.strategy.named`). The
             defaults suit any loop: `Sequential`, or `Joint` for a resolver that needs no task gradients; `GCond`;
             `Raw`, so that the optimizer keeps its momentum. The paper's strategies are `Stochastic(24)` or
-            `Sequential(24)`, `GCond()`, `EMA()` and clip_norm=50, with AdamW's betas at (0, 0.95).
+            `Sequential(24)`, `GCond()`, `EMA()` and clip_norm=50, with AdamW's betas at (0.0, 0.95).
         clip_norm: the resolved gradient is clipped to this norm before the update; None is off. 50 in the paper.
         buffer_dtype: of task gradients, history and momentum, as a dtype or its name; None is the parameters' own.
             bfloat16 as published.
