@@ -147,8 +147,7 @@ def finish(figure: Figure, chosen: Chosen, reading: str) -> Figure:
     parts = [chosen.spec.get("caption", ""), reading]
     parts += [f"The paper: {chosen.spec['paper']}"] if "paper" in chosen.spec else []
     parts += [f"Missing: {'; '.join(chosen.missing)}."] if chosen.missing else []
-    arithmetic = chosen.runs.arithmetic.where(chosen.runs.arithmetic != "", chosen.runs.device)
-    if (machines := arithmetic.nunique()) > 1:
+    if (machines := tables.machines(chosen.runs).nunique()) > 1:
         parts.append(f"The runs come from {machines} kinds of machine: do not compare across them.")
     if scale in NOT_EVIDENCE:
         parts.append(f"Scale {scale} shows that the machinery works; it is no evidence about any method.")

@@ -159,9 +159,8 @@ def by_pair(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _pairs(runs: pd.DataFrame) -> list[str]:
-    machine = runs.arithmetic.where(runs.arithmetic != "", runs.device)
     images = runs.steps * runs.accumulation_steps * runs.micro_batch
-    parts = zip(runs.seed, machine, runs.data_checksum, images, strict=True)
+    parts = zip(runs.seed, tables.machines(runs), runs.data_checksum, images, strict=True)
     return ["|".join(map(str, each)) for each in parts]
 
 
@@ -395,12 +394,12 @@ def _compared(
         them = us if them == "same" else them
         a, b = ours.get((us, contrast.get("ours_mode", mode))), theirs.get((them, mode))
         of = theirs.get((contrast.get("of", ""), "train"))
-        c = again.get((them, mode)) if "theirs_again" in contrast else None
+        c = again.get((them, mode)) if "theirs_again" in contrast else None  # else it is theirs, counted already
         if (
             a is None
             or (them and b is None)
             or ("of" in contrast and of is None)
-            or (c is None) == ("theirs_again" in contrast)
+            or ("theirs_again" in contrast and c is None)
         ):
             continue
         a, b, of, c = (None if arm is None else arm() for arm in (a, b, of, c))

@@ -219,6 +219,11 @@ def rate(runs: pd.DataFrame, lr: str | float) -> str | float:
     return "best" if lr == "own" and "tuned_lr" in runs and runs.tuned_lr.notna().any() else lr
 
 
+def machines(runs: pd.DataFrame) -> pd.Series:
+    """What rounds alike in each run: the fingerprint of its arithmetic, or the device where none was recorded."""
+    return runs.arithmetic.where(runs.arithmetic != "", runs.device)
+
+
 def at_rate(runs: pd.DataFrame, lr: str | float) -> pd.DataFrame:
     """Rows of `runs` at one learning rate: own (the scale's, or `rate`), paper (2e-4), a number, or best: each arm's.
 
