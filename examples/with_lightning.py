@@ -29,7 +29,7 @@ class MultiTask(lightning.LightningModule):
             self.restored = None  # a second fit goes on from here
 
     def training_step(self, batch, _):
-        with self.conductor.micro_batch():
+        with self.conductor.micro_batch(getattr(self.trainer.precision_plugin, "scaler", None)):  # of "16-mixed"
             self.conductor.backward(losses_of(self.model(batch[0]), batch))
         if self.conductor.ready:
             self.log_dict(self.conductor.resolve())

@@ -128,7 +128,7 @@ class Run:
     def state(self) -> dict[str, Any]:
         """All that a later step depends on, but for names and the counts of steps; a copy that compares by `repr`."""
         conductor = self.conductor.state_dict()
-        counts = ("steps", "skipped", "tasks", "handed_over", "layout")
+        counts = ("steps", "skipped", "tasks", "methods", "handed_over", "layout")
         whole = {
             "conductor": {key: value for key, value in conductor.items() if key not in counts},
             "optimizer": self.optimizer.state_dict(),

@@ -173,6 +173,9 @@ def test_losses_of_another_model_are_refused_in_the_first_window():
     assert_refused(left_to_autograd, conductor.step, [batch_of(0)], opposed_losses(model))
     model.head.requires_grad_(False)
     conductor.step([batch_of(0)], opposed_losses(model))
+    point, losses = nn.Parameter(torch.ones(())), opposed_losses(model)
+    itself = lambda batch, names: losses(batch, names) | {"ssim": point}  # noqa: E731
+    assert_refused(r"does not hold, Parameter of shape \(\)", conductor.step, [batch_of(0)], itself)
 
 
 def test_a_leaf_that_only_some_micro_batches_reach_is_found():
@@ -230,10 +233,11 @@ def test_what_keeps_the_parameters_is_followed():
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_copy_of_model_and_conductor_goes_on_alike():
+@pytest.mark.parametrize("resolver", ["gcond", "upgrad"])
+def test_a_copy_of_model_and_conductor_goes_on_alike(resolver):
     for duplicate in (copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))):
         model = Net()
-        conductor = GradientConductor(model, TASKS, Sequential(1), GCond(), EMA())
+        conductor = GradientConductor(model, TASKS, Sequential(1), resolver, EMA())
         conductor.step([batch_of(0)], opposed_losses(model))
         other, copied = duplicate((model, conductor))
         for each, own in ((model, conductor), (other, copied)):
@@ -360,29 +364,42 @@ def test_sparse_gradients_become_dense_and_are_told_once():
 # What is no step
 
 
-@pytest.mark.parametrize("estimator", BUT_BY_MICRO_BATCH, ids=repr)
-def test_losses_that_touch_gradients_are_refused(estimator):
-    meddlers = {
-        "clears": lambda model, loss: model.zero_grad(),
-        "zeroes": lambda model, loss: model.zero_grad(set_to_none=False),
-        "adds": lambda model, loss: loss.backward(retain_graph=True),
-    }
-    for buffer_dtype in (None, "float64"):
-        for name, meddle in meddlers.items():
-            model = Net()
-            conductor = linear(model, estimator, buffer_dtype=buffer_dtype)
+def meddling(model: nn.Module, meddle: Any) -> Any:
+    """Losses of `model`; `meddle` is called with the first that is asked for."""
 
-            def losses(batch: Tensor, names: Sequence[str], model: Any = model, meddle: Any = meddle) -> Any:
-                values = opposed_losses(model)(batch, names)
-                meddle(model, next(iter(values.values())))
-                return values
+    def losses(batch: Tensor, names: Sequence[str]) -> Any:
+        values = opposed_losses(model)(batch, names)
+        meddle(next(iter(values.values())))
+        return values
 
-            if buffer_dtype and name != "adds":  # no gradient is kept in `p.grad`
-                conductor.step([batch_of(0)] * 2, losses)
-            else:
-                conductor.step([batch_of(0)] * 2, opposed_losses(model))
-                refusal = "`losses`: expected it to compute losses only"
-                assert_refused(refusal, conductor.step, [batch_of(0)] * 2, losses)
+    return losses
+
+
+@pytest.mark.parametrize("buffer_dtype", [None, "float64"])
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
+def test_zero_grad_within_losses_changes_nothing_and_backward_is_refused(estimator, buffer_dtype):
+    plain, cleared, added = Net(), Net(), Net()
+    conductors = [linear(model, estimator, buffer_dtype=buffer_dtype) for model in (plain, cleared, added)]
+    for seed in range(2):
+        batches = [batch_of(seed)] * 2
+        conductors[0].step(batches, opposed_losses(plain))
+        conductors[1].step(batches, meddling(cleared, lambda loss: cleared.zero_grad(set_to_none=False)))
+        conductors[2].step(batches, opposed_losses(added))
+        assert torch.equal(flat_grad(plain), flat_grad(cleared))
+    losses = meddling(added, lambda loss: loss.backward(retain_graph=True))
+    for batches in ([batch_of(0)] * 2, [batch_of(1)] * 2):  # at whichever place graphs are looked at
+        refusal = "`losses`: expected them to be computed only.* found a gradient of "
+        assert_refused(refusal, conductors[2].step, batches, losses)
+
+
+def test_a_hook_that_sees_the_gradient_of_each_task_is_refused():
+    """An optimizer in the backward pass would move parameters between the tasks."""
+    model, conductor = stepped()
+    handle = model.head.weight.register_post_accumulate_grad_hook(lambda parameter: None)
+    refused = "`parameters`: expected none with a hook of register_post_accumulate_grad_hook, found one on head.weight"
+    assert_refused(refused, conductor.step, [batch_of(0)], opposed_losses(model))
+    handle.remove()
+    conductor.step([batch_of(0)], opposed_losses(model))
 
 
 def test_a_step_without_gradients_is_refused():

@@ -327,3 +327,12 @@ def test_an_optimizer_that_does_not_fit_is_told(update, optimizer, told):
         if not told:
             warnings.simplefilter("error")
         conductor.attach(optimizer(list(network.parameters())))
+
+
+def test_two_optimizers_and_a_frozen_layer_fit():
+    network = faulty.Network()
+    conductor = GradientConductor(network, faulty.TASKS)
+    network.own["a"].requires_grad_(False)
+    optimizers = [torch.optim.SGD(part.parameters()) for part in (network.trunk, network.head, network.own)]
+    with warnings.catch_warnings(action="error"):
+        conductor.attach(*optimizers)

@@ -225,6 +225,21 @@ def test_who_keeps_numbers_of_every_task_refuses_a_window_without_one(make):
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
+@pytest.mark.parametrize("make", [Sequential, Joint])
+def test_losses_of_one_number_are_scalars_in_whatever_shape(make):
+    gradients = []
+    for shapes in ([(), (), ()], [(1,), (), (1, 1)]):
+        network = Network()
+
+        def losses(batch: Labelled, names: Sequence[str], network: Any = network, shapes: Any = shapes) -> Any:
+            values = network.losses(batch[0], names).items()
+            return {name: value.reshape(shape) for (name, value), shape in zip(values, shapes, strict=True)}
+
+        conductor_of(network, make(2)).step(labelled("abc", "abc"), losses)
+        gradients.append(flat_grad(network))
+    assert torch.equal(*gradients)
+
+
 def test_one_row_for_all_tasks_needs_as_many_losses_of_each():
     network = Network().double()
     refused = r"`losses`: Joint .* found \[2, 1, 1\]"

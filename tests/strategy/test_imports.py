@@ -45,7 +45,7 @@ ALLOWED = {
     "strategy.safety": "",
     "strategy.products": "",
     "strategy.conflict": "strategy.flat strategy.arguments",
-    "strategy.gradients": "strategy.flat strategy.products",
+    "strategy.gradients": "strategy.flat strategy.products strategy.arguments",
     "strategy.estimate": "strategy.gradients strategy.safety strategy.arguments",
     "strategy.watch": "strategy.arguments strategy.safety strategy.estimate strategy.gradients",
     "strategy.update": "strategy.gradients strategy.flat strategy.arguments",

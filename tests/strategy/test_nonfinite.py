@@ -10,7 +10,7 @@ import torch
 from strategy.faulty import STRATEGIES, TASKS, Network, Run, each_strategy, plain, window
 from torch import nn
 
-from gcond import GradientConductor, Joint, NotFinite, Raw, Resolution, Resolver, Sequential, Stochastic, Unsolved
+from gcond import EMA, GradientConductor, Joint, NotFinite, Raw, Resolution, Resolver, Sequential, Stochastic, Unsolved
 from gcond.strategy import Linear, PCGrad, TorchJD
 
 WRONG = [{"loss": inf}, {"gradient": nan}, {"own_gradient": nan}]
@@ -111,6 +111,22 @@ def test_a_resolver_has_seen_the_micro_batches_before_the_bad_one():
     assert after["conductor"]["resolutions"] == before["conductor"]["resolutions"] + 2
     assert (after["optimizer"], after["network"]) == (before["optimizer"], before["network"])
     assert "skipped" not in run.step(window(2))
+
+
+@pytest.mark.parametrize(
+    ("buffer_dtype", "clip_norm", "left_out"),
+    [(None, None, True), (None, 1.0, True), ("float32", None, True), ("float32", 1.0, False)],
+)
+def test_a_sum_that_float16_does_not_hold_is_left_out(buffer_dtype, clip_norm, left_out):
+    """Two gradients of 40000, whose sum has a finite norm; in float32 it is clipped before it becomes float16."""
+    parameter = nn.Parameter(torch.zeros(2, dtype=torch.float16))
+    settings = {"buffer_dtype": buffer_dtype, "clip_norm": clip_norm, "nonfinite": "skip"}
+    parts = (Sequential(1), Linear(), EMA())
+    conductor = GradientConductor([parameter], {"a": 1.0, "b": 1.0}, *parts, **settings)
+    conductor.step([0], lambda _, names: {name: (parameter.float() * torch.tensor([4e4, 0])).sum() for name in names})
+    assert conductor.skipped == left_out
+    assert (None if left_out else [1.0, 0.0]) == (parameter.grad if left_out else parameter.grad.tolist())
+    assert (conductor.update.state_dict()["momentum"] is None) == left_out
 
 
 # A resolver that fails

@@ -141,6 +141,30 @@ def test_an_exception_ends_the_window():
     assert torch.equal(found, flat_grad(network))
 
 
+@pytest.mark.parametrize("buffer_dtype", [None, "bfloat16"])
+def test_a_backward_pass_of_ones_own(buffer_dtype):
+    """Within a micro-batch it would go into some task's gradient; between two of them it is nobody's."""
+
+    def gradient(*places: str) -> Any:
+        network = Network()
+        conductor = GradientConductor(network, TASKS, Sequential(2), Linear(), buffer_dtype=buffer_dtype)
+        own = lambda place: place in places and network.head.weight.square().sum().backward()  # noqa: E731
+        for batch in window(0)[:2]:
+            with conductor.micro_batch():
+                own("before")
+                conductor.backward(network.losses(batch, ["a"]))
+                own("in between")
+                conductor.backward(network.losses(batch, ["b", "c"]))
+                own("after")
+            own("outside")
+        conductor.resolve()
+        return flat_grad(network)
+
+    assert torch.equal(gradient("outside"), gradient())
+    for place in ("before", "in between", "after"):
+        assert_refused("`losses`: expected them .* found a gradient of head.weight", gradient, place)
+
+
 def test_parameters_that_change_within_a_window_are_refused():
     network = Network()
     conductor = conductor_of(network)

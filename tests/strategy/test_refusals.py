@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from math import inf, nan
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from strategy.problems import TASKS, ConvNet, assert_refused, flat_grad, image_batches, opposed_losses
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from gcond.strategy import (
     DWA,
@@ -36,6 +37,13 @@ from gcond.strategy import (
 from gcond.strategy import GradientConductor as Conductor
 
 MODEL = ConvNet()
+
+
+class Stream(IterableDataset):
+    """Data without a length."""
+
+    def __iter__(self) -> Any:
+        return iter(())
 
 
 def conductor_of(parameters: Any, k: int = 2) -> Conductor:
@@ -200,6 +208,7 @@ def test_what_are_no_batches():
         ([], "found 0"),
         (image_batches(1), "found 1"),
         (iter(image_batches(1)), "found only 1"),
+        (DataLoader(Stream()), r"such as iter\(loader\), found a loader that does not know its length"),
     ]:
         expected = f"`batches`: expected 2 micro-batches.*{message}"
         assert_refused(expected, conductor_of(MODEL).step, batches, opposed_losses(MODEL))
@@ -220,3 +229,14 @@ def test_what_remembers_serves_one_conductor(setting):
     for step in (first, third, first):
         step()
     assert_refused(f"`{setting}`: expected a .* own", second)
+    stepper(keeps_not | {setting: deepcopy(keeps[setting])})()
+
+
+def test_what_has_learnt_is_not_wiped_by_a_second_conductor():
+    """UW, FAMO and DWA begin anew for the tasks of a conductor that is built."""
+    model, resolver = ConvNet(), UW(lr=0.1)
+    Conductor(model, TASKS, Joint(1), resolver).step(image_batches(1), opposed_losses(model))
+    learnt = resolver.state_dict()["log_variances"]
+    assert learnt.any()
+    assert_refused("`resolver`: expected a UW.* own", Conductor, model, TASKS, Joint(1), resolver)
+    assert torch.equal(resolver.state_dict()["log_variances"], learnt)

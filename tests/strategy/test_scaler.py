@@ -69,6 +69,22 @@ def test_unscale_is_allowed_after_the_step_and_refused_before():
         run.step(window(3))
 
 
+@pytest.mark.parametrize("factor", [0.5, 4.0])
+def test_a_scale_that_another_optimizer_changes_within_the_window_changes_no_bit(factor):
+    plain_run, run = Run(STRATEGIES["gcond lion"]()), Run(STRATEGIES["gcond lion"](), scaler(1024.0))
+    for seed in range(2):
+        batches = window(seed)
+        plain_run.step(batches)
+        for place, batch in enumerate(batches):
+            with run.conductor.micro_batch(run.scaler):
+                run.conductor.backward(run.network.losses(batch, run.conductor.serves))
+            if place == 1:
+                run.scaler.update(run.scaler.get_scale() * factor)
+        run.conductor.resolve()
+        run.move()
+    assert run.state() == plain_run.state()
+
+
 # What is no overflow
 
 

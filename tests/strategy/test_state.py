@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from strategy.faulty import Run, each_strategy, plain, window
+from strategy.faulty import STRATEGIES, Run, each_strategy, plain, window
 from strategy.problems import TASKS, ConvNet, assert_refused, flat_grad, image_batches, opposed_losses, saved
 from torch import Tensor, nn
 
@@ -113,14 +113,76 @@ def test_a_state_that_does_not_fit_is_refused_with_what_differs():
         before = plain(resumed.state_dict())
         assert_refused(refusal, resumed.load_state_dict, given)
         assert plain(resumed.state_dict()) == before
-    for update, refusal in ((Raw(), "Raw keeps .*, found the state of .'steps', 'momentum'"), (EMA(), "EMA keeps")):
-        resumed = GradientConductor(model, TASKS, Sequential(2), GCond(), update)
-        given = state if isinstance(update, Raw) else state | {"update": {}}
+    for parts, given, refusal in (
+        ((GCond(), LionLARS()), state, "the state of GCond and LionLARS, found GCond and EMA"),
+        ((PCGrad(), EMA()), state, "the state of PCGrad and EMA, found GCond and EMA"),
+        ((GCond(), EMA()), state | {"update": {}}, "EMA keeps"),
+    ):
+        resumed = GradientConductor(model, TASKS, Sequential(2), *parts)
         assert_refused(refusal, resumed.load_state_dict, given)
         assert resumed.steps == 0
     wide = GradientConductor(model, TASKS, *PARTS["gcond"](), buffer_dtype="float64")
     wide.load_state_dict(state)
     wide.step(image_batches(2), opposed_losses(model))
+
+
+def test_a_state_that_was_read_to_another_device_is_brought_back():
+    """As by torch.load(map_location="cuda"); what a far tensor's numbers meet on the CPU would be refused there."""
+
+    class Elsewhere(torch.Tensor):
+        """On the CPU, and refused by a generator and by operations with plain tensors; `cpu` or `to` bring it back."""
+
+        @classmethod
+        def __torch_function__(cls, function, types, arguments=(), settings=None):
+            name = function.__name__
+            assert name in ("cpu", "to", "clone", "__deepcopy__", "__get__", "dim", "numel", "size"), name
+            with torch._C.DisableTorchFunctionSubclass():
+                found = function(*arguments, **(settings or {}))
+            return found.as_subclass(Tensor) if name in ("cpu", "to") else found
+
+    def away(state: Any) -> Any:
+        if isinstance(state, Tensor):
+            return state.as_subclass(Elsewhere)
+        if isinstance(state, dict):
+            return {key: away(value) for key, value in state.items()}
+        return [away(value) for value in state] if isinstance(state, list) else state
+
+    for options in (STRATEGIES["gcond stochastic"], STRATEGIES["gradnorm"], STRATEGIES["uw"]):
+        runs = [Run(options()), Run(options())]
+        for seed in range(2):
+            runs[0].step(window(seed))
+        state = saved(runs[0].conductor.state_dict())
+        moved = state | {name: away(state[name]) for name in ("generator", "resolver")}
+        runs[1].network.load_state_dict(runs[0].network.state_dict())
+        runs[1].optimizer.load_state_dict(runs[0].optimizer.state_dict())
+        runs[1].conductor.load_state_dict(moved)
+        assert plain(runs[1].step(window(2))) == plain(runs[0].step(window(2)))
+
+
+@each_strategy
+def test_a_state_within_a_window_is_that_before_it_and_a_window_can_be_dropped(options):
+    run, whole = Run(options()), Run(options())
+    for each in (run, whole):
+        each.step(window(0))
+    before = whole.state()
+    batches = window(1)
+    with run.conductor.micro_batch():
+        run.conductor.backward(run.network.losses(batches[0], run.conductor.serves))
+    if run.conductor.estimator.resolves_micro_batches:
+        assert_refused("`state_dict`: expected no window", run.conductor.state_dict)
+        return
+    with pytest.warns(UserWarning, match="the 1 micro-batches of the open window are not in it"):
+        assert run.state() == before
+    assert (run.conductor.discard(), run.conductor.discard()) == (1, 0)
+    assert plain(run.step(batches)) == plain(whole.step(batches))
+    assert run.state() == whole.state()
+
+
+def test_a_compiled_model_has_the_names_of_the_plain_one():
+    model = ConvNet()
+    compiled = torch.compile(model, backend="eager")
+    names = [GradientConductor(each, TASKS).state_dict()["handed_over"] for each in (model, compiled)]
+    assert names[0] == names[1] == [name for name, _ in model.named_parameters()]
 
 
 def test_names_that_occur_twice_are_told_apart():
@@ -132,9 +194,9 @@ def test_names_that_occur_twice_are_told_apart():
 
 def test_what_the_conductor_was_built_of_cannot_be_replaced():
     conductor = GradientConductor(ConvNet(), TASKS, *PARTS["gcond"]())
-    for what in ("tasks", "estimator", "resolver", "update", "processes"):
+    for what in ("tasks", "estimator", "resolver", "update", "processes", "accumulate", "buffer_dtype", "seed"):
         with pytest.raises(AttributeError, match=what):
-            setattr(conductor, what, getattr(conductor, what))
+            setattr(conductor, what, getattr(conductor, what, None))
     with pytest.raises(TypeError):
         conductor.tasks["l1"] = 0.5
     assert dict(conductor.tasks) == TASKS

@@ -30,6 +30,7 @@ from gcond.strategy.update import EMA, Raw, Update
 from gcond.strategy.watch import Watch
 
 FIXED = ("estimator", "resolver", "update", "processes")
+ONCE = ("parameters", "accumulate", "buffer_dtype", "compiled", "seed")  # given once, and no attribute
 
 
 class GradientConductor:
@@ -104,6 +105,8 @@ class GradientConductor:
         expect_one_of("nonfinite", nonfinite, "raise", "skip")
         self.nonfinite = nonfinite
         self._parameters = grouped(parameters)
+        for kind, part in {"resolver": self.resolver, "update": self.update}.items():
+            self._expect_unclaimed(kind, part)
         rows = self._check_tasks(self._tasks)
         self._dtype = floating_dtype("buffer_dtype", buffer_dtype)
         self._products = products.compiled if compiled else products.by_chunks
@@ -144,10 +147,10 @@ class GradientConductor:
         Several processes all make the call; they compare lambdas in the next step.
 
         Raises:
-            ValueError: in the middle of a window; an unknown task; a resolver that weights losses by itself.
+            ValueError: in the middle of a window; an unknown task; a resolver whose update no lambda changes.
         """
         expect(name in self._tasks, "name", f"a task among {list(self._tasks)}; `add_task` makes one", repr(name))
-        if self.resolver.weighs_losses:
+        if self.resolver.weighs_losses or self.resolver.ignores_lambdas:
             raise ValueError(f"`weight`: {type(self.resolver).__name__} replaces the lambdas by weights of its own")
         self._expect_no_window("set_weight")
         tasks = checked_lambdas({**self._tasks, name: weight})
@@ -173,7 +176,7 @@ class GradientConductor:
         self._change_tasks({task: weight for task, weight in self._tasks.items() if task != name})
 
     def _expect_no_window(self, call: str) -> None:
-        found = "one of `micro_batch`; call `resolve` or `flush` first"
+        found = "one of `micro_batch`; call `resolve`, `flush` or `discard` first"
         expect(self._window is None, call, "no window to be open", found)
 
     def _check_tasks(self, tasks: dict[str, float]) -> int:
@@ -214,9 +217,9 @@ class GradientConductor:
         self._reference = by_task(self._reference, list(before), list(tasks), 0.0)
         self._watch.fresh = True
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Warn, once, where `optimizer` does not fit: it smooths what `EMA` has smoothed, or moves other parameters."""
-        groups = optimizer.param_groups
+    def attach(self, *optimizers: torch.optim.Optimizer) -> None:
+        """Warn, once, where they do not fit: one smooths what `EMA` has smoothed, or they move other parameters."""
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         beta = max(max((group.get("betas") or [0.0])[0], group.get("momentum") or 0.0) for group in groups)
         if isinstance(self.update, EMA) and self.update.beta > 0 and beta > 0:
             warnings.warn(
@@ -225,17 +228,18 @@ class GradientConductor:
                 stacklevel=2,
             )
         moved = {id(parameter) for group in groups for parameter in group["params"] if parameter.requires_grad}
-        held = dict(zip(map(id, self.gradients.parameters), self.gradients.names, strict=True))
+        pairs = zip(self.gradients.parameters, self.gradients.names, strict=True)
+        held = {id(parameter): name for parameter, name in pairs if parameter.requires_grad}
         missed = [name for key, name in held.items() if key not in moved]
         if missed or moved - held.keys():
             warnings.warn(
-                f"the optimizer lacks {len(missed)} of the conductor's parameters {missed[:3]}, and has "
+                f"`attach`: the optimizer lacks {len(missed)} of the conductor's parameters {missed[:3]}, and has "
                 f"{len(moved - held.keys())} that the conductor does not hold, whose gradients it does not fill",
                 stacklevel=2,
             )
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in FIXED and name in self.__dict__:
+        if name in ONCE or (name in FIXED and name in self.__dict__):
             raise AttributeError(f"`{name}`: stays as the conductor was built; build another one")
         super().__setattr__(name, value)
 
@@ -281,7 +285,8 @@ class GradientConductor:
         with self._guarded(window):
             self._expect_batches(not isinstance(batches, Mapping), f"one {type(batches).__name__}; put it in a list")
             if isinstance(batches, Sized) and not isinstance(batches, Iterator):
-                self._expect_batches(len(batches) == window.count, len(batches))
+                found = _length(batches)
+                self._expect_batches(found == window.count, found)
             for batch in self._take(batches):
                 window.open_micro_batch()
                 window.take(batch, losses)
@@ -356,6 +361,18 @@ class GradientConductor:
         """
         return self._window is not None and bool(self._finish(self._pushed()))
 
+    def discard(self) -> int:
+        """Drop the open window of `micro_batch`, and return how many micro-batches it had.
+
+        Steps and memory stay as they were; but a resolver with a memory has seen them where it resolves every one.
+        """
+        window = self._window
+        if window is None:
+            return 0
+        expect(window.awaited is None, "discard", "to be called between micro-batches", "an open one")
+        self._end(window)
+        return window.taken
+
     def _pushed(self) -> Window:
         """The window of `micro_batch`, between two of them."""
         window = self._window
@@ -380,7 +397,6 @@ class GradientConductor:
         if diagnose and len(gradients.rows) < len(self.tasks) and not self.resolver.weighs_losses:
             estimator = Sequential(estimator.accumulation_steps)
             gradients = self._allocate(len(self.tasks), self.gradients.names)
-        scale = scale_of(scaler)
         return Window(
             estimator,
             gradients,
@@ -389,7 +405,7 @@ class GradientConductor:
             weigh=self.resolver.weigh if isinstance(self.resolver, LossWeighting) else None,
             look=self._watch.window(gradients),
             scaler=scaler,
-            scale=scale,
+            scale=scale_of(scaler, gradients.device),
             diagnose=diagnose,
         )
 
@@ -426,27 +442,21 @@ class GradientConductor:
     @host()
     def _finish(self, window: Window) -> dict[str, float]:
         """Fill `p.grad` from the window; no metrics where no task had a loss."""
-        gradients, scale = window.gradients, window.scale
+        gradients = window.gradients
         try:
             with self._guarded(window):
                 metrics = self._settle(window)
         except NotFinite as problem:
-            return self._leave_out(problem, gradients, scale)
+            return self._leave_out(problem, gradients, window.scale)
         out = window.direction
         if not metrics or out is None:
             self._end(window)
             return {}
         self._window = None
-        window.close()
-        limit = math.inf if self.clip_norm is None else self.clip_norm
-        norm = metrics["resolved_norm"]
-        metrics["clipped"] = float(norm > limit)
-        if norm > limit:
-            out.mul_(limit / norm)
         self.resolved_gradient = out.clone() if window.diagnose else None
         self.update.apply(out, gradients)
-        if scale is not None:
-            out = out.to(gradients.parameter_dtype).mul_(scale)
+        if window.scaler is not None and window.scale is not None:
+            out = out.to(gradients.parameter_dtype).mul_(window.scaler.get_scale())  # another optimizer may have set it
         gradients.write(out, gradients.reached_in_window)
         self.steps += 1
         self.last = self._record(window, metrics)
@@ -471,10 +481,28 @@ class GradientConductor:
             metrics["resolved_norm"] = math.sqrt(float(window.gradients.dot(window.direction, window.direction)))
         if not math.isfinite(metrics["resolved_norm"]):
             by = f"{type(self.resolver).__name__} made a gradient of norm {metrics['resolved_norm']} from finite ones"
-            losses = {task: metrics[f"loss/{task}"] for task in self.tasks if f"loss/{task}" in metrics}
-            raise NotFinite(f"step {self.steps}: {by}", losses)
+            raise NotFinite(f"step {self.steps}: {by}", self._losses_in(metrics))
+        limit = math.inf if self.clip_norm is None else self.clip_norm
+        norm = metrics["resolved_norm"]
+        metrics["clipped"] = float(norm > limit)
+        if norm > limit:
+            window.direction.mul_(limit / norm)
+        self._expect_range(window.direction, window.gradients, metrics)
         self._watch.complete(window.gradients)
         return metrics
+
+    def _expect_range(self, direction: Tensor, gradients: TaskGradients, metrics: dict[str, float]) -> None:
+        """Raise GradientNotFinite where float16 does not hold the sum of gradients that it holds."""
+        dtypes = {direction.dtype, gradients.parameter_dtype}
+        if torch.float16 not in dtypes:
+            return  # others reach further than any norm that is finite
+        holds = bool((direction.abs() <= torch.finfo(torch.float16).max).all())
+        if not self.processes.min_index(int(holds)):
+            problem = f"step {self.steps}: the resolved gradient overflows float16; buffer_dtype={direction.dtype}"
+            raise GradientNotFinite(f"{problem}, parameters {gradients.parameter_dtype}", self._losses_in(metrics))
+
+    def _losses_in(self, metrics: dict[str, float]) -> dict[str, float]:
+        return {task: metrics[f"loss/{task}"] for task in self.tasks if f"loss/{task}" in metrics}
 
     def _record(self, window: Window, metrics: dict[str, float]) -> WindowRecord:
         gradients = window.gradients
@@ -506,11 +534,16 @@ class GradientConductor:
         parts: dict[str, Resolver | Update] = {"resolver": self.resolver, "update": self.update}
         remembering = {kind: part for kind, part in parts.items() if part.state_dict()}
         for kind, part in remembering.items():
-            own = f"a {type(part).__name__}() of this conductor's own, since it remembers its steps"
-            expect("_claimed" not in vars(part), kind, own, "one that another conductor has stepped with")
+            self._expect_unclaimed(kind, part)
         for part in remembering.values():
-            vars(part)["_claimed"] = True
+            vars(part)["_claimed"] = id(part)  # a copy is nobody's
         self._claims = True
+
+    @staticmethod
+    def _expect_unclaimed(kind: str, part: Resolver | Update) -> None:
+        own = f"a {type(part).__name__}() of this conductor's own, since it remembers its steps"
+        claimed = vars(part).get("_claimed") == id(part)
+        expect(not claimed, kind, own, "one that another conductor has stepped with")
 
     def _follow_changes(self) -> None:
         """Notice what has changed since the last step, before anything is computed."""
@@ -552,7 +585,7 @@ class GradientConductor:
         facts: dict[str, Any] = {
             "lambdas": list(self.tasks.items()),
             "accumulation_steps": self.estimator.accumulation_steps,
-            "strategy": [type(part).__name__ for part in (self.estimator, self.resolver, self.update)],
+            "strategy": [type(self.estimator).__name__, *self._methods],
             "number of steps taken": self.steps,
             "list of parameters": gradients.names,
             "clip_norm": self.clip_norm,
@@ -716,6 +749,10 @@ class GradientConductor:
         return self._direction
 
     @property
+    def _methods(self) -> list[str]:
+        return [type(part).__name__ for part in (self.resolver, self.update)]
+
+    @property
     def _lambdas(self) -> Tensor:
         return torch.tensor(list(self.tasks.values()), dtype=torch.float64)
 
@@ -757,12 +794,25 @@ class GradientConductor:
     def state_dict(self) -> dict[str, Any]:
         """A copy of all that the next step depends on: tensors and plain numbers, loadable with `weights_only=True`.
 
-        A collective call: every process makes it. Under `Replicated` all get the same state, whatever their number.
+        Of an open window of `micro_batch` it has nothing, which is said by a warning: whoever goes on from it takes
+        that window's micro-batches anew. A collective call: every process makes it. Under `Replicated` all get the same
+        state, whatever their number.
+
+        Raises:
+            ValueError: in a window whose micro-batches are resolved one by one, by a resolver that has seen them.
         """
-        self._expect_no_window("state_dict")
+        if self._window is not None:
+            if self.estimator.resolves_micro_batches:
+                self._expect_no_window("state_dict")
+            warnings.warn(
+                f"`state_dict`: the {self._window.taken} micro-batches of the open window are not in it; save after "
+                "`resolve` or `flush`, or take them anew",
+                stacklevel=2,
+            )
         reference = None if self._reference is None else self.processes.gather_full(self._reference, self.gradients)
         return {
             "tasks": list(self.tasks),
+            "methods": self._methods,
             "handed_over": self.gradients.all_names,
             "layout": described(self.gradients.layout),
             "steps": self.steps,
@@ -801,7 +851,7 @@ class GradientConductor:
     def _load(self, state: dict[str, Any], layout: Layout) -> None:
         self.steps, self.skipped = state["steps"], state["skipped"]
         self._resolutions = state["resolutions"]
-        self._generator.set_state(state["generator"])
+        self._generator.set_state(state["generator"].cpu())
         self.resolver.load_state_dict(state["resolver"])
         reference = None if state["reference"] is None else state["reference"].clone()
         if state["tasks"] != list(self.tasks):
@@ -823,4 +873,13 @@ class GradientConductor:
                     f"`state`: expected the state of {len(expected)} {what} with the same names, {list(expected)[:5]}, "
                     f"found {len(found)}, {found[:5]}; differing: {odd[:5]}; {advice}"
                 )
+        kept = state.get("methods", self._methods)  # older states do not say
+        expect(kept == self._methods, "state", f"the state of {' and '.join(self._methods)}", " and ".join(kept))
         self._move_from(layout)[1].check()
+
+
+def _length(batches: Sized) -> int | str:
+    try:
+        return len(batches)
+    except TypeError:  # a DataLoader of an IterableDataset
+        return "a loader that does not know its length"

@@ -95,6 +95,7 @@ class Resolver(Protocol):
     - `uses_history`: whether it reads `Conflict.cross`; if not, no reference rows are held.
     - `needs_task_gradients`: whether it needs a row per task; if not, one joint backward pass serves all tasks.
     - `weighs_losses`: whether it weights the losses before a joint backward pass (see `LossWeighting`).
+    - `ignores_lambdas`: whether no lambda changes its update.
     - `works_on_coordinates`: whether it answers with `Resolution.blockwise`.
     - `remembers_coordinates`: whether its state is of the size of the rows.
     - `needs_every_task`: whether a window that brings no loss of a task is an error; if not, such a task takes no part.
@@ -108,6 +109,7 @@ class Resolver(Protocol):
     uses_history: bool = False
     needs_task_gradients: bool = True
     weighs_losses: bool = False
+    ignores_lambdas: bool = False
     works_on_coordinates: bool = False
     remembers_coordinates: bool = False
     needs_every_task: bool = False
@@ -139,7 +141,7 @@ class Resolver(Protocol):
         if set(state) != set(self.remembers):
             raise ValueError(f"{type(self).__name__} keeps {list(self.remembers)}, found the state of {list(state)}")
         for name, value in state.items():
-            setattr(self, f"_{name}", deepcopy(value))
+            setattr(self, f"_{name}", deepcopy(value) if self.remembers_coordinates else _on_host(value))
 
 
 def resolve(resolver: Resolver, conflict: Conflict) -> Resolution:
@@ -159,6 +161,15 @@ def by_task(kept: Any, before: Sequence[str], now: Sequence[str], new: float) ->
         return kept
     added = torch.full_like(kept[0], new)
     return torch.stack([kept[before.index(task)] if task in before else added for task in now])
+
+
+def _on_host(kept: Any) -> Any:
+    """A copy with every tensor on the CPU, wherever a checkpoint was read to."""
+    if isinstance(kept, dict):
+        return {key: _on_host(value) for key, value in kept.items()}
+    if isinstance(kept, list | tuple):
+        return type(kept)(_on_host(value) for value in kept)
+    return kept.to("cpu", copy=True) if isinstance(kept, Tensor) else deepcopy(kept)
 
 
 class LossWeighting(Resolver):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -83,8 +84,7 @@ class Window:
         """Each micro-batch is opened, brings its losses and is closed."""
         if self.taken == 0 or self.estimator.resolves_micro_batches:
             self.gradients.zero()
-        if self.taken == 0:
-            self.gradients.select(0)
+        self.gradients.clear_grads()
         self.awaited = self.serves
 
     def expect_losses(self, names: Sequence[str]) -> None:
@@ -105,22 +105,24 @@ class Window:
         """Let those of the expected losses that there are go backward; ValueError where one is no scalar."""
         self._forward.close()
         checked = checked_losses(values, self._asked)
+        self.gradients.expect_no_gradient()
         self._look_at(values)
         values = checked
         for name, value in values.items():
             self.seen.setdefault(name, []).append(value.detach())
-        if values:
-            self.estimator.backward(self, values)
+        with self.gradients.filling():
+            if values:
+                self.estimator.backward(self, values)
         self.awaited = [name for name in self.awaited or () if name not in values]
 
     def close_micro_batch(self) -> None:
         self._forward.close()
+        self.gradients.expect_no_gradient()
         self.awaited = None
         self.taken += 1
 
     def close(self) -> None:
         self._forward.close()
-        self.gradients.close()
 
     @property
     def planned(self) -> int:
@@ -144,9 +146,10 @@ class Window:
     def add(self, row: int, loss: Tensor, retain_graph: bool = False) -> None:
         """Add the gradient of `loss` to a row."""
         self.gradients.select(row)
+        before = self.gradients.arrived
+        scaled = loss if self.scale is None else loss * self.scale
         try:
             with keeping_buffers(backward=True) if retain_graph else ExitStack():
-                scaled = loss if self.scaler is None or self.scale is None else self.scaler.scale(loss)
                 scaled.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
         except RuntimeError as error:
             if "donated buffer" in str(error):
@@ -154,6 +157,9 @@ class Window:
             if "backward through the graph a second time" in str(error):
                 raise RuntimeError(ONE_GRAPH) from error
             raise
+        reduced = "every backward pass of fully_shard to reduce its gradients"
+        found = "one that left them to the next, which would add tasks up; leave set_requires_gradient_sync(False) out"
+        expect(not self.gradients.sharded or self.gradients.arrived > before, "losses", reduced, found)
 
 
 @dataclass(frozen=True)
@@ -168,7 +174,7 @@ class Estimator:
 
     def __post_init__(self) -> None:
         steps = self.accumulation_steps
-        expect(isinstance(steps, int) and steps >= 1, "accumulation_steps", "an integer >= 1", repr(steps))
+        expect(isinstance(steps, Integral) and steps >= 1, "accumulation_steps", "an integer >= 1", repr(steps))
 
     @property
     def resolves_micro_batches(self) -> bool:
@@ -247,7 +253,7 @@ class Sequential(Estimator):
             that was called before the first step, outside it, needs settings of torch's for "shared"; RuntimeError
             names them.
         resolve_every: "window" resolves the K-step means (GCond); "micro_batch" resolves every micro-batch and averages
-            the results (the peers, as published).
+            the results (the peers, as published), so that a task counts as often as micro-batches have it.
     """
 
     forward: str = "shared"
@@ -321,4 +327,5 @@ def checked_losses(values: Any, names: Sequence[str]) -> Mapping[str, Tensor]:
                 f"{tuple(value.shape)}, {value.dtype}, requires_grad={value.requires_grad}; was it computed under "
                 "torch.no_grad(), from detached values or by frozen parameters alone?"
             )
-    return {name: value.float() if value.dtype in HALF else value for name, value in values.items()}
+    whole = {name: value.reshape(()) if value.ndim else value for name, value in values.items()}
+    return {name: value.float() if value.dtype in HALF else value for name, value in whole.items()}

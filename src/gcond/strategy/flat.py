@@ -215,6 +215,7 @@ def _members(parameters: Parameters) -> list[tuple[str, str, Tensor]]:
         for place, member in enumerate(own):
             name, parameter = member if isinstance(member, tuple) else (f"{group}[{place}]", member)
             _check(name, parameter)
+            name = str(name).replace("_orig_mod.", "")  # of torch.compile, so that states of both kinds are alike
             if id(parameter) not in seen:
                 name = f"{name} of {group}[{place}]" if name in names else name
                 seen.add(id(parameter))

@@ -7,12 +7,14 @@ every `p.grad` is then a view into it: nothing is copied.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gcond.strategy.arguments import expect
 from gcond.strategy.flat import FlatParameters, Parameters, local
 from gcond.strategy.products import CHUNK_ELEMENTS, Products, by_chunks
 
@@ -70,13 +72,13 @@ class TaskGradients(FlatParameters):
         self.rows = self.new_rows(rows)
         self._views = self._row_views()
         self.materialised = False
-        self._handles: list[Any] = []
         self.awaited: set[int] = set()  # ids of the parameters that a gradient may come for in this window
         self.reached_in_window = [False] * len(self.parameters)  # by any row of any process
         self._reached = torch.zeros(1, rows, len(self.parameters), dtype=torch.bool)
         self._own = 0
         self._segments: list[Segment] | None = None
         self._row = 0
+        self.arrived = 0  # gradients that the hook has added to a row
         self._marks = self._row_marks()
         self.ranges = self.counted = [(0, self.size)]
         self.add_up: Callable[[Tensor], None] = _alone  # sums over processes, in place
@@ -104,14 +106,6 @@ class TaskGradients(FlatParameters):
     def _row_marks(self) -> list[list[int]]:
         return [[view._version for view in views] for views in self._views]
 
-    def marks(self) -> list[tuple[int, int, int]]:
-        """Changes whenever anybody replaces a `p.grad`, writes into one, or lets autograd fill a row."""
-        found = []
-        for parameter, view in zip(self.parameters, self._views[self._row], strict=True):
-            gradient = parameter.grad
-            found.append((id(gradient), -1 if gradient is None else gradient._version, view._version))
-        return found
-
     def swap(self, other: Tensor) -> Tensor:
         """Put `other` [m, P] in the place of the rows and return the old rows."""
         old, self.rows = self.rows, other
@@ -119,32 +113,54 @@ class TaskGradients(FlatParameters):
         return old
 
     def open(self) -> None:
-        """A window begins; until `close` backward passes fill rows."""
+        """A window begins.
+
+        Raises:
+            ValueError: a parameter has a hook that would see each task's gradient in turn.
+        """
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            hooked = bool(getattr(parameter, "_post_accumulate_grad_hooks", None))  # not public
+            found = f"one on {name}; is it an optimizer that steps in the backward pass?"
+            expect(not hooked, "parameters", "none with a hook of register_post_accumulate_grad_hook", found)
         self.reached_in_window = [False] * len(self.parameters)
         self.awaited = {id(parameter) for parameter in self.parameters if parameter.requires_grad}
+
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        """Within it, backward passes fill the selected row; after it every `p.grad` is None."""
 
         def hook(index: int) -> None:
             parameter = self.parameters[index]
             assert parameter.grad is not None
             self._views[self._row][index].add_(local(parameter.grad))
             parameter.grad = None
+            self.arrived += 1
 
-        self._handles = [
+        handles = [
             parameter.register_post_accumulate_grad_hook(lambda _, index=index: hook(index))  # type: ignore[no-untyped-call]
             for index, parameter in enumerate(self.parameters)
             if parameter.requires_grad and not self._direct
         ]
-
-    def close(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self.clear_grads()
 
     def select(self, row: int) -> None:
         """Let the next backward pass accumulate into `row`."""
         self._row = row
         for parameter, view in zip(self.parameters, self._views[row], strict=True):
             parameter.grad = view if self._direct else None
+
+    def expect_no_gradient(self) -> None:
+        """Raise ValueError where another's backward pass has left a gradient."""
+        pairs = zip(self.names, self.parameters, strict=True)
+        found = next((name for name, parameter in pairs if parameter.grad is not None), "")
+        only = "them to be computed only, without a backward() of one's own before the micro-batch ends"
+        advice = "hand that loss to the conductor, or call backward() after the step, where it adds to p.grad"
+        expect(not found, "losses", only, f"a gradient of {found}; {advice}")
 
     def reached(self) -> Tensor:
         """Which row's backward passes in this process have reached which parameter since `zero`, [m, parameters]."""

@@ -102,7 +102,7 @@ def profile(
     brought: list[list[bool]] = []
     with untouched(model, loader, flat.device), torch.enable_grad():
         for batch in itertools.islice(loader, micro_batches):
-            factor = scale_of(scaler) or 1.0
+            factor = scale_of(scaler, flat.device) or 1.0
             with keeping_buffers():
                 values = checked_losses(losses(batch, list(lambdas)), list(lambdas))
             reentrant = not brought and any(type(node).__name__ == REENTRANT for node in nodes(values.values()))

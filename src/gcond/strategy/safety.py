@@ -48,8 +48,8 @@ def host() -> Iterator[None]:
         yield
 
 
-def scale_of(scaler: torch.amp.GradScaler | None) -> float | None:
-    """The factor on losses; None without a scaler, or with one that is not enabled.
+def scale_of(scaler: torch.amp.GradScaler | None, device: torch.device) -> float | None:
+    """The factor on a window's losses; None without a scaler, or with one that is not enabled.
 
     Raises:
         ValueError: `scaler.unscale_` has been called for gradients that are yet to come: `scaler.step` would leave them
@@ -63,6 +63,7 @@ def scale_of(scaler: torch.amp.GradScaler | None) -> float | None:
             "`scaler`: expected no call of `scaler.unscale_(optimizer)` before the conductor's step, found one without "
             "`scaler.step(optimizer)` and `scaler.update()` after it; call it after the conductor's step, or not at all"
         )
+    scaler.scale(torch.zeros((), device=device))  # `scaler.step` wants to have seen a loss
     return float(scaler.get_scale())
 
 

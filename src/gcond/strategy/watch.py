@@ -55,10 +55,9 @@ class Watch:
         """A window begins, in which backward passes fill the rows of `held`.
 
         What it gives is called before the losses of a micro-batch are computed, with their names and whether they serve
-        several backward passes; and what that gives is called with the losses. It raises ValueError where `p.grad` has
-        changed meanwhile; where a wrapper reduces gradients by itself; and where the losses reach a trainable parameter
-        that the conductor does not hold, or another leaf whose `.grad` is there already: it would add up from step to
-        step.
+        several backward passes; and what that gives is called with the losses. It raises ValueError where a wrapper
+        reduces gradients by itself, and where the losses reach a trainable parameter that the conductor does not hold,
+        or another leaf whose `.grad` is there already: it would add up from step to step.
         """
         self._before = Counter() if self.fresh else self._asked
         self._asked = Counter()
@@ -73,13 +72,10 @@ class Watch:
         due = not count or place == self._windows % count
         if not due and not (several_passes and (self._compiled or place == 0)):  # each such graph keeps its buffers
             return lambda losses: None
-        before = held.marks()
 
         def look_at(losses: Mapping[str, Tensor]) -> None:
             if wrappers_are_due:
                 _refuse_wrapped(held.parameters)
-            only = "it to compute losses only, without zero_grad() or backward()"
-            expect(held.marks() == before, "losses", only, "`p.grad` changed by it")
             self._look_for_others(losses, held)
 
         return look_at
@@ -106,6 +102,8 @@ class Watch:
         ]
 
     def _leaves(self, losses: Iterable[Tensor]) -> Iterator[Tensor]:
+        losses = list(losses)
+        yield from (loss for loss in losses if loss.is_leaf)
         for node in nodes(losses):
             if getattr(node, "_saved_sparse", False) and not self._told_sparse:
                 self._told_sparse = True

@@ -37,6 +37,7 @@ class GradNorm(Resolver):
     """
 
     needs_every_task = True
+    ignores_lambdas = True
     remembers = ("weights", "first_losses", "adam")
     starts = MappingProxyType({"weights": 1.0, "first_losses": nan, "adam": 0.0})
 

@@ -73,6 +73,10 @@ class TorchJD(Resolver):
         self._alpha = 1.0  # FairGrad's
         self._max_norm = 0.0  # NashMTL's; 0 is off
         self._told = False
+        self.ignores_lambdas = self.name == "NashMTL"  # of unit gradients
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_solves": {}}  # functions, made anew
 
     @staticmethod
     def passes_settings_to(settings: Mapping[str, Any]) -> Callable[..., Any]:
