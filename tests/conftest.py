@@ -24,6 +24,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[OUTCOMES] = {}
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") is None:
+        return
+    import torch  # here, since it takes seconds
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
     """Note what each marked test says about a method: {(method, oracle or property): passed}."""

@@ -85,16 +85,6 @@ def test_a_second_ctrl_c_kills(tmp_path, run_this):
     assert running.process.returncode == -signal.SIGKILL
 
 
-def test_nohup_is_kept():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with Workers(1) as pool:
-            os.kill(os.getpid(), signal.SIGHUP)
-            assert pool.free
-    finally:
-        signal.signal(signal.SIGHUP, before)
-
-
 def test_an_idle_run_takes_only_what_no_other_process_wants(tmp_path):
     with Workers(1, idle=True) as pool:
         pool.start(["600"], tmp_path / "run.log", "run")

@@ -38,21 +38,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     for name in STORES:
         parser.add_argument(f"--{name}", type=Path, default=Path("data", name), help=f"default: data/{name}")
     parser.add_argument("--imagenet", type=Path, help="the ImageNet-256 of the runs")
-    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="a package of your own, whose "
-                        "classes and data sets a run's config may name; its code is run")  # fmt: skip
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    _add_trust_and_device(parser)
 
 
 def add_options_of_one(parser: argparse.ArgumentParser) -> None:
     """Add the options of a command that looks at one run."""
     parser.add_argument("--data", type=Path, help="folder of a run's data (default: data/ and the data set's name)")
-    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="a run's config may name it")
+    _add_trust_and_device(parser)
+
+
+def _add_trust_and_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="a package of your own, whose "
+                        "classes and data sets a run's config may name; its code is run")  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
 
 
-def roots(options: argparse.Namespace) -> dict[str, Path | None]:
-    """Data set -> its folder, by the options."""
-    return {name: getattr(options, name) for name in STORES} | {"ich": options.ct, "imagenet256": options.imagenet}
+def roots(options: argparse.Namespace | None = None) -> dict[str, Path | None]:
+    """Data set -> its folder, by the options; without them, by its name below data/."""
+    found: dict[str, Path | None] = {name: getattr(options, name, Path("data", name)) for name in STORES}
+    return found | {"ich": found["ct"], "imagenet256": getattr(options, "imagenet", None)}
 
 
 def file_to_write(text: str) -> Path:
@@ -60,11 +64,6 @@ def file_to_write(text: str) -> Path:
     if Path(text).is_dir():
         raise argparse.ArgumentTypeError(f"expected a file, found the folder {text}")
     return Path(text)
-
-
-def usual_roots() -> dict[str, Path | None]:
-    """Data set -> the folder below data/ where it is looked for."""
-    return {name: Path("data", name) for name in STORES} | {"ich": Path("data", "ct"), "imagenet256": None}
 
 
 class Configured:

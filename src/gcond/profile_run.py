@@ -16,7 +16,7 @@ from pathlib import Path
 from gcond.config import compose
 from gcond.engine import device as devices
 from gcond.engine.probes import ProbeGradients
-from gcond.load_run import STATES, Configured, LoadedRun, add_options_of_one, file_to_write, usual_roots
+from gcond.load_run import STATES, Configured, LoadedRun, add_options_of_one, file_to_write, roots
 from gcond.output import status_of
 from gcond.schema import check
 from gcond.strategy import profile
@@ -43,7 +43,7 @@ def _profile(options: argparse.Namespace) -> None:
     if path.is_dir():
         if more := options.what[1:]:
             raise ValueError(f"{path}: expected no choices beside a run, which has its own, found {' '.join(more)}")
-        run, state = LoadedRun(path, options.data or usual_roots(), options.trust), options.state or "last"
+        run, state = LoadedRun(path, options.data or roots(), options.trust), options.state or "last"
     else:
         cfg = compose(options.what)
         if options.data:

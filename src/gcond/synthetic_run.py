@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
 
 import torch
 from omegaconf import DictConfig
@@ -47,7 +47,7 @@ class SyntheticRun:
             self.conductor,
             self.optimizer,
             schedule,
-            self._batches(),
+            itertools.repeat(self._batch),
             training=cfg.strategy.model_mode == "train",
             diagnose_every=diagnose_every,
             scaler=torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16"),
@@ -63,7 +63,3 @@ class SyntheticRun:
     def losses(self, tasks: list[str]) -> dict[str, Tensor]:
         """One forward pass, in the mode that the last step left the model in."""
         return self._objective(self._batch, tasks)
-
-    def _batches(self) -> Iterator[Batch]:
-        while True:
-            yield self._batch

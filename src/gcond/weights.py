@@ -21,7 +21,7 @@ from gcond.engine.evaluate import evaluate, means
 from gcond.engine.reconstructions import COLUMNS, cells, write_sheet
 from gcond.engine.run_folder import read_report
 from gcond.files import write_atomically
-from gcond.load_run import WEIGHTS, LoadedRun, add_options_of_one, file_to_write, usual_roots
+from gcond.load_run import WEIGHTS, LoadedRun, add_options_of_one, file_to_write, roots
 from gcond.model.encoders import Encoder
 from gcond.model.masking import fixed_hidden
 from gcond.output import status_of
@@ -33,7 +33,7 @@ TOLERANCE = 1e-4  # relative, between machines; on one the numbers are the same
 def main(words: Sequence[str] | None = None) -> int:
     """`gcond export`, `reconstruct`, `evaluate`. Exit status 1: a loss is not the recorded one; 2: bad input."""
     options = _parser().parse_args(words)
-    return status_of(lambda: options.act(options, LoadedRun(options.run, options.data or usual_roots(), options.trust)))
+    return status_of(lambda: options.act(options, LoadedRun(options.run, options.data or roots(), options.trust)))
 
 
 def export(options: argparse.Namespace, run: LoadedRun) -> None:

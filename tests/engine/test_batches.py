@@ -169,8 +169,6 @@ def test_the_position_counts_what_was_given_not_what_is_ahead(share, monkeypatch
 
 @pytest.mark.parametrize("device", [FarDevice, pytest.param(CudaDevice, marks=pytest.mark.cuda)])
 def test_a_device_gets_the_very_micro_batches_of_the_cpu_and_never_waits_for_them(device, monkeypatch):
-    if device is CudaDevice and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
     if device is FarDevice:
         monkeypatch.setattr(batches, "transfer_to", FarQueue)
     device = device()
@@ -204,7 +202,6 @@ def test_a_side_stream_pins_copies_beside_and_keeps_the_memory(monkeypatch):
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_copy_does_not_wait_for_what_computes():
     device = torch.device("cuda")
     transfer, host = SideStream(device), torch.ones(1 << 20).pin_memory()

@@ -229,7 +229,6 @@ def test_few_counts_tell_the_others(monkeypatch):
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("strategy", ["baseline", "pcgrad", "gcond_stochastic", "gcond_sequential"])
 def test_the_planned_peak_is_that_of_a_gpu(strategy):
     """Within 10 %: the margin that plans for CUDA get. Steps are not diagnosed."""

@@ -27,6 +27,11 @@ STDERR = 2
 ECHO = 1.0  # seconds; a batch system may send SIGTERM to every process of a job, and torchrun passes its own on
 
 
+def signals_that_stop() -> list[signal.Signals]:
+    """SIGHUP that is ignored (nohup) stays so."""
+    return [which for which in SIGNALS if which != signal.SIGHUP or signal.getsignal(which) != signal.SIG_IGN]
+
+
 class Interrupted(SystemExit):
     """A run that was told to stop and can go on; its exit status is 128 + the signal's number, as shells have it."""
 
@@ -49,8 +54,7 @@ class Interrupt:
         self._before: dict[signal.Signals, Any] = {}
         if threading.current_thread() is threading.main_thread():
             awaited = [signal.SIGUSR2] if callable(signal.getsignal(signal.SIGUSR2)) else []
-            ended = [which for which in SIGNALS if which != signal.SIGHUP or signal.getsignal(which) != signal.SIG_IGN]
-            self._before = {which: signal.signal(which, self._note) for which in (*ended, *awaited)}
+            self._before = {which: signal.signal(which, self._note) for which in (*signals_that_stop(), *awaited)}
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -88,35 +88,29 @@ class Trainer:
         learning_rate = self.schedule(step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        probe = StepProbe(self.conductor) if diagnose and "skipped" not in metrics else None
+        before = self.conductor.gradients.flatten() if diagnose and "skipped" not in metrics else None
         self.scaler.step(self.optimizer)
 
         record: Record = {"step": step, "lr": learning_rate, **metrics}
         if self.scaler.is_enabled():
             record["scale"] = self.scaler.get_scale()
             self.scaler.update()
-        if probe is not None:
-            record |= probe.measure(learning_rate) | {"outside_unit_share": self.objective.outside_share()}
+        if before is not None:
+            record |= step_measures(self.conductor, before, learning_rate)
+            record["outside_unit_share"] = self.objective.outside_share()
         return record
 
 
-class StepProbe:
-    """Construct before `optimizer.step()`, `measure` after it."""
-
-    def __init__(self, conductor: GradientConductor) -> None:
-        self._conductor = conductor
-        self._before = conductor.gradients.flatten()
-
-    def measure(self, learning_rate: float) -> dict[str, float]:
-        """Root mean square of the step over the learning rate; cosine of the descent step with `resolved_gradient`."""
-        gradients = self._conductor.gradients
-        step: Tensor = self._before - gradients.flatten()
-        resolved = self._conductor.resolved_gradient
-        assert resolved is not None
-        square = float(gradients.dot(step, step))
-        lengths = (square * float(gradients.dot(resolved, resolved))) ** 0.5
-        cosine = float(gradients.dot(step, resolved)) / lengths if lengths > 0 else float("nan")
-        return {"step_rms_over_lr": (square / gradients.size) ** 0.5 / learning_rate, "cosine_step_resolved": cosine}
+def step_measures(conductor: GradientConductor, before: Tensor, learning_rate: float) -> dict[str, float]:
+    """Of the step from the parameters `before` [P]: its root mean square over the learning rate, and the cosine of the
+    descent step with `resolved_gradient`."""
+    gradients, resolved = conductor.gradients, conductor.resolved_gradient
+    assert resolved is not None
+    step: Tensor = before - gradients.flatten()
+    square = float(gradients.dot(step, step))
+    lengths = (square * float(gradients.dot(resolved, resolved))) ** 0.5
+    cosine = float(gradients.dot(step, resolved)) / lengths if lengths > 0 else float("nan")
+    return {"step_rms_over_lr": (square / gradients.size) ** 0.5 / learning_rate, "cosine_step_resolved": cosine}
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,12 @@ from typing import Any
 from tqdm import tqdm
 
 from gcond.engine.metrics_log import steps_logged
-from gcond.engine.process import ECHO
+from gcond.engine.process import ECHO, signals_that_stop
 from gcond.sweep.plan import Planned
 
 COMMAND = (sys.executable, "-m", "gcond.command")
 POLL_SECONDS = 1.0
 LOG_SECONDS = 60.0  # between states of the bar where it is not on a terminal
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass
@@ -84,8 +83,7 @@ class Workers:
             yield each
 
     def __enter__(self) -> Workers:
-        heard = [each for each in SIGNALS if each != signal.SIGHUP or signal.getsignal(each) is not signal.SIG_IGN]
-        self._before = {signum: signal.signal(signum, self._stop) for signum in heard}
+        self._before = {signum: signal.signal(signum, self._stop) for signum in signals_that_stop()}
         return self
 
     def __exit__(self, *exception: object) -> None:
