@@ -3,7 +3,6 @@
 import functools
 import json
 import math
-import os
 import re
 import resource
 import shutil
@@ -12,15 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine.attempts import Attempt, assert_ended_alike, contents, interrupted, same, saved_steps, typed, wait_for_lines
-from engine.runs import CONFLICTS, parts, run, tiny_config
+from engine.attempts import Attempt, assert_ended_alike, contents, interrupted, same, saved_steps
+from engine.runs import CONFLICTS, parts, run, steps, tiny_config
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
 import gcond.train
 from gcond.command import main
 from gcond.engine.checkpoint import Checkpoint, checkpoints
-from gcond.engine.metrics_log import read
 from gcond.engine.process import Interrupted
 from gcond.engine.run_folder import RunFolder
 from gcond.engine.run_report import RunReport
@@ -37,10 +35,6 @@ TAKE_STEP = Trainer.step
 def whole(tmp_path_factory):
     """overrides -> the folder of a run that nothing disturbed."""
     return functools.cache(lambda *overrides: run(tiny_config(tmp_path_factory.mktemp("whole"), *overrides)))
-
-
-def steps(folder: RunFolder) -> list[dict]:
-    return [record for record in read(folder.metrics) if record["kind"] == "step"]
 
 
 def losses(record: dict) -> dict[str, float | None]:
@@ -122,26 +116,6 @@ def test_a_failure_with_workers_ends(tmp_path):
     cfg = tiny_config(tmp_path, "strategy=baseline", "scale.workers=1", BREAKING)
     assert Attempt(cfg, tmp_path / "log").status() == 1
     assert "NotFinite" in str(RunFolder(cfg).error)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("which", "status"), [(TERM, 143), (INT, 130)])
-def test_the_command_as_typed_leaves_when_told_and_goes_on(which, status, tmp_path):
-    settings = (STRATEGY, "scale.workers=1", "scale.steps_per_epoch=60")
-    cfg, undisturbed = (tiny_config(tmp_path / name, *settings) for name in ("runs", "whole"))
-    folder = RunFolder(cfg)
-    attempt = typed(tmp_path / "runs", tmp_path / "log", *settings)
-    wait_for_lines(folder.metrics, 20)
-    os.killpg(attempt.pid, which)
-    assert attempt.wait(120) == status, (tmp_path / "log").read_text()
-    (reached,) = saved_steps(folder)[:1]
-    assert 20 <= reached < 120
-    assert len(steps(folder)) == reached
-    assert not folder.report.exists()
-    assert folder.error is None
-    assert typed(tmp_path / "runs", tmp_path / "log", *settings).wait(300) == 0, (tmp_path / "log").read_text()
-    assert f"from step {reached}" in (tmp_path / "log").read_text()
-    assert_ended_alike(folder, run(undisturbed))
 
 
 # Two processes, one run

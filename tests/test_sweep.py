@@ -430,17 +430,6 @@ def test_a_sweep_that_is_stopped_leaves_no_process_and_goes_on_where_it_was(tmp_
 
 
 @pytest.mark.slow
-def test_a_sweep_whose_reader_goes_away_finishes_every_run(tmp_path):
-    """As `make reproduce-table2 | head -1` does."""
-    process = (sweep := Sweep(tmp_path, "--jobs", "2")).start("seed=1,2,3")
-    assert process.stdout.readline().startswith("Plan: 3 runs")
-    process.stdout.close()
-    process.stderr.close()
-    assert process.wait(300) == 0
-    assert [(run / "DONE").exists() for run in sweep.runs()] == [True, True, True]
-
-
-@pytest.mark.slow
 def test_a_job_that_is_preempted_is_queued_again_and_goes_on(tmp_path):
     """As submitit does it on SLURM: SIGUSR2 to the job's process. Here with its executor for one machine."""
     sweep = Sweep(tmp_path, "--multirun", program="gcond.command")

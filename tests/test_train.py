@@ -11,7 +11,7 @@ import pytest
 import torch
 from engine import tiny
 from engine.attempts import assert_ended_alike, interrupted, same
-from engine.runs import CONFLICTS, parts, run, tiny_config
+from engine.runs import CONFLICTS, parts, run, steps, tiny_config
 from torch import Tensor
 
 from gcond.config import CONFIG
@@ -66,11 +66,6 @@ def complete(tmp_path_factory):
     return of
 
 
-def step_records(folder: RunFolder) -> list[dict]:
-    records = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
-    return [record for record in records if record["kind"] == "step"]
-
-
 # Common random numbers
 
 
@@ -89,7 +84,7 @@ def test_strategies_of_one_seed_see_the_same_images_masks_and_first_weights(stra
 def test_an_interrupted_run_ends_bit_identical(strategy, complete, tmp_path, monkeypatch):
     cfg = tiny_config(tmp_path, *conflicting(strategy))
     folder = interrupted(cfg)
-    assert len(step_records(folder)) == 3
+    assert len(steps(folder)) == 3
     assert not folder.done
     saved, loaded = parts(folder), {}
     load = Checkpoint.load
@@ -143,9 +138,9 @@ def test_the_curve_is_of_a_part_of_the_images_and_the_final_scores_of_all(tmp_pa
 def test_the_resumed_runs_above_had_something_to_remember(complete):
     """Where nothing is arbitrated, a resume that forgets the resolver is bit-identical too."""
     for strategy in ARBITRATING:
-        steps = step_records(complete(strategy)[0])
-        assert all(step["wins/l1"] + step["wins/ssim"] > 0 for step in steps)
-        assert {step["wins/l1"] > step["wins/ssim"] for step in steps} == {True, False}
+        taken = steps(complete(strategy)[0])
+        assert all(step["wins/l1"] + step["wins/ssim"] > 0 for step in taken)
+        assert {step["wins/l1"] > step["wins/ssim"] for step in taken} == {True, False}
 
 
 def test_changed_data_are_not_trained_on(tmp_path, monkeypatch):
@@ -243,7 +238,7 @@ def documented() -> list[str]:
 
 @pytest.fixture(scope="module")
 def logged(complete):
-    return {strategy: step_records(complete(strategy)[0]) for strategy in STRATEGIES}
+    return {strategy: steps(complete(strategy)[0]) for strategy in STRATEGIES}
 
 
 def test_the_documented_keys_are_the_logged_ones(logged):

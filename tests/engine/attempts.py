@@ -104,12 +104,9 @@ def interrupted(cfg: DictConfig, step: int = 3) -> RunFolder:
     return RunFolder(cfg)
 
 
-def typed(runs: Path, log: Path, *overrides: str, processes: int = 1) -> subprocess.Popen[bytes]:
-    """`python -m gcond.train …` on `engine.tiny`, by torchrun where there are several processes."""
-
-    command = [sys.executable, "-m"]
-    if processes > 1:
-        command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+def typed(runs: Path, log: Path, *overrides: str) -> subprocess.Popen[bytes]:
+    """`torchrun … -m gcond.train …` on `engine.tiny`, of two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     command += ["gcond.train", f"runs={runs}", *TINY, *overrides]
     environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
     with log.open("w") as out:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from gcond.config import CONFIG
 from gcond.engine.checkpoint import checkpoints
+from gcond.engine.metrics_log import read
 from gcond.engine.run_folder import RunFolder
 from gcond.train import train
 
@@ -44,6 +45,11 @@ def run(cfg: DictConfig) -> RunFolder:
     folder = RunFolder(cfg)
     train(cfg, folder)
     return folder
+
+
+def steps(folder: RunFolder) -> list[dict[str, Any]]:
+    """The records of its optimizer steps."""
+    return [record for record in read(folder.metrics) if record["kind"] == "step"]
 
 
 def parts(folder: RunFolder) -> dict[str, Any]:

@@ -235,13 +235,6 @@ OF_LOSSES, OF_OTHERS = 2e-5, 1e-3
 OF_ACTIVATIONS = 1e-2  # their extremes: in evaluation they rest on BatchNorm's statistics (assert_the_same_statistics)
 
 
-def finished(folder: Path, processes: int, *overrides: str) -> RunFolder:
-    folder.mkdir(exist_ok=True)
-    attempt = typed(folder / "runs", folder / "log", *overrides, processes=processes)
-    assert attempt.wait(300) == 0, (folder / "log").read_text()
-    return RunFolder(tiny_config(folder / "runs", *overrides))
-
-
 def assert_the_same_arbitration(folder: RunFolder, alone: RunFolder) -> None:
     records, expected = read(folder.metrics), read(alone.metrics)
     assert len(records) == len(expected)  # one process writes
@@ -298,7 +291,7 @@ def test_a_run_of_two_processes_goes_on_with_one(tmp_path):
     settings = (*CONFLICTS, "scale.accumulation_steps=4", "scale.steps_per_epoch=40")
     cfg = tiny_config(tmp_path / "runs", *settings)
     folder = RunFolder(cfg)
-    attempt = typed(tmp_path / "runs", tmp_path / "log", *settings, processes=2)
+    attempt = typed(tmp_path / "runs", tmp_path / "log", *settings)
     wait_for_lines(folder.metrics, 4)
     for member in [*children(attempt.pid), attempt.pid]:
         os.kill(member, signal.SIGTERM)
@@ -323,7 +316,7 @@ def test_as_published_each_process_keeps_its_own_state(tmp_path):
     settings = (*CONFLICTS, "scale.accumulation_steps=4", "arbitration=per_rank", "scale.steps_per_epoch=40")
     cfg = tiny_config(tmp_path / "runs", *settings)
     folder = RunFolder(cfg)
-    attempt = typed(tmp_path / "runs", tmp_path / "log", *settings, processes=2)
+    attempt = typed(tmp_path / "runs", tmp_path / "log", *settings)
     wait_for_lines(folder.metrics, 4)
     os.kill(attempt.pid, signal.SIGTERM)
     assert attempt.wait(PATIENCE) != 0
@@ -334,5 +327,6 @@ def test_as_published_each_process_keeps_its_own_state(tmp_path):
     with pytest.raises(ValueError, match=r"`arbitration`.*expected the 2 processes"):
         run(cfg)
     assert contents(folder.checkpoints) == before
-    assert finished(tmp_path, 2, *settings).done
+    assert typed(tmp_path / "runs", tmp_path / "log", *settings).wait(300) == 0, (tmp_path / "log").read_text()
+    assert folder.done
     assert json.loads(folder.report.read_text())["arbitration"] == "per_rank"
