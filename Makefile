@@ -69,7 +69,7 @@ lint: $(READY) ## style, format and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 docs: $(READY) ## the site of all pages and the API, in build/site
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-mutants: $(READY) ## show that the tests catch realistic mistakes (10 minutes)
+mutants: $(READY) ## show that the tests catch realistic mistakes (7 minutes)
 	@$(THREAD) tools/mutants.py $(call options,JOBS)
 torture: $(READY) data ## kill N=100 runs at random moments and go on with them
 	@$(THREAD) tools/torture.py -n $(or $(N),100) $(call options,JOBS)

@@ -168,7 +168,7 @@ PACKAGE = ROOT / "src" / mutants.PACKAGE
 
 
 def test_every_mutant_applies_and_its_tests_exist():
-    assert len(MUTANTS) >= 90
+    assert len(MUTANTS) >= 60
     for mutant in MUTANTS:
         assert mutant.mutated(PACKAGE)
         assert mutant.new != mutant.old
