@@ -195,8 +195,7 @@ def _stated(files: list[Path]) -> dict[Path, dict]:
 def _missing(files: list[Path]) -> int:
     """How many are not there of those that are numbered, as in train-00000-of-00040.parquet.
 
-    Files that data_prep has left out do not count. Raises ValueError where one that it has made is gone, or has another
-    length than facts.json says.
+    Raises ValueError where one that data_prep has made is gone, or has another length than facts.json says.
     """
     if by_path := _stated(files):
         for path, stated in sorted(by_path.items()):

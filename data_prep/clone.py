@@ -18,13 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Features
 from datasets import Image as ImageFeature
-from imagenet import output
 from PIL import Image
 from timm.data import ImageNetInfo
 from tqdm import tqdm
 
 from gcond.data.images import naming, opened
-from gcond.files import folder_atomically, write_json
+from gcond.files import folder_atomically, read_object, sha256, write_json
 
 FORMAT_VERSION = 1
 SUFFIXES = (".jpg", ".jpeg")
@@ -60,7 +59,7 @@ def convert(
         "seed": seed,
     }
     if out.exists():
-        return output.check_existing(out, settings)
+        return check_existing(out, settings)
     with folder_atomically(out) as building:
         made: Counter[str] = Counter()
         content = hashlib.sha256()
@@ -163,8 +162,25 @@ def _write(table: pa.Table, folder: Path, split: str) -> dict[str, dict]:
     for i, part in enumerate(parts):
         path = folder / f"{split}-{i:05}-of-{len(parts):05}.parquet"
         pq.write_table(part, path, row_group_size=GROUP_ROWS, compression="none")
-        files[f"data/{path.name}"] = output.facts_of(path, len(part))
+        files[f"data/{path.name}"] = {"images": len(part), "bytes": path.stat().st_size, "sha256": sha256(path)}
     return files
+
+
+def check_existing(out: Path, settings: dict) -> dict:
+    """The facts of a finished `out`, its checksums compared. Raises ValueError where it is another or damaged."""
+    path = out / "facts.json"
+    facts = read_object(path) if path.is_file() else {}
+    for key, wanted in settings.items():
+        if facts.get(key) != wanted:
+            raise ValueError(
+                f"`--out`: {out} exists and was not made by this command ({key}: wanted {wanted}, found "
+                f"{facts.get(key)}); remove it or name another folder"
+            )
+    for name, file in tqdm(facts["files"].items(), unit="file", desc="comparing checksums"):
+        if not (out / name).is_file() or sha256(out / name) != file["sha256"]:
+            raise ValueError(f"`--out`: {out / name} does not match the checksum in facts.json; remove {out}")
+    print(f"{out} is there and its checksums match")
+    return facts
 
 
 def print_converted(out: Path, facts: dict) -> None:
@@ -172,4 +188,5 @@ def print_converted(out: Path, facts: dict) -> None:
         print(f"{split}: {count:,} images")
     print(", ".join(f"{count:,} {how}" for how, count in sorted(facts["made"].items())))
     print(f"SHA-256 of the images: {facts['images_sha256']}")
-    output.print_hint(out, facts)
+    dataset = "imagenet84" if facts["size"] == 84 else "imagenet256"
+    print(f"train on it: gcond-train dataset={dataset} dataset.root={out}")
