@@ -58,7 +58,7 @@ dashboard: $(READY) ## one HTML page of all runs: runs/dashboard.html
 bench: $(READY) data ## what a step costs in time, memory and data (hours on a CPU)
 	@$(THREAD) bench/steps.py step convnext_tiny convnextv2_base table3 table4 resolve $(call options,DEVICE CAP) $(call option,results,OUT) && $(THREAD) bench/memory.py $(call option,results,OUT) $(call options,BUDGET) && $(THREAD) bench/data.py $(call options,DEVICE) $(call option,results,OUT)
 methods: $(READY) ## which method has which property
-	@$(THREAD) -m pytest tests/methods tests/strategy -q -m "oracle or measures" --methods-table $(call quoted,$(or $(OUT),reproduced)/methods.md)
+	@$(THREAD) -m pytest tests/methods tests/strategy -q -m "oracle or measures" && PYTHONPATH=tests $(THREAD) -m methods.table $(call quoted,$(or $(OUT),reproduced))
 
 ## Develop
 test: $(READY) ## the fast tests

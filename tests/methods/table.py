@@ -1,9 +1,12 @@
-"""results/methods.csv and methods.md: which property each method has, and which oracle covers it."""
+"""results/methods.csv and methods.md: which property each method has, and which oracle covers it.
+
+PYTHONPATH=tests python -m methods.table FOLDER    writes both from the declarations, which tests hold true
+"""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -15,8 +18,6 @@ from methods.properties import PROPERTIES
 TESTS = Path(__file__).parents[1]
 COMMITTED = TESTS.parent / "results" / "methods.md"  # and methods.csv beside it
 COMMAND = "make methods"
-
-Verdicts = Mapping[tuple[str, str], bool]  # (strategy, property) or (strategy, oracle) -> whether its tests passed
 
 
 @cache
@@ -31,41 +32,29 @@ def oracles() -> dict[tuple[str, str], None]:
     return found
 
 
-def rows(measured: Verdicts | None = None) -> list[dict[str, str]]:
-    """A row for each strategy and property or oracle, as declared or, given the outcomes of a run, as measured.
-
-    `verdict` is yes (to `tolerance`, where that is not 1e-6), no (by design), not promised, or not confirmed.
-    """
-
-    def confirmed(key: tuple[str, str]) -> bool:
-        return measured is None or measured.get(key, False)
-
+def rows() -> list[dict[str, str]]:
+    """A row for each strategy and property or oracle. `verdict` of a property is yes (to `tolerance`, where that is not
+    1e-6), no (by design) or not promised."""
     found = []
     for first, names in families().items():
         title = declared(first) or first
-        for name in names:
-            shared = {"strategy": name, "kind": kind(title)}
-            for prop in PROPERTIES:
-                expected = expectation(first, prop)
-                if expected is not None:
-                    verdict = _verdict(expected)
-                    if verdict != "not promised" and not confirmed((first, prop)):
-                        verdict = "not confirmed"
-                    tolerance = f"{expected.tolerance:g}" if verdict == "yes" and expected.tolerance != 1e-6 else ""
-                    if verdict == "yes" and expected.dependent:
-                        verdict = "yes, but for dependent gradients"
-                    row = {"asks": "property", "name": prop, "verdict": verdict, "tolerance": tolerance}
-                    found.append(shared | row | {"reason": expected.reason or expected.dependent})
-            for oracle in dict.fromkeys(oracle for other, oracle in oracles() if other in names):
-                keys = [(other, oracle) for other in names if (other, oracle) in oracles()]
-                verdict = "yes" if all(map(confirmed, keys)) else "not confirmed"
-                row = {"asks": "oracle", "name": oracle, "verdict": verdict, "tolerance": "", "reason": ""}
-                found.append(shared | row)
+        expected = {prop: expectation(first, prop) for prop in PROPERTIES}
+        own = [_of_property(prop, each) for prop, each in expected.items() if each is not None]
+        own += [
+            {"asks": "oracle", "name": oracle, "verdict": "yes", "tolerance": "", "reason": ""}
+            for oracle in dict.fromkeys(oracle for name, oracle in oracles() if name in names)
+        ]
+        found += [{"strategy": name, "kind": kind(title)} | row for name in names for row in own]
     return found
 
 
-def _verdict(expected: Expectation) -> str:
-    return {"holds": "yes", "fails by design": "no"}.get(expected.verdict, expected.verdict)
+def _of_property(prop: str, expected: Expectation) -> dict[str, str]:
+    verdict = {"holds": "yes", "fails by design": "no"}.get(expected.verdict, expected.verdict)
+    tolerance = f"{expected.tolerance:g}" if verdict == "yes" and expected.tolerance != 1e-6 else ""
+    if verdict == "yes" and expected.dependent:
+        verdict = "yes, but for dependent gradients"
+    reason = expected.reason or expected.dependent
+    return {"asks": "property", "name": prop, "verdict": verdict, "tolerance": tolerance, "reason": reason}
 
 
 def as_csv(table: list[dict[str, str]]) -> str:
@@ -81,12 +70,11 @@ def render(table: list[dict[str, str]]) -> str:
         own = [row for row in table if row["strategy"] == first]
         cells = {row["name"]: _cell(row, notes) for row in own if row["asks"] == "property"}
         body.append([label, own[0]["kind"], *(cells.get(prop, "–") for prop in PROPERTIES)])
-        texts = [row["name"] + " (NOT CONFIRMED)" * (row["verdict"] != "yes") for row in own if row["asks"] == "oracle"]
-        covered.append([label, "; ".join(texts) or "none"])
+        covered.append([label, "; ".join(row["name"] for row in own if row["asks"] == "oracle") or "none"])
     lines = [
         "# Methods: which properties each has, and what it was checked against",
         "",
-        f"Written by `{COMMAND}` from the tests that it runs; do not edit. The same as data: methods.csv.",
+        f"Written by `{COMMAND}` once the tests that it runs have passed; do not edit. The same as data: methods.csv.",
         "",
         *(f"- **{p.title}**: {p.meaning}" for p in PROPERTIES.values()),
         "",
@@ -109,8 +97,6 @@ def render(table: list[dict[str, str]]) -> str:
 
 
 def _cell(row: dict[str, str], notes: list[str]) -> str:
-    if row["verdict"] == "not confirmed":
-        return "NOT CONFIRMED"
     text = {"no": "**no**"}.get(row["verdict"], row["verdict"])
     if row["tolerance"]:
         text += f", to {row['tolerance']}"
@@ -124,3 +110,10 @@ def _cell(row: dict[str, str], notes: list[str]) -> str:
 
 def _table(head: list[str], body: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body)]
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "methods.csv").write_text(as_csv(rows()))
+    (folder / "methods.md").write_text(render(rows()))
