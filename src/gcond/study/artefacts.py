@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gcond.files import ROOT
 from gcond.study.methods import STUDY, kind, read_yaml
@@ -52,33 +53,16 @@ class Catalogue:
 
     def __init__(self, study: Path = STUDY) -> None:
         content, drawn = read_yaml(study / "artefacts.yaml"), read_yaml(study / "figures.yaml")["figures"]
-        figures = {name: figure for name, figure in drawn.items() if name.startswith("figure")}
-        beside = {name: figure for name, figure in drawn.items() if figure.get("artefact") in content["artefacts"]}
-        entries = (
-            content["artefacts"]
-            | {
-                name: {"asks": figure["title"], "trains": content["artefacts"][figure["artefact"]]["trains"]}
-                for name, figure in beside.items()
-            }
-            | {
-                name: {
-                    "asks": figure["title"].split(". ", 1)[-1],
-                    "trains": [figure.get("experiment", "table2")],
-                    "strategy": figure["arms"],
-                    "dataset": ["photos" if each == "photographs" else each for each in figure.get("datasets", ())],
-                }
-                for name, figure in figures.items()
-            }
-        )
+        known: dict[str, Any] = content["artefacts"]
+        beside = {name: {"asks": figure["title"], "trains": known[figure["artefact"]]["trains"]}
+                  for name, figure in drawn.items() if figure.get("artefact") in known}  # fmt: skip
+        figures = {name: _of_figure(figure) for name, figure in drawn.items() if name.startswith("figure")}
         self._datasets: Mapping[str, Mapping[str, str]] = content["datasets"]
         self._settings: Mapping[str, Mapping[str, Sequence[str]]] = content["settings"]
         self._all = [each for name in content["all"] for each in (figures if name == "figures" else [name])]
-        self.artefacts = {
-            name: Artefact(
-                name, **{key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
-            )
-            for name, own in entries.items()
-        }
+        self.artefacts = {name: Artefact(name, **{key: tuple(value) if isinstance(value, list) else value
+                                                  for key, value in own.items()})
+                          for name, own in (known | beside | figures).items()}  # fmt: skip
 
     def find(self, names: Sequence[str]) -> list[Artefact]:
         """`all` is the whole study. Raises ValueError for an unknown name."""
@@ -119,6 +103,13 @@ class Catalogue:
             sweep.append(f"strategy={','.join(strategies)}")
         settings = self._settings.get(experiment, {}).get(choices.scale, ())
         return [*sweep, *settings, *choices.overrides] if chosen else []
+
+
+def _of_figure(figure: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry of a figure that trains the arms which it draws."""
+    datasets = ["photos" if each == "photographs" else each for each in figure.get("datasets", ())]
+    return {"asks": figure["title"].split(". ", 1)[-1], "trains": [figure.get("experiment", "table2")],
+            "strategy": figure["arms"], "dataset": datasets}  # fmt: skip
 
 
 def experiment_lists(experiment: str) -> dict[str, list[str]]:

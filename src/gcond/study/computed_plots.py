@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter, ScalarFormatter
 
+from gcond.study import tables
 from gcond.study.figure_runs import frame
 from gcond.study.methods import facts
-from gcond.study.toy_page import ON_FRONT
+from gcond.study.toy_page import ON_FRONT, read
 from gcond.toy.problem import F1_SCALE, evaluate, front
 
 STARTS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00")
@@ -31,19 +32,12 @@ SHADES = {"critical": "0.82", "moderate": "0.90", "mild": "0.96"}
 EXTENT = (-10.0, 10.0)
 
 
-def _read(path: Path) -> pd.DataFrame:
-    if not path.exists():
-        raise ValueError(f"nothing to draw: {path} does not exist; `gcond study run toy table1` makes it")
-    return pd.read_csv(path)
-
-
 # The toy problems.
 
 
 def toy(folder: Path) -> dict[str, Figure]:
     """Name -> figure of the records in results/toy. Raises ValueError, naming the file, where one is missing."""
-    ends, noise, tradeoff = (_read(folder / f"{name}.csv") for name in ("endpoints", "noise", "tradeoff"))
-    paths = {name: _read(folder / "trajectories" / f"{name}.csv") for name in ends.method.unique()}
+    ends, paths, noise, tradeoff = read(folder)
     return {
         "trajectories": trajectories(ends, paths),
         "noise": noise_by_k(noise),
@@ -174,7 +168,7 @@ def tradeoff_by_alpha(tradeoff: pd.DataFrame) -> Figure:
 
 def zones(folder: Path) -> dict[str, Figure]:
     """Shares of the full projection, and the cosine afterwards, against the cosine before, as the resolver has them."""
-    samples = _read(folder / "zones.csv")
+    samples = tables.read_csv(folder / "zones.csv", "table1")
     figure = Figure(figsize=(10.5, 6.4), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True, sharey="row")
     for (upper, lower), logic in zip(panels.T, ("smooth", "step"), strict=True):

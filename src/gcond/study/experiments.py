@@ -79,16 +79,12 @@ def _counted(artefact: Artefact, runs: pd.DataFrame, folder: Path) -> str:
     if pictures or artefact.then in MEASURED:
         own = own[own.seed == tables.PICTURED] if pictures else own
         finished = tables.finished(folder)
-        has = {log: tables.pictures(folder, log).exists() if pictures else _measured(artefact, folder, log)
-               for log in finished.log}  # fmt: skip
+        has = {log: tables.pictures(folder, log).exists() if pictures
+               else len(tables.log(folder, log, MEASURED[str(artefact.then)])) > 0 for log in finished.log}  # fmt: skip
         made = own.hash.isin([_name(run) for run in finished.to_dict("records") if has[run["log"]]])
     if not made.any():
         return ""
     return "yes" if made.all() else f"{made.sum()} of {len(own)}"
-
-
-def _measured(artefact: Artefact, folder: Path, log: str) -> bool:
-    return len(tables.log(folder, log, MEASURED[str(artefact.then)])) > 0
 
 
 def _recorded(artefact: Artefact, folder: Path, found: pd.DataFrame) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gcond.files import ROOT
 
@@ -88,11 +88,21 @@ def look(strategy: str, among: Iterable[str] = ()) -> dict[str, Any]:
     return dict(known["other"][unknown.index(strategy) % len(known["other"])])
 
 
-def paper_table2(dataset: str, measure: str) -> dict[str, tuple[float, float]]:
-    """Method -> (mean, +-) of the paper's Table 2 for our `dataset` and l1 or ssim; empty where it has none."""
+class PaperLoss(NamedTuple):
+    """`gap`: to its Baseline, in percent."""
+
+    mean: float
+    sd: float
+    gap: float
+
+
+def paper_table2(dataset: str, measure: str) -> dict[str, PaperLoss]:
+    """Method -> its loss in the paper's Table 2 for our `dataset` and l1 or ssim; empty where it has none."""
     table = facts("paper")["table2"]
     column = f"{facts('methods')['datasets'].get(dataset, {}).get('paper')}/{measure}"
     if column not in table["columns"]:
         return {}
     index = table["columns"].index(column)
-    return {method: tuple(values[index]) for method, values in table["rows"].items()}
+    base, _ = table["rows"]["baseline"][index]
+    losses = {method: values[index] for method, values in table["rows"].items()}
+    return {method: PaperLoss(mean, sd, 100 * (mean / base - 1)) for method, (mean, sd) in losses.items()}

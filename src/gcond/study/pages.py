@@ -71,8 +71,7 @@ def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(TEMPLATES)
     found = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     found.globals["not_evidence"] = NOT_EVIDENCE
-    filters = (grid, ends, number, effect, compared, upper_first, bench_page.span)
-    found.filters |= {each.__name__: each for each in filters}
+    found.filters |= {each.__name__: each for each in (grid, ends, number, effect, bench_page.span)}
     return found
 
 
@@ -102,10 +101,6 @@ def _cell(value: object) -> str:
     return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", text.replace("|", "\\|")).replace("\n", " ")
 
 
-def upper_first(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
 def number(value: float) -> str:
     return "–" if math.isnan(value) else f"{round(value, 3) + 0.0:g}"
 
@@ -122,7 +117,7 @@ def ends(pair: Iterable[float]) -> str:
 def _table1(results: Path, **_: Any) -> list[Path]:
     """GCond's zones, of the samples that gcond.study.zones takes from the resolver."""
     folder = results / "table1"
-    samples, sides = (_csv(folder / name, "gcond study run table1") for name in ("zones.csv", "thresholds.csv"))
+    samples, sides = (tables.read_csv(folder / name, "table1") for name in ("zones.csv", "thresholds.csv"))
     power = facts("paper")["table1"]["remap_power"]
 
     def of(table: pd.DataFrame, logic: str) -> pd.DataFrame:
@@ -137,7 +132,7 @@ def _table1(results: Path, **_: Any) -> list[Path]:
 def _table5(results: Path, **_: Any) -> list[Path]:
     """The settings that gcond.study.settings composes, beside the paper's."""
     folder, table = results / "table5", facts("paper")["table5"]
-    composed = _csv(folder / "composed.csv", "gcond study run table5", dtype=str, keep_default_na=False)
+    composed = tables.read_csv(folder / "composed.csv", "table5", dtype=str, keep_default_na=False)
     ours = composed.pivot(index="setting", columns="strategy", values="value")
     methods, titles = table["methods"], table["titles"]
     if wrong := set(ours.index) ^ set(titles) or set(ours) ^ set(methods):
@@ -169,10 +164,7 @@ def same(ours: str, theirs: str) -> bool:
 
 
 def _toy(results: Path, **_: Any) -> list[Path]:
-    folder, command = results / "toy", "gcond study run toy"
-    ends, noise, tradeoff = (_csv(folder / f"{name}.csv", command) for name in ("endpoints", "noise", "tradeoff"))
-    paths = {name: _csv(folder / "trajectories" / f"{name}.csv", command) for name in ends.method.unique()}
-    return _write(folder / "toy.md", "toy", **toy_page.content(ends, paths, noise, tradeoff))
+    return _write(results / "toy" / "toy.md", "toy", **toy_page.content(*toy_page.read(results / "toy")))
 
 
 def _table2(results: Path, scale: str = "mini", lr: str | float = "own", **choices: Any) -> list[Path]:
@@ -282,16 +274,12 @@ def finding_tables(found: pd.DataFrame) -> list[list[list[str]]]:
 def _finding_rows(found: pd.DataFrame) -> list[list[str]]:
     records = found.to_dict("records")
     what = [", ".join(filter(None, (measured(row), ON_PAGE[row["epoch"]]))) for row in records]
-    cells = found.assign(what=what, cell=[cell(row) for row in records], n=found.n.astype(str),
-                         compared=[compared(row) for row in records])  # fmt: skip
+    marks = {judge.HOLDS: " ✓", judge.CONTRADICTED: " ✗"}  # what the effect says of the claim
+    cells = found.assign(what=what, cell=[effect(row) + marks.get(row["verdict"], "") for row in records],
+                         n=found.n.astype(str), compared=[compared(row) for row in records])  # fmt: skip
     index = ["dataset", "compared", *(name for name in ("model", "lr", "mode") if found[name].nunique() > 1), "n"]
     wide = cells.pivot_table("cell", index, "what", "first", sort=False).fillna("")
     return [[*index, *wide.columns], *([*place, *row] for place, row in zip(wide.index, wide.to_numpy(), strict=True))]
-
-
-def cell(row: dict[str, Any]) -> str:
-    """The effect, and what it says of the claim."""
-    return effect(row) + {judge.HOLDS: " ✓", judge.CONTRADICTED: " ✗"}.get(row["verdict"], "")
 
 
 def measured(row: dict[str, Any]) -> str:
@@ -382,8 +370,7 @@ def _printed(table: Mapping[str, Any], lines: Mapping[str, Sequence[dict[str, An
 
 
 def _paper_gap(dataset: str, measure: str) -> str:
-    of = paper_table2(dataset, measure)
-    return f"{100 * (of['gcond_sequential'][0] / of['baseline'][0] - 1):+.1f}"
+    return f"{paper_table2(dataset, measure)['gcond_sequential'].gap:+.1f}"
 
 
 def finding(where: dict[str, Any], found: pd.DataFrame) -> dict[str, Any]:
@@ -414,12 +401,6 @@ def _experiments(results: Path, **_: Any) -> list[Path]:
     from gcond.study import experiments  # matplotlib, which no other page needs
 
     return _write(ROOT / "docs" / "experiments.md", "experiments", **experiments.content(results))
-
-
-def _csv(path: Path, command: str, **how: Any) -> pd.DataFrame:
-    if not path.exists():
-        raise ValueError(f"expected {path}, which does not exist; `{command}` makes it")
-    return pd.read_csv(path, **how)
 
 
 def _write(path: Path, template: str, **content: Any) -> list[Path]:

@@ -27,7 +27,6 @@ from gcond.study.figure_runs import Chosen, choose, family, finish, frame, seeds
 from gcond.study.methods import RATES, dataset_label, facts, label, look, ordered_datasets, paper_table2
 
 NAMES = tuple(facts("figures")["figures"])
-BINS = 50  # of a run's steps, at most
 BEST, FLAT = "best predictor without training", "dataset_mean"
 LINES = {  # what a line stands for, if not an arm: words and look
     "initial": ("initial weights", {"colour": "#0072B2", "dash": [4, 2], "marker": "s"}),
@@ -125,7 +124,7 @@ def tidy(chosen: Chosen) -> pd.DataFrame:
         logs = {kind: chosen.log(run, kind) for kind in {quantity["of"] for quantity in known.values()} - {"run"}}
         for name, quantity in known.items():
             log = pd.DataFrame([run]) if quantity["of"] == "run" else logs[quantity["of"]]
-            log = binned(log, quantity.get("bins", BINS)) if quantity["of"] == "step" else log
+            log = binned(log, quantity.get("bins", tables.BINS)) if quantity["of"] == "step" else log
             own = _points(log, name, quantity)
             own["y"] *= 100.0 if quantity.get("percent") else 1.0
             parts.append(own.assign(dataset=run.dataset, arm=run.strategy, seed=run.seed, quantity=name))
@@ -465,9 +464,7 @@ def _paper(one: Any) -> float:
     """The change in percent in the paper: validation loss against Baseline at 2e-4, BatchNorm frozen in GCond."""
     paper = paper_table2(one.dataset, one.measure)
     comparable = one.lr == "paper" and one.epoch in ("best_val", "best_test") and one.theirs == "baseline" != one.ours
-    if not comparable or one.ours not in paper:
-        return math.nan
-    return 100 * (paper[one.ours][0] / paper["baseline"][0] - 1)
+    return paper[one.ours].gap if comparable and one.ours in paper else math.nan
 
 
 def _forest_panels(found: pd.DataFrame, spec: dict[str, Any]) -> Figure:

@@ -94,6 +94,13 @@ def read(results: Path) -> pd.DataFrame:
     return runs
 
 
+def read_csv(path: Path, artefact: str, **how: Any) -> pd.DataFrame:
+    """A table of an artefact. Raises ValueError, naming the command that makes it, where there is none."""
+    if not path.exists():
+        raise ValueError(f"expected {path}, which does not exist; `gcond study run {artefact}` makes it")
+    return pd.read_csv(path, **how)
+
+
 def finished(results: Path) -> pd.DataFrame:
     """The finished runs, with what their overrides say:
 

@@ -6,16 +6,28 @@ References (study/toy_references.csv) are end points from separate float64 code,
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from gcond.study import tables
 from gcond.study.methods import STUDY
 from gcond.toy.problem import distance_to_front
 
 ON_FRONT = 0.05  # largest distance to the Pareto front of what counts as on it
 AGREES = 0.02  # largest distance to a reference on the front
+
+
+def read(folder: Path) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], pd.DataFrame, pd.DataFrame]:
+    """End points, paths by method, noise and trade-off, as gcond.toy recorded them in `folder`."""
+
+    def table(name: str) -> pd.DataFrame:
+        return tables.read_csv(folder / f"{name}.csv", "toy")
+
+    ends, noise, tradeoff = map(table, ("endpoints", "noise", "tradeoff"))
+    return ends, {name: table(f"trajectories/{name}") for name in ends.method.unique()}, noise, tradeoff
 
 
 def content(ends: pd.DataFrame, paths: dict[str, pd.DataFrame], noise: pd.DataFrame, tradeoff: pd.DataFrame

@@ -31,6 +31,7 @@ LOWEST = torch.tensor([-2.1, -21.0], dtype=torch.float64)
 """Below both losses (FAMO's authors): loss weighting needs losses above 0."""
 ONES = torch.ones(2, dtype=torch.float64)
 LR, BETAS, EPS = 1e-3, (0.9, 0.999), 1e-8  # of Adam
+SPACING = 0.1  # of the points that are kept of a descent
 
 
 class Descent:
@@ -73,8 +74,8 @@ class Descent:
         return resolution.blockwise(rows.clone(), 0) if resolution.blockwise is not None else resolution.weights @ rows
 
 
-def follow(descent: Descent, start: Row, steps: int, spacing: float = 0.1) -> Iterator[Point]:
-    """(step, x_1, x_2) wherever a coordinate is `spacing` away from where it was last given, and at both ends.
+def follow(descent: Descent, start: Row, steps: int) -> Iterator[Point]:
+    """(step, x_1, x_2) wherever a coordinate is SPACING away from where it was last given, and at both ends.
 
     Adam (Kingma and Ba 2015) on plain floats: torch's takes longer than the problem itself. Where the resolver gives up
     (RuntimeError), the place where it did is given before the error is raised.
@@ -94,7 +95,7 @@ def follow(descent: Descent, start: Row, steps: int, spacing: float = 0.1) -> It
             second[i] = two * second[i] + (1 - two) * slope**2
             root = math.sqrt(second[i] / (1 - two**step))
             x[i] -= LR / (1 - one**step) * first[i] / (root + EPS)
-        if step == steps or max(abs(x[0] - last[1]), abs(x[1] - last[2])) >= spacing:
+        if step == steps or max(abs(x[0] - last[1]), abs(x[1] - last[2])) >= SPACING:
             last = (step, *x)
             yield last
 

@@ -46,12 +46,11 @@ def ends(methods: dict[float, Method], descents: Descents) -> Iterator[dict[str,
             yield from (about | {"task": task, "value": f"{loss:.5f}"} for task, loss in losses.items())
 
 
-def regressions(steps: int = STEPS, seeds: tuple[int, ...] = SEEDS) -> Iterator[dict[str, object]]:
+def regressions() -> Iterator[dict[str, object]]:
     """Rows of tradeoff.csv: the unexplained share of every task, for every alpha and seed."""
-    for alpha, seed in tqdm([(a, s) for a in ALPHAS for s in seeds], desc="regressions", unit="run", disable=None):
-        resolver = GradOPS(weights="unverified_r_alpha", alpha=alpha)
-        shares = train(resolver, steps, seed)
-        about = {"problem": "regressions", "alpha": alpha, "run": seed, "steps": steps}
+    for alpha, seed in tqdm([(a, s) for a in ALPHAS for s in SEEDS], desc="regressions", unit="run", disable=None):
+        shares = train(GradOPS(weights="unverified_r_alpha", alpha=alpha), STEPS, seed)
+        about = {"problem": "regressions", "alpha": alpha, "run": seed, "steps": STEPS}
         yield from (about | {"task": task, "value": f"{s:.5f}"} for task, s in zip(TASKS, shares, strict=True))
 
 
