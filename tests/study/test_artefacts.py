@@ -47,8 +47,13 @@ def test_a_sweep_trains_what_is_needed_as_it_was_chosen(catalogue, names, choice
     assert sweeps(catalogue, *names.split(), **choices) == [f"experiment={sweep}"]
 
 
-def test_parts_of_an_experiment_are_sweeps_of_their_own_and_one_without_data_is_refused(catalogue: Catalogue) -> None:
+def test_parts_of_an_experiment_are_sweeps_of_their_own(catalogue: Catalogue) -> None:
     assert len(sweeps(catalogue, "figure3", "figure11")) == 2
+
+
+def test_a_figure_without_data_and_an_unknown_name_are_refused(catalogue: Catalogue) -> None:
+    with pytest.raises(ValueError, match=r"figure11.*found figure13"):
+        catalogue.find(["table2", "figure13"])
     with pytest.raises(ValueError, match="datasets"):
         sweeps(catalogue, "figure10", datasets=("ct",))
 
@@ -72,8 +77,3 @@ def test_every_experiment_belongs_to_an_artefact_and_every_artefact_to_experimen
         for experiment in artefact.trains:
             arms = experiment_lists(experiment)["strategy"]
             assert len(arms) == 1 or set(artefact.strategy) <= set(arms), (artefact.name, experiment)
-
-
-def test_an_unknown_name_is_refused_with_those_that_exist(catalogue: Catalogue) -> None:
-    with pytest.raises(ValueError, match=r"figure11.*found figure13"):
-        catalogue.find(["table2", "figure13"])

@@ -84,6 +84,10 @@ def one(data: dict, folder: Path) -> dict:
     return found
 
 
+def jpeg(data: dict, folder: Path) -> bytes:
+    return base64.b64decode(one(data, folder)["picture"]["data"].partition(",")[2])
+
+
 def logged(folder: Path, key: str, kind: str = "step") -> list:
     records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [record[key] for record in records if record["kind"] == kind]
@@ -101,17 +105,16 @@ def test_curves_are_what_the_run_logged_and_numbers_their_means(tmp_path, page):
     assert run["curves"]["loss/l1"]["y"] == pytest.approx(logged(folder, "loss/l1"), rel=1e-3)
     assert run["curves"]["correction"]["x"] == [1, 3, 5, 7]
     assert "loss/l1+ssim" not in run["curves"]
-    assert run["numbers"]["conflicts"] == pytest.approx(
-        100 * np.mean(np.less(logged(folder, "cosine/all"), 0)), rel=1e-3
-    )
-    assert run["numbers"]["best_val_l1"] == pytest.approx(min(logged(folder, "val_l1", "validation")), rel=1e-3)
-    assert run["numbers"]["last_val_l1"] == pytest.approx(logged(folder, "val_l1", "validation")[-1], rel=1e-3)
+    losses, conflicts = logged(folder, "val_l1", "validation"), np.less(logged(folder, "cosine/all"), 0)
+    expected = {"conflicts": 100 * conflicts.mean(), "best_val_l1": min(losses), "last_val_l1": losses[-1]}
+    assert {name: run["numbers"][name] for name in expected} == pytest.approx(expected, rel=1e-3)
     assert run["trivial"] == {"val_l1": 0.6}
     assert (run["state"], run["label"], run["steps"]) == ("done", "PCGrad", 8)
 
 
 def test_runs_that_differ_in_their_seed_alone_are_one_arm(tmp_path, page):
     runs = tmp_path / "runs"
+    assert page()["runs"] == []
     seeds = [make_run(runs, seed=seed) for seed in (11, 42)] + [make_run(runs, seed=7, ends=None)]
     other, unknown = make_run(runs, lr=1e-2), make_run(runs, lr=1e-4, ends=None)
     data = page()
@@ -150,15 +153,6 @@ def test_every_state_is_shown_with_what_is_known_and_texts_of_runs_are_no_markup
     assert found[fresh]["label"] == "fresh"
 
 
-@pytest.mark.parametrize("count", [0, 40])
-def test_any_number_of_runs_makes_a_page(tmp_path, page, count):
-    for index in range(count):
-        make_run(
-            tmp_path / "runs", ("baseline", "pcgrad")[index % 2], index, ends=("done", "OSError: x")[index % 7 == 3]
-        )
-    assert len(page()["runs"]) == count
-
-
 def test_recorded_runs_are_shown_as_the_local_ones_were(tmp_path, page):
     folder = make_run(tmp_path / "runs")
     local = one(page(), folder)
@@ -176,15 +170,12 @@ def test_the_last_picture_of_each_run_is_in_the_page_while_they_fit(tmp_path, pa
     other = make_run(tmp_path / "runs", "cagrad", picture=64)
     data = page()
     picture = one(data, folders[0])["picture"]
-    shown = Image.open(io.BytesIO(base64.b64decode(picture["data"].partition(",")[2])))
+    shown = Image.open(io.BytesIO(jpeg(data, folders[0])))
     assert shown.size == (640, 640)
     assert np.max(shown) < 255 // 4  # the picture of step 8, not the brighter one of step 4
     assert (picture["epoch"], picture["columns"]) == (2, "a, b")
     assert data["left_out"] == ""
-    most = sum(
-        len(base64.b64decode(one(data, each)["picture"]["data"].partition(",")[2])) for each in (folders[0], other)
-    )
-    monkeypatch.setattr(dashboard, "PICTURE_BYTES", most)
+    monkeypatch.setattr(dashboard, "PICTURE_BYTES", sum(len(jpeg(data, each)) for each in (folders[0], other)))
     data = page()
     assert [one(data, each)["picture"] is None for each in (folders[0], other, folders[1])] == [False, False, True]
     assert data["left_out"].startswith("1 ")
@@ -205,9 +196,7 @@ def test_a_browser_draws_it(tmp_path, page):
         make_run(tmp_path / "runs", "baseline", seed, scale="sample", steps=16)
     page()
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--dump-dom"]
-    done = subprocess.run(
-        [BROWSER, *options, f"file://{tmp_path}/page.html"], capture_output=True, text=True, timeout=120
-    )
-    drawn = done.stdout
+    command = [BROWSER, *options, f"file://{tmp_path}/page.html"]
+    drawn = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
     assert drawn.count('<tr class="done">') == 2  # the two of the longer scale
     assert len(re.findall(r'<path class="js-line"', drawn)) >= 4 * 3  # of four panels: two seeds and their mean

@@ -24,9 +24,8 @@ def study(tmp_path_factory):
     folder, runs = tmp_path_factory.mktemp("results") / "study", tables.read(STUDY)
     folder.mkdir()
     own = runs[(runs.dataset == "headneck") & runs.strategy.isin(["baseline", "gcond_sequential", "pcgrad"])]
-    own = own[
-        own.seed.isin([11, 42, 101]) & (own.model_mode == "train") & own.variant.fillna("").str.match("optimizer|$")
-    ]
+    own = own[own.seed.isin([11, 42, 101]) & (own.model_mode == "train")]
+    own = own[own.variant.fillna("").str.match("optimizer|$")]
     own.to_csv(folder / "runs.csv", index=False)
     (folder / "logs").symlink_to(STUDY / "logs")
     return folder
@@ -40,28 +39,33 @@ def chosen(name, **choices):
     return figure_runs.choose(name, spec(name), SAMPLE, **choices)
 
 
-def logged(strategy, seed, lr="0.0002", dataset="ct"):
-    """The log of a run of Table 2, found without gcond."""
+def of_one_arm(name, folder, **columns):
+    """What a figure is drawn from, of runs made by hand."""
+    runs = pd.DataFrame({"device": "cpu", "arithmetic": "", **columns})
+    arm, dataset = columns["strategy"], columns["dataset"]
+    return figure_runs.Chosen(name, spec(name), folder, runs, [arm], [dataset], "", [], runs)
+
+
+def logged(strategy, seed):
+    """The log of a run of Table 2 on CT at 2e-4, found without gcond."""
     runs = pd.read_csv(SAMPLE / "runs.csv", keep_default_na=False)
-    own = runs[(runs.dataset == dataset) & (runs.strategy == strategy) & (runs.seed == seed)
-               & (runs.variant == f"optimizer.lr={lr}")]  # fmt: skip
+    own = runs[(runs.dataset == "ct") & (runs.strategy == strategy) & (runs.seed == seed)
+               & (runs.variant == "optimizer.lr=0.0002")]  # fmt: skip
     name = "-".join(filter(None, (own["name"].item(), own.arithmetic.item())))
     return pd.read_parquet(SAMPLE / "logs" / f"{name}.parquet")
 
 
 def test_every_figure_names_what_exists():
+    methods = set(facts("methods")["methods"])
     known, experiments = facts("figures"), {path.stem for path in (RESULTS.parent / "conf/experiment").glob("*.yaml")}
     assert {f"figure{number}" for number in range(1, 13)} <= set(known["figures"])
     for figure in known["figures"].values():
         assert figure["kind"] in {*plots.KINDS, *plots.APART, "forest"}
         assert set(figure.get("quantities", ())) <= set(known["quantities"])
-        assert {*figure.get("arms", ()), *figure.get("controls", ())} <= set(facts("methods")["methods"])
-        compared = {
-            row.get(arm, "pcgrad") for row in figure.get("rows", ()) if "says" in row for arm in ("ours", "theirs")
-        }
-        assert compared <= set(facts("methods")["methods"])
-        named = figure.get("experiment", "table2")
-        assert {named} if isinstance(named, str) else set(named) <= experiments
+        assert {*figure.get("arms", ()), *figure.get("controls", ())} <= methods
+        rows = [row for row in figure.get("rows", ()) if "says" in row]
+        assert {row[arm] for row in rows for arm in ("ours", "theirs") if arm in row} <= methods
+        assert figure.get("experiment", "table2") in experiments
 
 
 def test_points_of_lines_are_what_the_runs_logged():
@@ -88,9 +92,8 @@ def test_steps_are_bins_of_means_and_percents():
 
 
 def test_the_published_minimum_is_one_where_nothing_conflicts():
-    log = pd.DataFrame(
-        {"kind": "step", "step": range(4), "resolved_norm": 1.0, "cosine/all": [0.5, -0.25, np.nan, 0.0]}
-    )
+    cosines = [0.5, -0.25, np.nan, 0.0]
+    log = pd.DataFrame({"kind": "step", "step": range(4), "resolved_norm": 1.0, "cosine/all": cosines})
     assert plots.binned(log, 50).published.tolist() == pytest.approx([1, -0.25, np.nan, 1], nan_ok=True)
     assert plots.binned(log, 2).cosine_min.tolist() == [-0.25, 0.0]
 
@@ -130,10 +133,8 @@ def test_the_forest_shows_the_judges_findings_beside_the_papers_change(study):
     assert found[found.label == "its best rate"].paper.isna().all()
     tuned = plots.effects(spec("methods"), tables.of_paper_model(tables.runs(study)), "best", study)
     tuned = tuned[(tuned.says == "PCGrad") & (tuned.group == "")].iloc[0]
-    at_best = runs[(runs.variant == "") & (runs.seed != 101)].pivot(
-        index="seed", columns="strategy", values="best_test_l1"
-    )
-    at_best = at_best[["pcgrad", "baseline"]].astype(float).dropna()  # 2e-3 suits both best
+    at_best = runs[(runs.variant == "") & (runs.seed != 101)].set_index(["seed", "strategy"]).best_test_l1
+    at_best = at_best.unstack()[["pcgrad", "baseline"]].astype(float).dropna()  # 2e-3 suits both best
     change = (at_best.pcgrad - at_best.baseline).mean() / at_best.baseline.mean()
     assert (tuned.effect, tuned.n) == (pytest.approx(100 * change), len(at_best))
     assert np.isnan(tuned.paper)
@@ -153,17 +154,7 @@ def test_pictures_show_the_error_over_hidden_pixels_and_never_patients(tmp_path)
     tables.pictures(tmp_path, "run").parent.mkdir()
     np.savez(tables.pictures(tmp_path, "run"), original=original, masked=original, pasted=pasted,
              hidden=np.array([[0, 3]]), patch_size=2)  # fmt: skip
-    runs = pd.DataFrame(
-        {
-            "strategy": ["pcgrad"],
-            "seed": [11],
-            "log": ["run"],
-            "dataset": ["photos"],
-            "device": ["cpu"],
-            "arithmetic": [""],
-        }
-    )
-    own = figure_runs.Chosen("figure10", spec("figure10"), tmp_path, runs, ["pcgrad"], ["photos"], "", [], runs)
+    own = of_one_arm("figure10", tmp_path, strategy="pcgrad", dataset="photos", seed=[11], log="run")
     figure = plots.pictures(own)
     visible = original[0, 0][[0, 0, 1, 1, 2, 2, 3, 3], [2, 3, 2, 3, 0, 1, 0, 1]]
     flat = np.abs(original[0, 0][[0, 0, 1, 1, 2, 2, 3, 3], [0, 1, 0, 1, 2, 3, 2, 3]] - visible.mean()).mean() / 255
@@ -205,26 +196,13 @@ def test_a_cloud_has_a_mark_for_each_run_and_a_large_one_for_their_mean(drawn):
 
 def test_bands_are_means_of_quantiles_over_seeds(monkeypatch):
     def log(_, run, kind):
-        numbers = {
-            f"quantiles.{end}": [run.seed * float(end)] * 2 for low, high, *_ in plots.BANDS for end in (low, high)
-        }
+        ends = [end for low, high, *_ in plots.BANDS for end in (low, high)]
+        numbers = {f"quantiles.{end}": [run.seed * float(end)] * 2 for end in ends}
         return pd.DataFrame({"epoch": [1, 2], "quantiles.0.5": [run.seed, 2.0 * run.seed], **numbers})
 
     monkeypatch.setattr(figure_runs.Chosen, "log", log)
-    runs = pd.DataFrame(
-        {
-            "dataset": "ct",
-            "strategy": "baseline",
-            "seed": [1, 3],
-            "device": "cpu",
-            "arithmetic": "",
-            "model": "convnextv2_base",
-        }
-    )
-    figure = plots.bands(
-        figure_runs.Chosen("figure6", spec("figure6"), SAMPLE, runs, ["baseline"], ["ct"], "", [], runs)
-    )
-    (axes,) = figure.axes
+    own = of_one_arm("figure6", SAMPLE, strategy="baseline", dataset="ct", seed=[1, 3], model="convnextv2_base")
+    (axes,) = plots.bands(own).axes
     assert axes.lines[0].get_xydata().tolist() == [[1, 2], [2, 4]]
     edges = [band.get_paths()[0].get_extents() for band in axes.collections]
     assert [(edge.y0, edge.y1) for edge in edges] == [pytest.approx((2 * float(low), 2 * float(high)))
@@ -291,17 +269,10 @@ def test_contradicting_tasks_at_best_rates_are_drawn_beside_their_weights_at_ful
     contrary = "loss=l1_ssim_flipped,{}scale.accumulation_steps=6,scale.steps_per_epoch=64"
     weights = {"lambda_l1": "0.35", "lambda_ssim": "0.15", "lambda_flipped": "0.5", "best_test_flipped": "0.9"}
     half = contrary.format("loss.reconstruction.flip_strength=0.5,")
-    other = {
-        "variant": contrary.format("loss.tasks={l1:0.45,ssim:0.15,flipped:0.4},"),
-        "lambda_l1": "0.45",
-        "lambda_flipped": "0.4",
-    }
-    choose = made(
-        {**weights, "variant": contrary.format("")},
-        {**weights, "variant": half, "flip_strength": "0.5"},
-        weights | other,
-    )
-    own = choose("conflict")
+    other = contrary.format("loss.tasks={l1:0.45,ssim:0.15,flipped:0.4},")
+    full = weights | {"variant": contrary.format("")}
+    at_half = weights | {"variant": half, "flip_strength": "0.5"}
+    own = made(full, at_half, weights | {"variant": other, "lambda_l1": "0.45", "lambda_flipped": "0.4"})("conflict")
     assert [name for name in own.runs.name if name.startswith("made")] == ["made0"]
     assert [name for name in own.static.name if name.startswith("made")] == ["made0", "made2"]
     mean = tables.predictors(own.folder).query("dataset == 'headneck' and predictor == 'dataset_mean'").iloc[0]

@@ -93,19 +93,12 @@ def test_a_run_that_two_settings_describe_is_made_once():
     assert list(queue(RATES | {"lr": ["1e-3", "0.001"]}).left(NOTHING, "m").strategy) == ["a", "b"]
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [({"question": None}, "question"), ({"name": "rates"}, "rates"), ({"rates": ["nowhere"]}, "nowhere")],
-)
-def test_a_malformed_queue_is_refused_by_name(tmp_path, change, named):
-    table = {key: value for key, value in {**TABLE, **change}.items() if value is not None and key != "rates"}
-    content = {
-        "scale": "study",
-        "rates": change.get("rates", ["rates"]),
-        "borrowed_rates": {},
-        "blocks": [RATES, table],
-    }
+@pytest.mark.parametrize(("block", "rates", "named"), [
+    ({key: value for key, value in TABLE.items() if key != "question"}, "rates", "question"),
+    (RATES, "rates", "two blocks rates"), (TABLE, "nowhere", "nowhere")])  # fmt: skip
+def test_a_malformed_queue_is_refused_by_name(tmp_path, block, rates, named):
     path = tmp_path / "queue.yaml"
+    content = {"scale": "study", "rates": [rates], "borrowed_rates": {}, "blocks": [RATES, block]}
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(ValueError, match=named):
         read(path)

@@ -76,8 +76,10 @@ def test_pictures_of_seed_11_are_recorded_where_nothing_but_the_rate_differs_and
 def test_a_run_recorded_again_takes_its_place_and_another_machines_stays(folder, tmp_path):
     results = tmp_path / "results"
     tables.record(folder, results)
+    assert tables.runs(results).seconds.tolist() == [9.0]
     (folder / "report.json").write_text(json.dumps(REPORT | {"seconds": 10.0}))
     assert tables.record(folder, results).seconds.tolist() == [10.0]
+    assert tables.runs(results).seconds.tolist() == [10.0]  # though `runs` reads once
     (folder / "report.json").write_text(json.dumps(REPORT | {"arithmetic": "ffffffff"}))
     assert tables.record(folder, results).arithmetic.tolist() == ["00e12345", "ffffffff"]
     assert len(list((results / "logs").iterdir())) == 2

@@ -4,7 +4,6 @@ import csv
 import math
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from gcond.study import pages, zones
@@ -66,16 +65,6 @@ def test_every_sample_is_the_papers(sampled):
         assert found["s_l"] == (None if s_l is None else pytest.approx(s_l, abs=1e-6))
         if kept and c > -1:
             assert found["cosine_after"] == pytest.approx(cosine_after(c, s_w, s_l), abs=1e-6)
-
-
-def test_the_smooth_logic_has_no_jump(sampled):
-    """The step logic jumps by 1 where winner or loser change their part; by hand, from its definition."""
-    table = pd.read_csv(sampled / "thresholds.csv").fillna({"remap_power": 2})
-    ends = table[table.remap_power == 2].pivot(index=["logic", "threshold"], columns="side")
-    jumps = {name: (ends[name].above - ends[name].below).round(4) for name in ("s_w", "s_l", "loser_kept")}
-    assert all((jump.loc["smooth"] == 0).all() for jump in jumps.values())
-    assert jumps["s_w"].loc["step"].tolist() == [0, 1, -1]
-    assert jumps["loser_kept"].loc["step"].tolist() == [1, 0, 0]
 
 
 def test_the_committed_samples_and_page_are_the_codes(sampled):

@@ -27,9 +27,7 @@ def read(path):
 def test_a_finished_descent_is_not_repeated_unless_its_settings_change(short, tmp_path, monkeypatch):
     first, failures = descend(short, tmp_path, 1)
     assert failures == []
-    assert {name: list(found) for name, found in first.items()} == {
-        method.settings: [0, 1, 2, 3, 4] for method in short
-    }
+    assert {name: len(found) for name, found in first.items()} == {method.settings: len(STARTS) for method in short}
     begun = []
     monkeypatch.setattr(descents, "follow", lambda *arguments: begun.append(arguments) or iter([(0, 1.0, 2.0)]))
     again, _ = descend(short, tmp_path, 1)
@@ -76,14 +74,6 @@ def test_recorded_methods_stay_until_their_settings_change(short, tmp_path):
     assert {row["method"] for row in read(tmp_path / "endpoints.csv")} == {"pcgrad"}
 
 
-@pytest.mark.slow
-def test_descents_in_processes_of_their_own(short, tmp_path):
-    found, _ = descend(short[:1], tmp_path / "two", 2)
-    here, _ = descend(short[:1], tmp_path / "one", 1)
-    for start, part in found[short[0].settings].items():
-        pd.testing.assert_frame_equal(part, here[short[0].settings][start])
-
-
 def test_the_plain_sum_gives_up_the_shortest_target():
     """By hand: two features explain the two longest of three orthogonal targets, and sum to the front's 1."""
     shares = tradeoff.train(Linear(), 150, seed=0)
@@ -92,11 +82,10 @@ def test_the_plain_sum_gives_up_the_shortest_target():
 
 def test_gradops_follows_alpha():
     """Over alpha the best and the worst served task change, and no point is below the front."""
-    shares = {
-        alpha: tradeoff.train(tradeoff.GradOPS("unverified_r_alpha", alpha), 100, seed=0) for alpha in (-3.0, 3.0)
-    }
-    assert all(sum(values) >= 1 - 1e-6 for values in shares.values())
-    assert max(abs(a - b) for a, b in zip(shares[-3.0], shares[3.0], strict=True)) > 0.05
+    resolvers = [tradeoff.GradOPS("unverified_r_alpha", alpha) for alpha in (-3.0, 3.0)]
+    low, high = (tradeoff.train(resolver, 100, seed=0) for resolver in resolvers)
+    assert min(sum(low), sum(high)) >= 1 - 1e-6
+    assert max(abs(a - b) for a, b in zip(low, high, strict=True)) > 0.05
 
 
 def test_the_page_needs_the_recorded_files_alone(short, tmp_path):
