@@ -336,3 +336,6 @@ def test_two_optimizers_and_a_frozen_layer_fit():
     optimizers = [torch.optim.SGD(part.parameters()) for part in (network.trunk, network.head, network.own)]
     with warnings.catch_warnings(action="error"):
         conductor.attach(*optimizers)
+    for wrong in ((), (optimizers,)):
+        with pytest.raises(ValueError, match=r"`attach`: expected one or several torch\.optim\.Optimizer"):
+            conductor.attach(*wrong)

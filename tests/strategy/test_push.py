@@ -165,6 +165,35 @@ def test_a_backward_pass_of_ones_own(buffer_dtype):
         assert_refused("`losses`: expected them .* found a gradient of head.weight", gradient, place)
 
 
+def test_an_exception_that_is_caught_within_a_micro_batch_does_not_count():
+    """The rows hold a part of a backward pass, as after an allocation that failed."""
+    network = Network()
+    conductor = conductor_of(network)
+
+    def caught() -> None:
+        with conductor.micro_batch():
+            try:
+                losses = network.losses(window(0)[0], list(TASKS))
+                losses["b"].register_hook(lambda _: exec("raise MemoryError"))
+                conductor.backward(losses)
+            except MemoryError:
+                """As a loop that leaves such batches out."""
+
+    assert_refused("`losses`: .*caught within the micro-batch; catch it outside", caught)
+    assert not conductor.flush()
+
+
+def test_what_the_caller_does_to_its_losses_afterwards_is_its_own():
+    network = Network()
+    conductor = conductor_of(network, Sequential(1))
+    with conductor.micro_batch():
+        losses = network.losses(window(0)[0], list(TASKS))
+        expected = losses["a"].item()
+        conductor.backward(losses)
+        losses["a"].detach().add_(7.0)
+    assert conductor.resolve()["loss/a"] == pytest.approx(expected)
+
+
 def test_parameters_that_change_within_a_window_are_refused():
     network = Network()
     conductor = conductor_of(network)

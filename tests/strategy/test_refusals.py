@@ -230,6 +230,10 @@ def test_what_remembers_serves_one_conductor(setting):
         step()
     assert_refused(f"`{setting}`: expected a .* own", second)
     stepper(keeps_not | {setting: deepcopy(keeps[setting])})()
+    failed = {setting: {"resolver": GCond, "update": EMA}[setting]()}
+    wrong = Conductor(MODEL, TASKS, Sequential(1), **keeps_not | failed)
+    assert_refused("`losses`", wrong.step, image_batches(1), lambda batch, names: {"mistyped": batch.sum()})
+    stepper(keeps_not | failed)()
 
 
 def test_what_has_learnt_is_not_wiped_by_a_second_conductor():

@@ -183,6 +183,10 @@ def test_a_compiled_model_has_the_names_of_the_plain_one():
     compiled = torch.compile(model, backend="eager")
     names = [GradientConductor(each, TASKS).state_dict()["handed_over"] for each in (model, compiled)]
     assert names[0] == names[1] == [name for name, _ in model.named_parameters()]
+    conductor = GradientConductor(model, TASKS)
+    state = conductor.state_dict()
+    state["handed_over"] = [f"_orig_mod.{name}" for name in state["handed_over"]]  # as states once had them
+    conductor.load_state_dict(state | {"layout": [[f"_orig_mod.{name}", *rest] for name, *rest in state["layout"]]})
 
 
 def test_names_that_occur_twice_are_told_apart():

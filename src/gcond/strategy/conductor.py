@@ -20,7 +20,7 @@ from gcond.strategy.arguments import checked_lambdas, expect, expect_one_of, flo
 from gcond.strategy.conflict import Conflict, LossWeighting, Resolution, Resolver, by_task, resolve
 from gcond.strategy.diagnose import WindowRecord, average, describe
 from gcond.strategy.estimate import Estimator, Joint, Losses, Sequential, Window
-from gcond.strategy.flat import FlatParameters, Layout, Move, Parameters, described, grouped, lay_out
+from gcond.strategy.flat import COMPILED, FlatParameters, Layout, Move, Parameters, described, grouped, lay_out
 from gcond.strategy.gradients import Statistics, TaskGradients
 from gcond.strategy.named import ESTIMATORS, RESOLVERS, UPDATES
 from gcond.strategy.processes import ImplicitSingleProcess, Processes, ReplicatedPerRank, Sharded
@@ -63,8 +63,8 @@ class GradientConductor:
             "raise" `NotFinite`, or "skip" the step: `p.grad` is then None everywhere, so that `optimizer.step()` moves
             nothing, `skipped` counts it, and the resolver, history and momentum stay as they were (with
             `resolve_every="micro_batch"` a stateful resolver has seen the micro-batches before; and one whose own
-            arithmetic failed has seen the window). Statistics that the model keeps (BatchNorm) are the caller's to
-            restore.
+            arithmetic failed, or whose sum float16 does not hold, has seen the window). Statistics that the model keeps
+            (BatchNorm) are the caller's to restore.
         processes: who takes part (`gcond.strategy.processes`): `Replicated()`, `ReplicatedPerRank()`, `Sharded()`;
             None is this process alone, or Sharded() for parameters of `fully_shard`.
         accumulate: K, the micro-batches of a window, where `estimator` is the default or a name.
@@ -130,7 +130,7 @@ class GradientConductor:
         self.last: WindowRecord | None = None  # of the last window that was not left out
         self._told_absent: set[str] = set()
         self._reweighted = False
-        self._claims = False  # true once a step has begun: its resolver and update are no other conductor's
+        self._claims = False  # true after the first step: its resolver and update are no other conductor's
         self._resolutions = 0
         self.steps = 0
         self.skipped = 0  # steps left out, by `nonfinite="skip"` or since a GradScaler's scale was too large
@@ -219,6 +219,9 @@ class GradientConductor:
 
     def attach(self, *optimizers: torch.optim.Optimizer) -> None:
         """Warn, once, where they do not fit: one smooths what `EMA` has smoothed, or they move other parameters."""
+        expected = "one or several torch.optim.Optimizer, attach(first, second)"
+        fit = bool(optimizers) and all(hasattr(each, "param_groups") for each in optimizers)
+        expect(fit, "attach", expected, [type(each).__name__ for each in optimizers])
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         beta = max(max((group.get("betas") or [0.0])[0], group.get("momentum") or 0.0) for group in groups)
         if isinstance(self.update, EMA) and self.update.beta > 0 and beta > 0:
@@ -390,7 +393,7 @@ class GradientConductor:
     @host()
     def _open(self, scaler: torch.amp.GradScaler | None, diagnose: bool = False) -> Window:
         """Begin a window."""
-        self._claim_parts()
+        self._claim_parts(stepped=False)
         self._follow_changes()
         estimator: Estimator = self.estimator
         gradients = self.gradients
@@ -459,6 +462,7 @@ class GradientConductor:
             out = out.to(gradients.parameter_dtype).mul_(window.scaler.get_scale())  # another optimizer may have set it
         gradients.write(out, gradients.reached_in_window)
         self.steps += 1
+        self._claim_parts(stepped=True)
         self.last = self._record(window, metrics)
         return metrics
 
@@ -527,14 +531,16 @@ class GradientConductor:
         counts = ", ".join(f"{task}: {count}" for task, count in self.last.counts.items())
         return f"losses in the last window: {counts}\n{self.last.reach()}"
 
-    def _claim_parts(self) -> None:
-        """Before the first step: a resolver or update with a memory serves this conductor alone."""
+    def _claim_parts(self, stepped: bool) -> None:
+        """A resolver or update with a memory serves this conductor alone, once it has stepped."""
         if self._claims:
             return
         parts: dict[str, Resolver | Update] = {"resolver": self.resolver, "update": self.update}
         remembering = {kind: part for kind, part in parts.items() if part.state_dict()}
         for kind, part in remembering.items():
             self._expect_unclaimed(kind, part)
+        if not stepped:
+            return
         for part in remembering.values():
             vars(part)["_claimed"] = id(part)  # a copy is nobody's
         self._claims = True
@@ -835,13 +841,14 @@ class GradientConductor:
                 conductor is as it was.
         """
         self._expect_no_window("load_state_dict")
-        layout = lay_out(state.get("layout", ()))
+        layout = lay_out([(name.replace(COMPILED, ""), *rest) for name, *rest in state.get("layout", ())])
+        state = state | {"handed_over": [name.replace(COMPILED, "") for name in state.get("handed_over", ())]}
         self._check_state(state, layout)
         before = [(part, dict(vars(part))) for part in (self, self.resolver, self.update)]
         random = self._generator.get_state()
         try:
             self._load(state, layout)
-        except Exception:
+        except BaseException:
             for part, own in before:
                 vars(part).clear()
                 vars(part).update(own)

@@ -42,7 +42,7 @@ class Window:
     micro-batches. `seen` are the detached losses of each task since the last `mean_losses`. `resolutions` are the
     metrics of the `resolved` sets of rows, whose tasks had `counts` [m] losses, of so many as were planned; `grams`
     are sums of their Gram matrices by group, `reached` says which row reaches which parameter in any of them. `problem`
-    makes the window void.
+    makes the window void; it is not `whole` while a backward pass is under way, or where one has failed.
     """
 
     estimator: Estimator
@@ -66,6 +66,7 @@ class Window:
     grams: dict[str, Tensor] = field(default_factory=dict)
     reached: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.bool))
     problem: NotFinite | None = None
+    whole: bool = True
 
     def __post_init__(self) -> None:
         self._forward = ExitStack()
@@ -109,14 +110,18 @@ class Window:
         self._look_at(values)
         values = checked
         for name, value in values.items():
-            self.seen.setdefault(name, []).append(value.detach())
+            self.seen.setdefault(name, []).append(value.detach().clone())  # the caller may go on with its own
+        self.whole = False
         with self.gradients.filling():
             if values:
                 self.estimator.backward(self, values)
+        self.whole = True
         self.awaited = [name for name in self.awaited or () if name not in values]
 
     def close_micro_batch(self) -> None:
         self._forward.close()
+        found = "one that failed, whose exception was caught within the micro-batch; catch it outside"
+        expect(self.whole, "losses", "every backward pass to end", found)
         self.gradients.expect_no_gradient()
         self.awaited = None
         self.taken += 1

@@ -28,6 +28,7 @@ Named = Tensor | tuple[str, Tensor]
 Parameters = nn.Module | Iterable[Named] | Mapping[str, nn.Module | Iterable[Named]]
 """Parameters, (name, parameter) pairs, or a module; or a mapping from group names to such."""
 T = TypeVar("T")
+COMPILED = "_orig_mod."  # what torch.compile adds to names; without it states of both kinds are alike
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ def _members(parameters: Parameters) -> list[tuple[str, str, Tensor]]:
         for place, member in enumerate(own):
             name, parameter = member if isinstance(member, tuple) else (f"{group}[{place}]", member)
             _check(name, parameter)
-            name = str(name).replace("_orig_mod.", "")  # of torch.compile, so that states of both kinds are alike
+            name = str(name).replace(COMPILED, "")
             if id(parameter) not in seen:
                 name = f"{name} of {group}[{place}]" if name in names else name
                 seen.add(id(parameter))

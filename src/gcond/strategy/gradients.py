@@ -99,17 +99,17 @@ class TaskGradients(FlatParameters):
         self.rows.zero_()
         self._marks = self._row_marks()
 
-    def _row_views(self) -> list[list[Tensor]]:
+    def _row_views(self, rows: Tensor | None = None) -> list[list[Tensor]]:
         """Of every row, a tensor per parameter that counts what autograd adds to it by itself (`data` does that)."""
-        return [[view.data for view in self.views(row)] for row in self.rows]
+        return [[view.data for view in self.views(row)] for row in (self.rows if rows is None else rows)]
 
     def _row_marks(self) -> list[list[int]]:
         return [[view._version for view in views] for views in self._views]
 
     def swap(self, other: Tensor) -> Tensor:
         """Put `other` [m, P] in the place of the rows and return the old rows."""
-        old, self.rows = self.rows, other
-        self._views = self._row_views()
+        views, old = self._row_views(other), self.rows
+        self.rows, self._views = other, views
         return old
 
     def open(self) -> None:
@@ -119,7 +119,8 @@ class TaskGradients(FlatParameters):
             ValueError: a parameter has a hook that would see each task's gradient in turn.
         """
         for name, parameter in zip(self.names, self.parameters, strict=True):
-            hooked = bool(getattr(parameter, "_post_accumulate_grad_hooks", None))  # not public
+            hooks = getattr(parameter, "_post_accumulate_grad_hooks", None)  # not public
+            hooked = bool(hooks) and parameter.requires_grad
             found = f"one on {name}; is it an optimizer that steps in the backward pass?"
             expect(not hooked, "parameters", "none with a hook of register_post_accumulate_grad_hook", found)
         self.reached_in_window = [False] * len(self.parameters)
@@ -136,12 +137,11 @@ class TaskGradients(FlatParameters):
             parameter.grad = None
             self.arrived += 1
 
-        handles = [
-            parameter.register_post_accumulate_grad_hook(lambda _, index=index: hook(index))  # type: ignore[no-untyped-call]
-            for index, parameter in enumerate(self.parameters)
-            if parameter.requires_grad and not self._direct
-        ]
+        handles: list[Any] = []
         try:
+            for index, parameter in enumerate(self.parameters):
+                if parameter.requires_grad and not self._direct:
+                    handles.append(parameter.register_post_accumulate_grad_hook(lambda _, index=index: hook(index)))  # type: ignore[no-untyped-call]
             yield
         finally:
             for handle in handles:
