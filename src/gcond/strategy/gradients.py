@@ -118,11 +118,10 @@ class TaskGradients(FlatParameters):
         Raises:
             ValueError: a parameter has a hook that would see each task's gradient in turn.
         """
-        for name, parameter in zip(self.names, self.parameters, strict=True):
-            hooks = getattr(parameter, "_post_accumulate_grad_hooks", None)  # not public
-            hooked = bool(hooks) and parameter.requires_grad
-            found = f"one on {name}; is it an optimizer that steps in the backward pass?"
-            expect(not hooked, "parameters", "none with a hook of register_post_accumulate_grad_hook", found)
+        hooked = self._first_name(lambda p: p.requires_grad and getattr(p, "_post_accumulate_grad_hooks", None))
+        none = "none with a hook of register_post_accumulate_grad_hook"
+        found = f"one on {hooked}; is it an optimizer that steps in the backward pass?"
+        expect(hooked is None, "parameters", none, found)
         self.reached_in_window = [False] * len(self.parameters)
         self.awaited = {id(parameter) for parameter in self.parameters if parameter.requires_grad}
 
@@ -138,9 +137,10 @@ class TaskGradients(FlatParameters):
             self.arrived += 1
 
         handles: list[Any] = []
+        hooked = [] if self._direct else self.parameters
         try:
-            for index, parameter in enumerate(self.parameters):
-                if parameter.requires_grad and not self._direct:
+            for index, parameter in enumerate(hooked):
+                if parameter.requires_grad:
                     handles.append(parameter.register_post_accumulate_grad_hook(lambda _, index=index: hook(index)))  # type: ignore[no-untyped-call]
             yield
         finally:
@@ -156,11 +156,13 @@ class TaskGradients(FlatParameters):
 
     def expect_no_gradient(self) -> None:
         """Raise ValueError where another's backward pass has left a gradient."""
-        pairs = zip(self.names, self.parameters, strict=True)
-        found = next((name for name, parameter in pairs if parameter.grad is not None), "")
+        found = self._first_name(lambda parameter: parameter.grad is not None)
         only = "them to be computed only, without a backward() of one's own before the micro-batch ends"
         advice = "hand that loss to the conductor, or call backward() after the step, where it adds to p.grad"
-        expect(not found, "losses", only, f"a gradient of {found}; {advice}")
+        expect(found is None, "losses", only, f"a gradient of {found}; {advice}")
+
+    def _first_name(self, holds: Callable[[Tensor], Any]) -> str | None:
+        return next((name for name, p in zip(self.names, self.parameters, strict=True) if holds(p)), None)
 
     def reached(self) -> Tensor:
         """Which row's backward passes in this process have reached which parameter since `zero`, [m, parameters]."""
