@@ -248,7 +248,6 @@ def test_bad_input_ends_with_what_is_wrong(bench, words, tmp_path, capsys):
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_largest_batch_on_a_gpu_holds_no_more_than_the_cap():
     sizes = [text for text in TINY if "micro_batch" not in text]
     own = steps.settings("table4", GPU, "1GB", ["precision=fp32", *sizes])[1]

@@ -122,8 +122,6 @@ def test_what_cannot_be_followed_is_refused_again_and_again():
 
 @pytest.mark.cuda
 def test_a_model_moved_to_the_gpu_is_followed():
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
     found = []
     for move in (nn.Module.cpu, nn.Module.cuda):
         model = Net()
