@@ -307,6 +307,7 @@ def sharded_says(wrong: str) -> str:
     """Where all processes lack a task, or the last one's gradient is not finite; or gradients are not reduced."""
     model: Any = sharded_model()
     model.set_requires_gradient_sync(wrong != "not reduced")
+    model.body.set_requires_gradient_sync("not reduced" not in wrong, recurse=False)
     conductor = GradientConductor(model.parameter_groups(), TASKS, Sequential(K), GCond(), Raw())
     ask = losses_of(model, has=lambda task, batch: wrong != "lacks a task" or task != "l1")
 

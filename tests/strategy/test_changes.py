@@ -390,6 +390,16 @@ def test_zero_grad_within_losses_changes_nothing_and_backward_is_refused(estimat
         assert_refused(refusal, conductors[2].step, batches, losses)
 
 
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
+def test_a_backward_hook_that_clears_gradients_is_refused(estimator):
+    """What was gathered until then would stand in no row."""
+    model = Net()
+    conductor = linear(model, estimator)
+    meddle = lambda loss: loss.register_hook(lambda gradient: model.zero_grad())  # noqa: E731
+    refused = "`losses`: expected a backward pass to leave every p.grad in its place, found another one of "
+    assert_refused(refused, conductor.step, [batch_of(0)] * 2, meddling(model, meddle))
+
+
 def test_a_hook_that_sees_the_gradient_of_each_task_is_refused():
     """An optimizer in the backward pass would move parameters between the tasks."""
     model, conductor = stepped()

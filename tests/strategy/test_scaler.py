@@ -69,6 +69,20 @@ def test_unscale_is_allowed_after_the_step_and_refused_before():
         run.step(window(3))
 
 
+def test_unscale_of_an_optimizer_with_other_parameters_too_is_refused_within_the_window():
+    """These have gradients already, so torch itself has nothing to say."""
+    run, other = Run(STRATEGIES["gcond lion"](), scaler()), nn.Parameter(torch.ones(1))
+    run.optimizer.add_param_group({"params": [other]})
+    for place, batch in enumerate(window(0)):
+        with run.conductor.micro_batch(run.scaler):
+            run.conductor.backward(run.network.losses(batch, run.conductor.serves))
+        if place == 0:
+            run.scaler.scale(other.sum()).backward()
+            run.scaler.unscale_(run.optimizer)
+    with pytest.raises(ValueError, match=r"`scaler`: expected no call of `scaler\.unscale_"):
+        run.conductor.resolve()
+
+
 @pytest.mark.parametrize("factor", [0.5, 4.0])
 def test_a_scale_that_another_optimizer_changes_within_the_window_changes_no_bit(factor):
     plain_run, run = Run(STRATEGIES["gcond lion"]()), Run(STRATEGIES["gcond lion"](), scaler(1024.0))

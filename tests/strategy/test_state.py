@@ -11,6 +11,7 @@ from strategy.problems import TASKS, ConvNet, assert_refused, flat_grad, image_b
 from torch import Tensor, nn
 
 from gcond import EMA, SAMGS, GCond, GradientConductor, LionLARS, PCGrad, Raw, Sequential
+from gcond.strategy.gradients import TaskGradients
 
 PARTS = {
     "gcond": lambda: (Sequential(2), GCond(), EMA(0.9)),
@@ -176,6 +177,30 @@ def test_a_state_within_a_window_is_that_before_it_and_a_window_can_be_dropped(o
     assert (run.conductor.discard(), run.conductor.discard()) == (1, 0)
     assert plain(run.step(batches)) == plain(whole.step(batches))
     assert run.state() == whole.state()
+
+
+@pytest.mark.parametrize("where", ["combine", "swap", "write"])
+def test_an_interrupted_step_leaves_no_half_written_history(where, monkeypatch):
+    run, again = Run(STRATEGIES["gcond lion"]()), Run(STRATEGIES["gcond lion"]())
+    run.train([window(0), window(1)])
+    whole = getattr(TaskGradients, where)
+
+    def interrupted(*arguments: Any) -> None:
+        whole(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TaskGradients, where, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.step(window(2))
+    monkeypatch.undo()
+    assert all(parameter.grad is None for parameter in run.network.parameters())
+    assert run.conductor.state_dict()["reference"] is None
+    parts = [[each.conductor, each.optimizer, each.network] for each in (run, again)]
+    for part, state in zip(parts[1], saved([part.state_dict() for part in parts[0]]), strict=True):
+        part.load_state_dict(state)
+    for seed in (3, 4):
+        assert plain(again.step(window(seed))) == plain(run.step(window(seed)))
+    assert again.state() == run.state()
 
 
 def test_a_compiled_model_has_the_names_of_the_plain_one():

@@ -25,7 +25,7 @@ from gcond.strategy.gradients import Statistics, TaskGradients
 from gcond.strategy.named import ESTIMATORS, RESOLVERS, UPDATES
 from gcond.strategy.processes import ImplicitSingleProcess, Processes, ReplicatedPerRank, Sharded
 from gcond.strategy.resolve.gcond import GCond
-from gcond.strategy.safety import GradientNotFinite, NotFinite, Unsolved, host, scale_of
+from gcond.strategy.safety import GradientNotFinite, NotFinite, Unsolved, expect_not_unscaled, host, scale_of
 from gcond.strategy.update import EMA, Raw, Update
 from gcond.strategy.watch import Watch
 
@@ -280,7 +280,8 @@ class GradientConductor:
             ValueError: losses or batches are not what is expected above; a loss reaches a parameter that the conductor
                 does not hold; parameters or processes have changed in a way that cannot be followed.
 
-        An exception from within the window leaves `p.grad` None everywhere.
+        An exception from within the window leaves `p.grad` None everywhere. One that comes while its result is
+        written (Ctrl-C) drops the previous task gradients, too: they may be half overwritten.
         """
         expect(callable(losses), "losses", "a function losses(batch, names)", type(losses).__name__)
         self._expect_no_window("step")
@@ -414,11 +415,16 @@ class GradientConductor:
 
     @contextmanager
     def _guarded(self, window: Window) -> Iterator[None]:
-        """An exception ends the window and leaves no gradient in any parameter."""
+        """An exception ends the window and leaves no gradient in any parameter.
+
+        One that comes from nothing that is checked, such as Ctrl-C, may leave previous gradients half written: they go.
+        """
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             self._end(window)
+            if window.direction is not None and not isinstance(error, (ValueError, NotFinite)):
+                self._reference = None
             raise
 
     def _end(self, window: Window) -> None:
@@ -448,19 +454,21 @@ class GradientConductor:
         gradients = window.gradients
         try:
             with self._guarded(window):
+                if window.scaler is not None:
+                    expect_not_unscaled(window.scaler)
                 metrics = self._settle(window)
+                out = window.direction
+                if not metrics or out is None:
+                    self._end(window)
+                    return {}
+                self.resolved_gradient = out.clone() if window.diagnose else None
+                self.update.apply(out, gradients)
+                if window.scaler is not None and window.scale is not None:
+                    out = out.to(gradients.parameter_dtype).mul_(window.scaler.get_scale())  # as it is by now
+                gradients.write(out, gradients.reached_in_window)
         except NotFinite as problem:
             return self._leave_out(problem, gradients, window.scale)
-        out = window.direction
-        if not metrics or out is None:
-            self._end(window)
-            return {}
         self._window = None
-        self.resolved_gradient = out.clone() if window.diagnose else None
-        self.update.apply(out, gradients)
-        if window.scaler is not None and window.scale is not None:
-            out = out.to(gradients.parameter_dtype).mul_(window.scaler.get_scale())  # another optimizer may have set it
-        gradients.write(out, gradients.reached_in_window)
         self.steps += 1
         self._claim_parts(stepped=True)
         self.last = self._record(window, metrics)

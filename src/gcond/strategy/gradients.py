@@ -6,6 +6,7 @@ every `p.grad` is then a view into it: nothing is copied.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,13 +79,13 @@ class TaskGradients(FlatParameters):
         self._own = 0
         self._segments: list[Segment] | None = None
         self._row = 0
-        self.arrived = 0  # gradients that the hook has added to a row
+        self._wrapped: list[Any] | None = None
         self._marks = self._row_marks()
         self.ranges = self.counted = [(0, self.size)]
         self.add_up: Callable[[Tensor], None] = _alone  # sums over processes, in place
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_views"}
+        return vars(self) | {"_views": [], "_wrapped": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -134,7 +135,6 @@ class TaskGradients(FlatParameters):
             assert parameter.grad is not None
             self._views[self._row][index].add_(local(parameter.grad))
             parameter.grad = None
-            self.arrived += 1
 
         handles: list[Any] = []
         hooked = [] if self._direct else self.parameters
@@ -153,6 +153,32 @@ class TaskGradients(FlatParameters):
         self._row = row
         for parameter, view in zip(self.parameters, self._views[row], strict=True):
             parameter.grad = view if self._direct else None
+
+    def expect_filled(self) -> None:
+        """Raise ValueError where the backward pass has left a gradient elsewhere than in the selected row."""
+        if self._direct:
+            views = iter(self._views[self._row])
+            lost = self._first_name(lambda parameter: parameter.grad is not next(views))
+            kept = "a backward pass to leave every p.grad in its place"
+            expect(lost is None, "losses", kept, f"another one of {lost}; does a hook call zero_grad()?")
+        left = [each for each in self._wrappers() if _unreduced(each)]
+        for each in left:
+            each.unsharded_accumulated_grad = each._unsharded_param.grad = None
+        reduced = "every backward pass of fully_shard to reduce its gradients"
+        found = "one that left them to the next, which would add tasks up; leave set_requires_gradient_sync(False) out"
+        expect(not left, "losses", reduced, found)
+
+    def gathered(self) -> list[Tensor]:
+        """What FSDP2 puts into a graph in place of sharded parameters."""
+        return [each._unsharded_param for each in self._wrappers() if hasattr(each, "_unsharded_param")]
+
+    def _wrappers(self) -> list[Any]:
+        """FSDP2's records of the sharded parameters, which nothing public leads to."""
+        if self._wrapped is None:
+            own = {id(parameter) for parameter in self.parameters}
+            records = [each for each in gc.get_objects() if type(each).__name__ == "FSDPParam"] if self.sharded else []
+            self._wrapped = [each for each in records if id(each.sharded_param) in own]
+        return self._wrapped
 
     def expect_no_gradient(self) -> None:
         """Raise ValueError where another's backward pass has left a gradient."""
@@ -321,6 +347,12 @@ class TaskGradients(FlatParameters):
         squares = norms.square_()
         self.add_up(squares)
         return squares.sqrt_()
+
+
+def _unreduced(record: Any) -> bool:
+    """Whether FSDP2 keeps a gradient of this parameter for a later backward pass."""
+    own = getattr(record, "_unsharded_param", None)  # there is none before the first forward pass
+    return record.unsharded_accumulated_grad is not None or (own is not None and own.grad is not None)
 
 
 def _alone(partial: Tensor) -> None:

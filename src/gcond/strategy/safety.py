@@ -49,22 +49,25 @@ def host() -> Iterator[None]:
 
 
 def scale_of(scaler: torch.amp.GradScaler | None, device: torch.device) -> float | None:
-    """The factor on a window's losses; None without a scaler, or with one that is not enabled.
-
-    Raises:
-        ValueError: `scaler.unscale_` has been called for gradients that are yet to come: `scaler.step` would leave them
-            enlarged, a step too long by the scale.
-    """
+    """The factor on a window's losses; None without a scaler, or with one that is not enabled."""
     if scaler is None or not scaler.is_enabled():
         return None
+    expect_not_unscaled(scaler)
+    scaler.scale(torch.zeros((), device=device))  # `scaler.step` wants to have seen a loss
+    return float(scaler.get_scale())
+
+
+def expect_not_unscaled(scaler: torch.amp.GradScaler) -> None:
+    """Raise ValueError where `scaler.unscale_` has been called for gradients that are yet to come.
+
+    `scaler.step` would leave them enlarged, a step too long by the scale.
+    """
     optimizers = getattr(scaler, "_per_optimizer_states", {})  # not public; without it the mistake goes unnoticed
     if any(state["stage"] is OptState.UNSCALED for state in optimizers.values()):
         raise ValueError(
             "`scaler`: expected no call of `scaler.unscale_(optimizer)` before the conductor's step, found one without "
             "`scaler.step(optimizer)` and `scaler.update()` after it; call it after the conductor's step, or not at all"
         )
-    scaler.scale(torch.zeros((), device=device))  # `scaler.step` wants to have seen a loss
-    return float(scaler.get_scale())
 
 
 class Shared:

@@ -90,7 +90,7 @@ class Watch:
         leaves = list(self._leaves(losses.values()))
         unknown = self._unknown(leaves, held)
         if unknown and held.sharded:
-            self._gathered = _gathered(held.parameters)
+            self._gathered = {id(each): each for each in held.gathered()}
             unknown = self._unknown(leaves, held)
         if unknown:
             raise ValueError(self._told(unknown[0], losses, leaves, held))
@@ -146,13 +146,6 @@ def nodes(losses: Iterable[Tensor]) -> Iterator[Node]:
             seen.add(node)
             waiting += [parent for parent, _ in node.next_functions]
             yield node
-
-
-def _gathered(parameters: Iterable[Tensor]) -> dict[int, Tensor]:
-    """What FSDP2 puts into the graph in place of the sharded `parameters`, by id."""
-    own = {id(parameter) for parameter in parameters}
-    found = [each for each in gc.get_objects() if type(each).__name__ == "FSDPParam" and id(each.sharded_param) in own]
-    return {id(each._unsharded_param): each._unsharded_param for each in found if hasattr(each, "_unsharded_param")}
 
 
 def _refuse_wrapped(parameters: Iterable[Tensor]) -> None:
