@@ -261,10 +261,10 @@ def _edition_b(name: str, results: Path, scale: str = "mini", **choices: Any) ->
 def finding_tables(found: pd.DataFrame) -> list[list[list[str]]]:
     """Comparisons, then levels of single arms: a row each below a heading, a column a measure and epoch.
 
-    Losses at the last epoch, single parts of the network, and levels at other rates than the paper's where that was
-    run, stand in findings.csv alone.
+    Losses at the last epoch, intervals over patients, single parts of the network, and levels at other rates than the
+    paper's where that was run, stand in findings.csv alone.
     """
-    found = found[found.epoch.isin(ON_PAGE) & found.group.isin(["", "all", "patients"])]
+    found = found[found.epoch.isin(ON_PAGE) & found.group.isin(["", "all"])]
     pairs, levels = found[found.theirs != ""], found[found.theirs == ""]
     at_paper = set(levels.dataset[levels.lr == "paper"])
     levels = levels[(levels.lr == "paper") | ~levels.dataset.isin(at_paper)]
@@ -276,7 +276,8 @@ def _finding_rows(found: pd.DataFrame) -> list[list[str]]:
     what = [", ".join(filter(None, (measured(row), ON_PAGE[row["epoch"]]))) for row in records]
     marks = {judge.HOLDS: " ✓", judge.CONTRADICTED: " ✗"}  # what the effect says of the claim
     cells = found.assign(what=what, cell=[effect(row) + marks.get(row["verdict"], "") for row in records],
-                         n=found.n.astype(str), compared=[compared(row) for row in records])  # fmt: skip
+                         dataset=found.dataset.map(_data), n=found.n.astype(str),
+                         compared=[compared(row) for row in records])  # fmt: skip
     index = ["dataset", "compared", *(name for name in ("model", "lr", "mode") if found[name].nunique() > 1), "n"]
     wide = cells.pivot_table("cell", index, "what", "first", sort=False).fillna("")
     return [[*index, *wide.columns], *([*place, *row] for place, row in zip(wide.index, wide.to_numpy(), strict=True))]
@@ -288,8 +289,6 @@ def measured(row: dict[str, Any]) -> str:
 
 def compared(row: dict[str, Any]) -> str:
     """ "as published: GCond stochastic - Baseline"."""
-    if row["group"] == "patients":
-        return f"{compared(row | {'group': ''})}, over patients"
     ours = label(row["ours"]) if row["ours"] or not row["theirs"] else "all trained encoders"  # of linear probes
     arms = ours + (f" - {label(row['theirs'])}" if row["theirs"] else "")
     return f"{row['label']}: {arms}" if row["label"] else arms
@@ -339,7 +338,11 @@ def _decided_by(row: dict[str, Any]) -> str:
     short = row | {"label": row["label"].partition(",")[0]}
     known = {"": "", "own": "", "paper": ", at 2e-4", "best": ", at best rates"}
     rate = known.get(row["lr"], f", at {row['lr']}")
-    return f"{row['dataset']} {measured(row)}{rate}: {compared(short)}".strip()
+    return f"{_data(row['dataset'])} {measured(row)}{rate}: {compared(short)}".strip()
+
+
+def _data(dataset: str) -> str:
+    return {"ct": "CT"}.get(kind(dataset), kind(dataset))
 
 
 def first_table(found: pd.DataFrame) -> tuple[dict[str, int], list[list[str]]]:
