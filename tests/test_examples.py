@@ -170,6 +170,23 @@ def test_a_resolver_in_the_loop_of_torchjd_trains_what_the_conductor_trains(reso
     assert apart(there, model) == 0
 
 
+def test_an_aggregator_goes_on_from_its_state(tmp_path):
+    """GCond looks back at the previous gradients; a state may be loaded before and after the first call."""
+    example("with_torchjd", "torchjd")
+    matrices = torch.randn(6, 3, 5, generator=torch.Generator().manual_seed(4))
+    whole, fresh, used = (as_torchjd(GCond()) for _ in range(3))
+    for matrix in matrices[:3]:
+        whole(matrix)
+    torch.save(whole.state_dict(), tmp_path / "state.pt")
+    used(matrices[5])
+    for aggregator in (fresh, used):
+        aggregator.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    expected = [whole(matrix).tolist() for matrix in matrices[3:]]
+    assert [[each(matrix).tolist() for matrix in matrices[3:]] for each in (fresh, used)] == [expected] * 2
+    forgetful = as_torchjd(GCond())
+    assert [forgetful(matrix).tolist() for matrix in matrices[3:]] != expected
+
+
 def test_what_torchjd_cannot_serve_is_refused():
     example("with_torchjd", "torchjd")
     for resolver in (UW(), GradNorm()):

@@ -19,7 +19,8 @@ from gcond.strategy.update import Raw
 def as_torchjd(resolver: Resolver, tasks: Mapping[str, float] | None = None, seed: int = 0) -> Any:
     """A resolver as an Aggregator of TorchJD: a module that makes the update [P] of task gradients J [m, P].
 
-    The conductor behind it, in its attribute `conductor` after the first call, holds what there is to save.
+    What it remembers is in its `state_dict()`, which may be loaded before the first call. After that call its attribute
+    `conductor` is the conductor behind it.
 
     Args:
         tasks: name -> lambda, one for each row of J; None is "0", "1" … with lambdas of 1.
@@ -36,12 +37,26 @@ def as_torchjd(resolver: Resolver, tasks: Mapping[str, float] | None = None, see
     expect(not reads_losses, "resolver", "one that reads gradients alone", type(resolver).__name__)
 
     class Resolved(Aggregator):
+        conductor: GradientConductor | None = None
+        state: dict[str, Any] | None = None  # to be loaded when the conductor is there
+
+        def get_extra_state(self) -> dict[str, Any] | None:
+            return self.state if self.conductor is None else self.conductor.state_dict()
+
+        def set_extra_state(self, state: dict[str, Any] | None) -> None:
+            if self.conductor is None or state is None:
+                self.state = state
+            else:
+                self.conductor.load_state_dict(state)
+
         def forward(self, matrix: Tensor, /) -> Tensor:
-            if not hasattr(self, "conductor"):
+            if self.conductor is None:
                 self.point = torch.zeros_like(matrix[0], requires_grad=True)
                 self.names = dict.fromkeys(map(str, range(len(matrix))), 1.0) if tasks is None else dict(tasks)
                 parts = (Sequential(1), resolver, Raw(), None)
                 self.conductor = GradientConductor([self.point], self.names, *parts, seed=seed)
+                if self.state is not None:
+                    self.conductor.load_state_dict(self.state)
             expected = (len(self.names), len(self.point))
             expect(tuple(matrix.shape) == expected, "matrix", f"a shape of {expected}", tuple(matrix.shape))
             rows = dict(zip(self.names, matrix.detach(), strict=True))
