@@ -165,9 +165,9 @@ def test_every_mutant_applies_and_its_tests_exist():
 
 
 UNNOTICED = {"file": "update.py", "old": '"""The resolved gradient as it', "new": '"""The gradient as it'}
-NOTICED = {"file": "update.py", "old": "lerp_(own, 1 - self.beta)", "new": "lerp_(own, 1.0)"}
+NOTICED = {"file": "update.py", "old": "parameter_norms / momentum_norms", "new": "momentum_norms / parameter_norms"}
 UNUSABLE = {"file": "update.py", "old": "class Raw(Update):", "new": "class Crude(Update):"}
-ABOUT = {"imitates": "see above", "tests": ["tests/strategy/test_update.py::test_ema_is_the_twin"]}
+ABOUT = {"imitates": "see above", "tests": ["tests/strategy/test_update.py::test_lion_lars_is_the_twin"]}
 
 
 @pytest.mark.parametrize(
@@ -193,10 +193,10 @@ def test_survivors_and_mutants_that_do_not_run_fail_the_check(tmp_path):
         command = [sys.executable, ROOT / "tools" / "mutants.py", "--declarations", tmp_path]
         done = subprocess.run(command, capture_output=True, text=True)
         return done.returncode, dict(
-            re.findall(r"^(\w+)\t(\S*test_ema_is_the_twin|NOT \w+)", done.stdout, re.MULTILINE)
+            re.findall(r"^(\w+)\t(\S*test_lion_lars_is_the_twin|NOT \w+)", done.stdout, re.MULTILINE)
         )
 
     before = (PACKAGE / "update.py").read_text()
-    assert check(noticed=NOTICED) == (0, {"noticed": "strategy/test_update.py::test_ema_is_the_twin"})
+    assert check(noticed=NOTICED) == (0, {"noticed": "strategy/test_update.py::test_lion_lars_is_the_twin"})
     assert check(unnoticed=UNNOTICED, unusable=UNUSABLE) == (1, {"unnoticed": "NOT CAUGHT", "unusable": "NOT RUN"})
     assert (PACKAGE / "update.py").read_text() == before
