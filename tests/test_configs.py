@@ -74,7 +74,7 @@ def scales_between_are_slow(scale: str):
     return pytest.param(scale, marks=[] if scale in ("mini", "paper") else [pytest.mark.slow])
 
 
-@pytest.mark.parametrize("scale", map(scales_between_are_slow, options("scale")))
+@pytest.mark.parametrize("scale", [scales_between_are_slow(scale) for scale in options("scale")])
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_every_run_of_an_experiment_is_valid(scale, experiment):
     """At the paper's scale, where a mistake costs days, all combinations of one data set, but of seeds and numbers, and
