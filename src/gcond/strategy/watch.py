@@ -49,7 +49,6 @@ class Watch:
         self._asked: Counter[tuple[str, ...]] = Counter()
         self._before = self._asked
         self._windows = 0
-        self._gathered: dict[int, Tensor] = {}
 
     def window(self, held: TaskGradients) -> Look:
         """A window begins, in which backward passes fill the rows of `held`.
@@ -88,18 +87,10 @@ class Watch:
 
     def _look_for_others(self, losses: Mapping[str, Tensor], held: TaskGradients) -> None:
         leaves = list(self._leaves(losses.values()))
-        unknown = self._unknown(leaves, held)
-        if unknown and held.sharded:
-            self._gathered = {id(each): each for each in held.gathered()}
-            unknown = self._unknown(leaves, held)
-        if unknown:
-            raise ValueError(self._told(unknown[0], losses, leaves, held))
-
-    def _unknown(self, leaves: Iterable[Tensor], held: TaskGradients) -> list[Tensor]:
-        own = held.awaited | self._gathered.keys()
-        return [
-            leaf for leaf in leaves if id(leaf) not in own and (isinstance(leaf, nn.Parameter) or leaf.grad is not None)
-        ]
+        own = held.awaited.union(map(id, held.gathered()))
+        for leaf in leaves:
+            if id(leaf) not in own and (isinstance(leaf, nn.Parameter) or leaf.grad is not None):
+                raise ValueError(self._told(leaf, losses, leaves, held))
 
     def _leaves(self, losses: Iterable[Tensor]) -> Iterator[Tensor]:
         losses = list(losses)
