@@ -265,6 +265,13 @@ def test_static_weights_are_joined_in_order_and_frozen_weights_are_none_of_them(
     assert axes.get_xlim()[1] < 7  # one loss alone does not squeeze the others
 
 
+def test_a_front_and_its_methods_are_drawn_at_the_seeds_that_all_weights_have(made):
+    rows = [{"variant": f"loss.tasks={tasks}", "lambda_l1": str(one), "lambda_ssim": str(two), "seed": seed}
+            for tasks, (one, two) in FRONT.items() for seed in ("11", "42")[: 1 + (one < 0.5)]]  # fmt: skip
+    own = made(*rows)("o8", datasets=["headneck"])
+    assert set(own.runs.seed) == set(own.static.seed) == {11}
+
+
 def test_contradicting_tasks_at_best_rates_are_drawn_beside_their_weights_at_full_strength(made):
     contrary = "loss=l1_ssim_flipped,{}scale.accumulation_steps=6,scale.steps_per_epoch=64"
     weights = {"lambda_l1": "0.35", "lambda_ssim": "0.15", "lambda_flipped": "0.5", "best_test_flipped": "0.9"}

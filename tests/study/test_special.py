@@ -116,6 +116,15 @@ def test_the_nearest_static_weights_are_chosen_on_the_mean_and_both_losses_are_c
     assert (l1["effect"], ssim["effect"]) == pytest.approx((-5, -10))
 
 
+def test_static_weights_are_compared_at_the_seeds_that_all_of_them_have():
+    even, other = "loss.tasks={l1:0.5,ssim:0.5}", "loss.tasks={l1:0.2,ssim:0.8}"
+    runs = [arm("baseline", [1.0, 1.0], 1.0), arm("baseline", [1.2, 9.0], 0.7, even),
+            arm("baseline", [1.5], 0.6, other), arm("pcgrad", [1.1, 5.0], 0.7)]  # fmt: skip
+    found = special.against_static(pd.concat(runs).reset_index(drop=True), RESULTS, {})
+    l1 = only(found, ours="pcgrad", measure="l1", epoch="best_test")
+    assert (l1["n"], l1["effect"]) == (1, pytest.approx(-10))
+
+
 def test_delta_m_is_the_mean_of_the_relative_changes_and_mean_the_change_of_the_mean():
     runs = [arm("baseline", [2.0, 2.0], 9.0, "loss=l1"), arm("baseline", [9.0, 9.0], 0.5, "loss=ssim"),
             arm("pcgrad", [2.2, 2.6], 0.4)]  # fmt: skip

@@ -75,6 +75,7 @@ def choose(name: str, spec: dict[str, Any], folder: Path, lr: float | str | None
             break
     own, static = (each[each.index.isin(at_rate.index)] for each in (own, static))
     own, static = (each[each.seed.isin(seeds)] if seeds else each for each in (own, static))
+    own, static = _at_seeds_of_all_weights(own, static)
     if spec.get("subject") == "front":
         weights = static.groupby("dataset").lambda_l1.nunique()
         own = own[own.dataset.isin(weights.index[weights > 1])]
@@ -85,6 +86,15 @@ def choose(name: str, spec: dict[str, Any], folder: Path, lr: float | str | None
     arms = [arm for arm in wanted if (own.strategy == arm).any()]
     rate = own.lr.iloc[0] if own.lr.nunique() == 1 else tables.rate(recorded, rate)
     return Chosen(name, spec, folder, own, arms, shown, rate_in_words(rate), missing, static)
+
+
+def _at_seeds_of_all_weights(own: pd.DataFrame, static: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Both, where a data set has static weights, at the seeds that all these weights have."""
+    each = [static[name] for name in static.filter(regex="^lambda_")]
+    for dataset, weights in static.groupby("dataset"):
+        shared = set.intersection(*(set(runs.seed) for _, runs in weights.groupby(each, dropna=False)))
+        own, static = (runs[(runs.dataset != dataset) | runs.seed.isin(shared)] for runs in (own, static))
+    return own, static
 
 
 def _at_rate(runs: pd.DataFrame, lr: float | str) -> pd.DataFrame:

@@ -195,8 +195,8 @@ def against_static(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) 
     """Every method against the nearest of Baseline's static weights, and against runs that train one loss only.
 
     Methods and static weights have the same learning rates to choose from. The nearest setting is the one over
-    which the method's largest gain among the losses is smallest (mean over seeds, best validation epoch): the method is
-    ahead of the front if one of the losses is lower. delta_m is the mean of the relative changes of L1 and SSIM
+    which the method's largest gain among the losses is smallest (mean over the seeds that all settings have, best
+    validation epoch): the method is ahead of the front if one of the losses is lower. delta_m is the mean of the relative changes of L1 and SSIM
     (Maninis et al. 2019), mean the relative change of their plain mean. `claim`: settings that all have (with), losses.
     """
     found: list[Row] = []
@@ -226,6 +226,8 @@ def _without_weights(setting: str) -> str:
 
 
 def _nearest(arm: pd.DataFrame, static: Arms, base: pd.DataFrame, losses: Sequence[str] = LOSSES) -> Iterator[Row]:
+    arm, base, *points = _common(arm, base, *static.values())
+    static = dict(zip(static, points, strict=True))
     gaps = {setting: max(-compare(arm, point, base, loss)["effect"] for loss in losses)
             for setting, point in static.items()}  # fmt: skip
     ahead = pd.Series(gaps).dropna()
