@@ -335,7 +335,7 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--scale", default="mini", help="mini takes minutes, sample hours, study a day (default: mini)")
     which.add_argument("--datasets", type=_names, default=(), help="only these, comma-separated")
     which.add_argument("--seeds", type=_seeds, default=(), help="10: ten (default: 11,42,2025; of a table, all)")
-    which.add_argument("--lr", type=_rate, help="tables and figures of the runs at this learning rate")
+    which.add_argument("--lr", type=_rate, help="Table 2 and figures of the runs at this rate; claims name theirs")
     runs = argparse.ArgumentParser(add_help=False)
     runs.add_argument("--jobs", type=at_least_one, default=os.cpu_count(), help="runs side by side (default: cores)")
     runs.add_argument("--strategies", type=_names, default=(), help="train these instead of the experiment's arms")

@@ -333,3 +333,13 @@ def test_recorded_numbers():
         ("C1", "gcond_stochastic", "baseline", "own", "mean3", "best_val"): (0.791372, 0.655161, 0.927583, 0.03125),
     }.items():
         assert list(found.loc[[row]].iloc[0]) == pytest.approx(numbers, rel=2e-5, nan_ok=True), row
+
+
+def test_findings_of_chosen_seeds_count_these_alone():
+    found = judge.findings(RESULTS, ["O6"], "sample", [11, 42])
+    shown = {"dataset": "ct", "ours": "gcond_sequential", "measure": "conflicts", "lr": "own"}
+    row = found[(found[list(shown)] == list(shown.values())).all(axis="columns")].iloc[0]
+    runs = tables.runs(RESULTS / "sample")
+    own = runs[(runs.dataset == "ct") & (runs.strategy == "gcond_sequential") & runs.own_lr & (runs.setting == "")]
+    own = own[(own.model == row.model) & (own.model_mode == "train")].set_index("seed")
+    assert (row.n, row.effect) == (2, pytest.approx(own.conflicts[[11, 42]].mean()))

@@ -484,11 +484,13 @@ def _weakest(found: pd.DataFrame) -> pd.Series:
 # All scales of a folder.
 
 
-def findings(results: Path, names: Sequence[str] = (), scale: str = "*") -> pd.DataFrame:
-    """Of every scale recorded below `results` (or of one), and of what belongs to no scale; all claims or `names`."""
+def findings(results: Path, names: Sequence[str] = (), scale: str = "*", seeds: Sequence[int] = ()) -> pd.DataFrame:
+    """Of every scale recorded below `results` (or of one), and of what belongs to no scale; all claims or `names`, of
+    all seeds or `seeds`."""
     claims = {name: claim for name, claim in facts("claims").items() if not names or name in names}
     folders = sorted(path.parent for path in results.glob(f"{scale}/runs.csv"))
-    found = [judge(claims, tables.runs(folder), folder) for folder in folders]
+    recorded = {folder: tables.runs(folder) for folder in folders}
+    found = [judge(claims, runs[runs.seed.isin(seeds or runs.seed)], folder) for folder, runs in recorded.items()]
     rows = [row | {"claim": name} for name, claim in claims.items() for row in _special(claim, None, results)]
     found = [each for each in (*found, _table(rows)) if len(each)] or [_table([])]
     order = {name: place for place, name in enumerate(claims)}

@@ -48,7 +48,7 @@ def text(artefact: Any, results: Path, **choices: Any) -> tuple[str, bool]:
         return "\n\n".join(plain(rows) for name in table.datasets for rows in table.printed(name)), table.complete
     if not artefact.claims:
         return "", True
-    found = judge.findings(results, artefact.claims, chosen.get("scale", "mini"))
+    found = judge.findings(results, artefact.claims, chosen.get("scale", "mini"), chosen.get("seeds", ()))
     found = found[found.dataset.isin([*chosen.get("datasets", found.dataset), ""])]
     parts = []
     for name in artefact.claims:

@@ -196,8 +196,9 @@ def against_static(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) 
 
     Methods and static weights have the same learning rates to choose from. The nearest setting is the one over
     which the method's largest gain among the losses is smallest (mean over the seeds that all settings have, best
-    validation epoch): the method is ahead of the front if one of the losses is lower. delta_m is the mean of the relative changes of L1 and SSIM
-    (Maninis et al. 2019), mean the relative change of their plain mean. `claim`: settings that all have (with), losses.
+    validation epoch): the method is ahead of the front if one of the losses is lower. delta_m is the mean of the
+    relative changes of L1 and SSIM (Maninis et al. 2019), mean the relative change of their plain mean. `claim`:
+    settings that all have (with), losses.
     """
     found: list[Row] = []
     common, losses = tables.setting(claim.get("with", {})), claim.get("losses", LOSSES)
