@@ -134,16 +134,12 @@ def compare(
 def over_patients(ours: pd.DataFrame, theirs: pd.DataFrame, of: pd.DataFrame | None, losses: pd.DataFrame) -> Effect:
     """ours - theirs with the patient (or class) as the unit: each one's mean over pairs of runs, in percent of the mean
     over patients. `losses`: a row a patient, a column a log."""
-    ours, theirs = by_pair(ours), by_pair(theirs)
-    common = ours.index.intersection(theirs.index)
-
-    def by_patient(runs: pd.DataFrame) -> pd.DataFrame:
-        logs = runs.log[runs.index.isin(common) & runs.log.isin(losses.columns)]
-        return losses[logs].set_axis(logs.index, axis="columns")
-
-    x, y = by_patient(ours), by_patient(theirs)
-    difference = (x - y).mean(axis="columns").dropna()
-    base = y if of is None else by_patient(by_pair(of))
+    arms = [by_pair(each).log for each in (ours, theirs, theirs if of is None else of)]
+    common = [pair for pair in arms[0].index.intersection(arms[1].index)
+              if arms[0][pair] in losses and arms[1][pair] in losses]  # fmt: skip
+    x, y = (losses[logs[common]].to_numpy() for logs in arms[:2])
+    difference = pd.DataFrame(x - y).mean(axis="columns").dropna()
+    base = losses[[log for pair, log in arms[2].items() if pair in common and log in losses]]
     return interval(difference, 100 / base.mean(axis="columns").mean() if len(difference) else math.nan)
 
 
