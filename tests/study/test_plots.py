@@ -260,8 +260,8 @@ def test_static_weights_are_joined_in_order_and_frozen_weights_are_none_of_them(
     (axes,) = plots.scatter(own).axes
     front = next(line for line in axes.lines if line.get_label() == "static weights")
     tuned = own.runs[own.runs.strategy == "baseline"].best_test_l1.item()
-    np.testing.assert_allclose(front.get_xdata(), [0.05, tuned, 0.85, 7])
-    assert [text.get_text() for text in axes.texts] == [".95 .05", ".85 .15", ".15 .85", "0 1"]
+    np.testing.assert_allclose(front.get_xdata(), [7, 0.85, tuned, 0.05])
+    assert [text.get_text() for text in axes.texts] == ["0", ".15", ".85", ".95"]
     assert axes.get_xlim()[1] < 7  # one loss alone does not squeeze the others
 
 

@@ -307,9 +307,9 @@ def scatter(chosen: Chosen) -> Figure:
 
 
 def _front(axes: Axes, points: pd.DataFrame, named: bool) -> None:
-    """Join the means of static weights from left to right; write the weights beside each where `named`. One loss alone
-    may lie outside."""
-    means = points[points.front].groupby("weights")[["x", "y"]].mean().sort_values("x")
+    """Join the means of static weights in the order `along`; write the weights beside each where `named`. One loss
+    alone may lie outside."""
+    means = points[points.front].groupby("weights")[["x", "y", "along"]].mean().sort_values("along")
     if len(means) < 2:
         return
     look = {"color": "0.55", "markersize": 5, "markerfacecolor": "white", "zorder": 1}
@@ -317,7 +317,7 @@ def _front(axes: Axes, points: pd.DataFrame, named: bool) -> None:
     for index, (weights, point) in enumerate(means.iterrows() if named else ()):
         left = index < len(means) / 2  # keep inside the panel, and clear of the neighbours
         offset = {"ha": "left" if left else "right", "xytext": (7 if left else -7, 3 if index % 2 else -8)}
-        axes.annotate(weights, point, textcoords="offset points", fontsize=7, color="0.35", **offset)
+        axes.annotate(weights, point[["x", "y"]], textcoords="offset points", fontsize=7, color="0.35", **offset)
     inside = points[~points.front | ~points.alone]
     for name in "xy":
         low, high = inside[name].min(), inside[name].max()
@@ -327,15 +327,18 @@ def _front(axes: Axes, points: pd.DataFrame, named: bool) -> None:
 
 def _losses(chosen: Chosen) -> pd.DataFrame:
     """Pairs of losses on test at the best validation epoch, a column a pair: of the methods, and of static weights
-    (`front`), Baseline's own among them. `alone`: trained with one loss."""
+    (`front`), Baseline's own among them. `weights`: all but the last, as they sum to 1; `alone`: trained with one loss;
+    `along`: what static weights are joined by, the first weight of two, else x."""
     measures = facts("methods")["measures"]
     points = pd.concat([chosen.runs.assign(front=False), chosen.static.assign(front=True)], ignore_index=True)
     lambdas = points[[f"lambda_{loss}" for loss in dict.fromkeys(chain(*chosen.spec["losses"]))]].fillna(0.0)
-    weights = lambdas.apply(
+    weights = lambdas.iloc[:, :-1].apply(
         lambda run: " ".join(f"{weight:g}".removeprefix("0") or "0" for weight in run), axis="columns"
     )
     points = points.assign(arm=points.strategy, weights=weights, alone=lambdas.max(axis="columns") == 1, row="")
+    first = lambdas.iloc[:, 0] if lambdas.shape[1] == 2 else None
     pairs = [points.assign(column=column, x=points[f"best_test_{x}"], y=points[f"best_test_{y}"],
+                           along=points[f"best_test_{x}"] if first is None else first,
                            x_label=f"test {measures[x]}", y_label=f"test {measures[y]}")
              for column, (x, y) in enumerate(chosen.spec["losses"])]  # fmt: skip
     return _ordered(pd.concat(pairs, ignore_index=True), chosen, column=list(range(len(pairs))))
