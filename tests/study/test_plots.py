@@ -272,6 +272,13 @@ def test_a_front_and_its_methods_are_drawn_at_the_seeds_that_all_weights_have(ma
     assert set(own.runs.seed) == set(own.static.seed) == {11}
 
 
+def test_one_weighting_alone_takes_no_seed_from_the_methods(made):
+    contrary = {"variant": "loss=l1_ssim_flipped,scale.accumulation_steps=6", "best_test_flipped": "0.9"}
+    contrary |= {"lambda_l1": "0.35", "lambda_ssim": "0.15", "lambda_flipped": "0.5"}
+    own = made(contrary, *(contrary | {"strategy": "pcgrad", "seed": seed} for seed in ("11", "42")))("conflict")
+    assert set(own.runs[own.runs.strategy == "pcgrad"].seed) >= {11, 42}
+
+
 def test_contradicting_tasks_at_best_rates_are_drawn_beside_their_weights_at_full_strength(made):
     contrary = "loss=l1_ssim_flipped,{}scale.accumulation_steps=6,scale.steps_per_epoch=64"
     weights = {"lambda_l1": "0.35", "lambda_ssim": "0.15", "lambda_flipped": "0.5", "best_test_flipped": "0.9"}

@@ -89,11 +89,13 @@ def choose(name: str, spec: dict[str, Any], folder: Path, lr: float | str | None
 
 
 def _at_seeds_of_all_weights(own: pd.DataFrame, static: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Both, where a data set has static weights, at the seeds that all these weights have."""
+    """Both, where a data set has several static weights, at the seeds that all these have."""
     each = [static[name] for name in static.filter(regex="^lambda_")]
     for dataset, weights in static.groupby("dataset"):
-        shared = set.intersection(*(set(runs.seed) for _, runs in weights.groupby(each, dropna=False)))
-        own, static = (runs[(runs.dataset != dataset) | runs.seed.isin(shared)] for runs in (own, static))
+        seeds = [set(runs.seed) for _, runs in weights.groupby(each, dropna=False)]
+        if len(seeds) > 1:
+            shared = set.intersection(*seeds)
+            own, static = (runs[(runs.dataset != dataset) | runs.seed.isin(shared)] for runs in (own, static))
     return own, static
 
 
