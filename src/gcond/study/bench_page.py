@@ -32,7 +32,6 @@ COSTS = ("plain", "cagrad", "gradnorm", "pcgrad", "gcond_stochastic", "gcond_seq
 MEMORY_COSTS = ("baseline", *COSTS[1:])
 ARBITRATIONS = ("GCond", "GCond, compiled", "statistics", "statistics, compiled", "combination", "momentum", "PCGrad")
 ARBITRATIONS += ("CAGrad", "UPGrad", "GradDrop", "TorchJD's PCGrad", "TorchJD's CAGrad", "TorchJD's UPGrad")
-ARBITRATIONS += ("GCond on whole vectors",)
 TRACE = {  # quantity -> column, form
     "step_time": ("step, ms", ".0f"),
     "data": ("waiting for data", ".1%"),
