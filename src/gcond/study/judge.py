@@ -46,8 +46,8 @@ TEXT = ["claim", "label", "scale", "dataset", "model", "ours", "theirs", "of", "
         "epoch", "unit"]  # fmt: skip
 COLUMNS = [*TEXT, "n", "dropped", "effect", "low", "high", "p", "wants", "verdict", "against"]
 DEFAULTS = {"label": "", "theirs": "", "epoch": "", "lr": "own", "mode": "train", "group": ""}
-UNITS = {"conflicts": "share", "resolved": "share", "correction": "share", "zone": "number", "probe:": "cosine",
-         "cosine": "cosine"}  # fmt: skip
+UNITS = {"conflicts": "share", "resolved": "share", "correction": "share", "top1": "share", "top5": "share",
+         "zone": "number", "probe:": "cosine", "cosine": "cosine"}  # fmt: skip
 MEANS = ("mean", "mean3", "weighted")  # over the tasks of a run, beside its single losses
 TASKS = ("l1", "ssim", "flipped", "class")
 
