@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from gcond.study import tables
-from gcond.study.judge import compare
+from gcond.study.judge import ACCURACIES, compare
 from gcond.study.methods import facts, kind, label, ordered
 from gcond.study.table2 import Printed, effect
 
@@ -108,7 +108,7 @@ def _cells(name: str, folder: Path, dataset: str, runs: pd.DataFrame) -> list[di
     for method, epoch, (place, measure) in product(
         [*ordered({*arms, *paper["rows"]}), GUESS], EPOCHS, enumerate(paper["columns"])
     ):
-        own, unit = arms.get(method, runs.iloc[:0]), 100 if measure.startswith("top") else 1
+        own, unit = arms.get(method, runs.iloc[:0]), 100 if measure in ACCURACIES else 1
         values = unit * own.get(f"{epoch}_{measure}", pd.Series(dtype=float)).astype(float).dropna()
         row = {"dataset": dataset, "method": method, "epoch": epoch, "measure": measure, "title": titles[measure],
                "lr": " ".join(map(tables.written, sorted(set(own.lr)))), "mean": values.mean(), "sd": values.std(),
@@ -119,8 +119,7 @@ def _cells(name: str, folder: Path, dataset: str, runs: pd.DataFrame) -> list[di
             row["mean"] = unit * (guess.max() if measure in HIGHER else guess.min())
         elif "baseline" in arms and method in arms and method != "baseline":
             found = compare(own, arms["baseline"], None, measure, epoch, "diff" if measure in HIGHER else "percent")
-            scaled = {end: found[end] * (unit if measure in HIGHER else 1) for end in ("effect", "low", "high")}
-            row |= scaled
+            row |= {end: found[end] for end in ("effect", "low", "high")}
         theirs, base = (paper["rows"].get(each, [math.nan] * 9)[place] for each in (method, "baseline"))
         gap = theirs - base if measure in HIGHER else 100 * (theirs / base - 1)
         rows.append(row | {"paper": theirs, "paper_effect": gap})

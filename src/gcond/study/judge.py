@@ -46,10 +46,11 @@ TEXT = ["claim", "label", "scale", "dataset", "model", "ours", "theirs", "of", "
         "epoch", "unit"]  # fmt: skip
 COLUMNS = [*TEXT, "n", "dropped", "effect", "low", "high", "p", "wants", "verdict", "against"]
 DEFAULTS = {"label": "", "theirs": "", "epoch": "", "lr": "own", "mode": "train", "group": ""}
-UNITS = {"conflicts": "share", "resolved": "share", "correction": "share", "top1": "share", "top5": "share",
-         "zone": "number", "probe:": "cosine", "cosine": "cosine"}  # fmt: skip
+UNITS = {"conflicts": "share", "resolved": "share", "correction": "share", "zone": "number", "probe:": "cosine",
+         "cosine": "cosine"}  # fmt: skip
 MEANS = ("mean", "mean3", "weighted")  # over the tasks of a run, beside its single losses
 TASKS = ("l1", "ssim", "flipped", "class")
+ACCURACIES = ("top1", "top5")  # recorded as fractions, told in percent and compared in points
 
 Effect = dict[str, Any]  # n, effect (a mean), low, high, p
 
@@ -170,15 +171,15 @@ def _seed(pair: str) -> int:
 
 
 def _values(runs: pd.DataFrame, measure: str, epoch: str, base: pd.DataFrame | None = None) -> pd.Series:
-    """A number a run; runs without a finite one are left out. `base`: `mean3` takes percentages of its means,
-    and `weighted` adds up with its weights."""
+    """A number a run, accuracies in percent; runs without a finite one are left out. `base`: `mean3` takes percentages
+    of its means, and `weighted` adds up with its weights."""
 
     def column(name: str) -> pd.Series:
         name = f"train_{name}_tail" if epoch == "train_tail" else f"{epoch}_{name}" if epoch else name
         return runs[name].astype(float) if name in runs else pd.Series(math.nan, runs.index)
 
     if measure not in MEANS:
-        values = column(measure)
+        values = column(measure) * (100 if measure in ACCURACIES else 1)
     else:
         weights = {task: runs[f"lambda_{task}"] for task in TASKS if runs.get(f"lambda_{task}", pd.Series()).any()}
         losses = {task: column(task) for task in weights}
@@ -415,6 +416,8 @@ def _compared(
 def unit(measure: str, how: str) -> str:
     if how in ("percent", "log", "distance"):
         return "%"
+    if measure in ACCURACIES:
+        return "points" if how == "diff" else "share"
     return next((unit for start, unit in UNITS.items() if measure.startswith(start)), "number")
 
 

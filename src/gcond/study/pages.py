@@ -266,8 +266,8 @@ def finding_tables(found: pd.DataFrame) -> list[list[list[str]]]:
     """
     found = found[found.epoch.isin(ON_PAGE) & found.group.isin(["", "all"])]
     pairs, levels = found[found.theirs != ""], found[found.theirs == ""]
-    at_paper = set(levels.dataset[levels.lr == "paper"])
-    levels = levels[(levels.lr == "paper") | ~levels.dataset.isin(at_paper)]
+    what = levels.dataset + levels.label
+    levels = levels[(levels.lr == "paper") | ~what.isin(what[levels.lr == "paper"])]
     return [_finding_rows(own) for own in (pairs, levels) if len(own)]
 
 

@@ -62,7 +62,7 @@ def _mean(values: pd.Series, factor: float = 1.0, zero: bool = False) -> Row:
 
 def noise(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -> list[Row]:
     """K x variance over that at K = 1, and windows whose sign of the conflict is right, less those at the smallest K;
-    the largest K decides: at frozen weights (kind window) where that was measured, else as probed during training."""
+    the largest K decides. As probed in training, and at frozen weights (kind window) where that was measured."""
     arms = [
         (about | {"ours": strategy}, own[strategy])
         for about, group in _groups(runs)
@@ -70,9 +70,9 @@ def noise(runs: pd.DataFrame, results: Path, claim: Mapping[str, Any]) -> list[R
         for strategy in (BASELINE, SEQUENTIAL, STOCHASTIC)
         if strategy in own
     ]
-    measured = [(about | {"label": f"{state} weights"}, table) for about, arm in arms
-                for state, table in _windows(results, arm)]  # fmt: skip
-    measured = measured or [(about | {"label": "in training"}, _probed(arm)) for about, arm in arms]
+    measured = [(about | {"label": "in training"}, _probed(arm)) for about, arm in arms]
+    measured += [(about | {"label": f"{state} weights"}, table) for about, arm in arms
+                 for state, table in _windows(results, arm)]  # fmt: skip
     found = []
     for about, table in measured:
         for measure, own in table.T.groupby(lambda name: name.rpartition("/")[0]):

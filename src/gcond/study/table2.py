@@ -29,7 +29,7 @@ from gcond.study.methods import (
 MEASURES, EPOCHS = ("l1", "ssim"), ("best_val", "last_val", "best_test")
 CELL = ["dataset", "measure", "epoch"]  # what names a column
 FORMS = {"%": "+z.1f", "cosine": "+z.2f", "correlation": "+z.2f", "difference": "+z.3f", "area": "+z.4f",
-         "ratio": ".2f", "share": "z.1f", "MB": ",.0f", "GB": ".1f", "images": ".0f"}  # fmt: skip
+         "points": "+z.1f", "ratio": ".2f", "share": "z.1f", "MB": ",.0f", "GB": ".1f", "images": ".0f"}  # fmt: skip
 DECIMALS = 4  # of a printed loss; a few seeds do not carry more
 
 
