@@ -335,10 +335,9 @@ def _readme(results: Path, **_: Any) -> list[Path]:
 def _decided_by(row: dict[str, Any]) -> str:
     if not row["n"]:
         return ""
-    short = row | {"label": row["label"].partition(",")[0]}
     known = {"": "", "own": "", "paper": ", at 2e-4", "best": ", at best rates"}
     rate = known.get(row["lr"], f", at {row['lr']}")
-    return f"{_data(row['dataset'])} {measured(row)}{rate}: {compared(short)}".strip()
+    return f"{_data(row['dataset'])} {measured(row)}{rate}: {compared(row)}".strip()
 
 
 def _data(dataset: str) -> str:
