@@ -91,6 +91,14 @@ def test_a_finding_stands_in_its_cell_of_its_claims_table(found):
     assert all(len(row) == len(levels[0]) for row in levels)
 
 
+def test_what_was_measured_at_another_rate_alone_stands_on_the_page_beside_levels_at_the_papers(found):
+    (levels,) = pages.finding_tables(found[(found.claim == "D4") & (found.scale == "sample")])
+    at = levels[0].index("lr")
+    rates = {(row[0], row[1].partition(",")[0]): row[at] for row in levels[1:]}
+    assert rates == {("CT", "in training"): "paper", ("photographs", "in training"): "paper",
+                     ("CT", "initial weights"): "own", ("CT", "last weights"): "own"}  # fmt: skip
+
+
 def test_the_first_table_holds_the_findings_and_stands_on_three_pages(found):
     seeds, rows = pages.first_table(found)
     columns = KNOWN["table"]["columns"]
