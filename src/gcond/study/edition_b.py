@@ -18,7 +18,7 @@ from gcond.study.table2 import Printed, effect
 
 NAMES = ("b-table5", "b-table6")
 EPOCHS = {"best_val": "val", "best_test": "test"}  # -> its split
-HIGHER = ("auc", "top1", "top5")  # is better; compared by difference
+HIGHER = ("auc", *ACCURACIES)  # is better; compared by difference
 SETTING = ["model", "setting", "steps", "data_checksum"]
 GUESS = "best guess without training"
 
