@@ -159,6 +159,11 @@ def test_a_seed_on_two_machines_counts_once_and_one_run_twice_is_refused():
     assert found["effect"] == pytest.approx(np.mean([np.mean([-0.1, -0.3]), 0, -0.2]))
 
 
+def test_accuracies_differ_by_points():
+    ours, theirs = (table(best_val_top1=values) for values in ([0.06, 0.09], [0.05, 0.06]))
+    assert judge.compare(ours, theirs, measure="top1")["effect"] == pytest.approx(2)
+
+
 def test_means_over_the_tasks():
     ours = table(best_val_l1=[0.2, 0.4], best_val_ssim=[0.6, 0.6])
     theirs = table(best_val_l1=[0.4, 0.4], best_val_ssim=[0.5, 0.5])

@@ -118,7 +118,7 @@ def _cells(name: str, folder: Path, dataset: str, runs: pd.DataFrame) -> list[di
             guess = guesses.get(f"{EPOCHS[epoch]}_{measure}", pd.Series(dtype=float))
             row["mean"] = unit * (guess.max() if measure in HIGHER else guess.min())
         elif "baseline" in arms and method in arms and method != "baseline":
-            found = compare(own, arms["baseline"], None, measure, epoch, "diff" if measure in HIGHER else "percent")
+            found = compare(own, arms["baseline"], None, measure, epoch, "diff" if measure == "auc" else "percent")
             row |= {end: found[end] for end in ("effect", "low", "high")}
         theirs, base = (paper["rows"].get(each, [math.nan] * 9)[place] for each in (method, "baseline"))
         gap = theirs - base if measure in HIGHER else 100 * (theirs / base - 1)

@@ -8,7 +8,8 @@ is the unit; a 95 % t-interval over seeds decides, and the sign-flip p stands be
       ours     strategies; `all`: every one that ran
       theirs   none: the mean of ours alone (`as: single`); same: the strategy of ours
       of       percent of this strategy's mean, over the seeds that all have (default: of theirs)
-      as       percent, log (percent of a ratio, from logs), diff, single, distance (percent, of either sign)
+      as       percent (of accuracies: points), log (percent of a ratio, from logs), diff, single, distance (percent, of
+               either sign)
       with     overrides that both arms have; ours_with, ours_lr, ours_mode: what only ours has
       theirs_again: overrides of a second training of theirs, with which it is averaged by pair
       dataset  a data set, or its kind: ct, photographs
@@ -104,7 +105,7 @@ def compare(
     again: pd.DataFrame | None = None,
 ) -> Effect:
     """ours - theirs over pairs of runs (rows of `tables.runs`); of ours alone without theirs. Of theirs and `again`,
-    a second training of the same, the mean counts.
+    a second training of the same, the mean counts. Accuracies differ by points, never by percent.
 
     `dropped`: seeds that both have, but not of one machine, images and length. Several pairs of a seed count as their
     mean. Raises ValueError where an arm has one run twice.
@@ -126,7 +127,7 @@ def compare(
     if how == "log":
         logs = interval(of_seeds(np.log(x) - np.log(y)))
         return logs | {end: 100 * math.expm1(logs[end]) for end in ("effect", "low", "high")} | {"dropped": dropped}
-    factor = 1.0 if how == "diff" else 100 / z.mean() if len(z) else math.nan
+    factor = 1.0 if unit(measure, how) != "%" else 100 / z.mean() if len(z) else math.nan
     if how == "distance":
         return interval(of_seeds((x - y).abs()), factor, zero=False) | {"dropped": dropped}
     return interval(of_seeds(x - y), factor) | {"dropped": dropped}
@@ -414,10 +415,10 @@ def _compared(
 
 
 def unit(measure: str, how: str) -> str:
+    if measure in ACCURACIES:
+        return "share" if how == "single" else "points"
     if how in ("percent", "log", "distance"):
         return "%"
-    if measure in ACCURACIES:
-        return "points" if how == "diff" else "share"
     return next((unit for start, unit in UNITS.items() if measure.startswith(start)), "number")
 
 
