@@ -56,6 +56,16 @@ def test_what_a_sentence_of_the_first_page_says_is_so(name, found):
     assert lies(finding["low"], finding["high"], SENTENCES[name]["lies"]), dict(finding)
 
 
+@pytest.mark.parametrize("name", KNOWN["sentences_about_several"])
+def test_what_a_sentence_says_of_several_findings_is_so_of_each(name, found):
+    where = KNOWN["sentences_of"] | KNOWN["sentences_about_several"][name]
+    several = pages.findings(where, found)
+    assert len(several) > 1
+    assert several.n.min() >= 3
+    for one in several.itertuples():
+        assert lies(one.low, one.high, where["lies"]), one
+
+
 PAGES = ["README.md", "claims.md", "history.md", "../docs/findings.md"]
 
 

@@ -311,6 +311,11 @@ def _readme(results: Path, **_: Any) -> list[Path]:
         cell = table["where"] | known["rows"][row] | known["columns"][column] if column else {}
         return finding(cell or known["sentences_of"] | known["sentences"][name], found)
 
+    def spread(name: str) -> dict[str, Any]:
+        """How many findings a sentence is about, and their lowest and highest effect."""
+        effects = findings(known["sentences_of"] | known["sentences_about_several"][name], found).effect
+        return {"n": len(effects), "lowest": f"{effects.min():+.1f}", "highest": f"{effects.max():+.1f}"}
+
     seeds, rows = first_table(found)
     runs = {folder.parent.name: len(tables.read(folder.parent)) for folder in sorted(results.glob("*/runs.csv"))}
     stand = [row | {"what": _decided_by(row)} for row in judge.verdicts(claims, found).to_dict("records")]
@@ -321,7 +326,7 @@ def _readme(results: Path, **_: Any) -> list[Path]:
                "scales": [scale for scale in judge.SCALES if (results / scale / "claims.md").exists()],
                "paper": {measure: _paper_gap("ct", measure) for measure in ("l1", "ssim")},
                "say": lambda name: effect(named(name)).replace("*", ""),
-               "n": lambda name: named(name)["n"],
+               "n": lambda name: named(name)["n"], "spread": spread,
                "level": lambda name, digits=1: f"{named(name)['effect']:.{digits}f}"}  # fmt: skip
     content["says"] = _environment().from_string(table["says"]).render(**content)
     root = results.resolve().parent / "README.md"
@@ -375,11 +380,17 @@ def _paper_gap(dataset: str, measure: str) -> str:
     return f"{paper_table2(dataset, measure)['gcond_sequential'].gap:+.1f}"
 
 
+def findings(where: dict[str, Any], found: pd.DataFrame) -> pd.DataFrame:
+    """Those that study/headlines.yaml names; a list names several, null all."""
+    for column, value in (facts("headlines")["each"] | where).items():
+        if column in found and value is not None:
+            found = found[found[column].isin(value if isinstance(value, list) else [value])]
+    return found
+
+
 def finding(where: dict[str, Any], found: pd.DataFrame) -> dict[str, Any]:
     """The finding that study/headlines.yaml names; n = 0 where it was not run. ValueError where several are."""
-    rows = found
-    for column, value in (facts("headlines")["each"] | where).items():
-        rows = rows if column not in found else rows[rows[column] == value]
+    rows = findings(where, found)
     if len(rows) > 1:
         raise ValueError(f"study/headlines.yaml: expected one finding of {where}, found {len(rows)}")
     nothing = dict.fromkeys(found, "") | where | dict.fromkeys(("effect", "low", "high"), math.nan) | {"n": 0}

@@ -441,9 +441,14 @@ def forest(name: str, spec: dict[str, Any], folder: Path, lr: float | str | None
 
 def effects(spec: dict[str, Any], runs: pd.DataFrame, rate: str, folder: Path) -> pd.DataFrame:
     """Findings of the figure's rows at one rate, with a row's `place`, what it `says`, and the `paper`'s effect."""
-    known = [spec["contrast"]] if "contrast" in spec else facts("claims")[spec["claim"]]["contrasts"]
-    known = [each for each in known if each.get("label", "") in {row.get("label", "") for row in spec["rows"]}]
-    narrow = {"measure": spec["measure"], "epoch": [mark["epoch"] for mark in spec["marks"]], "mode": "train"}
+    known = [spec["contrast"]] if "contrast" in spec else [
+        each for claim in spec["claims"] for each in facts("claims")[claim]["contrasts"]
+    ]  # fmt: skip
+    known = [{"lr": ["own"]} | each for each in known
+             if each.get("label", "") in {row.get("label", "") for row in spec["rows"]}]  # fmt: skip
+    marks = [{"measure": spec.get("measure")} | mark for mark in spec["marks"]]
+    narrow = {name: list(dict.fromkeys(mark[name] for mark in marks)) for name in ("measure", "epoch")}
+    narrow |= {"mode": "train"}
     contrasts = [each | narrow | {"lr": rate} for each in known if isinstance(each["lr"], list)]
     contrasts += [  # of one rate: the paper's, or, beside the best ones, another
         each | narrow for each in known
@@ -454,9 +459,9 @@ def effects(spec: dict[str, Any], runs: pd.DataFrame, rate: str, folder: Path) -
     for place, row in enumerate(spec["rows"]):
         if rate not in row.get("rates", [rate]):
             continue
-        for mark, where in enumerate(spec["marks"]):
+        for mark, where in enumerate(marks):
             wanted = {"label": "", "mode": "train"} | {key: row[key] for key in row if key not in ("says", "rates")}
-            wanted |= {"group": where["group"], "epoch": where["epoch"]}
+            wanted |= {name: where[name] for name in ("measure", "group", "epoch")}
             same = np.logical_and.reduce([judged[key] == value for key, value in wanted.items()])
             parts.append(judged[same].assign(place=place, says=row["says"], mark=mark))
     found = pd.concat(parts).dropna(subset="effect")
