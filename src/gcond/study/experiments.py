@@ -35,7 +35,7 @@ def content(results: Path) -> dict[str, Any]:
         cells = [""] * len(SCALES)
         if artefact.trains:
             spec = facts("figures")["figures"].get(name, {})
-            asked = catalogue.artefacts[spec["artefact"]] if spec.get("kind") == "forest" else artefact
+            asked = catalogue.artefacts[spec.get("artefact", name)] if spec.get("kind") == "forest" else artefact
             others = [_recorded(asked, results / scale, found[found.scale == scale]) for scale in SCALES[1:]]
             cells = [_counted(artefact, runs, results / "study"), *others]
         rows.append([f"`{name}`", artefact.asks, *cells, ", ".join(answers)])
