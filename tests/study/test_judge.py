@@ -162,6 +162,7 @@ def test_a_seed_on_two_machines_counts_once_and_one_run_twice_is_refused():
 def test_accuracies_differ_by_points():
     ours, theirs = (table(best_val_top1=values) for values in ([0.06, 0.09], [0.05, 0.06]))
     assert judge.compare(ours, theirs, measure="top1")["effect"] == pytest.approx(2)
+    assert [judge.unit("top1", how) for how in ("percent", "diff", "log")] == ["points", "points", "%"]
 
 
 def test_means_over_the_tasks():

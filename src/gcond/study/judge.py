@@ -105,7 +105,7 @@ def compare(
     again: pd.DataFrame | None = None,
 ) -> Effect:
     """ours - theirs over pairs of runs (rows of `tables.runs`); of ours alone without theirs. Of theirs and `again`,
-    a second training of the same, the mean counts. Accuracies differ by points, never by percent.
+    a second training of the same, the mean counts. Accuracies differ by points, but for log.
 
     `dropped`: seeds that both have, but not of one machine, images and length. Several pairs of a seed count as their
     mean. Raises ValueError where an arm has one run twice.
@@ -415,7 +415,7 @@ def _compared(
 
 
 def unit(measure: str, how: str) -> str:
-    if measure in ACCURACIES:
+    if measure in ACCURACIES and how != "log":
         return "share" if how == "single" else "points"
     if how in ("percent", "log", "distance"):
         return "%"
