@@ -66,16 +66,17 @@ def test_what_a_sentence_says_of_several_findings_is_so_of_each(name, found):
         assert lies(one.low, one.high, where["lies"]), one
 
 
-PAGES = ["README.md", "claims.md", "history.md", "../docs/findings.md"]
+PAGES = ["README.md", "claims.md", "history.md", "../docs/findings.md", "../docs/details.md"]
 
 
 @pytest.mark.parametrize("page", [*PAGES, *(f"{scale}/claims.md" for scale in ("mini", "sample", "sample_gpu"))])
 def test_the_files_that_a_page_points_to_exist(page):
     text = (RESULTS / page).read_text(encoding="utf-8")
-    for target, place in re.findall(r"\]\(([^)#]+)#?([^)]*)\)", text):
-        linked = ((RESULTS / page).parent / target).resolve()
+    for target, place in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", text):
+        linked = ((RESULTS / page).parent / target).resolve() if target else RESULTS / page
         assert linked.exists(), target
-        assert not place or f"\n## {place}\n" in linked.read_text(encoding="utf-8").lower(), (target, place)
+        headings = re.findall(r"^## (.*)$", linked.read_text(encoding="utf-8"), re.MULTILINE) if place else []
+        assert not place or place in [each.lower().replace(" ", "-") for each in headings], (target, place)
 
 
 def test_the_committed_pages_are_those_of_the_committed_findings(tmp_path, monkeypatch):

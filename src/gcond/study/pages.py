@@ -295,7 +295,7 @@ def compared(row: dict[str, Any]) -> str:
 
 
 def _readme(results: Path, **_: Any) -> list[Path]:
-    """One screen of what was found, two pages of it, every claim, and what smaller runs said; the screen's first
+    """One screen of what was found, two pages of it, its details, every claim, and what smaller runs said; the screen's first
     paragraph and table stand in the README of the repository, too.
 
     Its sentences are about what this project recorded: there is no such page of a user's own results.
@@ -333,7 +333,7 @@ def _readme(results: Path, **_: Any) -> list[Path]:
     before, _, after = root.read_text(encoding="utf-8").partition(BEGIN)
     write_text(root, f"{before}{BEGIN}\n\n{render('finding', **content)}\n{END}{after.partition(END)[2]}")
     first = {"readme": results / "README.md", "verdicts": results / "claims.md", "history": results / "history.md",
-             "findings": ROOT / "docs" / "findings.md"}  # fmt: skip
+             **{name: ROOT / "docs" / f"{name}.md" for name in ("findings", "details")}}  # fmt: skip
     return [root, *(path for template, to in first.items() for path in _write(to, template, **content))]
 
 
