@@ -131,3 +131,9 @@ def test_the_tuning_seed_stands_in_no_table(tmp_path):
 def test_runs_on_different_images_share_no_table(tmp_path):
     with pytest.raises(ValueError, match="one data_checksum of ct, found other; same"):
         table2.build(record(tmp_path, ("mine", 11, "data_checksum", "other"), **LOSSES))
+
+
+@pytest.mark.parametrize(("high", "n", "text"), [(-0.04, 3, "-1.8 [-3.6, -0.0]"), (0.0, 3, "-1.8 [-3.6, +0.0]"),
+                                                 (-0.04, 6, "**-1.8 [-3.6, -0.0]**")])  # fmt: skip
+def test_a_rounded_end_keeps_its_side_of_zero(high, n, text):
+    assert table2.effect({"effect": -1.8, "low": -3.6, "high": high, "n": n, "unit": "%"}) == text

@@ -308,7 +308,7 @@ def _readme(results: Path, **_: Any) -> list[Path]:
     def named(name: str) -> dict[str, Any]:
         """A sentence, or "ROW COLUMN" of the table."""
         row, _, column = name.partition(" ")
-        cell = table["where"] | known["rows"][row] | known["columns"][column] if column else {}
+        cell = table["where"] | known["columns"][column] | known["rows"][row] if column else {}
         return finding(cell or known["sentences_of"] | known["sentences"][name], found)
 
     def spread(name: str) -> dict[str, Any]:
@@ -365,7 +365,7 @@ def first_table(found: pd.DataFrame) -> tuple[dict[str, int], list[list[str]]]:
 def _lines(table: Mapping[str, Any], found: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
     """The findings of a table's rows by title; empty where a row has nothing to say in a column."""
     known = facts("headlines")
-    return {row["title"]: [finding(table["where"] | row | known["columns"][name], found)
+    return {row["title"]: [finding(table["where"] | known["columns"][name] | row, found)
                            if name in row.get("columns", [name]) else {} for name in table["columns"]]
             for row in map(known["rows"].get, table["rows"])}  # fmt: skip
 

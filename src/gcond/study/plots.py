@@ -498,7 +498,7 @@ def _forest_panels(found: pd.DataFrame, spec: dict[str, Any]) -> Figure:
         for place, first in own.sort_values("mark").groupby("place").effect.first().items():
             y, words = rows.index.get_loc(place), f"{round(first, 1) + 0:+.1f}"
             axes.text(1.02, y, words, transform=axes.get_yaxis_transform(), **beside)
-        axes.set_yticks(range(len(rows)), rows if leftmost else [""] * len(rows), fontsize=9)
+        axes.set_yticks(range(len(rows)), rows.str.removeprefix("- ") if leftmost else [""] * len(rows), fontsize=9)
         for place, text in enumerate(axes.get_yticklabels()):
             if not rows.iloc[place].startswith("-"):  # not a part of the row above
                 text.set_fontweight("bold")

@@ -115,7 +115,8 @@ def effect(row: Any, name: str = "effect", n: str = "n") -> str:
     form = FORMS.get(row.get("unit", "%"), "z.2g")
     if math.isnan(value) or math.isnan(low):
         return "" if math.isnan(value) else f"{value:{form}}"
-    text = f"{value:{form}} [{low:{form}}, {high:{form}}]"
+    signed = form.replace("z", "")  # -0.0 says on which side of zero an interval ends
+    text = f"{value:{form}} [{low + 0.0:{signed}}, {high + 0.0:{signed}}]"
     none = 1 if row.get("unit") == "ratio" else 0  # no difference
     differs = row.get("theirs", "baseline") and row.get("group") != "patients" and (low > none or high < none)
     return f"**{text}**" if row[n] >= FEWEST and differs else text
