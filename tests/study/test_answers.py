@@ -152,7 +152,7 @@ def test_no_arm_of_a_figure_is_missing(study, name):
             choose(name, FIGURES[name], study)
     else:
         chosen = choose(name, FIGURES[name], study)
-        known = ["no run on photographs"] if name == "conflict" else []
+        known = ["no run on photographs"] if name in ("conflict", "conflict_half") else []
         assert [words for words in chosen.missing if not words.startswith("fewer seeds")] == known
         assert set(FIGURES[name]["arms"]) == set(chosen.arms) - set(FIGURES[name].get("controls", ()))
 
@@ -180,7 +180,8 @@ def test_every_setting_of_the_queue_is_asked_for(queued):
 @pytest.mark.parametrize(("claim", "label", "comparisons"), [
     ("A1", "thresholds -1, -.4, .1", 1), ("A2", "momentum 0.99", 1), ("B1", "", 14), ("B1", "both at 5e-4", 2),
     ("O3", "once per window", 3), ("O4", "windows of 24 x 16", 4), ("O5", "bfloat16 buffers", 2),
-    ("C1", "strength 0.5", 11),
+    ("C1", "strength 0.5", 17), ("C1", "strength 0.5, both at 5e-4", 2),
+    ("C1", "strength 0.5, weights .225, .40, .375", 2),
     ("O4", "windows of 1 x 16 against 4 x 16, equal images", 4), ("O1", "as published", 6),
     ("O1", "at GCond's best rate", 2), ("O1", "its best rate", 2), ("V1", "", 2),
     ("O8", "against single tasks", 26), ("O9", "frozen at l1:1.54 ssim:0.458, baseline", 2)])  # fmt: skip

@@ -33,7 +33,7 @@ def test_pages_are_made_without_torch():
 
 
 SENTENCES = {name: KNOWN["sentences_of"] | where for name, where in KNOWN["sentences"].items()}
-for table in (KNOWN["table"], KNOWN["opposed"]):
+for table in (KNOWN["table"], KNOWN["opposed"], KNOWN["half"]):
     SENTENCES |= {f"{row} {column}": table["where"] | KNOWN["columns"][column] | KNOWN["rows"][row] | {"lies": lies}
                   for row, cells in table["lies"].items() for column, lies in cells.items()}  # fmt: skip
 

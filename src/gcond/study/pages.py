@@ -295,8 +295,8 @@ def compared(row: dict[str, Any]) -> str:
 
 
 def _readme(results: Path, **_: Any) -> list[Path]:
-    """One screen of what was found, two pages of it, its details, every claim, and what smaller runs said; the screen's first
-    paragraph and table stand in the README of the repository, too.
+    """One screen of what was found, two pages of it, its details, every claim, and what smaller runs said; the screen's
+    first paragraph and table stand in the README of the repository, too.
 
     Its sentences are about what this project recorded: there is no such page of a user's own results.
     """
@@ -320,8 +320,8 @@ def _readme(results: Path, **_: Any) -> list[Path]:
     runs = {folder.parent.name: len(tables.read(folder.parent)) for folder in sorted(results.glob("*/runs.csv"))}
     stand = [row | {"what": _decided_by(row)} for row in judge.verdicts(claims, found).to_dict("records")]
     content = {"table": table, "rows": rows, "seeds": seeds,
-               "opposed": _printed(known["opposed"], _lines(known["opposed"], found)), "runs": runs,
-               "claims": claims, "verdicts": stand,
+               **{name: _printed(known[name], _lines(known[name], found)) for name in ("opposed", "half")},
+               "runs": runs, "claims": claims, "verdicts": stand,
                "trivial": lambda dataset: _against_predictors(results, table["where"]["scale"], dataset),
                "scales": [scale for scale in judge.SCALES if (results / scale / "claims.md").exists()],
                "paper": {measure: _paper_gap("ct", measure) for measure in ("l1", "ssim")},

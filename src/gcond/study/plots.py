@@ -368,20 +368,24 @@ def _probe_levels(axes: Axes, first: Any) -> None:
 
 
 def _mean_image(axes: Axes, x: str, y: str, dataset: str, chosen: Chosen) -> None:
-    """Mark the mean image, which has learnt nothing, and the bound of L1 + inverted L1, on which it lies."""
+    """Mark the mean image, which has learnt nothing, and the bound of L1 + inverted L1, on which it lies.
+
+    The third target is (1 - 2 s) times the image, in z-space, where the mean is 0.
+    """
     known = tables.predictors(chosen.folder)
     flat = known[(known.dataset == dataset) & (known.predictor == FLAT)]
     if flat.empty:
         return
-    test = flat.iloc[0]
-    loss = float(test.test_l1)  # the mean is as far from the inverted image as from the image
-    place = [[loss if name == "flipped" else test[f"test_{name}"]] for name in (x, y)]
+    test, strength = flat.iloc[0], float(chosen.spec["settings"].get("loss.reconstruction.flip_strength", 1))
+    loss = float(test.test_l1)
+    place = [[abs(1 - 2 * strength) * loss if name == "flipped" else test[f"test_{name}"]] for name in (x, y)]
     cross = {"color": "black", "markersize": 13, "markerfacecolor": "none", "markeredgewidth": 1.6, "zorder": 5}
     axes.plot(*place, "X", label="mean image, nothing learnt", linestyle="none", **cross)
     if {x, y} == {"l1", "flipped"}:
         (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-        ends = np.array([max(left, 2 * loss - high, 0.0), min(right, 2 * loss - low, 2 * loss)])
-        axes.plot(ends, 2 * loss - ends, color="0.35", linewidth=0.8, zorder=0, label="least sum of both")
+        least = 2 * strength * loss  # from the image to the third target
+        ends = np.array([max(left, least - high, 0.0), min(right, least - low, least)])
+        axes.plot(ends, least - ends, color="0.35", linewidth=0.8, zorder=0, label="least sum of both")
 
 
 # Distributions of activations.
